@@ -1,0 +1,1 @@
+"""Deep residual learning in JAX: networks, data, training, tools."""

@@ -1,0 +1,23 @@
+"""The one error that means: the user's input is wrong, not the program."""
+
+from collections.abc import Iterable
+import difflib
+
+
+class InputError(ValueError):
+  """Bad input. `main` prints it as one line on stderr and exits with 2.
+
+  The message says what is wrong, the value, what was expected, and what to
+  type instead.
+  """
+
+
+def nearest(name: str, names: Iterable[str], *, limit: int = 3) -> str:
+  """Returns ' Did you mean: a, b?', or all names where none is near."""
+  names = sorted(names)
+  close = difflib.get_close_matches(name, names, n=limit, cutoff=0.6)
+  if close:
+    return f' Did you mean: {", ".join(close)}?'
+  if not names or len(names) > 30:
+    return ''
+  return f' There are: {", ".join(names)}.'

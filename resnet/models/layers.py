@@ -1,0 +1,190 @@
+"""The layers of a residual network: convolution, batch norm, stem, shortcut.
+
+Everything spatial is NHWC. Convolutions have no bias (batch norm follows) and
+their padding is written out, never 'SAME', so that strided layers see the same
+pixels as in the papers' Caffe and Torch networks.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from flax import linen as nn
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+ModuleDef = Callable[..., Any]
+
+# He et al. 2015, "Delving deep into rectifiers", eq. 14 (the backward case):
+# a normal of variance 2 / (k * k * filters).
+he_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+
+
+def conv(
+  filters: int,
+  kernel_size: int,
+  strides: int = 1,
+  *,
+  name: str,
+  dtype: jax.typing.DTypeLike = jnp.float32,
+) -> nn.Conv:
+  """A square convolution without bias, padded by (kernel_size - 1) / 2.
+
+  Maps [B, H, W, C] to [B, H / strides, W / strides, filters], in `dtype`.
+  """
+  return nn.Conv(
+    filters,
+    (kernel_size, kernel_size),
+    strides=strides,
+    padding=(kernel_size - 1) // 2,
+    use_bias=False,
+    kernel_init=he_normal,
+    dtype=dtype,
+    name=name,
+  )
+
+
+class BatchNorm(nn.Module):
+  """Batch normalisation over groups of images (Ioffe and Szegedy 2015).
+
+    y = (x - mean) / sqrt(var + epsilon) * scale + bias
+
+  The statistics of a group are float32 sums of x and x * x in one pass over
+  the activations; applying them is one multiply-add per element. Parameters
+  and statistics have the names, shapes and meaning of `flax.linen.BatchNorm`,
+  and with `group_size=None` the two are equal.
+
+  A group is a run of `group_size` neighbouring images, so under `jit`, when
+  the batch is sharded and groups do not straddle devices, no statistic leaves
+  its device in the forward or the backward pass. The running statistics are
+  the mean over groups of each group's mean and (biased) variance.
+
+  Attributes:
+    use_running_average: normalise with the running statistics (evaluation).
+    group_size: images per group of statistics; None is the whole batch.
+    momentum: share of the old running statistics that an update keeps.
+    epsilon: added to the variance.
+    dtype: of the output; all arithmetic is float32.
+    scale_init: initialiser of the scale.
+  """
+
+  use_running_average: bool
+  group_size: int | None = None
+  momentum: float = 0.9
+  epsilon: float = 1e-5
+  dtype: jax.typing.DTypeLike = jnp.float32
+  scale_init: nn.initializers.Initializer = nn.initializers.ones
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Normalises x [B, H, W, C].
+
+    Raises:
+      ValueError: in training, when `group_size` does not divide B.
+    """
+    channels = x.shape[-1]
+    scale = self.param('scale', self.scale_init, (channels,), jnp.float32)
+    bias = self.param('bias', nn.initializers.zeros, (channels,), jnp.float32)
+    running_mean = self.variable(
+      'batch_stats', 'mean', jnp.zeros, (channels,), jnp.float32
+    )
+    running_var = self.variable(
+      'batch_stats', 'var', jnp.ones, (channels,), jnp.float32
+    )
+    if self.use_running_average:
+      mean, var = running_mean.value[None], running_var.value[None]
+    else:
+      mean, var = self._group_statistics(x)
+      if not self.is_initializing():
+        keep = self.momentum
+        running_mean.value = keep * running_mean.value + (1 - keep) * jnp.mean(
+          mean, axis=0
+        )
+        running_var.value = keep * running_var.value + (1 - keep) * jnp.mean(
+          var, axis=0
+        )
+    multiplier = lax.rsqrt(var + self.epsilon) * scale[None]  # [groups, C]
+    offset = bias[None] - mean * multiplier
+    grouped = _split_groups(x, len(mean)).astype(jnp.float32)
+    y = grouped * _per_group(multiplier) + _per_group(offset)
+    return y.astype(self.dtype).reshape(x.shape)
+
+  def _group_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns mean and biased variance of each group, [groups, C] float32."""
+    group_size = self.group_size or len(x)
+    if len(x) % group_size:
+      raise ValueError(
+        f'bn_group_size={group_size} does not divide a batch of {len(x)} images'
+      )
+    grouped = _split_groups(x, len(x) // group_size).astype(jnp.float32)
+    mean = jnp.mean(grouped, axis=(1, 2, 3))
+    mean_of_square = jnp.mean(lax.square(grouped), axis=(1, 2, 3))
+    # Rounding can bring the difference of two large numbers below zero.
+    return mean, jnp.maximum(mean_of_square - lax.square(mean), 0.0)
+
+
+def _split_groups(x: jax.Array, num_groups: int) -> jax.Array:
+  """[B, H, W, C] -> [groups, B / groups, H, W, C]."""
+  return x.reshape(num_groups, -1, *x.shape[1:])
+
+
+def _per_group(values: jax.Array) -> jax.Array:
+  """[groups, C] -> [groups, 1, 1, 1, C]."""
+  return values[:, None, None, None, :]
+
+
+def imagenet_stem(
+  x: jax.Array, filters: int, *, conv: ModuleDef, norm: ModuleDef
+) -> jax.Array:
+  """7x7 convolution with stride 2 (He et al. 2016, Table 1, conv1)."""
+  x = conv(filters, 7, 2, name='stem_conv')(x)
+  return nn.relu(norm(name='stem_bn')(x))
+
+
+def cifar_stem(
+  x: jax.Array, filters: int, *, conv: ModuleDef, norm: ModuleDef
+) -> jax.Array:
+  """3x3 convolution with stride 1 (He et al. 2016, section 4.2)."""
+  x = conv(filters, 3, name='stem_conv')(x)
+  return nn.relu(norm(name='stem_bn')(x))
+
+
+def stem_max_pool(x: jax.Array) -> jax.Array:
+  """3x3 max-pooling with stride 2, padded by one with -inf."""
+  return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+
+
+def projection(
+  x: jax.Array, filters: int, strides: int, *, conv: ModuleDef, norm: ModuleDef
+) -> jax.Array:
+  """1x1 convolution and batch norm: the shortcut that changes a shape."""
+  x = conv(filters, 1, strides, name='shortcut_conv')(x)
+  return norm(name='shortcut_bn')(x)
+
+
+def zero_padding_shortcut(
+  x: jax.Array, filters: int, strides: int, **_: ModuleDef
+) -> jax.Array:
+  """Option A: every `strides`-th pixel, new channels are zeros; no parameter.
+
+  He et al. 2016, section 3.3. The zeros come after the channels of x.
+  """
+  x = x[:, ::strides, ::strides, :]
+  return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, filters - x.shape[-1])))
+
+
+def projection_shortcut(
+  x: jax.Array, filters: int, strides: int, **layers: ModuleDef
+) -> jax.Array:
+  """Option B: the identity, or a projection where the shape changes."""
+  if strides == 1 and x.shape[-1] == filters:
+    return x
+  return projection(x, filters, strides, **layers)
+
+
+# The options of He et al. 2016, section 4.1, Table 3.
+SHORTCUTS: dict[str, Callable[..., jax.Array]] = {
+  'A': zero_padding_shortcut,
+  'B': projection_shortcut,
+  'C': projection,
+}
