@@ -1,0 +1,42 @@
+"""The CIFAR-10 nets and recipe of He et al. 2016, section 4.2.
+
+  python main.py --config=configs/cifar10.py:resnet56
+
+The part after the colon is resnet20, 32, 44, 56, 110 or 1202.
+
+Hardware: one GPU. TFDS needs the set once, see the README.
+Published test error, %: 8.75 (20), 7.51 (32), 7.17 (44), 6.97 (56),
+6.43 (110), 7.93 (1202). Not run.
+
+The paper trains 64,000 updates on 45,000 images and divides the rate after
+32,000 and 48,000; its pixels have their mean subtracted, ours are also divided
+by their standard deviation, and the mean is per channel, not per pixel.
+"""
+
+from configs import default
+
+
+def get_config(net='resnet56'):
+  config = default.get_config()
+  batch_size, num_train = 128, 45_000
+  epochs = batch_size / num_train  # Of one update.
+  config.batch_size = batch_size
+  config.num_epochs = 64_000 * epochs
+  config.eval_every_epochs = 5.0
+
+  config.model.name = f'cifar_{net}'
+
+  config.data.name = 'cifar10'
+  config.data.train_split = f'train[:{num_train}]'
+  config.data.eval_split = 'test'
+  config.data.image_size = 32
+  config.data.eval_resize = 32
+  config.data.crop = 'pad'
+
+  config.schedule.base_batch_size = batch_size
+  config.schedule.decay_epochs = (32_000 * epochs, 48_000 * epochs)
+  if net in ('resnet110', 'resnet1202'):
+    # The paper warms up at 0.01 until the training error is below 80 %
+    # (about 400 updates); this is a line of the same length.
+    config.schedule.warmup_epochs = 400 * epochs
+  return config

@@ -1,0 +1,109 @@
+"""Every field once, with unit, meaning and source. All configs begin here.
+
+Not meant to be run: it has the paper's ImageNet recipe (He et al. 2016) where
+a value must stand, and each config states what it changes.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config() -> ConfigDict:
+  """Returns the fields; a placeholder is a field that may stay None."""
+  config = ConfigDict()
+
+  # Of initialisation, data order and augmentation.
+  config.seed = 0
+  # Images per update over all devices of all processes.
+  config.batch_size = 256
+  # Passes over the training split; may be a fraction.
+  config.num_epochs = 90.0
+  # Parts in which a batch is worked off to save memory; 1 is all at once.
+  config.accumulation_steps = 1
+  # Updates from one metrics line to the next.
+  config.log_every_steps = 100
+  # Epochs from one evaluation to the next; there is always one at the end.
+  config.eval_every_epochs = 1.0
+  # Updates from one checkpoint to the next; there is always one at the end.
+  config.save_every_steps = 1000
+  # Latest checkpoints to keep, besides the best by eval top-1.
+  config.keep_checkpoints = 3
+
+  model = config.model = ConfigDict()
+  # One of resnet.models.list_models().
+  model.name = 'resnet50'
+  # Number of logits; None: the classes of the data set.
+  model.num_classes = config_dict.placeholder(int)
+  # Of the computation: 'float32' or 'bfloat16'. Parameters are float32.
+  model.dtype = 'float32'
+  # Start every residual block as the identity (Goyal et al. 2017, 5.1).
+  model.zero_init_last_scale = False
+  # Shortcut option 'A', 'B' or 'C' (He et al. 2016, Table 3); None: the
+  # network's own.
+  model.shortcut = config_dict.placeholder(str)
+  # Images per group of batch statistics; None: the whole batch. The paper's
+  # statistics are per device: 32 images. Should divide batch_size / devices.
+  model.bn_group_size = config_dict.placeholder(int)
+  # Share of the running statistics that one update keeps (paper: 0.9).
+  model.bn_momentum = 0.9
+
+  data = config.data = ConfigDict()
+  # 'digits', 'fake', or any TFDS classification set: 'set/config:version'.
+  data.name = 'imagenet2012'
+  # Folder of prepared TFDS sets; None: $TFDS_DATA_DIR or ~/tensorflow_datasets.
+  data.data_dir = config_dict.placeholder(str)
+  # TFDS splits: 'train', 'train[:90%]', ...
+  data.train_split = 'train'
+  data.eval_split = 'validation'
+  # Side of the square images that the network sees, pixels.
+  data.image_size = 224
+  # Training crop: 'random_resized' (Szegedy et al. 2015), 'pad' (He et al.
+  # 2016, section 4.2) or 'none'.
+  data.crop = 'random_resized'
+  # For 'random_resized': range of the share of the area ...
+  data.crop_area = (0.08, 1.0)
+  # ... and of width / height.
+  data.crop_aspect = (3 / 4, 4 / 3)
+  # For 'pad': zeros on each side, pixels.
+  data.crop_padding = 4
+  # Mirror half of the training images.
+  data.flip = True
+  # Evaluation: the shorter side is resized to this, then the centre is cut.
+  data.eval_resize = 256
+  # Mean and standard deviation of each channel, in units of 0..255 pixels;
+  # None: published ones where known, else measured on 1,024 training images.
+  data.mean = config_dict.placeholder(tuple)
+  data.std = config_dict.placeholder(tuple)
+  # Processes that read; 0: threads of the main process.
+  data.num_workers = 0
+  # Threads in each of these processes.
+  data.num_threads = 8
+  # Batches that wait, ready, in each of these processes.
+  data.prefetch_batches = 8
+
+  optimizer = config.optimizer = ConfigDict()
+  optimizer.name = 'sgd'
+  optimizer.momentum = 0.9
+  # Nesterov's momentum; the paper has the classical one.
+  optimizer.nesterov = False
+  # L2, added to the gradient.
+  optimizer.weight_decay = 1e-4
+  # 'all' parameters (He et al. 2016) or 'kernels' (Goyal et al. 2017).
+  optimizer.decay_rule = 'all'
+
+  schedule = config.schedule = ConfigDict()
+  # 'step' (He et al. 2016) or 'cosine' (Loshchilov and Hutter 2017).
+  schedule.name = 'step'
+  # At a batch of base_batch_size images; scales with batch_size.
+  schedule.learning_rate = 0.1
+  schedule.base_batch_size = 256
+  # Linear warm-up (Goyal et al. 2017, 2.2); may be a fraction.
+  schedule.warmup_epochs = 0.0
+  # For 'step': epochs after which the rate is multiplied by decay_factor.
+  schedule.decay_epochs = (30.0, 60.0, 80.0)
+  schedule.decay_factor = 0.1
+
+  loss = config.loss = ConfigDict()
+  # Szegedy et al. 2016; 0 is plain cross entropy.
+  loss.label_smoothing = 0.0
+
+  return config.lock()

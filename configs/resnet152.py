@@ -1,0 +1,18 @@
+"""ResNet-152 on ImageNet, 90 epochs, the recipe of He et al. 2016.
+
+  python main.py --config=configs/resnet152.py --workdir=DIR
+
+Hardware: eight GPUs of 24 GB. TFDS needs the set once, see the README.
+Aim: top-1 of one 224-pixel centre crop, %: 78.312 (torchvision, same recipe),
+77.84 (fb.resnet.torch); the paper has 78.57 with ten crops. Not run.
+"""
+
+from configs import default
+
+
+def get_config():
+  config = default.get_config()
+  config.model.name = 'resnet152'
+  config.model.dtype = 'bfloat16'
+  config.model.bn_group_size = 32
+  return config

@@ -1,0 +1,90 @@
+"""Trains or evaluates a residual network: python main.py --help"""
+
+import os
+import sys
+import time
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+_START_TIME = time.time()
+_DEFAULT_CONFIG = os.path.join(
+  os.path.dirname(os.path.abspath(__file__)), 'configs', 'digits.py'
+)
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config',
+  help_string='Config file; its fields are flags too: --config.batch_size=512.'
+  ' Default: configs/digits.py.',
+)
+_WORKDIR = flags.DEFINE_string(
+  'workdir',
+  None,
+  'Folder of the run, made if need be; a run that is there goes on.'
+  ' Default: runs/<config name>.',
+)
+_MODE = flags.DEFINE_enum(
+  'mode', 'train', ['train', 'eval'], 'Train, or evaluate a checkpoint.'
+)
+_CHECKPOINT = flags.DEFINE_enum(
+  'checkpoint',
+  'best',
+  ['best', 'latest'],
+  'What --mode=eval evaluates; the best is by eval top-1.',
+)
+
+
+def _fail(message: str) -> int:
+  """Says in one line that the input is wrong; returns the exit code."""
+  print('error:', ' '.join(message.split()), file=sys.stderr)
+  return 2
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+  """Parses the command line; what is wrong in it ends the program."""
+  try:
+    rest = flags.FLAGS(argv)
+    _ = _CONFIG.value.seed  # A config file that failed to load raises here.
+  except (AttributeError, KeyError) as error:
+    # ml_collections: the name, and the nearest one that there is.
+    cause = error.args[0] if error.args else error
+    while isinstance(cause, Exception) and cause.args:
+      cause = cause.args[0]
+    sys.exit(_fail(f'There is no config field {cause}'))
+  except (flags.Error, OSError, SyntaxError, TypeError, ValueError) as error:
+    sys.exit(_fail(str(error)))
+  if len(rest) > 1:
+    sys.exit(_fail(f'{rest[1]!r} is not a flag; flags begin with --.'))
+  return rest
+
+
+def _default_workdir() -> str:
+  path = config_flags.get_config_filename(flags.FLAGS['config'])
+  path, _, argument = path.partition(':')
+  stem = os.path.splitext(os.path.basename(path))[0]
+  return os.path.join('runs', f'{stem}_{argument}' if argument else stem)
+
+
+def main(argv: list[str]) -> int:
+  del argv
+  # Imports that take seconds come after the flags are known to be good.
+  from resnet import experiment
+  from resnet.errors import InputError
+  from resnet.training import evaluate, loop
+
+  logging.set_verbosity(logging.ERROR)
+  workdir = _WORKDIR.value or _default_workdir()
+  try:
+    run = experiment.resolve(_CONFIG.value)
+    if _MODE.value == 'eval':
+      return evaluate.run(run, workdir, _CHECKPOINT.value)
+    return loop.run(run, workdir, _START_TIME)
+  except InputError as error:
+    return _fail(str(error))
+
+
+if __name__ == '__main__':
+  if not any(arg.lstrip('-').split('=')[0] == 'config' for arg in sys.argv):
+    # Not a default of the flag: that would be read before the other flags.
+    sys.argv.insert(1, f'--config={_DEFAULT_CONFIG}')
+  app.run(main, flags_parser=_parse_flags)

@@ -1,0 +1,1 @@
+"""Data: random-access sources, NumPy transforms, the loader."""

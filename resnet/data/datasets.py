@@ -1,0 +1,238 @@
+"""Random-access sources of labelled images, by name.
+
+A source is any TFDS classification set that is prepared in a random-access
+format, `digits` (prepared on first use), or `fake` (made up on the fly).
+Images are read undecoded; TensorFlow is never imported.
+"""
+
+from collections.abc import Mapping, Sequence
+import contextlib
+import dataclasses
+import io
+import os
+from typing import Any, Protocol
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import read_only_builder
+
+from resnet.data.transforms import decode_image
+from resnet.errors import InputError, nearest
+
+Record = Mapping[str, Any]
+
+
+class Records(Protocol):
+  """What `Source.records` must do; a TFDS data source does."""
+
+  def __len__(self) -> int: ...
+
+  def __getitems__(self, keys: Sequence[int], /) -> Sequence[Record]: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+  """One split of labelled images.
+
+  Attributes:
+    name: of the data set.
+    split: as TFDS writes it, such as 'train' or 'train[:90%]'.
+    num_classes: labels are in 0 .. num_classes - 1.
+    channels: 1 or 3.
+    records: random access to records with 'image' (PNG or JPEG bytes, or
+      uint8 [H, W, C]) and 'label' (int).
+  """
+
+  name: str
+  split: str
+  num_classes: int
+  channels: int
+  records: Records
+
+  def __len__(self) -> int:
+    return len(self.records)
+
+  def read(self, indices: Sequence[int]) -> Sequence[Record]:
+    """Returns the records at `indices`, in that order."""
+    return self.records.__getitems__(list(indices))
+
+  def key(self, index: int, record: Record) -> str:
+    """Returns a name by which a person finds the record."""
+    name = record.get('file_name', record.get('id', b''))
+    name = name.decode() if isinstance(name, bytes) else str(name)
+    place = f'record {index} of {self.name}/{self.split}'
+    return f'{place} ({name})' if name else place
+
+  def decode(self, index: int, record: Record) -> np.ndarray:
+    """Returns the image, uint8 [H, W, channels].
+
+    Raises:
+      InputError: it cannot be decoded; the message names the record.
+    """
+    try:
+      return decode_image(record['image'], self.channels)
+    except ValueError as error:
+      raise InputError(
+        f'The image of {self.key(index, record)} cannot be decoded: {error}.'
+      ) from None
+
+
+def open_source(
+  name: str,
+  split: str,
+  *,
+  data_dir: str | None = None,
+  image_size: int | None = None,
+) -> Source:
+  """Opens a split of a data set.
+
+  Args:
+    name: 'digits', 'fake', or a TFDS name: 'set', 'set/config:version'.
+    split: a TFDS split.
+    data_dir: where TFDS keeps prepared sets; None is TFDS's own default
+      ($TFDS_DATA_DIR or ~/tensorflow_datasets).
+    image_size: of the images that 'fake' makes.
+
+  Raises:
+    InputError: no such set or split, the set is not prepared, or it is not a
+      set of labelled images.
+  """
+  if name == 'fake':
+    return _fake_source(split, image_size or 32)
+  if name == 'digits':
+    _prepare_digits(data_dir)
+  builder = _find_prepared(name, data_dir)
+  channels, num_classes = _check_features(name, builder.info.features)
+  try:
+    records = builder.as_data_source(
+      split=split, decoders={'image': tfds.decode.SkipDecoding()}
+    )
+  except NotImplementedError:
+    raise InputError(
+      f'{name!r} is prepared in {builder.data_dir}, but not for random access.'
+      f' Prepare it again in another folder: {_prepare_command(name, "DIR")}'
+    ) from None
+  except ValueError as error:
+    raise InputError(
+      f'{name!r} has no split {split!r}. There are:'
+      f' {", ".join(builder.info.splits) or "none"}'
+      f' ({str(error).splitlines()[0]})'
+    ) from None
+  if not len(records):
+    raise InputError(f'The split {split!r} of {name!r} has no images.')
+  return Source(
+    name=name,
+    split=split,
+    num_classes=num_classes,
+    channels=channels,
+    records=records,
+  )
+
+
+def _find_prepared(name: str, data_dir: str | None) -> Any:
+  try:
+    return read_only_builder.builder_from_files(name, data_dir=data_dir)
+  except tfds.core.DatasetNotFoundError:
+    pass
+  except (AssertionError, ValueError) as error:
+    reason = str(error).splitlines()[0]
+    raise InputError(f'data.name={name!r} cannot be read: {reason}') from None
+  folder = data_dir or os.fspath(tfds.core.constants.DATA_DIR)
+  known = tfds.list_builders(with_community_datasets=False)
+  known = [*known, 'digits', 'fake']
+  if name.split('/')[0].split(':')[0] not in known:
+    raise InputError(
+      f'There is no data set {name!r} in TFDS or in {folder}.'
+      f'{nearest(name, known)}'
+    )
+  raise InputError(
+    f'{name!r} is not prepared in {folder}.'
+    f' Prepare it with: {_prepare_command(name, folder)}'
+    ' (some sets need `pip install tensorflow-cpu` for this step only).'
+  )
+
+
+def _prepare_command(name: str, data_dir: str) -> str:
+  return (
+    f'tfds build {name} --data_dir={data_dir} --file_format=array_record'
+  )
+
+
+def _check_features(name: str, features: Any) -> tuple[int, int]:
+  """Returns channels and number of classes."""
+  image, label = (dict(features).get(key) for key in ('image', 'label'))
+  if not isinstance(image, tfds.features.Image) or not isinstance(
+    label, tfds.features.ClassLabel
+  ):
+    raise InputError(
+      f'{name!r} is not a set of labelled images: it needs the features'
+      f" 'image' (Image) and 'label' (ClassLabel) and has {list(features)}."
+    )
+  channels = image.shape[-1] or 3
+  if channels not in (1, 3) or label.num_classes is None:
+    raise InputError(
+      f'{name!r} has {channels} channels and {label.num_classes} classes;'
+      ' expected 1 or 3 channels and a known number of classes.'
+    )
+  return channels, label.num_classes
+
+
+def _prepare_digits(data_dir: str | None) -> None:
+  """Prepares `digits`, quietly, where that was not done before."""
+  from resnet.data import digits  # Registers a TFDS builder.
+
+  builder = digits.Digits(data_dir=data_dir, file_format='array_record')
+  if builder.info.splits:
+    return
+  tfds.disable_progress_bar()
+  try:
+    with contextlib.redirect_stdout(io.StringIO()):
+      builder.download_and_prepare()
+  except OSError as error:
+    raise InputError(
+      f'digits cannot be written to {builder.data_dir}: {error.strerror}.'
+      ' Name a folder that can be: --config.data.data_dir=DIR'
+    ) from None
+
+
+@dataclasses.dataclass(frozen=True)
+class _FakeRecords:
+  """Noisy copies of one random 4x4 pattern a class; learnable, not real."""
+
+  length: int
+  stream: int
+  image_size: int
+  num_classes: int = 10
+
+  def __len__(self) -> int:
+    return self.length
+
+  def __getitems__(self, keys: Sequence[int], /) -> Sequence[Record]:
+    return [self._record(key) for key in keys]
+
+  def _record(self, index: int) -> Record:
+    label = index % self.num_classes
+    pattern = np.random.default_rng([0, label]).integers(64, 192, (4, 4, 3))
+    size = self.image_size
+    coarse = np.arange(size) * 4 // size
+    noise = np.random.default_rng([1, self.stream, index])
+    image = pattern[coarse][:, coarse] + noise.integers(-63, 64, (size, size, 3))
+    return {'image': image.astype(np.uint8), 'label': label}
+
+
+def _fake_source(split: str, image_size: int) -> Source:
+  lengths = {'train': 512, 'test': 100}
+  if split not in lengths:
+    raise InputError(
+      f"'fake' has no split {split!r}. There are: {', '.join(lengths)}"
+    )
+  records = _FakeRecords(
+    lengths[split], list(lengths).index(split), image_size
+  )
+  return Source(
+    name='fake',
+    split=split,
+    num_classes=records.num_classes,
+    channels=3,
+    records=records,
+  )

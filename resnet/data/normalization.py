@@ -1,0 +1,52 @@
+"""Mean and standard deviation of a data set's channels, in pixel units."""
+
+import numpy as np
+
+from resnet.data.datasets import Source
+from resnet.data.transforms import resize_and_center_crop
+from resnet.errors import InputError
+
+Channels = tuple[float, ...]
+
+# Published shares of 255. ImageNet: fb.resnet.torch and torchvision; CIFAR:
+# over the pixels of the training images.
+_PUBLISHED = {
+  'imagenet2012': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+  'cifar10': ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+  'cifar100': ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+}
+
+_MAX_IMAGES = 1024
+
+
+def channel_statistics(
+  source: Source, image_size: int
+) -> tuple[Channels, Channels]:
+  """Returns mean and std of each channel, in units of 0..255 pixels.
+
+  Published values where the set has them. Otherwise measured on up to 1,024
+  images, evenly spaced over the split, so the result is always the same.
+
+  Raises:
+    InputError: an image cannot be decoded, or a channel is constant.
+  """
+  if source.name in _PUBLISHED:
+    mean, std = np.array(_PUBLISHED[source.name]) * 255
+    return tuple(mean.tolist()), tuple(std.tolist())
+  count = min(len(source), _MAX_IMAGES)
+  indices = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
+  sums = np.zeros((2, source.channels))
+  for index, record in zip(indices, source.read(indices), strict=True):
+    image = source.decode(index, record)
+    image = resize_and_center_crop(image, image_size, image_size)
+    pixels = image.reshape(-1, source.channels).astype(np.float64)
+    sums += np.stack([pixels.mean(0), np.square(pixels).mean(0)])
+  mean, mean_of_square = sums / count
+  std = np.sqrt(mean_of_square - np.square(mean))
+  if not np.all(std > 1e-3):
+    raise InputError(
+      f'A channel of {source.name}/{source.split} is constant (mean'
+      f' {mean.round(1).tolist()}, std {std.round(3).tolist()}): give data.mean'
+      ' and data.std yourself.'
+    )
+  return tuple(mean.tolist()), tuple(std.tolist())

@@ -1,0 +1,358 @@
+"""From a config to the objects of a run; the only reader of a ConfigDict."""
+
+from collections.abc import Mapping
+import dataclasses
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from resnet.data import datasets, transforms
+from resnet.data.loader import BatchReader, LoaderOptions
+from resnet.data.normalization import channel_statistics
+from resnet.errors import InputError
+from resnet.models import create_model
+from resnet.models.layers import SHORTCUTS
+from resnet.training.losses import create_loss
+from resnet.training.optimizers import create_optimizer
+from resnet.training.schedules import RunLength, create_schedule
+from resnet.training.sharding import DataSharding, create_sharding
+from resnet.training.state import TrainState, create_state
+from resnet.training.step import Task
+
+# Where and how fast data are read: a run may go on with other values.
+FREE_FIELDS = frozenset(
+  f'data.{field}'
+  for field in ('data_dir', 'num_workers', 'num_threads', 'prefetch_batches')
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+  """What `config.data` makes.
+
+  Attributes:
+    train: the source of training images.
+    eval: the source of evaluation images.
+    train_transform: for the former.
+    eval_transform: for the latter.
+    mean: of each channel, in units of 0..255 pixels.
+    std: likewise.
+    loader: how fast to read.
+  """
+
+  train: datasets.Source
+  eval: datasets.Source
+  train_transform: transforms.TrainTransform
+  eval_transform: transforms.EvalTransform
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+  loader: LoaderOptions
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+  """A run, resolved: nothing is left to choose.
+
+  Attributes:
+    config: every field as it was given, by dotted name.
+    length: batch size and number of steps.
+    seed: of everything random.
+    eval_every_epochs: epochs from one evaluation to the next.
+    save_every_steps: updates from one checkpoint to the next.
+    keep_checkpoints: latest ones to keep, besides the best.
+    task: model, optimizer, loss and normalisation.
+    image_shape: [H, W, C] of the images that the network sees.
+    train_reader: batches of training images.
+    eval_reader: batches of evaluation images.
+    loader: how fast to read.
+    sharding: over the devices.
+  """
+
+  config: Mapping[str, Any]
+  length: RunLength
+  seed: int
+  eval_every_epochs: float
+  save_every_steps: int
+  keep_checkpoints: int
+  task: Task
+  image_shape: tuple[int, int, int]
+  train_reader: BatchReader
+  eval_reader: BatchReader
+  loader: LoaderOptions
+  sharding: DataSharding
+
+  def create_state(self) -> TrainState:
+    """Returns the state at step 0, on the devices."""
+    return jax.jit(self._create_state, out_shardings=self.sharding.replicated)(
+      jax.random.key(self.seed)
+    )
+
+  def abstract_state(self) -> TrainState:
+    """Returns shapes, dtypes and shardings of the state."""
+    state = jax.eval_shape(self._create_state, jax.random.key(self.seed))
+    return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(
+        x.shape, x.dtype, sharding=self.sharding.replicated
+      ),
+      state,
+    )
+
+  def _create_state(self, key: jax.Array) -> TrainState:
+    return create_state(
+      key,
+      model=self.task.model,
+      tx=self.task.tx,
+      image_shape=self.image_shape,
+    )
+
+  def epoch(self, step: int) -> float:
+    """Returns finished epochs after `step` updates."""
+    return step / self.length.steps_per_epoch
+
+  def is_eval_step(self, step: int) -> bool:
+    """Whether `step` is the nearest to a multiple of `eval_every_epochs`."""
+    nth = round(self.epoch(step) / self.eval_every_epochs)
+    # An interval of less than a step is one step.
+    return nth > 0 and (
+      self.length.steps(nth * self.eval_every_epochs) == step
+      or self.length.steps(self.eval_every_epochs) == 0
+    )
+
+  def derived(self) -> dict[str, Any]:
+    """Returns what the config left to be worked out."""
+    return {
+      'num_steps': self.length.num_steps,
+      'steps_per_epoch': self.length.steps_per_epoch,
+      'num_train_examples': len(self.train_reader.source),
+      'num_eval_examples': len(self.eval_reader.source),
+      'num_classes': self.train_reader.num_classes,
+      'mean': self.task.mean,
+      'std': self.task.std,
+    }
+
+
+def resolve(config: ConfigDict) -> Experiment:
+  """Builds the objects of a run; reads records, compiles and writes nothing.
+
+  (But the set `digits` is prepared in its data folder on first use.)
+
+  Raises:
+    InputError: a value is wrong; the message says what to type instead.
+  """
+  _check_positive(
+    config, 'batch_size', 'num_epochs', 'accumulation_steps', 'log_every_steps'
+  )
+  _check_positive(
+    config, 'eval_every_epochs', 'save_every_steps', 'keep_checkpoints'
+  )
+  if not 0 <= config.seed < 2**32:
+    raise InputError(f'seed={config.seed} is not in 0 .. 2**32 - 1.')
+  sharding = create_sharding()
+  _check_batch_size(config, sharding.mesh.devices.size)
+  model_options = _model_options(**config.model)
+  _check_groups(config)
+  data = _data(**config.data)
+  num_classes = _num_classes(config.model.num_classes, data)
+  length = _run_length(config, len(data.train))
+  schedule = create_schedule(length, **config.schedule)
+  task = Task(
+    model=create_model(num_classes=num_classes, **model_options),
+    tx=create_optimizer(schedule, **config.optimizer),
+    schedule=schedule,
+    loss_fn=create_loss(**config.loss),
+    mean=data.mean,
+    std=data.std,
+    accumulation_steps=config.accumulation_steps,
+    log_every_steps=config.log_every_steps,
+  )
+  rows = dict(zip(
+    ('row_start', 'row_count'),
+    sharding.process_rows(config.batch_size),
+    strict=True,
+  ))
+  size = data.eval_transform.size
+  return Experiment(
+    config=flatten(config),
+    length=length,
+    seed=config.seed,
+    eval_every_epochs=config.eval_every_epochs,
+    save_every_steps=config.save_every_steps,
+    keep_checkpoints=config.keep_checkpoints,
+    task=task,
+    image_shape=(size, size, data.train.channels),
+    train_reader=BatchReader(
+      source=data.train,
+      transform=data.train_transform,
+      batch_size=config.batch_size,
+      num_classes=num_classes,
+      seed=config.seed,
+      **rows,
+    ),
+    eval_reader=BatchReader(
+      source=data.eval,
+      transform=data.eval_transform,
+      batch_size=config.batch_size,
+      num_classes=num_classes,
+      seed=None,
+      **rows,
+    ),
+    loader=data.loader,
+    sharding=sharding,
+  )
+
+
+def flatten(config: ConfigDict) -> dict[str, Any]:
+  """Returns the fields by dotted name, as JSON would give them back."""
+  fields = json.loads(config.to_json())
+  flat = {}
+  for name, value in fields.items():
+    if isinstance(value, dict):
+      flat.update({f'{name}.{key}': v for key, v in value.items()})
+    else:
+      flat[name] = value
+  return flat
+
+
+def _check_positive(config: ConfigDict, *names: str) -> None:
+  for name in names:
+    if config[name] <= 0:
+      raise InputError(f'{name}={config[name]} must be positive.')
+
+
+def _check_batch_size(config: ConfigDict, num_devices: int) -> None:
+  parts = num_devices * config.accumulation_steps
+  if config.batch_size % parts:
+    below = config.batch_size // parts * parts
+    sizes = ' or '.join(str(n) for n in (below, below + parts) if n)
+    raise InputError(
+      f'batch_size={config.batch_size} is not divisible by {num_devices}'
+      f' devices times accumulation_steps={config.accumulation_steps}. Sizes'
+      f' that work are multiples of {parts}: --config.batch_size={sizes}'
+    )
+
+
+def _check_groups(config: ConfigDict) -> None:
+  group = config.model.bn_group_size
+  part = config.batch_size // config.accumulation_steps
+  if group is not None and (group <= 0 or part % group):
+    raise InputError(
+      f'model.bn_group_size={group} does not divide the {part} images that a'
+      ' step works off at once (batch_size / accumulation_steps).'
+    )
+
+
+def _model_options(
+  *,
+  name: str,
+  num_classes: int | None,
+  dtype: str,
+  zero_init_last_scale: bool,
+  shortcut: str | None,
+  bn_group_size: int | None,
+  bn_momentum: float,
+) -> dict[str, Any]:
+  """Returns the arguments of `create_model`, but for `num_classes`."""
+  del num_classes  # The data set has a say in it: see _num_classes.
+  dtypes = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+  if dtype not in dtypes:
+    raise InputError(f'model.dtype={dtype!r} is none of {", ".join(dtypes)}.')
+  if shortcut is not None and shortcut not in SHORTCUTS:
+    raise InputError(
+      f'model.shortcut={shortcut!r} is none of {", ".join(SHORTCUTS)}.'
+    )
+  if not 0 <= bn_momentum < 1:
+    raise InputError(f'model.bn_momentum={bn_momentum} is not in [0, 1).')
+  options = {
+    'name': name,
+    'dtype': dtypes[dtype],
+    'zero_init_last_scale': zero_init_last_scale,
+    'bn_group_size': bn_group_size,
+    'bn_momentum': bn_momentum,
+  }
+  return options if shortcut is None else {**options, 'shortcut': shortcut}
+
+
+def _data(
+  *,
+  name: str,
+  data_dir: str | None,
+  train_split: str,
+  eval_split: str,
+  image_size: int,
+  crop: str,
+  crop_area: tuple[float, float],
+  crop_aspect: tuple[float, float],
+  crop_padding: int,
+  flip: bool,
+  eval_resize: int,
+  mean: tuple[float, ...] | None,
+  std: tuple[float, ...] | None,
+  num_workers: int,
+  num_threads: int,
+  prefetch_batches: int,
+) -> Data:
+  if image_size <= 0:
+    raise InputError(f'data.image_size={image_size} must be positive.')
+  loader = LoaderOptions(
+    num_workers=num_workers,
+    num_threads=num_threads,
+    prefetch_batches=prefetch_batches,
+  )
+  train_transform = transforms.TrainTransform(
+    size=image_size,
+    crop=crop,
+    area=crop_area,
+    aspect=crop_aspect,
+    padding=crop_padding,
+    flip=flip,
+  )
+  eval_transform = transforms.EvalTransform(
+    size=image_size, resize_size=eval_resize
+  )
+  train, eval_ = (
+    datasets.open_source(name, split, data_dir=data_dir, image_size=image_size)
+    for split in (train_split, eval_split)
+  )
+  if mean is None or std is None:
+    measured = channel_statistics(train, image_size)
+    mean, std = mean or measured[0], std or measured[1]
+  for field, values in (('mean', mean), ('std', std)):
+    if len(values) != train.channels or (field == 'std' and min(values) <= 0):
+      raise InputError(
+        f'data.{field}={tuple(values)} is not {train.channels}'
+        f' {"positive " if field == "std" else ""}number(s), one a channel.'
+      )
+  return Data(
+    train=train,
+    eval=eval_,
+    train_transform=train_transform,
+    eval_transform=eval_transform,
+    mean=tuple(mean),
+    std=tuple(std),
+    loader=loader,
+  )
+
+
+def _num_classes(given: int | None, data: Data) -> int:
+  """Returns the number of logits: at least the classes of the data."""
+  if given is None:
+    return data.train.num_classes
+  if given < data.train.num_classes:
+    raise InputError(
+      f'model.num_classes={given}, but the labels of {data.train.name!r} are 0'
+      f' to {data.train.num_classes - 1}:'
+      f' --config.model.num_classes={data.train.num_classes}'
+    )
+  return given
+
+
+def _run_length(config: ConfigDict, num_examples: int) -> RunLength:
+  steps_per_epoch = num_examples / config.batch_size
+  return RunLength(
+    batch_size=config.batch_size,
+    num_steps=max(1, round(config.num_epochs * steps_per_epoch)),
+    steps_per_epoch=steps_per_epoch,
+  )

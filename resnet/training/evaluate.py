@@ -1,0 +1,90 @@
+"""Exact evaluation: every example once, whatever the batch size."""
+
+from collections.abc import Mapping
+import math
+
+import jax
+
+from resnet.data.loader import DeviceLoader, read_ahead
+from resnet.errors import InputError
+from resnet.experiment import Experiment
+from resnet.training import metrics
+from resnet.training import workdir as workdir_lib
+from resnet.training.checkpoint import Checkpoints
+from resnet.training.state import TrainState
+from resnet.training.step import JittedSteps, jit_steps
+
+
+def evaluate(
+  experiment: Experiment, steps: JittedSteps, state: TrainState
+) -> dict[str, float]:
+  """Evaluates on the whole evaluation split.
+
+  Returns:
+    'eval/loss', 'eval/top1', 'eval/top5', 'eval/num_examples'.
+
+  Raises:
+    RuntimeError: the number of examples counted is not that of the split.
+  """
+  reader = experiment.eval_reader
+  num_examples = len(reader.source)
+  batches = read_ahead(
+    reader,
+    experiment.loader,
+    first_step=0,
+    num_steps=math.ceil(num_examples / reader.batch_size),
+  )
+  sums = jax.device_put(metrics.zeros(), experiment.sharding.replicated)
+  for batch in DeviceLoader(batches, experiment.sharding.batch):
+    sums = steps.evaluate(state.variables, sums, batch)
+  counted = int(sums['num_examples'])
+  if counted != num_examples:
+    raise RuntimeError(
+      f'Evaluated {counted} of the {num_examples} examples of'
+      f' {reader.source.name}/{reader.source.split}.'
+    )
+  result = {f'eval/{k}': v for k, v in metrics.means(sums).items()}
+  return {**result, 'eval/num_examples': counted}
+
+
+def run(experiment: Experiment, workdir: str, which: str) -> int:
+  """Evaluates a checkpoint of a run and prints the result; writes nothing.
+
+  Args:
+    experiment: its model must be that of the run, its data may be others.
+    workdir: of the run.
+    which: 'best' (by eval top-1; the latest if none was evaluated), 'latest'.
+
+  Returns:
+    The exit code.
+
+  Raises:
+    InputError: there is no checkpoint, or it is of another model.
+  """
+  saved = workdir_lib.read_config(workdir)
+  if saved is None:
+    raise InputError(
+      f'{workdir} holds no run: train one first, or give its --workdir.'
+    )
+  data_fields = {f for f in experiment.config if not f.startswith('model.')}
+  workdir_lib.check_same_config(
+    workdir, saved['config'], experiment.config, ignore=data_fields
+  )
+  checkpoints = Checkpoints(workdir)
+  step = checkpoints.best_step() if which == 'best' else None
+  step = checkpoints.latest_step() if step is None else step
+  if step is None:
+    raise InputError(f'{workdir} holds no checkpoint yet.')
+  state = checkpoints.restore(step, experiment.abstract_state())
+  steps = jit_steps(experiment.task, experiment.sharding)
+  print(describe(step, evaluate(experiment, steps, state)))
+  return 0
+
+
+def describe(step: int, values: Mapping[str, float]) -> str:
+  """Returns an evaluation as one line."""
+  return (
+    f'eval at step {step}: top1 {values["eval/top1"]:.4f}'
+    f'  top5 {values["eval/top5"]:.4f}  loss {values["eval/loss"]:.4f}'
+    f'  ({values["eval/num_examples"]:,.0f} images)'
+  )

@@ -1,0 +1,55 @@
+"""Everything that training changes, in one pytree."""
+
+from typing import Any
+
+from flax import linen as nn
+from flax import struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from resnet.training import metrics
+
+
+class TrainState(struct.PyTreeNode):
+  """What a checkpoint holds.
+
+  Attributes:
+    step: finished updates, int32 scalar.
+    params: float32 parameters of the network.
+    batch_stats: float32 running statistics of its batch norms.
+    opt_state: of the Optax optimizer.
+    sums: training metrics since the last log line (see `training.metrics`);
+      part of the state so that a resumed run writes the lines it would have
+      written.
+  """
+
+  step: jax.Array
+  params: Any
+  batch_stats: Any
+  opt_state: optax.OptState
+  sums: metrics.Sums
+
+  @property
+  def variables(self) -> dict[str, Any]:
+    """What `model.apply` takes."""
+    return {'params': self.params, 'batch_stats': self.batch_stats}
+
+
+def create_state(
+  key: jax.Array,
+  *,
+  model: nn.Module,
+  tx: optax.GradientTransformation,
+  image_shape: tuple[int, ...],
+) -> TrainState:
+  """Initialises the network for images [H, W, C] and the optimizer."""
+  images = jnp.zeros((1, *image_shape), jnp.float32)
+  variables = model.init(key, images, train=False)
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=variables['params'],
+    batch_stats=variables['batch_stats'],
+    opt_state=tx.init(variables['params']),
+    sums=metrics.zeros(),
+  )

@@ -1,0 +1,187 @@
+"""One update, and one batch of evaluation: pure functions, jitted below."""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import functools
+from typing import Any
+
+from flax import linen as nn
+import jax
+from jax import lax
+import jax.numpy as jnp
+import optax
+
+from resnet.training import losses, metrics
+from resnet.training.sharding import DataSharding
+from resnet.training.state import TrainState
+
+# 'image' uint8 [B, H, W, C], 'label' int32 [B], 'mask' bool [B].
+Batch = Mapping[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+  """What is trained; everything a step needs besides arrays.
+
+  Attributes:
+    model: a linen module, (images, *, train) -> logits.
+    tx: the optimizer.
+    schedule: the learning rate that is in `tx`, to be shown.
+    loss_fn: (logits, labels) -> losses [B], for training.
+    mean: of each channel, in units of uint8 pixels.
+    std: of each channel, likewise.
+    accumulation_steps: parts in which a batch is worked off, one after the
+      other, to save memory.
+    log_every_steps: metrics are summed over so many steps.
+  """
+
+  model: nn.Module
+  tx: optax.GradientTransformation
+  schedule: optax.Schedule
+  loss_fn: losses.LossFn
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+  accumulation_steps: int
+  log_every_steps: int
+
+  def normalize(self, images: jax.Array) -> jax.Array:
+    """uint8 [B, H, W, C] -> (images - mean) / std, float32."""
+    mean = jnp.asarray(self.mean, jnp.float32)
+    std = jnp.asarray(self.std, jnp.float32)
+    shape = (1, 1, 1, -1)
+    return (images.astype(jnp.float32) - mean.reshape(shape)) / std.reshape(
+      shape
+    )
+
+
+def train_step(
+  state: TrainState, batch: Batch, *, task: Task
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """One update.
+
+  Returns:
+    The new state, and metrics as scalars on the device: the sums since the
+    last log line (see `training.metrics`) and 'learning_rate'.
+  """
+  parts = _split_batch(batch, task)
+  if task.accumulation_steps == 1:
+    grads, batch_stats, sums = _gradients(state, parts, task=task)
+  else:
+    # Each part starts from the same statistics: the mean over parts of the
+    # updated ones is what the whole batch would have given.
+    results = functools.partial(_gradients, state, task=task)
+    grads, batch_stats, sums = _mean_over_parts(results, parts)
+    sums = jax.tree.map(lambda x: x * task.accumulation_steps, sums)
+  updates, opt_state = task.tx.update(grads, state.opt_state, state.params)
+  starts_interval = state.step % task.log_every_steps == 0
+  sums = jax.tree.map(
+    lambda old, new: jnp.where(starts_interval, new, old + new),
+    state.sums,
+    sums,
+  )
+  new_state = TrainState(
+    step=state.step + 1,
+    params=optax.apply_updates(state.params, updates),
+    batch_stats=batch_stats,
+    opt_state=opt_state,
+    sums=sums,
+  )
+  learning_rate = jnp.asarray(task.schedule(state.step), jnp.float32)
+  return new_state, {**sums, 'learning_rate': learning_rate}
+
+
+def _gradients(
+  state: TrainState, batch: Batch, *, task: Task
+) -> tuple[Any, Any, metrics.Sums]:
+  """Returns gradients of the mean loss, new batch_stats, sums of metrics."""
+
+  def mean_loss(params):
+    logits, updates = task.model.apply(
+      {'params': params, 'batch_stats': state.batch_stats},
+      task.normalize(batch['image']),
+      train=True,
+      mutable=['batch_stats'],
+    )
+    losses_ = task.loss_fn(logits, batch['label'])
+    sums = metrics.batch_sums(losses_, logits, batch['label'], batch['mask'])
+    return jnp.mean(losses_), (updates['batch_stats'], sums)
+
+  grads, (batch_stats, sums) = jax.grad(mean_loss, has_aux=True)(state.params)
+  return grads, batch_stats, sums
+
+
+def _split_batch(batch: Batch, task: Task) -> Batch:
+  """[B, ...] -> [parts, B / parts, ...]; as it is, for one part.
+
+  A part takes whole groups of batch statistics, and takes them from every
+  device alike, so nothing moves between devices.
+  """
+  parts = task.accumulation_steps
+  if parts == 1:
+    return batch
+  group = getattr(task.model, 'bn_group_size', None) or 1
+
+  def split(x: jax.Array) -> jax.Array:
+    x = x.reshape(-1, parts, group, *x.shape[1:])
+    return jnp.moveaxis(x, 1, 0).reshape(parts, -1, *x.shape[3:])
+
+  return jax.tree.map(split, dict(batch))
+
+
+def _mean_over_parts(fn: Callable[[Batch], Any], parts: Batch) -> Any:
+  """Returns the mean of fn(part), holding one part's activations at a time."""
+  num_parts = len(parts['label'])
+  first = jax.tree.map(lambda x: x[0], parts)
+  zeros = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(fn, first)
+  )
+
+  def body(total, part):
+    return jax.tree.map(jnp.add, total, fn(part)), None
+
+  total, _ = lax.scan(body, zeros, parts)
+  return jax.tree.map(lambda x: x / num_parts, total)
+
+
+def eval_step(
+  variables: Any, sums: metrics.Sums, batch: Batch, *, task: Task
+) -> metrics.Sums:
+  """Adds a batch to the sums; the loss is plain cross entropy."""
+  images = task.normalize(batch['image'])
+  logits = task.model.apply(variables, images, train=False)
+  losses_ = losses.cross_entropy(logits, batch['label'])
+  return metrics.add(
+    sums, metrics.batch_sums(losses_, logits, batch['label'], batch['mask'])
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class JittedSteps:
+  """The compiled functions of a run. The first argument's memory is re-used.
+
+  Attributes:
+    train: (state, batch) -> (state, metrics); the state is donated.
+    evaluate: (variables, sums, batch) -> sums; the sums are donated.
+  """
+
+  train: Any
+  evaluate: Any
+
+
+def jit_steps(task: Task, sharding: DataSharding) -> JittedSteps:
+  """Jits both steps: batches split over the mesh, the rest replicated."""
+  replicated, batch = sharding.replicated, sharding.batch
+  return JittedSteps(
+    train=jax.jit(
+      functools.partial(train_step, task=task),
+      in_shardings=(replicated, batch),
+      out_shardings=(replicated, replicated),
+      donate_argnums=0,
+    ),
+    evaluate=jax.jit(
+      functools.partial(eval_step, task=task),
+      in_shardings=(replicated, replicated, batch),
+      out_shardings=replicated,
+      donate_argnums=1,
+    ),
+  )

@@ -1,0 +1,91 @@
+"""The folder of a run: its config, and whether a run may go on in it."""
+
+from collections.abc import Collection, Mapping
+import json
+import os
+import tempfile
+from typing import Any
+
+from resnet.errors import InputError
+
+CONFIG_FILE = 'config.json'
+METRICS_FILE = 'metrics.jsonl'
+
+
+def write_atomically(path: str, text: str) -> None:
+  """Writes a file whole or not at all, and leaves it on disk."""
+  folder, name = os.path.split(path)
+  with tempfile.NamedTemporaryFile(
+    'w', dir=folder, prefix=f'.{name}.', delete=False
+  ) as file:
+    try:
+      file.write(text)
+      file.flush()
+      os.fsync(file.fileno())
+      os.chmod(file.name, 0o644)
+      os.replace(file.name, path)
+    except BaseException:
+      os.unlink(file.name)
+      raise
+
+
+def read_config(workdir: str) -> dict[str, Any] | None:
+  """Returns {'config': fields, 'derived': numbers}, None where no run began.
+
+  Raises:
+    InputError: the file is not one that `create` wrote.
+  """
+  path = os.path.join(workdir, CONFIG_FILE)
+  try:
+    with open(path) as file:
+      saved = json.load(file)
+  except FileNotFoundError:
+    return None
+  except (OSError, ValueError) as error:
+    raise InputError(f'{path} cannot be read: {error}') from None
+  if not isinstance(saved, dict) or not {'config', 'derived'} <= saved.keys():
+    raise InputError(f'{path} is not the config of a run of this program.')
+  return saved
+
+
+def check_same_config(
+  workdir: str,
+  saved: Mapping[str, Any],
+  config: Mapping[str, Any],
+  *,
+  ignore: Collection[str],
+) -> None:
+  """Compares two configs by field.
+
+  Raises:
+    InputError: they differ outside of `ignore`; the message shows where.
+  """
+  fields = sorted(saved.keys() | config.keys())
+  differences = [
+    f'{field}: {saved.get(field)!r} there, {config.get(field)!r} now'
+    for field in fields
+    if field not in ignore and saved.get(field) != config.get(field)
+  ]
+  if differences:
+    raise InputError(
+      f'{workdir} holds a run of another config ({"; ".join(differences)}).'
+      ' Give the old values, or another --workdir.'
+    )
+
+
+def create(
+  workdir: str, config: Mapping[str, Any], derived: Mapping[str, Any]
+) -> None:
+  """Makes the folder and writes its config.
+
+  Raises:
+    InputError: it cannot be written.
+  """
+  text = json.dumps({'config': config, 'derived': derived}, indent=2) + '\n'
+  try:
+    os.makedirs(workdir, exist_ok=True)
+    write_atomically(os.path.join(workdir, CONFIG_FILE), text)
+  except OSError as error:
+    raise InputError(
+      f'--workdir={workdir} cannot be written: {error.strerror}.'
+    ) from None

@@ -1,0 +1,114 @@
+"""What a run writes and shows: metrics.jsonl, TensorBoard, progress."""
+
+from collections.abc import Mapping
+import json
+import math
+import os
+import sys
+from typing import TextIO
+
+import tensorboardX
+import tqdm
+
+from resnet.training.workdir import METRICS_FILE, write_atomically
+
+
+class MetricsWriter:
+  """Appends to `metrics.jsonl` and to TensorBoard event files in a workdir.
+
+  A line is a JSON object with 'step' and 'epoch'; a value that is not finite
+  is null. A run that goes on from step s first drops the lines after s, so
+  that no line stands twice, and half a line that a kill may have left.
+  """
+
+  def __init__(self, workdir: str, *, first_step: int):
+    path = os.path.join(workdir, METRICS_FILE)
+    _drop_lines_after(path, first_step)
+    self._file = open(path, 'a')
+    self._events = tensorboardX.SummaryWriter(
+      workdir, purge_step=first_step + 1 if first_step else None
+    )
+
+  def write(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
+    """Writes one line."""
+    line = {'step': step, 'epoch': round(epoch, 6)}
+    for name, value in values.items():
+      line[name] = value if math.isfinite(value) else None
+      self._events.add_scalar(name, value, step)
+    self._file.write(json.dumps(line) + '\n')
+    self._file.flush()
+
+  def sync(self) -> None:
+    """Returns when all lines are on disk."""
+    os.fsync(self._file.fileno())
+
+  def close(self) -> None:
+    self.sync()
+    self._file.close()
+    self._events.close()
+
+
+def _drop_lines_after(path: str, step: int) -> None:
+  try:
+    with open(path) as file:
+      lines = file.readlines()
+  except FileNotFoundError:
+    return
+  whole = [line for line in lines if line.endswith('\n')]
+  kept = [line for line in whole if json.loads(line)['step'] <= step]
+  if kept != lines:
+    write_atomically(path, ''.join(kept))
+
+
+class Progress:
+  """A bar on a terminal, plain lines elsewhere."""
+
+  def __init__(
+    self, *, first_step: int, num_steps: int, stream: TextIO | None = None
+  ):
+    self._stream = stream or sys.stdout
+    self._num_steps = num_steps
+    self._bar = tqdm.tqdm(
+      total=num_steps,
+      initial=first_step,
+      unit='step',
+      file=self._stream,
+      disable=not self._stream.isatty(),
+      dynamic_ncols=True,
+    )
+
+  def advance(self) -> None:
+    """Counts one step."""
+    self._bar.update()
+
+  def metrics(
+    self,
+    step: int,
+    epoch: float,
+    values: Mapping[str, float],
+    seconds_left: float | None,
+  ) -> None:
+    """Shows the metrics of an interval of training."""
+    text = (
+      f'loss {values["train/loss"]:.4f}  top1 {values["train/top1"]:.4f}'
+      f'  lr {values["learning_rate"]:.4g}'
+    )
+    if 'images_per_second' in values:
+      text += (
+        f'  {values["images_per_second"]:,.0f} images/s'
+        f'  data wait {values["data_wait"]:.0%}'
+      )
+    if self._bar.disable:
+      if seconds_left is not None:
+        text += f'  left {tqdm.tqdm.format_interval(seconds_left)}'
+      self.say(f'step {step}/{self._num_steps}  epoch {epoch:.1f}  {text}')
+    else:
+      self._bar.set_postfix_str(text)
+
+  def say(self, text: str) -> None:
+    """Prints a line, above the bar if there is one."""
+    tqdm.tqdm.write(text, file=self._stream)
+    self._stream.flush()
+
+  def close(self) -> None:
+    self._bar.close()
