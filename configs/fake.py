@@ -16,7 +16,7 @@ def get_config():
   config.eval_every_epochs = 1.0
   config.save_every_steps = 8
 
-  config.model.name = 'cifar_resnet20'
+  config.model.name = 'cifar_resnet8'
 
   config.data.name = 'fake'
   config.data.eval_split = 'test'

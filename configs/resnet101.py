@@ -2,7 +2,8 @@
 
   python main.py --config=configs/resnet101.py --workdir=DIR
 
-Hardware: eight GPUs of 16 GB, or one of 80 GB. TFDS needs the set once, see the README.
+Hardware: eight GPUs of 16 GB, or one of 80 GB. TFDS needs the set once, see
+the README.
 Aim: top-1 of one 224-pixel centre crop, %: 77.374 (torchvision, same recipe),
 77.56 (fb.resnet.torch); the paper has 78.25 with ten crops. Not run.
 """

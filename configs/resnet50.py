@@ -2,7 +2,8 @@
 
   python main.py --config=configs/resnet50.py --workdir=DIR
 
-Hardware: eight GPUs of 16 GB, or one of 40 GB. TFDS needs the set once, see the README.
+Hardware: eight GPUs of 16 GB, or one of 40 GB. TFDS needs the set once, see
+the README.
 Aim: top-1 of one 224-pixel centre crop, %: 76.130 (torchvision, same recipe),
 75.99 (fb.resnet.torch); the paper has 77.15 with ten crops. Not run.
 """

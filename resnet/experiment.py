@@ -7,11 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
-from resnet.data import datasets, transforms
 from resnet.data.loader import BatchReader, LoaderOptions
-from resnet.data.normalization import channel_statistics
+from resnet.data.pipeline import Data, create_data
 from resnet.errors import InputError
 from resnet.models import create_model
 from resnet.models.layers import SHORTCUTS
@@ -27,29 +25,6 @@ FREE_FIELDS = frozenset(
   f'data.{field}'
   for field in ('data_dir', 'num_workers', 'num_threads', 'prefetch_batches')
 )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Data:
-  """What `config.data` makes.
-
-  Attributes:
-    train: the source of training images.
-    eval: the source of evaluation images.
-    train_transform: for the former.
-    eval_transform: for the latter.
-    mean: of each channel, in units of 0..255 pixels.
-    std: likewise.
-    loader: how fast to read.
-  """
-
-  train: datasets.Source
-  eval: datasets.Source
-  train_transform: transforms.TrainTransform
-  eval_transform: transforms.EvalTransform
-  mean: tuple[float, ...]
-  std: tuple[float, ...]
-  loader: LoaderOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,10 +109,13 @@ class Experiment:
     }
 
 
-def resolve(config: ConfigDict) -> Experiment:
-  """Builds the objects of a run; reads records, compiles and writes nothing.
+def resolve(config: Any) -> Experiment:
+  """Builds the objects of a run; compiles nothing, writes nothing.
 
   (But the set `digits` is prepared in its data folder on first use.)
+
+  Args:
+    config: a `ConfigDict` with the fields of configs/default.py.
 
   Raises:
     InputError: a value is wrong; the message says what to type instead.
@@ -154,7 +132,7 @@ def resolve(config: ConfigDict) -> Experiment:
   _check_batch_size(config, sharding.mesh.devices.size)
   model_options = _model_options(**config.model)
   _check_groups(config)
-  data = _data(**config.data)
+  data = create_data(**config.data)
   num_classes = _num_classes(config.model.num_classes, data)
   length = _run_length(config, len(data.train))
   schedule = create_schedule(length, **config.schedule)
@@ -168,11 +146,13 @@ def resolve(config: ConfigDict) -> Experiment:
     accumulation_steps=config.accumulation_steps,
     log_every_steps=config.log_every_steps,
   )
-  rows = dict(zip(
-    ('row_start', 'row_count'),
-    sharding.process_rows(config.batch_size),
-    strict=True,
-  ))
+  rows = dict(
+    zip(
+      ('row_start', 'row_count'),
+      sharding.process_rows(config.batch_size),
+      strict=True,
+    )
+  )
   size = data.eval_transform.size
   return Experiment(
     config=flatten(config),
@@ -204,7 +184,7 @@ def resolve(config: ConfigDict) -> Experiment:
   )
 
 
-def flatten(config: ConfigDict) -> dict[str, Any]:
+def flatten(config: Any) -> dict[str, Any]:
   """Returns the fields by dotted name, as JSON would give them back."""
   fields = json.loads(config.to_json())
   flat = {}
@@ -216,13 +196,13 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
   return flat
 
 
-def _check_positive(config: ConfigDict, *names: str) -> None:
+def _check_positive(config: Any, *names: str) -> None:
   for name in names:
     if config[name] <= 0:
       raise InputError(f'{name}={config[name]} must be positive.')
 
 
-def _check_batch_size(config: ConfigDict, num_devices: int) -> None:
+def _check_batch_size(config: Any, num_devices: int) -> None:
   parts = num_devices * config.accumulation_steps
   if config.batch_size % parts:
     below = config.batch_size // parts * parts
@@ -234,7 +214,7 @@ def _check_batch_size(config: ConfigDict, num_devices: int) -> None:
     )
 
 
-def _check_groups(config: ConfigDict) -> None:
+def _check_groups(config: Any) -> None:
   group = config.model.bn_group_size
   part = config.batch_size // config.accumulation_steps
   if group is not None and (group <= 0 or part % group):
@@ -275,67 +255,6 @@ def _model_options(
   return options if shortcut is None else {**options, 'shortcut': shortcut}
 
 
-def _data(
-  *,
-  name: str,
-  data_dir: str | None,
-  train_split: str,
-  eval_split: str,
-  image_size: int,
-  crop: str,
-  crop_area: tuple[float, float],
-  crop_aspect: tuple[float, float],
-  crop_padding: int,
-  flip: bool,
-  eval_resize: int,
-  mean: tuple[float, ...] | None,
-  std: tuple[float, ...] | None,
-  num_workers: int,
-  num_threads: int,
-  prefetch_batches: int,
-) -> Data:
-  if image_size <= 0:
-    raise InputError(f'data.image_size={image_size} must be positive.')
-  loader = LoaderOptions(
-    num_workers=num_workers,
-    num_threads=num_threads,
-    prefetch_batches=prefetch_batches,
-  )
-  train_transform = transforms.TrainTransform(
-    size=image_size,
-    crop=crop,
-    area=crop_area,
-    aspect=crop_aspect,
-    padding=crop_padding,
-    flip=flip,
-  )
-  eval_transform = transforms.EvalTransform(
-    size=image_size, resize_size=eval_resize
-  )
-  train, eval_ = (
-    datasets.open_source(name, split, data_dir=data_dir, image_size=image_size)
-    for split in (train_split, eval_split)
-  )
-  if mean is None or std is None:
-    measured = channel_statistics(train, image_size)
-    mean, std = mean or measured[0], std or measured[1]
-  for field, values in (('mean', mean), ('std', std)):
-    if len(values) != train.channels or (field == 'std' and min(values) <= 0):
-      raise InputError(
-        f'data.{field}={tuple(values)} is not {train.channels}'
-        f' {"positive " if field == "std" else ""}number(s), one a channel.'
-      )
-  return Data(
-    train=train,
-    eval=eval_,
-    train_transform=train_transform,
-    eval_transform=eval_transform,
-    mean=tuple(mean),
-    std=tuple(std),
-    loader=loader,
-  )
-
-
 def _num_classes(given: int | None, data: Data) -> int:
   """Returns the number of logits: at least the classes of the data."""
   if given is None:
@@ -349,7 +268,7 @@ def _num_classes(given: int | None, data: Data) -> int:
   return given
 
 
-def _run_length(config: ConfigDict, num_examples: int) -> RunLength:
+def _run_length(config: Any, num_examples: int) -> RunLength:
   steps_per_epoch = num_examples / config.batch_size
   return RunLength(
     batch_size=config.batch_size,

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core import read_only_builder
+from tensorflow_datasets.core import constants, read_only_builder
 
 from resnet.data.transforms import decode_image
 from resnet.errors import InputError, nearest
@@ -137,7 +137,7 @@ def _find_prepared(name: str, data_dir: str | None) -> Any:
   except (AssertionError, ValueError) as error:
     reason = str(error).splitlines()[0]
     raise InputError(f'data.name={name!r} cannot be read: {reason}') from None
-  folder = data_dir or os.fspath(tfds.core.constants.DATA_DIR)
+  folder = data_dir or os.fspath(constants.DATA_DIR)
   known = tfds.list_builders(with_community_datasets=False)
   known = [*known, 'digits', 'fake']
   if name.split('/')[0].split(':')[0] not in known:
@@ -153,22 +153,22 @@ def _find_prepared(name: str, data_dir: str | None) -> Any:
 
 
 def _prepare_command(name: str, data_dir: str) -> str:
-  return (
-    f'tfds build {name} --data_dir={data_dir} --file_format=array_record'
-  )
+  return f'tfds build {name} --data_dir={data_dir} --file_format=array_record'
 
 
 def _check_features(name: str, features: Any) -> tuple[int, int]:
   """Returns channels and number of classes."""
-  image, label = (dict(features).get(key) for key in ('image', 'label'))
+  fields: dict[str, Any] = dict(features)
+  image, label = fields.get('image'), fields.get('label')
   if not isinstance(image, tfds.features.Image) or not isinstance(
     label, tfds.features.ClassLabel
   ):
     raise InputError(
       f'{name!r} is not a set of labelled images: it needs the features'
-      f" 'image' (Image) and 'label' (ClassLabel) and has {list(features)}."
+      f" 'image' (Image) and 'label' (ClassLabel) and has {list(fields)}."
     )
-  channels = image.shape[-1] or 3
+  shape: Any = image.shape
+  channels = shape[-1] or 3
   if channels not in (1, 3) or label.num_classes is None:
     raise InputError(
       f'{name!r} has {channels} channels and {label.num_classes} classes;'
@@ -216,7 +216,9 @@ class _FakeRecords:
     size = self.image_size
     coarse = np.arange(size) * 4 // size
     noise = np.random.default_rng([1, self.stream, index])
-    image = pattern[coarse][:, coarse] + noise.integers(-63, 64, (size, size, 3))
+    image = pattern[coarse][:, coarse] + noise.integers(
+      -63, 64, (size, size, 3)
+    )
     return {'image': image.astype(np.uint8), 'label': label}
 
 
@@ -226,9 +228,7 @@ def _fake_source(split: str, image_size: int) -> Source:
     raise InputError(
       f"'fake' has no split {split!r}. There are: {', '.join(lengths)}"
     )
-  records = _FakeRecords(
-    lengths[split], list(lengths).index(split), image_size
-  )
+  records = _FakeRecords(lengths[split], list(lengths).index(split), image_size)
   return Source(
     name='fake',
     split=split,

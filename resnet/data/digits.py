@@ -5,6 +5,7 @@ handwritten digits" (Alpaydin and Kaynak 1998): 8x8 pixels, 13 writers.
 """
 
 import io
+from typing import Any
 
 import cv2
 import numpy as np
@@ -44,7 +45,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     del dl_manager  # The images come with scikit-learn.
     from sklearn import datasets  # A slow import, needed once.
 
-    digits = datasets.load_digits()
+    digits: Any = datasets.load_digits()
     order = np.argsort(digits.target, kind='stable')
     is_test = np.arange(len(order)) % _EVERY == 0
     return {

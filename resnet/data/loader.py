@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterator
 import dataclasses
 import functools
 import time
+from typing import cast
 
 import cv2
 import grain.python as grain
@@ -85,7 +86,7 @@ class BatchReader:
       positions = range(start, min(positions.stop, len(self.source)))
       indices = list(positions)
     else:
-      indices = [int(self._order[position]) for position in positions]
+      indices = [cast(int, self._order[position]) for position in positions]
     try:
       examples = [
         self._example(*example)
@@ -157,7 +158,11 @@ class LoaderOptions:
 
 
 def read_ahead(
-  reader: BatchReader, options: LoaderOptions, *, first_step: int, num_steps: int
+  reader: BatchReader,
+  options: LoaderOptions,
+  *,
+  first_step: int,
+  num_steps: int,
 ) -> Generator[HostBatch, None, None]:
   """Yields batches first_step .. num_steps - 1, read ahead of their use.
 

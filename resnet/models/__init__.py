@@ -57,7 +57,7 @@ _MODELS: dict[str, Callable[..., ResNet]] = {
   },
   **{
     f'cifar_resnet{depth}': _cifar_resnet(depth)
-    for depth in (20, 32, 44, 56, 110, 1202)
+    for depth in (8, 20, 32, 44, 56, 110, 1202)
   },
 }
 

@@ -151,7 +151,8 @@ def cifar_stem(
 
 def stem_max_pool(x: jax.Array) -> jax.Array:
   """3x3 max-pooling with stride 2, padded by one with -inf."""
-  return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+  pads = ((1, 1), (1, 1))
+  return nn.max_pool(x, (3, 3), strides=(2, 2), padding=pads)  # pyright: ignore[reportArgumentType]
 
 
 def projection(

@@ -19,7 +19,8 @@ def _top1(metrics: dict[str, Any]) -> float:
 class Checkpoints:
   """The folder `workdir/checkpoints`, one subfolder a step.
 
-  A failed save surfaces at the next call of `save`, `check` or `close`.
+  A failed save surfaces at the next call of `save`, `check`, `finish`
+  or `close`.
   """
 
   def __init__(self, workdir: str, *, keep: int | None = None):
@@ -55,7 +56,7 @@ class Checkpoints:
     return self._manager.latest_step()
 
   def best_step(self) -> int | None:
-    """Returns the step of the highest eval top-1, None if none was evaluated."""
+    """Returns the step of the highest eval top-1, None without evaluation."""
     step = self._manager.best_step()
     return None if step is None or self.metrics(step) is None else step
 
@@ -81,27 +82,33 @@ class Checkpoints:
       InputError: what is stored has not the shapes of `target`.
     """
     try:
-      return self._manager.restore(step, args=ocp.args.StandardRestore(target))
+      restored: Any = self._manager.restore(
+        step, args=ocp.args.StandardRestore(target)
+      )
     except ValueError as error:
       raise InputError(
         f'The checkpoint of step {step} in {self._manager.directory} does not'
         f' fit this config: {str(error).splitlines()[0]}'
       ) from None
+    return restored
 
   def check(self) -> None:
     """Raises what went wrong in a save that was begun before."""
     self._manager.check_for_errors()
 
-  def close(self, expected_step: int) -> None:
+  def finish(self, expected_step: int) -> None:
     """Waits until all is written.
 
     Raises:
       RuntimeError: the newest checkpoint is not that of `expected_step`.
     """
     self._manager.wait_until_finished()
-    self._manager.close()
     if self.latest_step() != expected_step:
       raise RuntimeError(
         f'The newest checkpoint is of step {self.latest_step()}, not'
         f' {expected_step}.'
       )
+
+  def close(self) -> None:
+    """Waits for what is being written and lets go of the folder."""
+    self._manager.close()

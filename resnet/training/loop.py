@@ -79,7 +79,9 @@ def run(experiment: Experiment, workdir: str, start_time: float) -> int:
     table['wall time'] = f'{time.time() - start_time:.1f} s'
   table['files'] = workdir
   width = max(map(len, table))
-  print(*(f'  {name:<{width}}  {text}' for name, text in table.items()), sep='\n')
+  print(
+    *(f'  {name:<{width}}  {text}' for name, text in table.items()), sep='\n'
+  )
   return 0
 
 
@@ -160,7 +162,8 @@ def _check_first_batches(experiment: Experiment, first_step: int) -> None:
 def _describe(experiment: Experiment, first_step: int) -> str:
   model = experiment.config['model.name']
   train, eval_ = (
-    reader.source for reader in (experiment.train_reader, experiment.eval_reader)
+    reader.source
+    for reader in (experiment.train_reader, experiment.eval_reader)
   )
   devices = experiment.sharding.mesh.devices.flat
   return (
@@ -257,7 +260,7 @@ class _Run:
 
         if stop.received:
           break
-    self.checkpoints.close(expected_step=saved_step)
+    self.checkpoints.finish(expected_step=saved_step)
     return Outcome(
       step=step,
       metrics=evaluation,
@@ -308,3 +311,4 @@ class _Run:
     self.progress.close()
     if self.writer:
       self.writer.close()
+    self.checkpoints.close()

@@ -58,7 +58,10 @@ class Meter:
     self._zero()
     if not num_images:
       return {}
-    return {'images_per_second': num_images / seconds, 'data_wait': wait / seconds}
+    return {
+      'images_per_second': num_images / seconds,
+      'data_wait': wait / seconds,
+    }
 
   @property
   def mean(self) -> float | None:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 import jax
-from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
@@ -33,13 +32,23 @@ def batch_sums(
     'loss'; 'top1' and 'top5', the numbers of images whose label is the
     largest, or among the five largest, of its logits; 'num_examples'.
   """
-  _, guesses = lax.top_k(logits, min(5, logits.shape[-1]))
-  hits = guesses == labels[:, None]
+  # The label's place among the logits, by comparisons alone: `top_k` would
+  # gather a sharded batch on every device. Of equal logits the first leads.
+  classes = jnp.arange(logits.shape[-1], dtype=labels.dtype)[None, :]
+  is_label = classes == labels[:, None]
+  label_logit = jnp.max(
+    jnp.where(is_label, logits, -jnp.inf), axis=1, keepdims=True
+  )
+  leads = (logits > label_logit) | (
+    (logits == label_logit) & (classes < labels[:, None])
+  )
+  place = jnp.sum(leads, axis=1, dtype=jnp.int32)
+  counts = mask & ~jnp.isnan(label_logit[:, 0])
   return {
     # where, not times: a padded row may well have a loss that is not finite.
     'loss': jnp.sum(jnp.where(mask, losses, 0.0)),
-    'top1': jnp.sum(hits[:, 0] & mask, dtype=jnp.float32),
-    'top5': jnp.sum(jnp.any(hits, axis=1) & mask, dtype=jnp.float32),
+    'top1': jnp.sum((place < 1) & counts, dtype=jnp.float32),
+    'top5': jnp.sum((place < 5) & counts, dtype=jnp.float32),
     'num_examples': jnp.sum(mask, dtype=jnp.float32),
   }
 

@@ -11,7 +11,7 @@ from resnet.errors import InputError
 # Which parameters decay, by name of the rule.
 DECAY_RULES: dict[str, Callable[[jax.Array], bool]] = {
   # Every parameter: He et al. 2016, fb.resnet.torch.
-  'all': lambda param: True,
+  'all': lambda _: True,
   # Kernels of convolutions and head; not scales, not biases: Goyal et al. 2017.
   'kernels': lambda param: param.ndim > 1,
 }

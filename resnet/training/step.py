@@ -148,7 +148,7 @@ def eval_step(
 ) -> metrics.Sums:
   """Adds a batch to the sums; the loss is plain cross entropy."""
   images = task.normalize(batch['image'])
-  logits = task.model.apply(variables, images, train=False)
+  logits: Any = task.model.apply(variables, images, train=False)
   losses_ = losses.cross_entropy(logits, batch['label'])
   return metrics.add(
     sums, metrics.batch_sums(losses_, logits, batch['label'], batch['mask'])

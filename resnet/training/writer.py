@@ -24,7 +24,7 @@ class MetricsWriter:
   def __init__(self, workdir: str, *, first_step: int):
     path = os.path.join(workdir, METRICS_FILE)
     _drop_lines_after(path, first_step)
-    self._file = open(path, 'a')
+    self._file = open(path, 'a')  # noqa: SIM115 (until `close`)
     self._events = tensorboardX.SummaryWriter(
       workdir, purge_step=first_step + 1 if first_step else None
     )

@@ -1,0 +1,41 @@
+# Each target makes .venv when it is missing or older than its requirements.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: train test test-all lint format clean
+
+train: .venv/installed
+	$(BIN)/python main.py
+
+test: .venv/installed-tests
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-all: .venv/installed-tests
+	$(BIN)/python -m pytest
+
+lint: .venv/installed-tests
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/basedpyright
+
+format: .venv/installed-tests
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	  f"Python 3.11 or newer is needed, {sys.executable} is {sys.version}")'
+	$(PYTHON) -m venv .venv
+
+.venv/installed: requirements.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	touch $@
+
+.venv/installed-tests: tests/requirements.txt .venv/installed
+	$(BIN)/python -m pip install --quiet --requirement tests/requirements.txt
+	touch $@

@@ -1,0 +1,118 @@
+"""From the fields of `config.data` to the sources and transforms of a run."""
+
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+
+from resnet.data.datasets import Source, open_source
+from resnet.data.loader import LoaderOptions
+from resnet.data.normalization import channel_statistics
+from resnet.data.transforms import EvalTransform, TrainTransform
+from resnet.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+  """The data of a run.
+
+  Attributes:
+    train: the source of training images.
+    eval: the source of evaluation images.
+    train_transform: for the former.
+    eval_transform: for the latter.
+    mean: of each channel, in units of 0..255 pixels.
+    std: likewise.
+    loader: how fast to read.
+  """
+
+  train: Source
+  eval: Source
+  train_transform: TrainTransform
+  eval_transform: EvalTransform
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+  loader: LoaderOptions
+
+
+def create_data(
+  *,
+  name: str,
+  data_dir: str | None,
+  train_split: str,
+  eval_split: str,
+  image_size: int,
+  crop: str,
+  crop_area: tuple[float, float],
+  crop_aspect: tuple[float, float],
+  crop_padding: int,
+  flip: bool,
+  eval_resize: int,
+  mean: tuple[float, ...] | None,
+  std: tuple[float, ...] | None,
+  num_workers: int,
+  num_threads: int,
+  prefetch_batches: int,
+) -> Data:
+  """Opens both splits; the arguments are explained in configs/default.py.
+
+  Raises:
+    InputError: a value is out of its range, or the data cannot be opened.
+  """
+  if image_size <= 0:
+    raise InputError(f'data.image_size={image_size} must be positive.')
+  loader = LoaderOptions(
+    num_workers=num_workers,
+    num_threads=num_threads,
+    prefetch_batches=prefetch_batches,
+  )
+  train_transform = TrainTransform(
+    size=image_size,
+    crop=crop,
+    area=_pair('crop_area', crop_area),
+    aspect=_pair('crop_aspect', crop_aspect),
+    padding=crop_padding,
+    flip=flip,
+  )
+  eval_transform = EvalTransform(size=image_size, resize_size=eval_resize)
+  train, eval_ = (
+    open_source(name, split, data_dir=data_dir, image_size=image_size)
+    for split in (train_split, eval_split)
+  )
+  if mean is None or std is None:
+    measured_mean, measured_std = channel_statistics(train, image_size)
+    mean = measured_mean if mean is None else mean
+    std = measured_std if std is None else std
+  mean = _numbers('mean', mean, train.channels)
+  std = _numbers('std', std, train.channels)
+  if min(std) <= 0:
+    raise InputError(f'data.std={std} must be positive.')
+  return Data(
+    train=train,
+    eval=eval_,
+    train_transform=train_transform,
+    eval_transform=eval_transform,
+    mean=mean,
+    std=std,
+    loader=loader,
+  )
+
+
+def _pair(field: str, values: Sequence[Any]) -> tuple[float, float]:
+  low, high = _numbers(field, values, 2)
+  return low, high
+
+
+def _numbers(
+  field: str, values: Sequence[Any], count: int
+) -> tuple[float, ...]:
+  """Returns `count` floats; a command line may bring anything."""
+  try:
+    numbers = tuple(float(value) for value in values)
+  except (TypeError, ValueError):
+    numbers = ()
+  if len(numbers) != count:
+    raise InputError(
+      f'data.{field}={tuple(values)} is not {count} number(s): type'
+      f" --config.data.{field}='({', '.join(['1.0'] * count)},)'"
+    )
+  return numbers

@@ -1,0 +1,189 @@
+"""Sources by name: a user's own set, known sets, and every refusal."""
+
+import io
+import pathlib
+import shutil
+from typing import ClassVar
+
+from in_memory import encode, make_source, smooth_image
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from resnet.data.datasets import open_source
+from resnet.errors import InputError
+
+
+def user_file(index):
+  """Returns name and bytes; every second one is a JPEG."""
+  suffix = ('png', 'jpeg')[index % 2]
+  return f'{index}.{suffix}', encode(smooth_image(9 + index, 14), suffix)
+
+
+class UserShapes(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  VERSION = tfds.core.Version('1.2.0')
+  FEATURES: ClassVar = {
+    'image': tfds.features.Image(),
+    'label': tfds.features.ClassLabel(names=['circle', 'square', 'star']),
+    'file_name': tfds.features.Text(),
+  }
+
+  def _info(self):
+    features = tfds.features.FeaturesDict(self.FEATURES)
+    return tfds.core.DatasetInfo(builder=self, features=features)
+
+  def _split_generators(self, dl_manager):
+    del dl_manager
+    examples = self._generate_examples
+    return {'train': examples(range(7)), 'val': examples(range(7, 10))}
+
+  def _generate_examples(self, indices):
+    for index in indices:
+      name, data = user_file(index)
+      image = io.BytesIO(data)
+      values = {'image': image, 'label': index % 3, 'file_name': name}
+      yield index, {feature: values[feature] for feature in self.FEATURES}
+
+
+class UserPictures(UserShapes, skip_registration=True):
+  FEATURES: ClassVar = {'image': tfds.features.Image()}
+
+
+class UserMasks(UserShapes, skip_registration=True):
+  FEATURES: ClassVar = {
+    'image': tfds.features.Image(shape=(None, None, 4), encoding_format='png'),
+    'label': tfds.features.ClassLabel(num_classes=3),
+  }
+
+
+@pytest.fixture(scope='module')
+def user_dir(tmp_path_factory):
+  """A folder as `tfds build --file_format=array_record` leaves it."""
+  folder = str(tmp_path_factory.mktemp('user'))
+  for builder in (UserShapes, UserPictures, UserMasks):
+    builder(data_dir=folder, file_format='array_record').download_and_prepare()
+  return folder
+
+
+@pytest.mark.parametrize('name', ['user_shapes', 'user_shapes:1.2.0'])
+def test_user_set_is_read_without_its_code(name, user_dir):
+  known = tfds.list_builders(with_community_datasets=False)
+  assert 'cifar10' in known and 'user_shapes' not in known
+  found = {}
+  for split, length in (('train', 7), ('val', 3)):
+    source = open_source(name, split, data_dir=user_dir)
+    assert (source.channels, source.num_classes, len(source)) == (3, 3, length)
+    for index, record in enumerate(source.read(range(length))):
+      file_name = record['file_name'].decode()
+      found[file_name] = record['image']
+      number = int(file_name.split('.')[0])
+      assert record['label'] == number % 3
+      image = source.decode(index, record)
+      original = smooth_image(9 + number, 14)
+      assert image.shape == original.shape
+      if file_name.endswith('png'):
+        np.testing.assert_array_equal(image, original)
+  assert found == dict(map(user_file, range(10)))
+
+
+def test_records_come_in_the_order_of_the_keys(user_dir):
+  whole = open_source('user_shapes', 'train', data_dir=user_dir)
+  records = whole.read(range(7))
+  assert whole.read([4, 0, 6, 4]) == [records[key] for key in (4, 0, 6, 4)]
+  part = open_source('user_shapes', 'train[2:5]', data_dir=user_dir)
+  assert part.read(range(len(part))) == records[2:5]
+
+
+@pytest.mark.parametrize(
+  ('record', 'suffix'),
+  [
+    ({}, ''),
+    ({'id': b'x7'}, ' (x7)'),
+    ({'id': 12}, ' (12)'),
+    ({'file_name': b'a.png', 'id': 12}, ' (a.png)'),
+  ],
+)
+def test_key_names_place_and_file(record, suffix):
+  key = f'record 5 of made/train{suffix}'
+  assert make_source([]).key(5, record) == key
+  with pytest.raises(InputError) as error:
+    make_source([]).decode(5, {**record, 'image': user_file(0)[1][:-20]})
+  assert f'The image of {key} cannot be decoded' in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ('name', 'message'),
+  [
+    ('cifar11', 'Did you mean: .*cifar10'),
+    ('imagnet2012', 'Did you mean: imagenet2012'),
+    ('fakes', 'Did you mean: .*fake'),
+    ('user_shapes/config', "no data set 'user_shapes/config'"),
+    ('two words', "data.name='two words'"),
+    ('', "data.name=''"),
+  ],
+)
+def test_unknown_name_gives_the_nearest_ones(name, message, user_dir):
+  with pytest.raises(InputError, match=message):
+    open_source(name, 'train', data_dir=user_dir)
+
+
+def test_near_name_is_given_once(data_dir):
+  open_source('digits', 'train', data_dir=data_dir)
+  with pytest.raises(InputError, match=r'Did you mean: digits\?'):
+    open_source('digit', 'train', data_dir=data_dir)
+
+
+def test_unprepared_set_gives_the_command(tmp_path):
+  command = f'tfds build cifar10 --data_dir={tmp_path} '
+  with pytest.raises(InputError) as error:
+    open_source('cifar10', 'train', data_dir=str(tmp_path))
+  assert command + '--file_format=array_record' in str(error.value)
+
+
+@pytest.mark.parametrize('split', ['validation', 'train[:x]', 'train[:99]', ''])
+def test_unknown_split_lists_the_splits(split, user_dir):
+  with pytest.raises(InputError, match='There are: train, val') as error:
+    open_source('user_shapes', split, data_dir=user_dir)
+  assert repr(split) in str(error.value)
+  with pytest.raises(InputError, match='There are: train, test'):
+    open_source('fake', split)
+
+
+@pytest.mark.parametrize('split', ['train[3:3]', 'train[5:2]', 'train[:0%]'])
+def test_split_without_images_is_refused(split, user_dir):
+  with pytest.raises(InputError, match='no images'):
+    open_source('user_shapes', split, data_dir=user_dir)
+
+
+def test_set_without_labels_or_with_four_channels_is_refused(user_dir):
+  with pytest.raises(InputError, match=r"needs .*'label' \(ClassLabel\)"):
+    open_source('user_pictures', 'train', data_dir=user_dir)
+  with pytest.raises(InputError, match='4 channels'):
+    open_source('user_masks', 'train', data_dir=user_dir)
+
+
+def test_set_in_a_format_without_random_access_is_refused(user_dir, tmp_path):
+  # Writing TFRecords needs TensorFlow, so ArrayRecords are passed off as such.
+  folder = tmp_path / 'user_shapes'
+  shutil.copytree(pathlib.Path(user_dir, 'user_shapes'), folder)
+  info = folder / '1.2.0/dataset_info.json'
+  info.write_text(info.read_text().replace('array_record', 'tfrecord'))
+  for file in info.parent.glob('*array_record*'):
+    file.rename(str(file).replace('array_record', 'tfrecord'))
+  command = 'tfds build user_shapes --data_dir=DIR --file_format=array_record'
+  with pytest.raises(InputError, match=f'not for random access.*{command}'):
+    open_source('user_shapes', 'train', data_dir=str(tmp_path))
+
+
+def read_fake(split):
+  source = open_source('fake', split, image_size=8)
+  records = source.read(range(len(source)))
+  return [(record['label'], record['image'].tobytes()) for record in records]
+
+
+def test_fake_is_deterministic_and_has_every_label():
+  train, test = read_fake('train'), read_fake('test')
+  assert (train, test) == (read_fake('train'), read_fake('test'))
+  assert len(set(train + test)) == len(train) + len(test) == 612
+  for split in (train, test):
+    assert {label for label, _ in split} == set(range(10))

@@ -1,0 +1,73 @@
+"""Channel statistics: measured and published."""
+
+import io
+
+from in_memory import make_source
+import numpy as np
+from PIL import Image
+import pytest
+from sklearn import datasets as sklearn_datasets
+
+from resnet.data.datasets import open_source
+from resnet.data.normalization import channel_statistics
+from resnet.errors import InputError
+
+
+def assert_statistics(source, size, images):
+  """Compares with NumPy's statistics of [N, H, W, C]."""
+  mean, std = channel_statistics(source, size)
+  np.testing.assert_allclose(mean, images.mean((0, 1, 2)), rtol=1e-12)
+  np.testing.assert_allclose(std, images.std((0, 1, 2)), rtol=1e-12)
+
+
+def test_digits_have_the_statistics_of_the_same_images_in_sklearn(data_dir):
+  digits = sklearn_datasets.load_digits()
+  originals = np.round(digits.images * 255 / 16)[..., None]
+  # All of a small split, which is every fifth image.
+  test = originals[np.argsort(digits.target, kind='stable')[::5]]
+  assert_statistics(open_source('digits', 'test', data_dir=data_dir), 8, test)
+  # 1,024 of a larger one, evenly spaced in the order of the files.
+  train = open_source('digits', 'train', data_dir=data_dir)
+  records = train.read([round(n * 1436 / 1023) for n in range(1024)])
+  index = {x.astype(np.uint8).tobytes(): n for n, x in enumerate(originals)}
+  stored = [Image.open(io.BytesIO(record['image'])) for record in records]
+  chosen = originals[[index[image.tobytes()] for image in stored]]
+  assert_statistics(train, 8, chosen)
+
+
+def test_channels_are_measured_apart():
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, [100, 200, 256], (5, 6, 6, 3)).astype(np.uint8)
+  records = [{'image': image} for image in images]
+  assert_statistics(make_source(records, channels=3), 6, images)
+
+
+# ImageNet: torchvision's times 255. CIFAR: 125.3, 123.0, 113.9 and 63.0, 62.1,
+# 66.7, as they are often rounded.
+@pytest.mark.parametrize('version', ['', ':9.9.9'])
+@pytest.mark.parametrize(
+  ('name', 'mean', 'std'),
+  [
+    ('imagenet2012', (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+    ('cifar10', (125.307, 122.961, 113.8575), (62.985, 62.0925, 66.708)),
+  ],
+)
+def test_published_values_are_used_and_nothing_is_read(
+  name, version, mean, std
+):
+  source = make_source([{}], name=name + version, channels=3)
+  statistics = channel_statistics(source, 32)
+  np.testing.assert_allclose(statistics, (mean, std), rtol=1e-12)
+
+
+def test_constant_channel_is_refused():
+  image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+  image[..., 1] = 9
+  source = make_source([{'image': image}] * 3, channels=3)
+  with pytest.raises(InputError, match=r'made/train.*data\.mean.*data\.std'):
+    channel_statistics(source, 4)
+
+
+def test_image_that_cannot_be_decoded_is_named():
+  with pytest.raises(InputError, match='record 0 of made/train'):
+    channel_statistics(make_source([{'image': b'text'}]), 4)

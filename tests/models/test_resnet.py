@@ -1,0 +1,447 @@
+"""Networks against the papers' tables: parameters, arithmetic, names, steps."""
+
+import collections
+import functools
+import math
+import re
+
+import jax
+from jax.extend import core
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnet.errors import InputError
+from resnet.models import create_model, list_models
+from resnet.training.sharding import create_sharding
+
+_IMAGENET = ('resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152')
+_V1 = ('resnet50_v1', 'resnet101_v1', 'resnet152_v1')
+_CIFAR = tuple(f'cifar_resnet{n}' for n in (20, 32, 44, 56, 110, 1202))
+_FLOAT32, _BFLOAT16 = jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)
+
+
+def _abstract_images(name, batch_size=1):
+  size = 32 if name.startswith('cifar') else 224
+  return jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.float32)
+
+
+def _abstract_variables(model, images):
+  """Shapes and dtypes; no initialiser runs."""
+  init = functools.partial(model.init, train=False)
+  return jax.eval_shape(init, jax.random.key(0), images)
+
+
+@functools.cache
+def _abstract(name, **overrides):
+  """Returns a network, an image and variables of it, as shapes."""
+  model, images = create_model(name, **overrides), _abstract_images(name)
+  return model, images, _abstract_variables(model, images)
+
+
+def _new_variables(model, images):
+  """As `init` makes them, but by NumPy: nothing to compile."""
+  rng = np.random.default_rng(0)
+
+  def fill(path, leaf):
+    if path[-1].key != 'kernel':
+      return np.full(leaf.shape, path[-1].key in ('scale', 'var'), np.float32)
+    *size, _, filters = leaf.shape
+    std = math.sqrt(2 / (math.prod(size) * filters)) if size else 0.01
+    return rng.standard_normal(leaf.shape, np.float32) * np.float32(std)
+
+  variables = _abstract_variables(model, images)
+  return jax.tree_util.tree_map_with_path(fill, variables)
+
+
+def _images(*shape):
+  return np.random.default_rng(1).standard_normal(shape, np.float32)
+
+
+def _paths(tree):
+  """{'stage1_block1/conv1/kernel': leaf, ...}"""
+  leaves = jax.tree.leaves_with_path(tree)
+  return {'/'.join(k.key for k in path): leaf for path, leaf in leaves}
+
+
+def _tiny(**overrides):
+  """Two bottlenecks of an ImageNet net, the second one strided."""
+  return create_model(
+    'resnet50', stage_sizes=(1, 1), num_filters=8, **overrides
+  )
+
+
+def _train(model, variables, images):
+  return model.apply(variables, images, train=True, mutable=['batch_stats'])
+
+
+def test_all_networks_are_listed():
+  assert set(list_models()) >= {*_IMAGENET, *_V1, *_CIFAR}
+
+
+@pytest.mark.parametrize('name', list_models())
+def test_the_name_counts_the_layers_with_weights(name):
+  _, _, variables = _abstract(name)
+  kernels = [n for n in _paths(variables['params']) if n.endswith('/kernel')]
+  depth = len([n for n in kernels if 'shortcut' not in n])
+  assert name.removeprefix('cifar_').split('_')[0] == f'resnet{depth}'
+
+
+def test_an_unknown_name_lists_the_nearest():
+  with pytest.raises(InputError, match=r"'resnet5'.*Did you mean: .*resnet50"):
+    create_model('resnet5')
+
+
+def _num_params(name):
+  _, _, variables = _abstract(name)
+  return sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
+
+
+@pytest.mark.parametrize(
+  ('name', 'count'),
+  [
+    # torchvision.models.resnet, `num_params` of the weights; the place of a
+    # stride changes no kernel.
+    ('resnet18', 11_689_512),
+    ('resnet34', 21_797_672),
+    ('resnet50', 25_557_032),
+    ('resnet50_v1', 25_557_032),
+    ('resnet101', 44_549_160),
+    ('resnet101_v1', 44_549_160),
+    ('resnet152', 60_192_808),
+    ('resnet152_v1', 60_192_808),
+  ],
+)
+def test_number_of_parameters(name, count):
+  assert _num_params(name) == count
+
+
+@pytest.mark.parametrize(
+  ('name', 'count', 'millions'),
+  [
+    # Millions: He et al. 2016, Table 6.
+    ('cifar_resnet20', 269_722, '0.27'),
+    ('cifar_resnet32', 464_154, '0.46'),
+    ('cifar_resnet44', 658_586, '0.66'),
+    ('cifar_resnet56', 853_018, '0.85'),
+    ('cifar_resnet110', 1_727_962, '1.7'),
+    ('cifar_resnet1202', 19_421_274, '19.4'),
+  ],
+)
+def test_number_of_parameters_for_cifar(name, count, millions):
+  assert _num_params(name) == count
+  assert str(round(count / 1e6, len(millions.split('.')[1]))) == millions
+
+
+def _arithmetic(jaxpr):
+  """Returns multiply-adds of, and elements written by, convolutions and dots.
+
+  Each output element of either is a sum over all of the kernel but its
+  outputs (a convolution), or over the contracted dims (a dot).
+  """
+  multiply_adds = outputs = 0
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name == 'conv_general_dilated':
+      kernel = eqn.invars[1].aval.shape
+      output_dim = eqn.params['dimension_numbers'].rhs_spec[0]
+      terms = math.prod(kernel) // kernel[output_dim]
+    elif eqn.primitive.name == 'dot_general':
+      (contracted, _), _ = eqn.params['dimension_numbers']
+      terms = math.prod(eqn.invars[0].aval.shape[dim] for dim in contracted)
+    else:
+      for inner in core.jaxprs_in_params(eqn.params):
+        more = _arithmetic(inner)
+        multiply_adds, outputs = multiply_adds + more[0], outputs + more[1]
+      continue
+    outputs += eqn.outvars[0].aval.size
+    multiply_adds += terms * eqn.outvars[0].aval.size
+  return multiply_adds, outputs
+
+
+@functools.cache
+def _forward_arithmetic(name):
+  model, images, variables = _abstract(name)
+  apply = functools.partial(model.apply, train=False)
+  return _arithmetic(jax.make_jaxpr(apply)(variables, images).jaxpr)
+
+
+@pytest.mark.parametrize(
+  ('name', 'torchvision_gmacs', 'timm_gmacs', 'timm_macts'),
+  [
+    ('resnet18', 1.814, 1.82, 2.48),
+    ('resnet34', 3.664, 3.67, 3.74),
+    ('resnet50', 4.089, 4.11, 11.11),
+    ('resnet101', 7.801, 7.83, 16.23),
+    ('resnet152', 11.514, 11.56, 22.56),
+  ],
+)
+def test_multiply_adds_are_those_of_torchvision_and_timm(
+  name, torchvision_gmacs, timm_gmacs, timm_macts
+):
+  """torchvision: `_ops` of the weights. timm: results/model_benchmark_*.csv.
+
+  timm (by fvcore) also counts two operations per element that is normalised.
+  """
+  multiply_adds, outputs = _forward_arithmetic(name)
+  assert round(multiply_adds / 1e9, 3) == torchvision_gmacs
+  assert round((multiply_adds + 2 * outputs) / 1e9, 2) == timm_gmacs
+  assert round(outputs / 1e6, 2) == timm_macts
+
+
+@pytest.mark.parametrize(
+  ('name', 'paper_gflops'),
+  [
+    ('resnet18', 1.8),
+    ('resnet34', 3.6),
+    ('resnet50_v1', 3.8),
+    ('resnet101_v1', 7.6),
+    ('resnet152_v1', 11.3),
+  ],
+)
+def test_multiply_adds_of_v1_are_those_of_the_paper(name, paper_gflops):
+  """He et al. 2016, Table 1: with batch norm as above, truncated."""
+  multiply_adds, outputs = _forward_arithmetic(name)
+  assert (multiply_adds + 2 * outputs) // 1e8 / 10 == paper_gflops
+
+
+def test_names_and_shapes_of_the_variables():
+  _, _, variables = _abstract('resnet50')
+  params = variables['params']
+  blocks = {
+    f'stage{i}_block{j}'
+    for i, num_blocks in enumerate((3, 4, 6, 3), start=1)
+    for j in range(1, num_blocks + 1)
+  }
+  assert set(params) == {'stem_conv', 'stem_bn', 'head'} | blocks
+  inner = {'conv1', 'bn1', 'conv2', 'bn2', 'conv3', 'bn3'}
+  for name in blocks:
+    first = name.endswith('block1')
+    assert set(params[name]) == inner | (
+      {'shortcut_conv', 'shortcut_bn'} if first else set()
+    )
+  expected = {
+    'stem_conv/kernel': (7, 7, 3, 64),
+    'stem_bn/scale': (64,),
+    'stem_bn/bias': (64,),
+    'stage2_block1/conv1/kernel': (1, 1, 256, 128),
+    'stage2_block1/conv2/kernel': (3, 3, 128, 128),
+    'stage2_block1/conv3/kernel': (1, 1, 128, 512),
+    'stage2_block1/shortcut_conv/kernel': (1, 1, 256, 512),
+    'head/kernel': (2048, 1000),
+    'head/bias': (1000,),
+  }
+  paths = _paths(params)
+  assert expected == {name: paths[name].shape for name in expected}
+  scales = {n: p.shape for n, p in paths.items() if n.endswith('scale')}
+  stats = {n: s.shape for n, s in _paths(variables['batch_stats']).items()}
+  assert stats == {
+    name.replace('scale', new): shape
+    for name, shape in scales.items()
+    for new in ('mean', 'var')
+  }
+
+
+@pytest.mark.parametrize(
+  ('name', 'num_convs'), [('resnet50', 53), ('cifar_resnet20', 19)]
+)
+def test_bfloat16_is_for_the_computation_only(name, num_convs):
+  model, images, variables = _abstract(name, dtype=jnp.bfloat16)
+  train = functools.partial(_train, model)
+  jaxpr, outputs = jax.make_jaxpr(train, return_shape=True)(variables, images)
+  leaves = jax.tree.leaves((variables, outputs))  # With logits, statistics.
+  assert {leaf.dtype for leaf in leaves} == {_FLOAT32}
+  convs = [e for e in jaxpr.eqns if e.primitive.name == 'conv_general_dilated']
+  assert len(convs) == num_convs
+  operands = [v for e in convs for v in (*e.invars, *e.outvars)]
+  assert {v.aval.dtype for v in operands} == {_BFLOAT16}
+
+
+@pytest.mark.parametrize(
+  ('name', 'shapes'),
+  [
+    (
+      'resnet50',
+      {
+        'stem': (1, 112, 112, 64),
+        'stage1': (1, 56, 56, 256),
+        'stage2': (1, 28, 28, 512),
+        'stage3': (1, 14, 14, 1024),
+        'stage4': (1, 7, 7, 2048),
+        'pooled': (1, 2048),
+      },
+    ),
+    (
+      'cifar_resnet56',
+      {
+        'stem': (1, 32, 32, 16),
+        'stage1': (1, 32, 32, 16),
+        'stage2': (1, 16, 16, 32),
+        'stage3': (1, 8, 8, 64),
+        'pooled': (1, 64),
+      },
+    ),
+  ],
+)
+def test_shapes_of_the_features(name, shapes):
+  model, images, variables = _abstract(name, dtype=jnp.bfloat16)
+  features = jax.eval_shape(
+    functools.partial(model.apply, train=False, method='features'),
+    variables,
+    images,
+  )
+  assert {key: value.shape for key, value in features.items()} == shapes
+  assert features.pop('pooled').dtype == _FLOAT32
+  assert {f.dtype for f in features.values()} == {_BFLOAT16}
+
+
+def test_the_head_of_the_pooled_features_gives_the_logits():
+  model, images = _tiny(num_classes=5), _images(2, 32, 24, 3)
+  variables = _new_variables(model, images)
+
+  @jax.jit
+  def both(variables):
+    apply = functools.partial(model.apply, variables, images, train=False)
+    return apply(), apply(method='features')
+
+  logits, features = both(variables)
+  pooled = np.mean(features['stage2'], axis=(1, 2))
+  np.testing.assert_allclose(features['pooled'], pooled, rtol=1e-5)
+  head = variables['params']['head']
+  expected = np.asarray(features['pooled']) @ head['kernel'] + head['bias']
+  np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+  assert np.std(logits) > 1e-3
+
+
+def test_a_new_network_with_zero_last_scales():
+  model = _tiny(zero_init_last_scale=True)
+  variables = jax.jit(functools.partial(model.init, train=True))(
+    jax.random.key(0), _images(2, 32, 24, 3)
+  )
+  for name, leaf in _paths(variables).items():
+    if name.endswith(('bias', 'mean', 'bn3/scale')):
+      assert np.all(leaf == 0.0), name
+    elif name.endswith(('scale', 'var')):
+      assert np.all(leaf == 1.0), name
+  # Goyal et al. 2017, section 5.1; 64,000 samples have an error of 0.3 %.
+  head = variables['params']['head']['kernel']
+  assert np.std(head) == pytest.approx(0.01, rel=0.02)
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    'cifar_resnet20',
+    *_IMAGENET[:-1],
+    pytest.param('resnet152', marks=pytest.mark.slow),
+  ],
+)
+def test_a_step_gives_every_parameter_a_gradient(name):
+  model = create_model(name)
+  images = _images(*_abstract_images(name, 2).shape)
+  variables = _new_variables(model, images)
+
+  @jax.jit
+  def step(variables):
+    def loss(params):
+      logits, updates = _train(model, {**variables, 'params': params}, images)
+      return -jnp.mean(jax.nn.log_softmax(logits)[:, 0]), updates
+
+    return jax.value_and_grad(loss, has_aux=True)(variables['params'])
+
+  (loss, updates), grads = step(variables)
+  # A new head is small: its logits differ by about 0.6.
+  assert loss == pytest.approx(math.log(model.num_classes), abs=1.0)
+  for path, leaf in _paths({**updates, 'grads': grads}).items():
+    assert np.isfinite(leaf).all() and np.any(leaf), path
+
+
+def test_groups_of_a_network_are_batches_of_their_own():
+  images = _images(4, 32, 24, 3)
+  variables = _new_variables(_tiny(), images)
+  # With momentum 0 the running statistics are those of the batch.
+  grouped = jax.jit(
+    functools.partial(_train, _tiny(bn_group_size=2, bn_momentum=0.0))
+  )
+  alone = jax.jit(functools.partial(_train, _tiny(bn_momentum=0.5)))
+  logits, updates = grouped(variables, images)
+  halves = [alone(variables, images[:2]), alone(variables, images[2:])]
+  np.testing.assert_allclose(
+    logits, np.concatenate([half[0] for half in halves]), rtol=1e-4, atol=1e-5
+  )
+  new, first, second = (
+    _paths(u['batch_stats']) for u in (updates, halves[0][1], halves[1][1])
+  )
+  for name, old in _paths(variables['batch_stats']).items():
+    np.testing.assert_allclose(
+      (first[name] + second[name]) / 2,
+      0.5 * old + 0.5 * new[name],
+      rtol=1e-4,
+      atol=1e-5,
+      err_msg=name,
+    )
+
+
+@pytest.mark.parametrize(('shortcut', 'count'), [('A', 0), ('B', 3), ('C', 8)])
+def test_number_of_projections_of_resnet18(shortcut, count):
+  _, _, variables = _abstract('resnet18', shortcut=shortcut)
+  names = [n for n in _paths(variables['params']) if 'shortcut_' in n]
+  assert len([n for n in names if n.endswith('shortcut_conv/kernel')]) == count
+  assert len(names) == 3 * count  # And scale and bias of the batch norm.
+
+
+_COLLECTIVE = re.compile(
+  r' (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)'
+  r'(?:-start)?\('
+)
+
+
+def _collectives(function, out_sharding, *args):
+  """Counts the collectives of function(variables, images) on eight devices."""
+  sharding = create_sharding()
+  hlo = (
+    jax.jit(
+      function,
+      in_shardings=(sharding.replicated, sharding.batch),
+      out_shardings=out_sharding,
+    )
+    .lower(*args)
+    .compile()
+    .as_text()
+  )
+  assert 'num_partitions=8' in hlo
+  return dict(collections.Counter(_COLLECTIVE.findall(hlo)))
+
+
+# 16 images are two for each device. ResNet-20 has 19 batch norms; statistics
+# of the whole batch take an all-reduce each, forward and backward.
+@pytest.mark.parametrize(
+  ('group_size', 'of_statistics'), [(2, {}), (None, {'all-reduce': 38})]
+)
+def test_statistics_of_groups_need_no_collective(group_size, of_statistics):
+  model = create_model('cifar_resnet20', bn_group_size=group_size)
+  images = _abstract_images('cifar', 16)
+  variables = _abstract_variables(model, images)
+
+  def loss(images, params, batch_stats):
+    variables = {'params': params, 'batch_stats': batch_stats}
+    logits, updates = _train(model, variables, images)
+    return jnp.sum(jnp.square(logits)), updates
+
+  def images_grad(variables, images):
+    grad, _ = jax.grad(loss, has_aux=True)(images, **variables)
+    return grad
+
+  def step(variables, images):
+    params, batch_stats = variables['params'], variables['batch_stats']
+    step = jax.value_and_grad(loss, argnums=1, has_aux=True)
+    return step(images, params, batch_stats)
+
+  sharding = create_sharding()
+  counts = _collectives(images_grad, sharding.batch, variables, images)
+  assert counts == of_statistics
+  # A step sums its gradients, loss and running statistics over the devices;
+  # XLA makes one all-reduce of them all.
+  counts = _collectives(step, sharding.replicated, variables, images)
+  assert set(counts) == {'all-reduce'}
+  at_least = of_statistics.get('all-reduce', 0) + 1
+  assert at_least <= counts['all-reduce'] < at_least + 3

@@ -1,0 +1,260 @@
+"""Configs build, every field is read, and bad values are named."""
+
+import dataclasses
+import importlib
+import pathlib
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import numpy as np
+import pytest
+
+from configs import default, fake
+from resnet import experiment
+from resnet.data import datasets
+from resnet.errors import InputError
+
+ROOT = pathlib.Path(__file__).parent.parent
+CONFIGS = sorted(
+  path.stem
+  for path in (ROOT / 'configs').glob('*.py')
+  if path.stem != '__init__'
+)
+CIFAR_NETS = [f'resnet{depth}' for depth in (20, 32, 44, 56, 110, 1202)]
+
+
+def configure(**changes):
+  """Returns the config `fake` with fields changed; '__' is a dot."""
+  config = fake.get_config()
+  for name, value in changes.items():
+    config.update_from_flattened_dict({name.replace('__', '.'): value})
+  return config
+
+
+@pytest.fixture
+def _imagenet_and_cifar(monkeypatch):
+  """Stands in for sets that cannot be had here; everything else is real."""
+  real = datasets.open_source
+
+  def open_source(name, split, **kwargs):
+    if name in ('digits', 'fake'):
+      return real(name, split, **kwargs)
+    source = real('fake', 'train', **kwargs)
+    num_classes = 1000 if name == 'imagenet2012' else 10
+    return dataclasses.replace(source, name=name, num_classes=num_classes)
+
+  monkeypatch.setattr('resnet.data.pipeline.open_source', open_source)
+
+
+@pytest.mark.usefixtures('_imagenet_and_cifar')
+@pytest.mark.parametrize(
+  ('name', 'args'),
+  [(name, ()) for name in CONFIGS]
+  + [('cifar10', (net,)) for net in CIFAR_NETS],
+)
+def test_every_config_builds(name, args):
+  config = importlib.import_module(f'configs.{name}').get_config(*args)
+  assert config.is_locked
+  run = experiment.resolve(config)
+  state = run.abstract_state()
+  assert state.params['head']['bias'].shape == (
+    1000 if 'imagenet' in config.data.name else 10,
+  )
+  reader = run.train_reader
+  batch = dataclasses.replace(reader, row_count=2)(0)
+  assert batch['image'].shape == (2, *run.image_shape)
+  if args:
+    assert run.length.num_steps == round(64_000 * 512 / 45_000)
+
+
+def test_every_file_says_what_it_is_for():
+  for name in set(CONFIGS) - {'default', 'fake'}:
+    header = importlib.import_module(f'configs.{name}').__doc__
+    assert 'python main.py' in header, name
+    assert 'Hardware:' in header, name
+    if name != 'digits':
+      assert 'Not run.' in header, name
+
+
+# Another valid value of every field, with what must be changed besides.
+OTHER_VALUES = {
+  'seed': 1,
+  'batch_size': 32,
+  'num_epochs': 3.0,
+  'accumulation_steps': 2,
+  'log_every_steps': 5,
+  'eval_every_epochs': 0.5,
+  'save_every_steps': 5,
+  'keep_checkpoints': 1,
+  'model.name': 'cifar_resnet20',
+  'model.num_classes': 11,
+  'model.dtype': 'bfloat16',
+  'model.zero_init_last_scale': True,
+  'model.shortcut': 'B',
+  'model.bn_group_size': 8,
+  'model.bn_momentum': 0.5,
+  'data.name': 'digits',
+  'data.data_dir': '/nowhere',
+  'data.train_split': 'test',
+  'data.eval_split': 'train',
+  'data.image_size': 15,
+  'data.crop': 'none',
+  'data.crop_area': (0.5, 0.6),
+  'data.crop_aspect': (1.0, 1.0),
+  'data.crop_padding': 4,
+  'data.flip': False,
+  'data.eval_resize': 20,
+  'data.mean': (1.0, 2.0, 3.0),
+  'data.std': (1.0, 2.0, 3.0),
+  'data.num_workers': 1,
+  'data.num_threads': 3,
+  'data.prefetch_batches': 3,
+  'optimizer.name': 'none',
+  'optimizer.momentum': 0.5,
+  'optimizer.nesterov': True,
+  'optimizer.weight_decay': 0.1,
+  'optimizer.decay_rule': 'kernels',
+  'schedule.name': 'cosine',
+  'schedule.learning_rate': 0.3,
+  'schedule.base_batch_size': 10,
+  'schedule.warmup_epochs': 0.5,
+  'schedule.decay_epochs': (0.5,),
+  'schedule.decay_factor': 0.5,
+  'loss.label_smoothing': 0.1,
+}
+BESIDES = {
+  'schedule.name': {'schedule.decay_epochs': ()},
+  'data.crop_area': {'data.crop': 'random_resized'},
+  'data.crop_aspect': {'data.crop': 'random_resized'},
+}
+
+
+def observe(config, monkeypatch):
+  """Returns everything that a run can be seen to do; or its refusal."""
+  opened = []
+  real = datasets.open_source
+  monkeypatch.setattr(
+    'resnet.data.pipeline.open_source',
+    lambda *args, **kwargs: (
+      opened.append(kwargs['data_dir'])
+      or real(*args, **{**kwargs, 'data_dir': None})
+    ),
+  )
+  try:
+    run = experiment.resolve(config)
+  except InputError as error:
+    return str(error)
+  finally:
+    monkeypatch.undo()
+  model, tx = run.task.model, run.task.tx
+  variables = jax.eval_shape(
+    lambda: model.init(
+      jax.random.key(run.seed), jnp.zeros((1, *run.image_shape)), train=False
+    )
+  )
+  shapes = jax.tree.map(lambda x: str(x), variables)
+  params = {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)}
+  opt_state, updates = tx.init(params), []
+  for _ in range(2):
+    update, opt_state = tx.update(params, opt_state, params)
+    updates.append(update)
+  rates = [float(run.task.schedule(s)) for s in range(run.length.num_steps)]
+  losses = run.task.loss_fn(jnp.eye(4), jnp.arange(4, dtype=jnp.int32))
+  jaxpr = jax.make_jaxpr(
+    lambda v, x: model.apply(v, x, train=True, mutable=['batch_stats'])
+  )(variables, jnp.zeros((16, *run.image_shape)))
+  init = jax.make_jaxpr(
+    lambda: model.init(
+      jax.random.key(0), jnp.zeros((1, *run.image_shape)), train=False
+    )
+  )()
+  return (
+    run.length,
+    run.seed,
+    run.eval_every_epochs,
+    run.save_every_steps,
+    run.keep_checkpoints,
+    run.task.log_every_steps,
+    run.task.accumulation_steps,
+    run.loader,
+    opened,
+    shapes,
+    str(jaxpr),
+    str(init),
+    str(updates),
+    rates,
+    losses.tolist(),
+    run.task.normalize(jnp.ones((1, 2, 2, run.image_shape[-1]))).tolist(),
+    len(run.eval_reader.source),
+    *(
+      {name: rows.tolist() for name, rows in reader(0).items()}
+      for reader in (run.train_reader, run.eval_reader)
+    ),
+  )
+
+
+def test_the_list_of_fields_is_complete():
+  fields = {}
+  for name, value in default.get_config().items():
+    if isinstance(value, ConfigDict):
+      fields.update({f'{name}.{key}': value[key] for key in value})
+    else:
+      fields[name] = value
+  assert set(OTHER_VALUES) == set(fields)
+
+
+@pytest.mark.parametrize('field', sorted(OTHER_VALUES))
+def test_every_field_is_read(field, monkeypatch):
+  besides = BESIDES.get(field, {})
+  config, changed = configure(**besides), configure(**besides)
+  if field == 'schedule.name':
+    config = configure()
+  changed.update_from_flattened_dict({field: OTHER_VALUES[field]})
+  assert observe(config, monkeypatch) == observe(config, monkeypatch)
+  assert observe(config, monkeypatch) != observe(changed, monkeypatch)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'batch_size': 12}, r'8 devices .* multiples of 8.*=8 or 16'),
+    ({'batch_size': 24, 'accumulation_steps': 2}, r'=16 or 32'),
+    ({'batch_size': -8}, 'batch_size=-8 must be positive'),
+    ({'num_epochs': 0.0}, 'num_epochs=0.0 must be positive'),
+    ({'log_every_steps': 0}, 'log_every_steps=0'),
+    ({'save_every_steps': -1}, 'save_every_steps=-1'),
+    ({'seed': -1}, 'seed=-1'),
+    ({'data__image_size': 0}, 'image_size=0'),
+    ({'data__num_threads': 0}, 'num_threads=0'),
+    ({'data__name': 'fakes'}, 'Did you mean: fake'),
+    ({'data__train_split': 'trian'}, 'There are: train, test'),
+    ({'model__name': 'cifar_resnet21'}, 'Did you mean: .*cifar_resnet20'),
+    ({'model__dtype': 'float16'}, 'float32, bfloat16'),
+    ({'model__shortcut': 'D'}, 'A, B, C'),
+    ({'model__bn_group_size': 7}, 'does not divide the 64 images'),
+    ({'model__bn_momentum': 1.5}, 'bn_momentum'),
+    ({'model__num_classes': 5}, r'0\s+to 9.*num_classes=10'),
+  ],
+)
+def test_bad_values_are_named(changes, message):
+  with pytest.raises(InputError, match=message):
+    experiment.resolve(configure(**changes))
+
+
+def test_evaluations_are_at_the_nearest_step_of_each_interval():
+  run = experiment.resolve(configure(batch_size=48, num_epochs=3.0))
+  assert run.length.steps_per_epoch == pytest.approx(512 / 48)
+  due = [s for s in range(1, 33) if run.is_eval_step(s)]
+  assert due == [11, 21, 32]
+  often = experiment.resolve(configure(eval_every_epochs=0.01))
+  assert all(often.is_eval_step(step) for step in range(1, 17))
+
+
+def test_all_devices_share_a_batch():
+  run = experiment.resolve(configure())
+  assert run.sharding.mesh.devices.size == 8
+  rows = run.sharding.batch.devices_indices_map((64,))
+  assert sorted(index[0].start for index in rows.values()) == list(
+    np.arange(8) * 8
+  )

@@ -1,0 +1,102 @@
+"""Imports go one way: leaves -> units -> experiment -> loop -> main."""
+
+import ast
+import importlib.util
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+# A module may import modules of a lower layer, and of its own where listed.
+_LAYERS = (
+  ('resnet.errors',),
+  # Leaves: know nothing of each other, but for the chain in a package.
+  (
+    'resnet.models.layers',
+    'resnet.models.blocks',
+    'resnet.data.transforms',
+    'resnet.data.datasets',
+    'resnet.data.digits',
+    'resnet.training.losses',
+    'resnet.training.schedules',
+    'resnet.training.optimizers',
+    'resnet.training.metrics',
+    'resnet.training.state',
+    'resnet.training.sharding',
+    'resnet.training.checkpoint',
+    'resnet.training.workdir',
+    'resnet.training.writer',
+    'resnet.training.meter',
+  ),
+  (
+    'resnet.models.resnet',
+    'resnet.models',
+    'resnet.data.loader',
+    'resnet.data.normalization',
+    'resnet.data.pipeline',
+    'resnet.training.step',
+  ),
+  ('resnet.experiment',),
+  ('resnet.training.evaluate', 'resnet.training.loop'),
+  ('main',),
+)
+_LAYER_OF = {name: i for i, layer in enumerate(_LAYERS) for name in layer}
+_EMPTY = {'resnet', 'resnet.data', 'resnet.training'}
+_FILES = {
+  '.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix(
+    '.__init__'
+  ): path
+  for path in [ROOT / 'main.py', *(ROOT / 'resnet').rglob('*.py')]
+}
+
+
+def imports(name):
+  """Yields the modules that a file imports, lazily or not."""
+  for node in ast.walk(ast.parse(_FILES[name].read_text())):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f'{name} has a relative import'
+      for alias in node.names:
+        full = f'{node.module}.{alias.name}'
+        yield full if full in _FILES else node.module
+
+
+def test_every_file_has_a_layer():
+  assert set(_FILES) == set(_LAYER_OF) | _EMPTY
+
+
+@pytest.mark.parametrize('name', sorted(_LAYER_OF))
+def test_imports_go_down(name):
+  for other in set(imports(name)) & set(_LAYER_OF):
+    package = other.rpartition('.')[0]
+    same_package = package and name.startswith(package)
+    allowed = _LAYER_OF[other] < _LAYER_OF[name] or (
+      _LAYER_OF[other] == _LAYER_OF[name] and same_package
+    )
+    assert allowed, f'{name} imports {other}'
+
+
+@pytest.mark.parametrize('name', sorted(_LAYER_OF))
+def test_packages_know_what_they_may(name):
+  imported = set(imports(name))
+  if name.startswith('resnet.models'):
+    assert not any(
+      m.startswith(('resnet.data', 'resnet.training')) for m in imported
+    )
+  if name.startswith('resnet.data'):
+    assert not any(
+      m.startswith(('resnet.models', 'resnet.training')) for m in imported
+    )
+  roots = {module.partition('.')[0] for module in imported}
+  assert not roots & {'torch', 'tensorflow', 'matplotlib'}
+  if name not in ('main', 'resnet.experiment'):
+    assert 'ml_collections' not in roots
+  if name != 'main':
+    assert 'absl' not in roots
+
+
+def test_this_test_sees_imports():
+  assert 'resnet.training.step' in set(imports('resnet.experiment'))
+  assert importlib.util.find_spec('resnet.experiment')

@@ -1,0 +1,344 @@
+"""The command line, as a person meets it: in processes of its own."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+ROOT = pathlib.Path(__file__).parent.parent
+SMALL = (
+  '--config=configs/fake.py',
+  '--config.data.image_size=8',
+  '--config.data.eval_resize=8',
+)
+
+
+def command(*args):
+  return [sys.executable, 'main.py', *map(str, args)]
+
+
+def environment(data_dir, devices=1):
+  flags = f'--xla_force_host_platform_device_count={devices}'
+  return {**os.environ, 'XLA_FLAGS': flags, 'TFDS_DATA_DIR': data_dir}
+
+
+def main(*args, data_dir, devices=1):
+  return subprocess.run(
+    command(*args),
+    cwd=ROOT,
+    env=environment(data_dir, devices),
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+
+
+def assert_refused(result, *parts):
+  """Exit code 2, and one line on stderr that has all the parts."""
+  assert result.returncode == 2, result.stderr
+  assert len(result.stderr.splitlines()) == 1, result.stderr
+  assert 'Traceback' not in result.stderr
+  for part in parts:
+    assert part in result.stderr
+
+
+@pytest.fixture(scope='module')
+def done(tmp_path_factory, data_dir):
+  """A finished run and what it printed."""
+  workdir = tmp_path_factory.mktemp('main') / 'run'
+  result = main(*SMALL, f'--workdir={workdir}', data_dir=data_dir)
+  assert result.returncode == 0, result.stderr
+  return workdir, result
+
+
+def test_a_run_shows_progress_and_ends_with_a_table(done):
+  workdir, result = done
+  assert result.stderr == ''
+  lines = result.stdout.splitlines()
+  assert lines[0].startswith('Training cifar_resnet8 on fake (512 train')
+  assert 'First step done' in lines[1]
+  assert any(
+    line.startswith('step 8/16') and 'images/s' in line for line in lines
+  )
+  table = dict(line.split('  ', 1) for line in map(str.strip, lines[-7:]))
+  names = ['steps', 'eval top-1', 'eval top-5', 'eval loss', 'images/s']
+  assert list(table) == [*names, 'wall time', 'files']
+  assert table['files'].strip() == str(workdir)
+  last = json.loads((workdir / 'metrics.jsonl').read_text().splitlines()[-1])
+  assert float(table['eval top-1']) == pytest.approx(
+    last['eval/top1'], abs=1e-4
+  )
+
+
+def test_the_same_command_says_that_the_run_is_complete(done, data_dir):
+  workdir, _ = done
+  result = main(*SMALL, f'--workdir={workdir}', data_dir=data_dir)
+  assert result.returncode == 0
+  assert 'complete: nothing to do' in result.stdout
+  assert 'eval top-1' in result.stdout
+
+
+@pytest.mark.parametrize('which', ['best', 'latest'])
+def test_evaluation_of_a_checkpoint_equals_that_of_the_run(
+  done, data_dir, which
+):
+  workdir, trained = done
+  result = main(
+    *SMALL,
+    f'--workdir={workdir}',
+    '--mode=eval',
+    f'--checkpoint={which}',
+    data_dir=data_dir,
+  )
+  assert result.returncode == 0, result.stderr
+  assert result.stdout.strip() in trained.stdout
+
+
+def test_evaluation_may_use_another_batch_size_and_devices(done, data_dir):
+  workdir, _ = done
+  result = main(
+    *SMALL,
+    f'--workdir={workdir}',
+    '--mode=eval',
+    '--config.batch_size=24',
+    data_dir=data_dir,
+    devices=8,
+  )
+  assert result.returncode == 0, result.stderr
+  assert '(100 images)' in result.stdout
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, data_dir, done):
+  args = [*SMALL, f'--workdir={tmp_path / "run"}']
+  args += ['--config.num_epochs=500', '--config.eval_every_epochs=500']
+  with subprocess.Popen(
+    command(*args),
+    cwd=ROOT,
+    env=environment(data_dir),
+    stdout=subprocess.PIPE,
+    text=True,
+  ) as process:
+    for line in process.stdout:
+      if line.startswith('step'):
+        process.send_signal(signal.SIGTERM)
+        break
+    rest = process.stdout.read()
+    assert process.wait(timeout=60) == 143
+  assert 'Stopped by SIGTERM after step' in rest
+  step = int(rest.split('after step ')[1].split(' of')[0])
+  assert (tmp_path / 'run' / 'checkpoints' / str(step)).is_dir()
+  with subprocess.Popen(
+    command(*args),
+    cwd=ROOT,
+    env=environment(data_dir),
+    stdout=subprocess.PIPE,
+    text=True,
+  ) as process:
+    first = process.stdout.readline()
+    assert 'Continuing cifar_resnet8 on fake' in first
+    assert f'steps {step + 1} to 4000' in first
+    process.send_signal(signal.SIGINT)
+    process.stdout.read()
+    assert process.wait(timeout=60) in (130, -signal.SIGINT)
+  del done
+
+
+@pytest.mark.parametrize(
+  ('args', 'parts'),
+  [
+    (['--config.modle.name=x'], ['modle', 'model']),
+    (['--config.batch_sise=3'], ['batch_sise', 'batch_size']),
+    (['--config.batch_size=many'], ['batch_size', 'many']),
+    (['--config=configs/nothing.py'], ['configs/nothing.py']),
+    (['--nonsense=1'], ['nonsense']),
+    (['train'], ["'train' is not a flag"]),
+    (['--mode=test'], ['train|eval']),
+    (['--config=configs/cifar10.py:resnet21'], ['cifar10']),
+    ([*SMALL, '--config.model.name=resnet51'], ['resnet51', 'resnet50']),
+    ([*SMALL, '--config.batch_size=0'], ['batch_size=0']),
+    ([*SMALL, '--config.batch_size=-64'], ['batch_size=-64']),
+    ([*SMALL, '--config.batch_size=63'], ['63', '8 devices', '56 or 64']),
+    ([*SMALL, '--config.data.name=cifar11'], ['cifar11', 'cifar10']),
+    (
+      ['--config.data.name=cifar10'],
+      ['tfds build cifar10', '--file_format=array_record', 'tensorflow-cpu'],
+    ),
+    ([*SMALL, '--config.model.num_classes=3'], ['num_classes=10']),
+    ([*SMALL, '--mode=eval'], ['holds no run']),
+  ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(
+  tmp_path, data_dir, args, parts
+):
+  workdir = tmp_path / 'run'
+  result = main(*args, f'--workdir={workdir}', data_dir=data_dir, devices=8)
+  assert_refused(result, *parts)
+  assert result.stdout == ''
+  assert not workdir.exists()
+
+
+def test_a_workdir_that_cannot_be_written_is_named(tmp_path, data_dir):
+  (tmp_path / 'file').write_text('kept')
+  result = main(
+    *SMALL, f'--workdir={tmp_path / "file" / "run"}', data_dir=data_dir
+  )
+  assert_refused(result, 'file/run')
+  assert (tmp_path / 'file').read_text() == 'kept'
+
+
+def test_a_workdir_of_another_config_is_refused(done, data_dir):
+  workdir, _ = done
+  result = main(
+    *SMALL, f'--workdir={workdir}', '--config.seed=5', data_dir=data_dir
+  )
+  assert_refused(result, 'seed: 0 there, 5 now')
+
+
+def test_evaluation_of_another_model_is_refused(done, data_dir):
+  workdir, _ = done
+  result = main(
+    *SMALL,
+    f'--workdir={workdir}',
+    '--mode=eval',
+    '--config.model.name=cifar_resnet20',
+    data_dir=data_dir,
+  )
+  assert_refused(result, 'model.name', 'cifar_resnet8')
+
+
+def _prepare_own_set(data_dir, broken=None, bad_label=None):
+  """Prepares a set `shapes` of 40 images with a broken record."""
+
+  class Shapes(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version('1.0.0')
+    SKIP_REGISTERING = True
+
+    def _info(self):
+      return tfds.core.DatasetInfo(
+        builder=self,
+        features=tfds.features.FeaturesDict(
+          {
+            'image': tfds.features.Image(shape=(None, None, 3)),
+            'label': tfds.features.ClassLabel(names=['dark', 'light']),
+            'file_name': tfds.features.Text(),
+          }
+        ),
+      )
+
+    def _split_generators(self, dl_manager):
+      del dl_manager
+      return {'train': self._generate_examples()}
+
+    def _generate_examples(self):
+      for i in range(40):
+        pixels = np.random.default_rng(i).integers(0, 128, (12, 10, 3))
+        pixels = (pixels + 127 * (i % 2)).astype(np.uint8)
+        png = cv2.imencode('.png', pixels)[1].tobytes()
+        path = pathlib.Path(data_dir) / f'shape{i}.png'
+        path.write_bytes(png[:60] if i == broken else png)
+        yield i, {'image': path, 'label': i % 2, 'file_name': path.name}
+
+  tfds.disable_progress_bar()
+  Shapes(data_dir=data_dir, file_format='array_record').download_and_prepare()
+
+
+OWN_SET = (
+  '--config.data.name=shapes',
+  '--config.data.eval_split=train',
+  '--config.batch_size=8',
+  '--config.num_epochs=2',
+)
+
+
+def test_a_set_of_ones_own_is_trained_by_name(tmp_path):
+  _prepare_own_set(str(tmp_path))
+  result = main(
+    *SMALL, *OWN_SET, f'--workdir={tmp_path / "run"}', data_dir=str(tmp_path)
+  )
+  assert result.returncode == 0, result.stderr
+  assert 'on shapes (40 train, 40 train images)' in result.stdout
+
+
+def test_a_broken_image_is_named(tmp_path):
+  _prepare_own_set(str(tmp_path), broken=17)
+  result = main(
+    *SMALL, *OWN_SET, f'--workdir={tmp_path / "run"}', data_dir=str(tmp_path)
+  )
+  assert_refused(result, 'shape17.png', 'cannot be decoded')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_without_a_workdir_it_is_named_after_the_config(tmp_path, data_dir):
+  result = subprocess.run(
+    [sys.executable, str(ROOT / 'main.py'), '--mode=eval'],
+    cwd=tmp_path,
+    env=environment(data_dir),
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert_refused(result, 'runs/digits holds no run')
+  result = subprocess.run(
+    [
+      sys.executable,
+      str(ROOT / 'main.py'),
+      f'--config={ROOT / "configs/cifar10.py"}:resnet20',
+      '--config.data.name=fake',
+      '--config.data.train_split=train',
+      '--mode=eval',
+    ],
+    cwd=tmp_path,
+    env=environment(data_dir),
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert_refused(result, 'runs/cifar10_resnet20 holds no run')
+
+
+def test_help_is_there_at_once():
+  start = time.monotonic()
+  result = subprocess.run(
+    command('--help'), cwd=ROOT, capture_output=True, text=True, check=False
+  )
+  assert '--workdir' in result.stdout
+  assert '--mode' in result.stdout
+  # Nothing heavy is imported for it; a bound, not a benchmark.
+  assert time.monotonic() - start < 20
+
+
+def test_training_never_imports_tensorflow(tmp_path, data_dir):
+  script = (
+    'import runpy, sys\n'
+    'try:\n'
+    '  runpy.run_path("main.py", run_name="__main__")\n'
+    'finally:\n'
+    '  print("tensorflow" in sys.modules)\n'
+  )
+  result = subprocess.run(
+    [
+      sys.executable,
+      '-c',
+      script,
+      *SMALL,
+      '--config.data.name=digits',
+      '--config.num_epochs=0.05',
+      f'--workdir={tmp_path}',
+    ],
+    cwd=ROOT,
+    env=environment(data_dir),
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert result.returncode == 0, result.stderr
+  assert result.stdout.splitlines()[-1] == 'False'

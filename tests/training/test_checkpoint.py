@@ -1,0 +1,62 @@
+"""Checkpoints: what is restored, where it lands, and what is refused."""
+
+import dataclasses
+
+import jax
+from jax.sharding import AxisType, Mesh
+import numpy as np
+import pytest
+
+from configs import fake
+from resnet import experiment
+from resnet.errors import InputError
+from resnet.training.checkpoint import Checkpoints
+from resnet.training.sharding import DataSharding
+
+
+@pytest.fixture(scope='module')
+def run():
+  return experiment.resolve(fake.get_config())
+
+
+def test_a_state_comes_back_on_other_devices(run, tmp_path):
+  state = run.create_state()
+  checkpoints = Checkpoints(str(tmp_path), keep=2)
+  assert checkpoints.latest_step() is None
+  assert checkpoints.best_step() is None
+  checkpoints.save(state, None)
+  checkpoints.finish(expected_step=0)
+  mesh = Mesh(
+    np.array(jax.devices()[:2]), ('data',), axis_types=(AxisType.Auto,)
+  )
+  two = dataclasses.replace(run, sharding=DataSharding(mesh))
+  restored = Checkpoints(str(tmp_path)).restore(0, two.abstract_state())
+  jax.tree.map(np.testing.assert_array_equal, state, restored)
+  assert restored.params['head']['bias'].sharding.mesh.size == 2
+
+
+def test_another_network_is_refused(run, tmp_path):
+  checkpoints = Checkpoints(str(tmp_path), keep=1)
+  checkpoints.save(run.create_state(), None)
+  checkpoints.finish(expected_step=0)
+  config = fake.get_config()
+  config.model.num_classes = 11
+  other = experiment.resolve(config).abstract_state()
+  with pytest.raises(InputError, match=r'step 0 .* does not fit'):
+    Checkpoints(str(tmp_path)).restore(0, other)
+
+
+def test_a_missing_last_checkpoint_is_an_error(run, tmp_path):
+  checkpoints = Checkpoints(str(tmp_path), keep=1)
+  checkpoints.save(run.create_state(), None)
+  with pytest.raises(RuntimeError, match='of step 0, not 5'):
+    checkpoints.finish(expected_step=5)
+
+
+def test_evaluations_are_kept_with_their_step(run, tmp_path):
+  checkpoints = Checkpoints(str(tmp_path), keep=1)
+  checkpoints.save(run.create_state(), {'eval/top1': 0.25})
+  checkpoints.finish(expected_step=0)
+  again = Checkpoints(str(tmp_path))
+  assert again.best_step() == 0
+  assert again.metrics(0) == {'eval/top1': 0.25}

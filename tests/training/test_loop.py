@@ -1,0 +1,223 @@
+"""The run: what it writes, and that it goes on as if nothing had happened."""
+
+import json
+import os
+import pathlib
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from configs import fake
+from resnet import experiment
+from resnet.data.loader import DeviceLoader
+from resnet.errors import InputError
+from resnet.training import loop
+from resnet.training.checkpoint import Checkpoints
+
+NUM_STEPS = 16
+TIMES = ('images_per_second', 'data_wait')
+
+
+def resolve(**changes):
+  config = fake.get_config()
+  config.data.image_size = config.data.eval_resize = 8
+  config.save_every_steps = 3
+  config.update_from_flattened_dict(
+    {name.replace('__', '.'): value for name, value in changes.items()}
+  )
+  return experiment.resolve(config)
+
+
+def train(workdir, **changes):
+  return loop.train(resolve(**changes), str(workdir), start_time=0.0)
+
+
+def lines(workdir):
+  text = (pathlib.Path(workdir) / 'metrics.jsonl').read_text()
+  return [json.loads(line) for line in text.splitlines()]
+
+
+def untimed(workdir):
+  return [
+    {name: value for name, value in line.items() if name not in TIMES}
+    for line in lines(workdir)
+  ]
+
+
+def final_state(workdir):
+  state = resolve().abstract_state()
+  return jax.device_get(Checkpoints(str(workdir)).restore(NUM_STEPS, state))
+
+
+def assert_same_run(workdir, other):
+  assert untimed(workdir) == untimed(other)
+  jax.tree.map(
+    np.testing.assert_array_equal, final_state(workdir), final_state(other)
+  )
+
+
+def at_batch(monkeypatch, number, action):
+  """Calls `action` before batch `number` (from 1) of this process is given."""
+  count, real = 0, DeviceLoader.__next__
+
+  def patched(self):
+    nonlocal count
+    count += 1
+    if count == number:
+      action()
+    return real(self)
+
+  monkeypatch.setattr(DeviceLoader, '__next__', patched)
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory, data_dir):
+  """An uninterrupted run."""
+  del data_dir
+  workdir = tmp_path_factory.mktemp('whole')
+  steps, real = [], loop.jit_steps
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(
+      loop, 'jit_steps', lambda *args: steps.append(real(*args)) or steps[0]
+    )
+    outcome = train(workdir)
+  return workdir, outcome, steps[0]
+
+
+def test_a_run_ends_with_its_evaluation(whole):
+  workdir, outcome, _ = whole
+  assert outcome.step == NUM_STEPS
+  assert outcome.signal is None
+  assert not outcome.was_complete
+  assert outcome.images_per_second > 0
+  assert outcome.metrics['eval/num_examples'] == 100
+  saved = json.loads((workdir / 'config.json').read_text())
+  assert saved['config']['batch_size'] == 64
+  assert saved['derived']['num_steps'] == NUM_STEPS
+  assert list(workdir.glob('events.out.tfevents.*'))
+  assert not [p for p in workdir.rglob('*') if 'tmp' in p.name]
+
+
+def test_each_shape_is_compiled_once(whole):
+  _, _, steps = whole
+  assert steps.train._cache_size() == 1
+  assert steps.evaluate._cache_size() == 1
+
+
+def test_metrics_lines_are_as_promised(whole):
+  workdir, _, _ = whole
+  train_lines = [line for line in lines(workdir) if 'train/loss' in line]
+  eval_lines = [line for line in lines(workdir) if 'eval/loss' in line]
+  assert [line['step'] for line in train_lines] == [4, 8, 12, 16]
+  assert [line['step'] for line in eval_lines] == [8, 16]
+  for line in train_lines:
+    assert set(line) == {
+      'step',
+      'epoch',
+      'train/loss',
+      'train/top1',
+      'learning_rate',
+      *TIMES,
+    }
+    assert line['epoch'] == line['step'] / 8
+    assert 0 <= line['train/top1'] <= 1
+    assert 0 <= line['data_wait'] <= 1
+  # The rate falls to a tenth after one epoch.
+  rates = [line['learning_rate'] for line in train_lines]
+  assert rates == pytest.approx([0.025, 0.025, 0.0025, 0.0025])
+  assert set(eval_lines[0]) == {
+    'step',
+    'epoch',
+    *(f'eval/{name}' for name in ('loss', 'top1', 'top5', 'num_examples')),
+  }
+
+
+# The evaluation at step 8 asks for three batches: two, and the end.
+@pytest.mark.parametrize(('number', 'step'), [(1, 1), (10, 8), (14, 11)])
+def test_a_stopped_run_goes_on_bit_for_bit(
+  whole, tmp_path, monkeypatch, number, step
+):
+  with monkeypatch.context() as patch:
+    at_batch(patch, number, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    outcome = train(tmp_path)
+  assert outcome.signal == signal.SIGTERM
+  assert outcome.step == step
+  assert Checkpoints(str(tmp_path)).latest_step() == step
+  # How the data are read may change.
+  outcome = train(tmp_path, data__num_threads=3)
+  assert outcome.signal is None
+  assert_same_run(tmp_path, whole[0])
+
+
+def test_a_crashed_run_goes_on_from_its_checkpoint(
+  whole, tmp_path, monkeypatch
+):
+  def crash():
+    raise RuntimeError('crash')
+
+  for number in (6, 7):
+    with monkeypatch.context() as patch:
+      at_batch(patch, number, crash)
+      with pytest.raises(RuntimeError, match='crash'):
+        train(tmp_path)
+  train(tmp_path, data__num_workers=2)
+  assert_same_run(tmp_path, whole[0])
+
+
+def test_a_complete_run_is_left_alone(whole):
+  workdir, outcome, _ = whole
+  before = {p: p.stat().st_mtime_ns for p in workdir.rglob('*')}
+  again = train(workdir)
+  assert again.was_complete
+  assert again.metrics == outcome.metrics
+  assert {p: p.stat().st_mtime_ns for p in workdir.rglob('*')} == before
+
+
+def test_another_config_is_refused_and_nothing_is_written(whole):
+  workdir, _, _ = whole
+  before = {p: p.stat().st_mtime_ns for p in workdir.rglob('*')}
+  with pytest.raises(InputError, match='seed: 0 there, 1 now'):
+    train(workdir, seed=1)
+  assert {p: p.stat().st_mtime_ns for p in workdir.rglob('*')} == before
+
+
+def test_the_best_checkpoint_and_the_last_ones_are_kept(tmp_path, monkeypatch):
+  top1 = iter([0.1, 0.5, 0.3, 0.5, 0.2, 0.4, 0.1, 0.2])
+  monkeypatch.setattr(
+    loop,
+    'evaluate',
+    lambda *_: {
+      'eval/loss': 0.0,
+      'eval/top1': next(top1),
+      'eval/top5': 1.0,
+      'eval/num_examples': 100,
+    },
+  )
+  # Evaluations at steps 2, 4, .. 16; the best first at step 4.
+  train(
+    tmp_path, eval_every_epochs=0.25, keep_checkpoints=2, save_every_steps=3
+  )
+  checkpoints = Checkpoints(str(tmp_path))
+  folder = tmp_path / 'checkpoints'
+  kept = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+  assert kept == [4, 15, 16]
+  assert checkpoints.best_step() == 4
+  assert checkpoints.metrics(4)['eval/top1'] == 0.5
+
+
+def test_a_broken_record_stops_before_anything_is_written(
+  tmp_path, monkeypatch
+):
+  run = resolve()
+  real = type(run.eval_reader.source.records)._record
+
+  def broken(self, index):
+    record = real(self, index)
+    return {**record, 'image': b'no image'} if index == 9 else record
+
+  monkeypatch.setattr(type(run.eval_reader.source.records), '_record', broken)
+  with pytest.raises(InputError, match='record 9 of fake/'):
+    loop.train(run, str(tmp_path / 'run'), start_time=0.0)
+  assert not (tmp_path / 'run').exists()

@@ -1,0 +1,75 @@
+"""Closed forms of the learning rate."""
+
+import math
+
+import numpy as np
+import pytest
+
+from resnet.errors import InputError
+from resnet.training.schedules import RunLength, create_schedule
+
+LENGTH = RunLength(batch_size=512, num_steps=100, steps_per_epoch=10.0)
+FIELDS = {
+  'name': 'cosine',
+  'learning_rate': 0.1,
+  'base_batch_size': 256,
+  'warmup_epochs': 0.5,
+  'decay_epochs': (),
+  'decay_factor': 0.1,
+}
+PEAK = 0.2  # 0.1 * 512 / 256
+
+
+def rates(**changes):
+  schedule = create_schedule(LENGTH, **{**FIELDS, **changes})
+  return np.array([float(schedule(step)) for step in range(100)])
+
+
+def test_cosine_with_warmup():
+  expected = [
+    PEAK * (step + 1) / 5
+    if step < 5
+    else PEAK * (1 + math.cos(math.pi * (step - 5) / 95)) / 2
+    for step in range(100)
+  ]
+  # Near its end the cosine is a difference of float32 ones.
+  np.testing.assert_allclose(rates(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_cosine_without_warmup_starts_at_the_peak():
+  assert rates(warmup_epochs=0.0)[0] == pytest.approx(PEAK)
+
+
+def test_step_decays_when_the_epochs_are_over():
+  actual = rates(name='step', warmup_epochs=1.0, decay_epochs=(3.0, 6.0))
+  expected = [
+    PEAK * (step + 1) / 10
+    if step < 10
+    else PEAK * 0.1 ** ((step >= 30) + (step >= 60))
+    for step in range(100)
+  ]
+  np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+def test_one_step_of_warmup_is_at_the_peak():
+  np.testing.assert_allclose(
+    rates(name='step', warmup_epochs=0.1), PEAK, rtol=1e-6
+  )
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'name': 'cosin'}, "'cosine', 'step'"),
+    ({'learning_rate': 0.0}, 'positive'),
+    ({'base_batch_size': -1}, 'positive'),
+    ({'warmup_epochs': -1.0}, 'warmup_epochs'),
+    ({'warmup_epochs': 10.0}, 'less than the 100 steps'),
+    ({'decay_epochs': (3.0,)}, "means nothing to 'cosine'"),
+    ({'name': 'step', 'decay_epochs': (6.0, 3.0)}, 'must rise'),
+    ({'name': 'step', 'decay_epochs': (0.5,)}, 'after the 0.5 epochs'),
+  ],
+)
+def test_bad_fields_are_named(changes, message):
+  with pytest.raises(InputError, match=message):
+    create_schedule(LENGTH, **{**FIELDS, **changes})

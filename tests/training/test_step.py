@@ -1,0 +1,136 @@
+"""The update: against NumPy-free formulas, over devices, in parts."""
+
+import dataclasses
+import re
+
+import jax
+from jax.sharding import AxisType, Mesh
+import numpy as np
+import pytest
+
+from configs import fake
+from resnet import experiment
+from resnet.training.sharding import DataSharding
+from resnet.training.step import jit_steps
+
+
+def configure(**changes):
+  config = fake.get_config()
+  config.model.bn_group_size = 8
+  config.update_from_flattened_dict(
+    {name.replace('__', '.'): value for name, value in changes.items()}
+  )
+  return experiment.resolve(config)
+
+
+def on_devices(run, count):
+  mesh = Mesh(
+    np.array(jax.devices()[:count]), ('data',), axis_types=(AxisType.Auto,)
+  )
+  return dataclasses.replace(run, sharding=DataSharding(mesh))
+
+
+def train(run, num_steps):
+  """Returns the final state and the loss of each step."""
+  steps = jit_steps(run.task, run.sharding)
+  state, losses = run.create_state(), []
+  for step in range(num_steps):
+    batch = jax.device_put(run.train_reader(step), run.sharding.batch)
+    state, metrics = steps.train(state, batch)
+    losses.append(float(metrics['loss']) / float(metrics['num_examples']))
+  assert steps.train._cache_size() == 1
+  return jax.device_get(state), losses
+
+
+def assert_close(a, b, rtol, atol=0.0):
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b
+  )
+
+
+def test_one_device_equals_eight_for_20_steps():
+  run = configure(log_every_steps=1, schedule__learning_rate=0.4)
+  _, one = train(on_devices(run, 1), 20)
+  _, eight = train(on_devices(run, 8), 20)
+  np.testing.assert_allclose(one, eight, rtol=1e-5)
+  assert one[-1] < one[0] - 0.05
+
+
+def test_parts_equal_the_whole_batch_with_the_same_groups():
+  whole, whole_losses = train(configure(), 3)
+  parts, parts_losses = train(configure(accumulation_steps=4), 3)
+  np.testing.assert_allclose(whole_losses, parts_losses, rtol=1e-5)
+  assert_close(whole.params, parts.params, rtol=1e-3, atol=1e-5)
+  assert_close(whole.batch_stats, parts.batch_stats, rtol=1e-3, atol=1e-5)
+  assert_close(whole.sums, parts.sums, rtol=1e-5)
+
+
+def test_parts_without_groups_have_statistics_of_their_own():
+  _, whole = train(configure(model__bn_group_size=None), 2)
+  _, parts = train(
+    configure(model__bn_group_size=None, accumulation_steps=2), 2
+  )
+  assert whole != pytest.approx(parts, rel=1e-5)
+
+
+def test_sums_begin_anew_after_each_log_line():
+  run = configure(log_every_steps=3)
+  steps = jit_steps(run.task, run.sharding)
+  state, counts = run.create_state(), []
+  for step in range(7):
+    batch = jax.device_put(run.train_reader(step), run.sharding.batch)
+    state, metrics = steps.train(state, batch)
+    counts.append(float(metrics['num_examples']) / 64)
+  assert counts == [1, 2, 3, 1, 2, 3, 1]
+
+
+def test_the_learning_rate_shown_is_that_of_the_update():
+  run = configure(schedule__warmup_epochs=0.5, schedule__decay_epochs=())
+  steps = jit_steps(run.task, run.sharding)
+  state = run.create_state()
+  head = np.asarray(state.params['head']['bias'])
+  batch = jax.device_put(run.train_reader(0), run.sharding.batch)
+  state, metrics = steps.train(state, batch)
+  # Four steps of warm-up to 0.1 * 64 / 256.
+  assert float(metrics['learning_rate']) == pytest.approx(0.025 / 4)
+  assert int(state.step) == 1
+  (velocity,) = [
+    x.trace['head']['bias'] for x in state.opt_state if hasattr(x, 'trace')
+  ]
+  np.testing.assert_allclose(
+    state.params['head']['bias'], head - 0.025 / 4 * velocity, rtol=1e-5
+  )
+
+
+def test_normalization_uses_mean_and_std_of_each_channel():
+  run = configure(data__mean=(10.0, 20.0, 30.0), data__std=(1.0, 2.0, 4.0))
+  images = np.full((1, 2, 2, 3), 50, np.uint8)
+  np.testing.assert_allclose(
+    run.task.normalize(images)[0, 0, 0], [40.0, 15.0, 5.0]
+  )
+
+
+def test_bfloat16_keeps_float32_state_and_metrics():
+  state, losses = train(configure(model__dtype='bfloat16'), 2)
+  dtypes = {str(x.dtype) for x in jax.tree.leaves(state)}
+  assert dtypes == {'float32', 'int32'}
+  assert np.isfinite(losses).all()
+
+
+@pytest.mark.parametrize(('group', 'most'), [(8, 4), (None, None)])
+def test_groups_on_a_device_leave_only_the_gradients_to_reduce(group, most):
+  run = configure(model__bn_group_size=group)
+  steps = jit_steps(run.task, run.sharding)
+  batch = jax.eval_shape(lambda: run.train_reader(0))
+  hlo = steps.train.lower(run.abstract_state(), batch).compile().as_text()
+  all_reduces = re.findall(r' all-reduce(?:-start)?\(', hlo)
+  others = re.findall(
+    r' (?:all-gather|all-to-all|collective-permute|reduce-scatter)\w*\(', hlo
+  )
+  num_norms = 7
+  assert not others
+  if most is None:
+    # Statistics forward and backward: so the count above can fail.
+    assert len(all_reduces) >= 2 * num_norms
+  else:
+    assert 1 <= len(all_reduces) <= most

@@ -1,0 +1,59 @@
+"""A run's folder: atomic files, and the comparison of configs."""
+
+import os
+
+import pytest
+
+from resnet.errors import InputError
+from resnet.training import workdir
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+  path = tmp_path / 'file'
+  workdir.write_atomically(str(path), 'old')
+
+  def full(_):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(os, 'fsync', full)
+  with pytest.raises(OSError, match='No space'):
+    workdir.write_atomically(str(path), 'new')
+  assert path.read_text() == 'old'
+  assert [p.name for p in tmp_path.iterdir()] == ['file']
+
+
+def test_what_was_created_is_read_back(tmp_path):
+  folder = str(tmp_path / 'a' / 'run')
+  assert workdir.read_config(folder) is None
+  workdir.create(folder, {'seed': 1, 'data.mean': None}, {'num_steps': 3})
+  assert workdir.read_config(folder) == {
+    'config': {'seed': 1, 'data.mean': None},
+    'derived': {'num_steps': 3},
+  }
+
+
+@pytest.mark.parametrize('text', ['', '{', '[]', '{"config": {}}'])
+def test_a_foreign_config_file_is_refused(tmp_path, text):
+  (tmp_path / 'config.json').write_text(text)
+  with pytest.raises(InputError, match=r'config\.json'):
+    workdir.read_config(str(tmp_path))
+
+
+def test_differing_fields_are_shown():
+  saved = {'seed': 1, 'batch_size': 64, 'old': 0, 'data.data_dir': 'a'}
+  config = {'seed': 1, 'batch_size': 32, 'new': 2, 'data.data_dir': 'b'}
+  with pytest.raises(InputError) as caught:
+    workdir.check_same_config('w', saved, config, ignore={'data.data_dir'})
+  message = str(caught.value)
+  assert 'batch_size: 64 there, 32 now' in message
+  assert 'new: None there, 2 now' in message
+  assert 'old: 0 there, None now' in message
+  assert 'seed' not in message
+  assert 'data_dir' not in message
+  workdir.check_same_config('w', saved, saved, ignore=())
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(InputError, match='Not a directory'):
+    workdir.create(str(tmp_path / 'file' / 'run'), {}, {})

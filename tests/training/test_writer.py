@@ -1,0 +1,79 @@
+"""metrics.jsonl, event files, progress."""
+
+import io
+import json
+import math
+
+import pytest
+
+from resnet.training.writer import MetricsWriter, Progress
+
+VALUES = {
+  'train/loss': 0.5,
+  'train/top1': 0.75,
+  'learning_rate': 0.1,
+  'images_per_second': 1234.0,
+  'data_wait': 0.031,
+}
+
+
+def read(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_lines_are_json_and_not_finite_is_null(tmp_path):
+  writer = MetricsWriter(str(tmp_path), first_step=0)
+  writer.write(3, 0.5, {'train/loss': 1.5, 'eval/loss': math.nan})
+  writer.close()
+  assert read(tmp_path / 'metrics.jsonl') == [
+    {'step': 3, 'epoch': 0.5, 'train/loss': 1.5, 'eval/loss': None}
+  ]
+  (events,) = tmp_path.glob('events.out.tfevents.*')
+  assert b'train/loss' in events.read_bytes()
+
+
+def test_going_on_drops_later_lines_and_half_a_line(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  writer = MetricsWriter(str(tmp_path), first_step=0)
+  for step in (1, 2, 3):
+    writer.write(step, 0.0, {'train/loss': float(step)})
+  writer.close()
+  with path.open('a') as file:
+    file.write('{"step": 4, "ep')
+  writer = MetricsWriter(str(tmp_path), first_step=2)
+  writer.write(3, 0.0, {'train/loss': 30.0})
+  writer.close()
+  assert [(line['step'], line['train/loss']) for line in read(path)] == [
+    (1, 1.0),
+    (2, 2.0),
+    (3, 30.0),
+  ]
+  assert {p.name.partition('.')[0] for p in tmp_path.iterdir()} == {
+    'events',
+    'metrics',
+  }
+
+
+class Terminal(io.StringIO):
+  def isatty(self):
+    return True
+
+
+@pytest.mark.parametrize('stream', [io.StringIO(), Terminal()])
+def test_progress_shows_all_figures(stream):
+  progress = Progress(first_step=0, num_steps=10, stream=stream)
+  progress.advance()
+  progress.metrics(1, 0.25, VALUES, seconds_left=65.0)
+  progress.say('hello')
+  progress.close()
+  text = stream.getvalue()
+  for part in ('0.5000', '0.7500', 'lr 0.1', '1,234 images/s', 'data wait 3%'):
+    assert part in text
+  if stream.isatty():
+    assert '1/10' in text
+    assert '\r' in text
+  else:
+    assert 'step 1/10  epoch 0.2' in text
+    assert 'left 01:05' in text
+    assert '\r' not in text
+  assert 'hello' in text
