@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test test-all lint format clean
+.PHONY: train test test-slow lint format clean
 
 train: .venv/installed
 	$(BIN)/python main.py
@@ -11,8 +11,8 @@ train: .venv/installed
 test: .venv/installed-tests
 	$(BIN)/python -m pytest -m 'not slow'
 
-test-all: .venv/installed-tests
-	$(BIN)/python -m pytest
+test-slow: .venv/installed-tests
+	$(BIN)/python -m pytest -m slow
 
 lint: .venv/installed-tests
 	$(BIN)/ruff format --check

@@ -126,9 +126,10 @@ def train(
   else:
     state = experiment.create_state()
   run = _Run(experiment, workdir, checkpoints, first_step)
-  run.progress.say(_describe(experiment, first_step))
   try:
-    return run.loop(state, batches, start_time)
+    with _StopSignal() as stop:
+      run.progress.say(_describe(experiment, first_step))
+      return run.loop(state, batches, stop, start_time)
   finally:
     batches.close()
     run.close()
@@ -224,42 +225,45 @@ class _Run:
     self.in_flight: collections.deque[tuple[int, Any]] = collections.deque()
 
   def loop(
-    self, state: TrainState, batches: DeviceLoader, start_time: float
+    self,
+    state: TrainState,
+    batches: DeviceLoader,
+    stop: _StopSignal,
+    start_time: float,
   ) -> Outcome:
     """Runs to the end, or to a signal."""
     length = self.experiment.length
     meter = Meter(length, batches, self.first_step)
     step, saved_step, evaluation = self.first_step, self.first_step, None
-    with _StopSignal() as stop:
-      for batch in batches:
-        state, metrics = self.steps.train(state, batch)
-        step += 1
-        is_last = step == length.num_steps
-        if step == self.first_step + 1:
-          jax.block_until_ready(metrics)
-          seconds = time.time() - start_time
-          self.progress.say(f'First step done {seconds:.1f} s after the start.')
-          meter.start(step)
+    for batch in batches:
+      state, metrics = self.steps.train(state, batch)
+      step += 1
+      is_last = step == length.num_steps
+      if step == self.first_step + 1:
+        jax.block_until_ready(metrics)
+        seconds = time.time() - start_time
+        self.progress.say(f'First step done {seconds:.1f} s after the start.')
+        meter.start(step)
 
-        self.in_flight.append((step, metrics))
-        self.finish_steps(meter, leave=MAX_STEPS_IN_FLIGHT)
+      self.in_flight.append((step, metrics))
+      self.finish_steps(meter, leave=MAX_STEPS_IN_FLIGHT)
 
-        evaluation = None
-        if self.experiment.is_eval_step(step) or is_last:
-          with meter.paused(self.finish_steps):
-            evaluation = evaluate(self.experiment, self.steps, state)
-            self.write(step, evaluation)
-            self.progress.say(describe(step, evaluation))
+      evaluation = None
+      if self.experiment.is_eval_step(step) or is_last:
+        with meter.paused(self.finish_steps):
+          evaluation = evaluate(self.experiment, self.steps, state)
+          self.write(step, evaluation)
+          self.progress.say(describe(step, evaluation))
 
-        is_best = evaluation and evaluation['eval/top1'] > self.best_top1
-        is_due = step % self.experiment.save_every_steps == 0
-        if is_best or is_due or is_last or stop.received:
-          with meter.paused(self.finish_steps):
-            self.save(state, evaluation)
-            saved_step = step
+      is_best = evaluation and evaluation['eval/top1'] > self.best_top1
+      is_due = step % self.experiment.save_every_steps == 0
+      if is_best or is_due or is_last or stop.received:
+        with meter.paused(self.finish_steps):
+          self.save(state, evaluation)
+          saved_step = step
 
-        if stop.received:
-          break
+      if stop.received:
+        break
     self.checkpoints.finish(expected_step=saved_step)
     return Outcome(
       step=step,

@@ -5,13 +5,13 @@ import pathlib
 import shutil
 from typing import ClassVar
 
-from in_memory import encode, make_source, smooth_image
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
 from resnet.data.datasets import open_source
 from resnet.errors import InputError
+from tests.data.in_memory import encode, make_source, smooth_image
 
 
 def user_file(index):

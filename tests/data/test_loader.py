@@ -2,7 +2,6 @@
 
 import time
 
-from in_memory import encode, make_source
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
@@ -12,6 +11,7 @@ from resnet.data import loader
 from resnet.data.datasets import open_source
 from resnet.data.transforms import EvalTransform, TrainTransform
 from resnet.errors import InputError
+from tests.data.in_memory import encode, make_source
 
 KEEP = EvalTransform(size=2, resize_size=2)
 AUGMENT = TrainTransform(

@@ -2,7 +2,6 @@
 
 import io
 
-from in_memory import make_source
 import numpy as np
 from PIL import Image
 import pytest
@@ -11,6 +10,7 @@ from sklearn import datasets as sklearn_datasets
 from resnet.data.datasets import open_source
 from resnet.data.normalization import channel_statistics
 from resnet.errors import InputError
+from tests.data.in_memory import make_source
 
 
 def assert_statistics(source, size, images):

@@ -4,7 +4,6 @@ import io
 import math
 
 import cv2
-from in_memory import encode, smooth_image
 import numpy as np
 from PIL import Image
 import pytest
@@ -13,6 +12,7 @@ from scipy import stats
 from resnet.data import transforms
 from resnet.data.transforms import EvalTransform, TrainTransform, decode_image
 from resnet.errors import InputError
+from tests.data.in_memory import encode, smooth_image
 
 COLOURS = smooth_image(37, 53)
 
@@ -133,12 +133,12 @@ def draw_crops(monkeypatch):
 
 
 def test_crop_area_is_uniform_and_aspect_log_uniform(draw_crops):
-  # Up to half of a square always fits, so no draw is refused.
-  top, left, h, w = draw_crops(256, 256, 4000, area=(0.1, 0.5))
-  log_range = math.log(16 / 9)
+  # These always fit into a square, so no draw is refused.
+  area, aspect = (0.1, 0.5), (0.6, 1.5)
+  top, left, h, w = draw_crops(256, 256, 4000, area, aspect)
   samples = [
     (h * w / 256**2 - 0.1) / 0.4,
-    np.log(w / h) / log_range + 0.5,
+    np.log(w / h / 0.6) / math.log(1.5 / 0.6),
     (top + 0.5) / (257 - h),
     (left + 0.5) / (257 - w),
   ]
