@@ -28,6 +28,7 @@ _LAYERS = (
     'resnet.training.workdir',
     'resnet.training.writer',
     'resnet.training.meter',
+    'resnet.training.stop',
   ),
   (
     'resnet.models.resnet',

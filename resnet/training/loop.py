@@ -15,6 +15,7 @@ device's speed. Metrics are read when their step is done, while later steps run.
 import collections
 from collections.abc import Mapping
 import dataclasses
+import os
 import signal
 import time
 from typing import Any
@@ -22,14 +23,16 @@ from typing import Any
 import jax
 
 from resnet.data.loader import DeviceLoader, read_ahead
+from resnet.errors import InputError
 from resnet.experiment import FREE_FIELDS, Experiment
 from resnet.training import metrics as metrics_lib
 from resnet.training import workdir as workdir_lib
-from resnet.training.checkpoint import Checkpoints
+from resnet.training.checkpoint import FOLDER, Checkpoints
 from resnet.training.evaluate import describe, evaluate
 from resnet.training.meter import Meter
 from resnet.training.state import TrainState
 from resnet.training.step import jit_steps
+from resnet.training.stop import StopSignal
 from resnet.training.writer import MetricsWriter, Progress
 
 MAX_STEPS_IN_FLIGHT = 2
@@ -127,7 +130,7 @@ def train(
     state = experiment.create_state()
   run = _Run(experiment, workdir, checkpoints, first_step)
   try:
-    with _StopSignal() as stop:
+    with StopSignal() as stop:
       run.progress.say(_describe(experiment, first_step))
       return run.loop(state, batches, stop, start_time)
   finally:
@@ -139,6 +142,11 @@ def _check_workdir(experiment: Experiment, workdir: str) -> bool:
   """Returns whether a run was begun in `workdir`; it must be this one."""
   saved = workdir_lib.read_config(workdir)
   if saved is None:
+    if os.path.isdir(os.path.join(workdir, FOLDER)):
+      raise InputError(
+        f'{workdir} has checkpoints but no config.json, so nobody can tell of'
+        ' what run they are: give another --workdir.'
+      )
     return False
   workdir_lib.check_same_config(
     workdir, saved['config'], experiment.config, ignore=FREE_FIELDS
@@ -176,28 +184,6 @@ def _describe(experiment: Experiment, first_step: int) -> str:
   )
 
 
-class _StopSignal:
-  """SIGTERM or SIGINT: the run stops after the step; a second one kills it."""
-
-  def __init__(self):
-    self.received: int | None = None
-    self._previous = {}
-
-  def __enter__(self) -> '_StopSignal':
-    for number in (signal.SIGTERM, signal.SIGINT):
-      self._previous[number] = signal.signal(number, self._receive)
-    return self
-
-  def __exit__(self, *exc: Any) -> None:
-    for number, handler in self._previous.items():
-      signal.signal(number, handler)
-
-  def _receive(self, number: int, frame: Any) -> None:
-    del frame
-    self.received = number
-    signal.signal(number, signal.SIG_DFL)
-
-
 class _Run:
   """The moving parts of a run, and the loop that moves them."""
 
@@ -228,7 +214,7 @@ class _Run:
     self,
     state: TrainState,
     batches: DeviceLoader,
-    stop: _StopSignal,
+    stop: StopSignal,
     start_time: float,
   ) -> Outcome:
     """Runs to the end, or to a signal."""

@@ -183,6 +183,13 @@ def test_another_config_is_refused_and_nothing_is_written(whole):
   assert {p: p.stat().st_mtime_ns for p in workdir.rglob('*')} == before
 
 
+def test_checkpoints_without_a_config_are_not_touched(tmp_path):
+  (tmp_path / 'checkpoints' / '5').mkdir(parents=True)
+  with pytest.raises(InputError, match=r'no config\.json'):
+    train(tmp_path)
+  assert [p.name for p in tmp_path.rglob('*')] == ['checkpoints', '5']
+
+
 def test_the_best_checkpoint_and_the_last_ones_are_kept(tmp_path, monkeypatch):
   top1 = iter([0.1, 0.5, 0.3, 0.5, 0.2, 0.4, 0.1, 0.2])
   monkeypatch.setattr(
