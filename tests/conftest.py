@@ -10,6 +10,7 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 from absl import flags
 import jax
 import pytest
+from tensorflow_datasets.core import constants
 
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_numpy_rank_promotion', 'raise')
@@ -27,6 +28,18 @@ def data_dir(tmp_path_factory):
   return str(tmp_path_factory.mktemp('tensorflow_datasets'))
 
 
-@pytest.fixture(autouse=True)
-def _no_other_data(monkeypatch, data_dir):
-  monkeypatch.setenv('TFDS_DATA_DIR', data_dir)
+@pytest.fixture(scope='session', autouse=True)
+def _this_data_dir_is_the_default(data_dir):
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(constants, 'DATA_DIR', data_dir)
+    yield
+
+
+@pytest.fixture(scope='session', autouse=True)
+def _compiled_programs_are_shared(tmp_path_factory):
+  """Between tests, and between the workers of pytest-xdist."""
+  base = tmp_path_factory.getbasetemp()
+  if 'PYTEST_XDIST_WORKER' in os.environ:
+    base = base.parent
+  jax.config.update('jax_compilation_cache_dir', str(base / 'jax_cache'))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)

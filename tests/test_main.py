@@ -217,9 +217,8 @@ def test_evaluation_of_another_model_is_refused(done, data_dir):
 def _prepare_own_set(data_dir, broken=None):
   """Prepares a set `shapes` of 40 images with a broken record."""
 
-  class Shapes(tfds.core.GeneratorBasedBuilder):
+  class Shapes(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version('1.0.0')
-    SKIP_REGISTERING = True
 
     def _info(self):
       return tfds.core.DatasetInfo(

@@ -104,9 +104,13 @@ def open_source(
   builder = _find_prepared(name, data_dir)
   channels, num_classes = _check_features(name, builder.info.features)
   try:
+    if builder.info.splits[split].num_examples <= 0:
+      raise InputError(f'The split {split!r} of {name!r} has no images.')
     records = builder.as_data_source(
       split=split, decoders={'image': tfds.decode.SkipDecoding()}
     )
+  except InputError:
+    raise
   except NotImplementedError:
     raise InputError(
       f'{name!r} is prepared in {builder.data_dir}, but not for random access.'
@@ -118,8 +122,6 @@ def open_source(
       f' {", ".join(builder.info.splits) or "none"}'
       f' ({str(error).splitlines()[0]})'
     ) from None
-  if not len(records):
-    raise InputError(f'The split {split!r} of {name!r} has no images.')
   return Source(
     name=name,
     split=split,
@@ -134,13 +136,17 @@ def _find_prepared(name: str, data_dir: str | None) -> Any:
     return read_only_builder.builder_from_files(name, data_dir=data_dir)
   except tfds.core.DatasetNotFoundError:
     pass
-  except (AssertionError, ValueError) as error:
-    reason = str(error).splitlines()[0]
-    raise InputError(f'data.name={name!r} cannot be read: {reason}') from None
+  except Exception as error:  # Whatever a damaged folder makes TFDS raise.
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    raise InputError(
+      f'data.name={name!r} cannot be read in {data_dir or "the default folder"}:'
+      f' {reason}'
+    ) from error
   folder = data_dir or os.fspath(constants.DATA_DIR)
   known = tfds.list_builders(with_community_datasets=False)
-  known = [*known, 'digits', 'fake']
-  if name.split('/')[0].split(':')[0] not in known:
+  known = {*known, 'digits', 'fake'}
+  set_name = name.partition('/')[0].partition(':')[0]
+  if set_name not in known or set_name in ('digits', 'fake'):
     raise InputError(
       f'There is no data set {name!r} in TFDS or in {folder}.'
       f'{nearest(name, known)}'
@@ -181,16 +187,21 @@ def _prepare_digits(data_dir: str | None) -> None:
   """Prepares `digits`, quietly, where that was not done before."""
   from resnet.data import digits  # Registers a TFDS builder.
 
-  builder = digits.Digits(data_dir=data_dir, file_format='array_record')
-  if builder.info.splits:
+  def builder() -> tfds.core.DatasetBuilder:
+    return digits.Digits(data_dir=data_dir, file_format='array_record')
+
+  if builder().info.splits:
     return
   tfds.disable_progress_bar()
   try:
     with contextlib.redirect_stdout(io.StringIO()):
-      builder.download_and_prepare()
+      builder().download_and_prepare()
   except OSError as error:
+    if builder().info.splits:
+      return  # Another process was faster.
     raise InputError(
-      f'digits cannot be written to {builder.data_dir}: {error.strerror}.'
+      f'digits cannot be written to {builder().data_dir}:'
+      f' {error.strerror or error}.'
       ' Name a folder that can be: --config.data.data_dir=DIR'
     ) from None
 

@@ -94,9 +94,9 @@ class BatchReader:
           positions, indices, self.source.read(indices), strict=True
         )
       ]
+      return self._stack(examples)
     except InputError as error:
       return error
-    return self._stack(examples)
 
   def _example(
     self, position: int, index: int, record: Record

@@ -30,8 +30,9 @@ def channel_statistics(
   Raises:
     InputError: an image cannot be decoded, or a channel is constant.
   """
-  if source.name in _PUBLISHED:
-    mean, std = np.array(_PUBLISHED[source.name]) * 255
+  name = source.name.partition(':')[0]  # Whatever the version.
+  if name in _PUBLISHED:
+    mean, std = np.array(_PUBLISHED[name]) * 255
     return tuple(mean.tolist()), tuple(std.tolist())
   count = min(len(source), _MAX_IMAGES)
   indices = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()

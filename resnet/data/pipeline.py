@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import dataclasses
+import math
 from typing import Any
 
 from resnet.data.datasets import Source, open_source
@@ -110,9 +111,9 @@ def _numbers(
     numbers = tuple(float(value) for value in values)
   except (TypeError, ValueError):
     numbers = ()
-  if len(numbers) != count:
+  if len(numbers) != count or not all(map(math.isfinite, numbers)):
     raise InputError(
-      f'data.{field}={tuple(values)} is not {count} number(s): type'
+      f'data.{field}={tuple(values)} is not {count} finite number(s): type'
       f" --config.data.{field}='({', '.join(['1.0'] * count)},)'"
     )
   return numbers

@@ -5,6 +5,7 @@ the generator's key. Resizing is OpenCV's: area averaging to shrink, bilinear
 to enlarge.
 """
 
+import contextlib
 import dataclasses
 import math
 
@@ -30,19 +31,20 @@ def decode_image(data: bytes | np.ndarray, channels: int) -> Image:
   if isinstance(data, np.ndarray):
     return data
   if data[:2] == b'\xff\xd8':
+    colorspace = 'GRAY' if channels == 1 else 'RGB'
     try:
-      return simplejpeg.decode_jpeg(
-        data, colorspace='GRAY' if channels == 1 else 'RGB', strict=True
-      )
+      return simplejpeg.decode_jpeg(data, colorspace=colorspace, strict=True)
     except ValueError as error:
-      # CMYK is a JPEG that OpenCV reads; a broken file is not.
-      if 'olorspace' not in str(error):
+      if 'extraneous bytes' in str(error):  # Between two segments: no loss.
+        return simplejpeg.decode_jpeg(data, colorspace=colorspace, strict=False)
+      if 'subsampling' not in str(error):  # OpenCV knows the rare kinds, too.
         raise
   mode = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
   buffer = np.frombuffer(data, np.uint8)
   image = None
-  if buffer.size:
-    image = cv2.imdecode(buffer, mode | cv2.IMREAD_IGNORE_ORIENTATION)
+  with contextlib.suppress(cv2.error):  # More pixels than OpenCV takes.
+    if buffer.size:
+      image = cv2.imdecode(buffer, mode | cv2.IMREAD_IGNORE_ORIENTATION)
   if image is None:
     raise ValueError('neither a PNG nor a JPEG image')
   return image.reshape(*image.shape[:2], channels)

@@ -29,9 +29,10 @@ FILES = {
   'png 16 bit': encode(COLOURS[..., 0] * np.uint16(257), 'PNG'),
 }
 
-# Sound, of 40,000 by 40,000 pixels.
-HUGE_PNG_HEADER = bytes.fromhex(
+# Well formed chunks that promise 40,000 by 40,000 pixels and have none.
+HUGE_PNG = bytes.fromhex(
   '89504e470d0a1a0a0000000d4948445200009c4000009c400802000000de6e9952'
+  '000000004944415435af061e0000000049454e44ae426082'
 )
 
 
@@ -80,7 +81,7 @@ def test_png_with_any_byte_flipped_is_an_error():
 
 @pytest.mark.parametrize(
   'data',
-  [b'', b'no image', b'\xff\xd8', bytes(99), HUGE_PNG_HEADER],
+  [b'', b'no image', b'\xff\xd8', bytes(99), HUGE_PNG],
   ids=['empty', 'text', 'start of jpeg', 'zeros', 'huge png'],
 )
 def test_bytes_that_are_no_image_are_an_error(data):

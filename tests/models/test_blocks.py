@@ -55,7 +55,7 @@ def _conv_norm(x, conv, norm, strides):
   ('block_cls', 'filters', 'channels', 'strides'),
   [
     (BasicBlock, 16, 16, (1, 1)),
-    (BasicBlock, 16, 8, (2, 1)),
+    (BasicBlock, 16, 16, (2, 1)),
     (BottleneckBlock, 4, 16, (1, 1, 1)),
     (BottleneckBlock, 4, 8, (1, 2, 1)),
     (_V1, 4, 8, (2, 1, 1)),
