@@ -139,8 +139,7 @@ def _find_prepared(name: str, data_dir: str | None) -> Any:
   except Exception as error:  # Whatever a damaged folder makes TFDS raise.
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     raise InputError(
-      f'data.name={name!r} cannot be read in {data_dir or "the default folder"}:'
-      f' {reason}'
+      f'data.name={name!r} cannot be read (data.data_dir={data_dir}): {reason}'
     ) from error
   folder = data_dir or os.fspath(constants.DATA_DIR)
   known = tfds.list_builders(with_community_datasets=False)

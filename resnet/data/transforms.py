@@ -8,6 +8,7 @@ to enlarge.
 import contextlib
 import dataclasses
 import math
+import zlib
 
 import cv2
 import numpy as np
@@ -16,6 +17,8 @@ import simplejpeg
 from resnet.errors import InputError
 
 Image = np.ndarray
+
+_PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
 
 
 def decode_image(data: bytes | np.ndarray, channels: int) -> Image:
@@ -39,6 +42,8 @@ def decode_image(data: bytes | np.ndarray, channels: int) -> Image:
         return simplejpeg.decode_jpeg(data, colorspace=colorspace, strict=False)
       if 'subsampling' not in str(error):  # OpenCV knows the rare kinds, too.
         raise
+  elif data[: len(_PNG_SIGNATURE)] == _PNG_SIGNATURE:
+    _check_png(data)
   mode = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
   buffer = np.frombuffer(data, np.uint8)
   image = None
@@ -48,6 +53,25 @@ def decode_image(data: bytes | np.ndarray, channels: int) -> Image:
   if image is None:
     raise ValueError('neither a PNG nor a JPEG image')
   return image.reshape(*image.shape[:2], channels)
+
+
+def _check_png(data: bytes) -> None:
+  """Checks the sums of all chunks; libpng would complain on stderr.
+
+  Raises:
+    ValueError: a chunk is damaged, or the file ends too early.
+  """
+  start, kind = len(_PNG_SIGNATURE), b''
+  while kind != b'IEND':
+    length = int.from_bytes(data[start : start + 4])
+    kind = data[start + 4 : start + 8]
+    end = start + 8 + length
+    checksum = data[end : end + 4]
+    if len(checksum) < 4:
+      raise ValueError('the PNG file ends too early')
+    if zlib.crc32(data[start + 4 : end]) != int.from_bytes(checksum):
+      raise ValueError('the PNG file is damaged')
+    start = end + 4
 
 
 def resize(image: Image, height: int, width: int) -> Image:
