@@ -2,7 +2,7 @@
 
   python main.py            (or: make train)
 
-Hardware: any CPU; about ten seconds on two cores.
+Hardware: any CPU; about 20 seconds on two cores.
 Aim: 0.985 top-1 on the 360 test images; there is no published figure for this
 split.
 """
@@ -13,10 +13,10 @@ from configs import default
 def get_config():
   config = default.get_config()
   config.batch_size = 128
-  config.num_epochs = 30.0
-  config.log_every_steps = 25
-  config.eval_every_epochs = 5.0
-  config.save_every_steps = 100
+  config.num_epochs = 50.0
+  config.log_every_steps = 50
+  config.eval_every_epochs = 10.0
+  config.save_every_steps = 200
 
   config.model.name = 'cifar_resnet20'
 
@@ -24,8 +24,9 @@ def get_config():
   config.data.eval_split = 'test'
   config.data.image_size = 8
   config.data.eval_resize = 8
-  config.data.crop = 'pad'
-  config.data.crop_padding = 1
+  # Mild: the digits are centred, and a pixel is an eighth of the image.
+  config.data.crop_area = (0.7, 1.0)
+  config.data.crop_aspect = (0.85, 1 / 0.85)
   config.data.flip = False
   config.data.num_threads = 1
 
@@ -35,4 +36,5 @@ def get_config():
   config.schedule.base_batch_size = 128
   config.schedule.warmup_epochs = 2.0
   config.schedule.decay_epochs = ()
+  config.loss.label_smoothing = 0.1
   return config

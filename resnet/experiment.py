@@ -12,7 +12,6 @@ from resnet.data.loader import BatchReader, LoaderOptions
 from resnet.data.pipeline import Data, create_data
 from resnet.errors import InputError
 from resnet.models import create_model
-from resnet.models.layers import SHORTCUTS
 from resnet.training.losses import create_loss
 from resnet.training.optimizers import create_optimizer
 from resnet.training.schedules import RunLength, create_schedule
@@ -239,10 +238,6 @@ def _model_options(
   dtypes = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
   if dtype not in dtypes:
     raise InputError(f'model.dtype={dtype!r} is none of {", ".join(dtypes)}.')
-  if shortcut is not None and shortcut not in SHORTCUTS:
-    raise InputError(
-      f'model.shortcut={shortcut!r} is none of {", ".join(SHORTCUTS)}.'
-    )
   if not 0 <= bn_momentum < 1:
     raise InputError(f'model.bn_momentum={bn_momentum} is not in [0, 1).')
   options = {

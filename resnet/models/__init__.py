@@ -75,11 +75,18 @@ def create_model(name: str, **overrides: Any) -> ResNet:
     **overrides: attributes of `ResNet`, such as `num_classes` or `dtype`.
 
   Raises:
-    InputError: there is no such network; the nearest names are listed.
+    InputError: there is no such network (the nearest names are listed), or
+      no such shortcut.
   """
   if name not in _MODELS:
     raise InputError(
       f'There is no model {name!r}.{nearest(name, _MODELS)}'
       ' All names: resnet.models.list_models().'
     )
-  return _MODELS[name](**overrides)
+  model = _MODELS[name](**overrides)
+  if model.shortcut not in layers.SHORTCUTS:
+    raise InputError(
+      f'model.shortcut={model.shortcut!r} is none of'
+      f' {", ".join(layers.SHORTCUTS)}.'
+    )
+  return model

@@ -111,8 +111,8 @@ class BatchNorm(nn.Module):
 
   def _group_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns mean and biased variance of each group, [groups, C] float32."""
-    group_size = self.group_size or len(x)
-    if len(x) % group_size:
+    group_size = len(x) if self.group_size is None else self.group_size
+    if group_size <= 0 or len(x) % group_size:
       raise ValueError(
         f'bn_group_size={group_size} does not divide a batch of {len(x)} images'
       )
