@@ -3,6 +3,7 @@
 import os
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
@@ -49,7 +50,9 @@ class Checkpoints:
         ),
         cleanup_tmp_directories=True,
       )
-    self._manager = ocp.CheckpointManager(folder, options=options)
+    self._manager = ocp.CheckpointManager(
+      folder, options=options, item_handlers=ocp.StandardCheckpointHandler()
+    )
 
   def latest_step(self) -> int | None:
     """Returns the step of the newest checkpoint, None if there is none."""
@@ -79,17 +82,22 @@ class Checkpoints:
     """Returns the state at `step`, placed as `target` (abstract) says.
 
     Raises:
-      InputError: what is stored has not the shapes of `target`.
+      InputError: what is stored has not the tree, shapes and dtypes of
+        `target`; nothing was read then.
     """
-    try:
-      restored: Any = self._manager.restore(
-        step, args=ocp.args.StandardRestore(target)
-      )
-    except ValueError as error:
-      raise InputError(
-        f'The checkpoint of step {step} in {self._manager.directory} does not'
-        f' fit this config: {str(error).splitlines()[0]}'
-      ) from None
+    # Orbax would cast dtypes silently, and fail only after it began to read.
+    stored = _describe(self._manager.item_metadata(step))
+    wanted = _describe(target)
+    for path in sorted(stored.keys() | wanted.keys()):
+      if stored.get(path) != wanted.get(path):
+        raise InputError(
+          f'The checkpoint of step {step} in {self._manager.directory} does not'
+          f' fit this config: {path} is {stored.get(path, "missing")} there,'
+          f' {wanted.get(path, "missing")} here.'
+        )
+    restored: Any = self._manager.restore(
+      step, args=ocp.args.StandardRestore(target)
+    )
     return restored
 
   def check(self) -> None:
@@ -112,3 +120,14 @@ class Checkpoints:
   def close(self) -> None:
     """Waits for what is being written and lets go of the folder."""
     self._manager.close()
+
+
+def _describe(tree: Any) -> dict[str, str]:
+  """Returns dtype and shape by path, such as 'params/head/bias'."""
+  return {
+    '/'.join(
+      str(getattr(key, 'name', getattr(key, 'key', getattr(key, 'idx', key))))
+      for key in path
+    ): f'{leaf.dtype}{list(leaf.shape)}'
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }

@@ -21,6 +21,8 @@ def test_fields_become_sources_transforms_and_options(data_dir):
   data = create(
     data_dir,
     eval_resize=9,
+    crop='pad',
+    crop_padding=1,
     crop_area=(0.1, 0.9),
     crop_aspect=(0.8, 1.2),
     num_workers=4,
