@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+import functools
 import json
 from typing import Any
 
@@ -119,14 +120,7 @@ def resolve(config: Any) -> Experiment:
   Raises:
     InputError: a value is wrong; the message says what to type instead.
   """
-  _check_positive(
-    config, 'batch_size', 'num_epochs', 'accumulation_steps', 'log_every_steps'
-  )
-  _check_positive(
-    config, 'eval_every_epochs', 'save_every_steps', 'keep_checkpoints'
-  )
-  if not 0 <= config.seed < 2**32:
-    raise InputError(f'seed={config.seed} is not in 0 .. 2**32 - 1.')
+  _check_ranges(config)
   sharding = create_sharding()
   _check_batch_size(config, sharding.mesh.devices.size)
   model_options = _model_options(**config.model)
@@ -145,12 +139,13 @@ def resolve(config: Any) -> Experiment:
     accumulation_steps=config.accumulation_steps,
     log_every_steps=config.log_every_steps,
   )
-  rows = dict(
-    zip(
-      ('row_start', 'row_count'),
-      sharding.process_rows(config.batch_size),
-      strict=True,
-    )
+  row_start, row_count = sharding.process_rows(config.batch_size)
+  reader = functools.partial(
+    BatchReader,
+    batch_size=config.batch_size,
+    num_classes=num_classes,
+    row_start=row_start,
+    row_count=row_count,
   )
   size = data.eval_transform.size
   return Experiment(
@@ -162,21 +157,11 @@ def resolve(config: Any) -> Experiment:
     keep_checkpoints=config.keep_checkpoints,
     task=task,
     image_shape=(size, size, data.train.channels),
-    train_reader=BatchReader(
-      source=data.train,
-      transform=data.train_transform,
-      batch_size=config.batch_size,
-      num_classes=num_classes,
-      seed=config.seed,
-      **rows,
+    train_reader=reader(
+      source=data.train, transform=data.train_transform, seed=config.seed
     ),
-    eval_reader=BatchReader(
-      source=data.eval,
-      transform=data.eval_transform,
-      batch_size=config.batch_size,
-      num_classes=num_classes,
-      seed=None,
-      **rows,
+    eval_reader=reader(
+      source=data.eval, transform=data.eval_transform, seed=None
     ),
     loader=data.loader,
     sharding=sharding,
@@ -195,10 +180,20 @@ def flatten(config: Any) -> dict[str, Any]:
   return flat
 
 
-def _check_positive(config: Any, *names: str) -> None:
-  for name in names:
-    if config[name] <= 0:
+def _check_ranges(config: Any) -> None:
+  for name in (
+    'batch_size',
+    'num_epochs',
+    'accumulation_steps',
+    'log_every_steps',
+    'eval_every_epochs',
+    'save_every_steps',
+    'keep_checkpoints',
+  ):
+    if not 0 < config[name] < float('inf'):
       raise InputError(f'{name}={config[name]} must be positive.')
+  if not 0 <= config.seed < 2**32:
+    raise InputError(f'seed={config.seed} is not in 0 .. 2**32 - 1.')
 
 
 def _check_batch_size(config: Any, num_devices: int) -> None:
