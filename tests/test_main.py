@@ -158,6 +158,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, data_dir):
     (['--config.batch_sise=3'], ['batch_sise', 'batch_size']),
     (['--config.batch_size=many'], ['batch_size', 'many']),
     (['--config=configs/nothing.py'], ['configs/nothing.py']),
+    (['--config=configs/digits.py:x'], ['digits.py:x', 'TypeError']),
     (['--nonsense=1'], ['nonsense']),
     (['train'], ["'train' is not a flag"]),
     (['--mode=test'], ['train|eval']),
@@ -183,6 +184,15 @@ def test_bad_input_is_one_line_and_writes_nothing(
   assert_refused(result, *parts)
   assert result.stdout == ''
   assert not workdir.exists()
+
+
+def test_a_config_file_that_raises_is_one_line(tmp_path, data_dir):
+  config = tmp_path / 'config.py'
+  config.write_text('def get_config():\n  return nothing\n')
+  result = main(
+    f'--config={config}', f'--workdir={tmp_path / "run"}', data_dir=data_dir
+  )
+  assert_refused(result, "name 'nothing' is not defined")
 
 
 def test_a_workdir_that_cannot_be_written_is_named(tmp_path, data_dir):

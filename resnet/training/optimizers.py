@@ -1,6 +1,7 @@
 """Optimizers: Optax chains by name, and the rules of weight decay."""
 
 from collections.abc import Callable
+import math
 from typing import Any
 
 import jax
@@ -49,8 +50,10 @@ def create_optimizer(
     )
   if not 0 <= momentum < 1:
     raise InputError(f'optimizer.momentum={momentum} is not in [0, 1).')
-  if weight_decay < 0:
-    raise InputError(f'optimizer.weight_decay={weight_decay} is negative.')
+  if not 0 <= weight_decay < math.inf:
+    raise InputError(
+      f'optimizer.weight_decay={weight_decay} is not a number from 0 up.'
+    )
   return optax.chain(
     optax.add_decayed_weights(
       weight_decay, mask=lambda params: decay_mask(params, decay_rule)

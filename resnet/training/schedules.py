@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import dataclasses
+import math
 
 import jax.numpy as jnp
 import optax
@@ -51,10 +52,20 @@ def create_schedule(
   Raises:
     InputError: an unknown name, or numbers that make no schedule.
   """
-  if learning_rate <= 0 or base_batch_size <= 0:
+  for field, value in (
+    ('learning_rate', learning_rate),
+    ('base_batch_size', base_batch_size),
+    ('decay_factor', decay_factor),
+  ):
+    if not 0 < value < math.inf:
+      raise InputError(f'schedule.{field}={value} must be positive.')
+  if not 0 <= warmup_epochs < math.inf or not all(
+    isinstance(epoch, int | float) and math.isfinite(epoch)
+    for epoch in decay_epochs
+  ):
     raise InputError(
-      f'schedule.learning_rate={learning_rate} and'
-      f' schedule.base_batch_size={base_batch_size} must be positive.'
+      f'schedule.warmup_epochs={warmup_epochs} and schedule.decay_epochs='
+      f'{tuple(decay_epochs)} must be numbers, not negative.'
     )
   peak = learning_rate * length.batch_size / base_batch_size
   warmup_steps = length.steps(warmup_epochs)

@@ -77,7 +77,8 @@ def test_kernels_decay_and_scales_and_biases_do_not():
     ({'name': 'adam'}, "'adam' is none of 'sgd'"),
     ({'decay_rule': 'some'}, 'all, kernels'),
     ({'momentum': 1.0}, 'momentum'),
-    ({'weight_decay': -1.0}, 'negative'),
+    ({'weight_decay': -1.0}, 'weight_decay=-1.0'),
+    ({'weight_decay': float('nan')}, 'weight_decay=nan'),
   ],
 )
 def test_bad_fields_are_named(changes, message):
