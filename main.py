@@ -55,8 +55,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
     # Of a traceback that ml_collections put into the message, the last line.
     message, _, traceback = str(error).partition('Traceback')
     last_line = traceback.strip().rpartition('\n')[2].strip()
-    kind = '' if isinstance(error, flags.Error) else type(error).__name__
-    sys.exit(_fail(' '.join(filter(None, (kind, message, last_line)))))
+    kind = '' if isinstance(error, flags.Error) else f'{type(error).__name__}:'
+    sys.exit(_fail(f'{kind} {message} {last_line}'))
   if len(rest) > 1:
     sys.exit(_fail(f'{rest[1]!r} is not a flag; flags begin with --.'))
   return rest

@@ -259,6 +259,11 @@ def _num_classes(given: int | None, data: Data) -> int:
 
 
 def _run_length(config: Any, num_examples: int) -> RunLength:
+  if config.batch_size > num_examples:
+    raise InputError(
+      f'batch_size={config.batch_size} is more than the {num_examples} training'
+      ' images: take a smaller one.'
+    )
   steps_per_epoch = num_examples / config.batch_size
   return RunLength(
     batch_size=config.batch_size,

@@ -221,6 +221,7 @@ def test_every_field_is_read(field, monkeypatch):
     ({'batch_size': 12}, r'8 devices .* multiples of 8.*=8 or 16'),
     ({'batch_size': 24, 'accumulation_steps': 2}, r'=16 or 32'),
     ({'batch_size': -8}, 'batch_size=-8 must be positive'),
+    ({'batch_size': 1024}, 'more than the 512 training images'),
     ({'num_epochs': 0.0}, 'num_epochs=0.0 must be positive'),
     ({'log_every_steps': 0}, 'log_every_steps=0'),
     ({'save_every_steps': -1}, 'save_every_steps=-1'),
