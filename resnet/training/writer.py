@@ -10,6 +10,7 @@ from typing import TextIO
 import tensorboardX
 import tqdm
 
+from resnet.errors import InputError
 from resnet.training.workdir import METRICS_FILE, write_atomically
 
 
@@ -55,7 +56,12 @@ def _drop_lines_after(path: str, step: int) -> None:
   except FileNotFoundError:
     return
   whole = [line for line in lines if line.endswith('\n')]
-  kept = [line for line in whole if json.loads(line)['step'] <= step]
+  try:
+    kept = [line for line in whole if json.loads(line)['step'] <= step]
+  except (ValueError, KeyError, TypeError):
+    raise InputError(
+      f'{path} has a line that this program did not write: mend or move it.'
+    ) from None
   if kept != lines:
     write_atomically(path, ''.join(kept))
 

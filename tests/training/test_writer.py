@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from resnet.errors import InputError
 from resnet.training.writer import MetricsWriter, Progress
 
 VALUES = {
@@ -52,6 +53,14 @@ def test_going_on_drops_later_lines_and_half_a_line(tmp_path):
     'events',
     'metrics',
   }
+
+
+def test_a_foreign_line_is_refused_and_kept(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  path.write_text('{"step": 1}\nnot json\n')
+  with pytest.raises(InputError, match=r'metrics\.jsonl has a line'):
+    MetricsWriter(str(tmp_path), first_step=1)
+  assert 'not json' in path.read_text()
 
 
 class Terminal(io.StringIO):
