@@ -27,6 +27,11 @@ FREE_FIELDS = frozenset(
 )
 
 
+# Steps are int32 on the device; a smaller interval is no use to anybody.
+_LEAST, _MOST = 1e-6, 2**31
+_MAX_CLASSES = 1_000_000
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
   """A run, resolved: nothing is left to choose.
@@ -104,9 +109,16 @@ class Experiment:
       'num_train_examples': len(self.train_reader.source),
       'num_eval_examples': len(self.eval_reader.source),
       'num_classes': self.train_reader.num_classes,
-      'mean': self.task.mean,
-      'std': self.task.std,
+      'mean': list(self.task.mean),
+      'std': list(self.task.std),
     }
+
+  def with_statistics_of(self, derived: Mapping[str, Any]) -> 'Experiment':
+    """Returns this experiment with the normalisation of another run."""
+    task = dataclasses.replace(
+      self.task, mean=tuple(derived['mean']), std=tuple(derived['std'])
+    )
+    return dataclasses.replace(self, task=task)
 
 
 def resolve(config: Any) -> Experiment:
@@ -122,9 +134,10 @@ def resolve(config: Any) -> Experiment:
   """
   _check_ranges(config)
   sharding = create_sharding()
-  _check_batch_size(config, sharding.mesh.devices.size)
+  num_devices = sharding.mesh.devices.size
+  _check_batch_size(config, num_devices)
   model_options = _model_options(**config.model)
-  _check_groups(config)
+  _check_groups(config, num_devices)
   data = create_data(**config.data)
   num_classes = _num_classes(config.model.num_classes, data)
   length = _run_length(config, len(data.train))
@@ -139,13 +152,8 @@ def resolve(config: Any) -> Experiment:
     accumulation_steps=config.accumulation_steps,
     log_every_steps=config.log_every_steps,
   )
-  row_start, row_count = sharding.process_rows(config.batch_size)
   reader = functools.partial(
-    BatchReader,
-    batch_size=config.batch_size,
-    num_classes=num_classes,
-    row_start=row_start,
-    row_count=row_count,
+    _create_reader, sharding=sharding, num_classes=num_classes
   )
   size = data.eval_transform.size
   return Experiment(
@@ -158,13 +166,29 @@ def resolve(config: Any) -> Experiment:
     task=task,
     image_shape=(size, size, data.train.channels),
     train_reader=reader(
-      source=data.train, transform=data.train_transform, seed=config.seed
+      source=data.train,
+      transform=data.train_transform,
+      seed=config.seed,
+      batch_size=config.batch_size,
     ),
     eval_reader=reader(
-      source=data.eval, transform=data.eval_transform, seed=None
+      source=data.eval,
+      transform=data.eval_transform,
+      seed=None,
+      # Memory that holds a part of a training batch holds this.
+      batch_size=config.batch_size // config.accumulation_steps,
     ),
     loader=data.loader,
     sharding=sharding,
+  )
+
+
+def _create_reader(
+  *, sharding: DataSharding, batch_size: int, **fields: Any
+) -> BatchReader:
+  row_start, row_count = sharding.process_rows(batch_size)
+  return BatchReader(
+    batch_size=batch_size, row_start=row_start, row_count=row_count, **fields
   )
 
 
@@ -190,8 +214,8 @@ def _check_ranges(config: Any) -> None:
     'save_every_steps',
     'keep_checkpoints',
   ):
-    if not 0 < config[name] < float('inf'):
-      raise InputError(f'{name}={config[name]} must be positive.')
+    if not _LEAST < config[name] < _MOST:
+      raise InputError(f'{name}={config[name]} must be positive, below 2**31.')
   if not 0 <= config.seed < 2**32:
     raise InputError(f'seed={config.seed} is not in 0 .. 2**32 - 1.')
 
@@ -208,13 +232,20 @@ def _check_batch_size(config: Any, num_devices: int) -> None:
     )
 
 
-def _check_groups(config: Any) -> None:
-  group = config.model.bn_group_size
-  part = config.batch_size // config.accumulation_steps
-  if group is not None and (group <= 0 or part % group):
+def _check_groups(config: Any, num_devices: int) -> None:
+  group, parts = config.model.bn_group_size, config.accumulation_steps
+  if group is None:
+    return
+  images, what = config.batch_size, 'batch_size'
+  if parts > 1:
+    # A group over several devices would move the images of a part, and each
+    # device would then compute the whole part: all cost and no saving.
+    images //= parts * num_devices
+    what = f'batch_size / accumulation_steps / {num_devices} devices'
+  if group <= 0 or images % group:
     raise InputError(
-      f'model.bn_group_size={group} does not divide the {part} images that a'
-      ' step works off at once (batch_size / accumulation_steps).'
+      f'model.bn_group_size={group} does not divide {what}, {images} images:'
+      ' take a divisor of that, or fewer accumulation_steps.'
     )
 
 
@@ -249,6 +280,10 @@ def _num_classes(given: int | None, data: Data) -> int:
   """Returns the number of logits: at least the classes of the data."""
   if given is None:
     return data.train.num_classes
+  if given > _MAX_CLASSES:
+    raise InputError(
+      f'model.num_classes={given} is more than {_MAX_CLASSES:,}.'
+    )
   if given < data.train.num_classes:
     raise InputError(
       f'model.num_classes={given}, but the labels of {data.train.name!r} are 0'
@@ -265,8 +300,13 @@ def _run_length(config: Any, num_examples: int) -> RunLength:
       ' images: take a smaller one.'
     )
   steps_per_epoch = num_examples / config.batch_size
+  num_steps = max(1, round(config.num_epochs * steps_per_epoch))
+  if num_steps >= _MOST:
+    raise InputError(
+      f'num_epochs={config.num_epochs} is {num_steps:,} steps: at most 2**31.'
+    )
   return RunLength(
     batch_size=config.batch_size,
-    num_steps=max(1, round(config.num_epochs * steps_per_epoch)),
+    num_steps=num_steps,
     steps_per_epoch=steps_per_epoch,
   )

@@ -153,7 +153,8 @@ def _find_prepared(name: str, data_dir: str | None) -> Any:
   raise InputError(
     f'{name!r} is not prepared in {folder}.'
     f' Prepare it with: {_prepare_command(name, folder)}'
-    ' (some sets need `pip install tensorflow-cpu` for this step only).'
+    ' (this step, and it alone, needs `pip install tensorflow-cpu'
+    ' tensorflow-datasets importlib_resources`, best in a venv of its own).'
   )
 
 

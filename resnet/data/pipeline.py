@@ -11,6 +11,8 @@ from resnet.data.normalization import channel_statistics
 from resnet.data.transforms import EvalTransform, TrainTransform
 from resnet.errors import InputError
 
+_MAX_IMAGE_SIZE = 4096
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
@@ -59,8 +61,14 @@ def create_data(
   Raises:
     InputError: a value is out of its range, or the data cannot be opened.
   """
-  if image_size <= 0:
-    raise InputError(f'data.image_size={image_size} must be positive.')
+  if not 0 < image_size <= _MAX_IMAGE_SIZE:
+    raise InputError(
+      f'data.image_size={image_size} must be positive, up to {_MAX_IMAGE_SIZE}.'
+    )
+  if data_dir == '':
+    raise InputError(
+      "data.data_dir='' is no folder: leave it out, or name one."
+    )
   loader = LoaderOptions(
     num_workers=num_workers,
     num_threads=num_threads,

@@ -184,8 +184,11 @@ class TrainTransform:
           f'data.crop_{field}=({low}, {high}) is not a range of positive'
           f' numbers, least first{", up to 1" if field == "area" else ""}.'
         )
-    if self.padding < 0:
-      raise InputError(f'data.crop_padding={self.padding} is negative.')
+    if not 0 <= self.padding <= self.size:
+      raise InputError(
+        f'data.crop_padding={self.padding} is not in 0 .. {self.size}'
+        ' (data.image_size).'
+      )
 
   def __call__(self, image: Image, rng: np.random.Generator) -> Image:
     if self.crop == 'random_resized':
@@ -212,10 +215,10 @@ class EvalTransform:
   resize_size: int
 
   def __post_init__(self):
-    if self.resize_size < self.size:
+    if not self.size <= self.resize_size <= 8 * self.size:
       raise InputError(
-        f'data.eval_resize={self.resize_size} is smaller than'
-        f' data.image_size={self.size}.'
+        f'data.eval_resize={self.resize_size} is not in {self.size} ..'
+        f' {8 * self.size} (1 to 8 times data.image_size).'
       )
 
   def __call__(self, image: Image, rng: np.random.Generator) -> Image:
