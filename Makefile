@@ -27,12 +27,12 @@ clean:
 	rm -rf .venv .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.venv/bin/python:
+.venv/bin/pip:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 	  f"Python 3.11 or newer is needed, {sys.executable} is {sys.version}")'
 	$(PYTHON) -m venv .venv
 
-.venv/installed: requirements.txt | .venv/bin/python
+.venv/installed: requirements.txt | .venv/bin/pip
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt
 	touch $@
 

@@ -1,8 +1,10 @@
 """Trains or evaluates a residual network: python main.py --help"""
 
 import os
+import signal
 import sys
 import time
+import traceback
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -45,6 +47,10 @@ def _parse_flags(argv: list[str]) -> list[str]:
   try:
     rest = flags.FLAGS(argv)
     _ = _CONFIG.value.seed  # A config file that failed to load raises here.
+  except SystemExit:
+    if any(arg.lstrip('-').startswith('help') for arg in argv):
+      sys.exit(0)  # absl would exit with 1.
+    sys.exit(_fail('The config file ended the program.'))
   except (AttributeError, KeyError) as error:
     # ml_collections: the name, and the nearest one that there is.
     cause = error.args[0] if error.args else error
@@ -53,8 +59,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
     sys.exit(_fail(f'There is no config field {cause}'))
   except Exception as error:  # A config file may raise anything.
     # Of a traceback that ml_collections put into the message, the last line.
-    message, _, traceback = str(error).partition('Traceback')
-    last_line = traceback.strip().rpartition('\n')[2].strip()
+    message, _, trace = str(error).partition('Traceback')
+    last_line = trace.strip().rpartition('\n')[2].strip()
     kind = '' if isinstance(error, flags.Error) else f'{type(error).__name__}:'
     sys.exit(_fail(f'{kind} {message} {last_line}'))
   if len(rest) > 1:
@@ -71,13 +77,17 @@ def _default_workdir() -> str:
 
 def main(argv: list[str]) -> int:
   del argv
+  # Until training handles it, Ctrl-C ends the program at once.
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
+  if _WORKDIR.value == '':
+    return _fail("--workdir='' is no folder: leave it out, or name one.")
   # Imports that take seconds come after the flags are known to be good.
   from resnet import experiment
   from resnet.errors import InputError
   from resnet.training import evaluate, loop
 
   logging.set_verbosity(logging.ERROR)
-  workdir = _WORKDIR.value or _default_workdir()
+  workdir = _default_workdir() if _WORKDIR.value is None else _WORKDIR.value
   try:
     run = experiment.resolve(_CONFIG.value)
     if _MODE.value == 'eval':
@@ -85,6 +95,12 @@ def main(argv: list[str]) -> int:
     return loop.run(run, workdir, _START_TIME)
   except InputError as error:
     return _fail(str(error))
+  except Exception:
+    # After a failed save, Orbax's threads would keep the process for ever.
+    traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 if __name__ == '__main__':

@@ -1,11 +1,12 @@
-"""ResNet-101 on ImageNet, 90 epochs, the recipe of He et al. 2016.
+"""ResNet-101 on ImageNet: the 90 epochs of torchvision's references.
 
   python main.py --config=configs/resnet101.py --workdir=DIR
 
 Hardware: eight GPUs of 16 GB, or one of 80 GB. TFDS needs the set once, see
 the README.
-Aim: top-1 of one 224-pixel centre crop, %: 77.374 (torchvision, same recipe),
-77.56 (fb.resnet.torch); the paper has 78.25 with ten crops. Not run.
+Aim: top-1 of one 224-pixel centre crop, %: 77.374 (torchvision V1); near it,
+77.56 (fb.resnet.torch, with colour jitter) and, with ten crops, 78.25 (He et
+al. 2016, with the recipe that configs/default.py tells apart). Not run.
 """
 
 from configs import default

@@ -1,10 +1,11 @@
-"""ResNet-152 on ImageNet, 90 epochs, the recipe of He et al. 2016.
+"""ResNet-152 on ImageNet: the 90 epochs of torchvision's references.
 
   python main.py --config=configs/resnet152.py --workdir=DIR
 
 Hardware: eight GPUs of 24 GB. TFDS needs the set once, see the README.
-Aim: top-1 of one 224-pixel centre crop, %: 78.312 (torchvision, same recipe),
-77.84 (fb.resnet.torch); the paper has 78.57 with ten crops. Not run.
+Aim: top-1 of one 224-pixel centre crop, %: 78.312 (torchvision V1); near it,
+77.84 (fb.resnet.torch, with colour jitter) and, with ten crops, 78.57 (He et
+al. 2016, with the recipe that configs/default.py tells apart). Not run.
 """
 
 from configs import default

@@ -1,10 +1,11 @@
-"""ResNet-18 on ImageNet, 90 epochs, the recipe of He et al. 2016.
+"""ResNet-18 on ImageNet: the 90 epochs of torchvision's references.
 
   python main.py --config=configs/resnet18.py --workdir=DIR
 
 Hardware: one GPU of 24 GB. TFDS needs the set once, see the README.
-Aim: top-1 of one 224-pixel centre crop, %: 69.758 (torchvision, same recipe),
-69.57 (fb.resnet.torch); the paper has 72.12 with ten crops. Not run.
+Aim: top-1 of one 224-pixel centre crop, %: 69.758 (torchvision V1); near it,
+69.57 (fb.resnet.torch, with colour jitter) and, with ten crops, 72.12 (He et
+al. 2016, with the recipe that configs/default.py tells apart). Not run.
 """
 
 from configs import default

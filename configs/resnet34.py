@@ -1,10 +1,11 @@
-"""ResNet-34 on ImageNet, 90 epochs, the recipe of He et al. 2016.
+"""ResNet-34 on ImageNet: the 90 epochs of torchvision's references.
 
   python main.py --config=configs/resnet34.py --workdir=DIR
 
 Hardware: one GPU of 24 GB. TFDS needs the set once, see the README.
-Aim: top-1 of one 224-pixel centre crop, %: 73.314 (torchvision, same recipe),
-73.27 (fb.resnet.torch); the paper has 74.97 with ten crops. Not run.
+Aim: top-1 of one 224-pixel centre crop, %: 73.314 (torchvision V1); near it,
+73.27 (fb.resnet.torch, with colour jitter) and, with ten crops, 74.97 (He et
+al. 2016, with the recipe that configs/default.py tells apart). Not run.
 """
 
 from configs import default

@@ -318,6 +318,7 @@ def test_help_is_there_at_once():
   result = subprocess.run(
     command('--help'), cwd=ROOT, capture_output=True, text=True, check=False
   )
+  assert result.returncode == 0
   assert '--workdir' in result.stdout
   assert '--mode' in result.stdout
   # Nothing heavy is imported for it; a bound, not a benchmark.
@@ -325,6 +326,9 @@ def test_help_is_there_at_once():
 
 
 def test_training_never_imports_tensorflow(tmp_path, data_dir):
+  # One that could be imported, so that trying to is seen.
+  (tmp_path / 'path').mkdir()
+  (tmp_path / 'path' / 'tensorflow.py').write_text('__version__ = "2.20.0"')
   script = (
     'import runpy, sys\n'
     'try:\n'
@@ -340,13 +344,26 @@ def test_training_never_imports_tensorflow(tmp_path, data_dir):
       *SMALL,
       '--config.data.name=digits',
       '--config.num_epochs=0.05',
-      f'--workdir={tmp_path}',
+      f'--workdir={tmp_path / "run"}',
     ],
     cwd=ROOT,
-    env=environment(data_dir),
+    env={**environment(data_dir), 'PYTHONPATH': str(tmp_path / 'path')},
     capture_output=True,
     text=True,
     check=False,
   )
   assert result.returncode == 0, result.stderr
   assert result.stdout.splitlines()[-1] == 'False'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('seed', [0, 1, 2])
+def test_digits_are_learned(tmp_path, data_dir, seed):
+  result = main(
+    f'--config.seed={seed}', f'--workdir={tmp_path / "run"}', data_dir=data_dir
+  )
+  assert result.returncode == 0, result.stderr
+  text = (tmp_path / 'run' / 'metrics.jsonl').read_text()
+  last = json.loads(text.splitlines()[-1])
+  assert last['eval/num_examples'] == 360
+  assert last['eval/top1'] >= 0.985

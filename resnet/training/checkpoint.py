@@ -20,8 +20,8 @@ def _top1(metrics: dict[str, Any]) -> float:
 class Checkpoints:
   """The folder `workdir/checkpoints`, one subfolder a step.
 
-  A failed save surfaces at the next call of `save`, `check`, `finish`
-  or `close`.
+  A failed save surfaces at the next `save`, at `finish`, and at the first
+  `check` after it ended.
   """
 
   def __init__(self, workdir: str, *, keep: int | None = None):
@@ -65,7 +65,10 @@ class Checkpoints:
 
   def metrics(self, step: int) -> dict[str, Any] | None:
     """Returns the evaluation saved with a step, None if there was none."""
-    return self._manager.metrics(step)
+    try:
+      return self._manager.metrics(step)
+    except Exception as error:  # Whatever damaged files make Orbax raise.
+      raise self._damaged(step, error) from error
 
   def save(self, state: TrainState, metrics: dict[str, float] | None) -> None:
     """Begins to save; the state may be donated as soon as this returns.
@@ -86,7 +89,12 @@ class Checkpoints:
         `target`; nothing was read then.
     """
     # Orbax would cast dtypes silently, and fail only after it began to read.
-    stored = _describe(self._manager.item_metadata(step))
+    try:
+      stored = _describe(self._manager.item_metadata(step))
+    except Exception as error:
+      raise self._damaged(step, error) from error
+    if not stored:
+      raise self._damaged(step, 'its metadata are missing')
     wanted = _describe(target)
     for path in sorted(stored.keys() | wanted.keys()):
       if stored.get(path) != wanted.get(path):
@@ -95,13 +103,27 @@ class Checkpoints:
           f' fit this config: {path} is {stored.get(path, "missing")} there,'
           f' {wanted.get(path, "missing")} here.'
         )
-    restored: Any = self._manager.restore(
-      step, args=ocp.args.StandardRestore(target)
-    )
+    try:
+      restored: Any = self._manager.restore(
+        step, args=ocp.args.StandardRestore(target)
+      )
+    except Exception as error:
+      raise self._damaged(step, error) from error
     return restored
 
+  def _damaged(self, step: int, reason: object) -> InputError:
+    text = str(reason).splitlines()[0] if str(reason) else repr(reason)
+    return InputError(
+      f'The checkpoint of step {step} in {self._manager.directory} cannot be'
+      f' read ({text[:200]}). Move the folder {step} away, and the run goes on'
+      ' from the one before it.'
+    )
+
   def check(self) -> None:
-    """Raises what went wrong in a save that was begun before."""
+    """Raises what went wrong in a save that has ended; does not wait."""
+    if not self._manager.is_saving_in_progress():
+      # Orbax tells the errors of its last thread only to those who wait.
+      self._manager.wait_until_finished()
     self._manager.check_for_errors()
 
   def finish(self, expected_step: int) -> None:

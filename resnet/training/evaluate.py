@@ -51,7 +51,8 @@ def run(experiment: Experiment, workdir: str, which: str) -> int:
   """Evaluates a checkpoint of a run and prints the result; writes nothing.
 
   Args:
-    experiment: its model must be that of the run, its data may be others.
+    experiment: its model must be that of the run, its data may be others;
+      they are normalised as the run's were.
     workdir: of the run.
     which: 'best' (by eval top-1; the latest if none was evaluated), 'latest'.
 
@@ -75,6 +76,7 @@ def run(experiment: Experiment, workdir: str, which: str) -> int:
   step = checkpoints.latest_step() if step is None else step
   if step is None:
     raise InputError(f'{workdir} holds no checkpoint yet.')
+  experiment = experiment.with_statistics_of(saved['derived'])
   state = checkpoints.restore(step, experiment.abstract_state())
   steps = jit_steps(experiment.task, experiment.sharding)
   print(describe(step, evaluate(experiment, steps, state)))

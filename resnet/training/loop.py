@@ -103,6 +103,13 @@ def train(
     InputError: the workdir is of another config or cannot be written, or a
       record is broken.
   """
+  with StopSignal() as stop:
+    return _train(experiment, workdir, stop, start_time)
+
+
+def _train(
+  experiment: Experiment, workdir: str, stop: StopSignal, start_time: float
+) -> Outcome:
   num_steps = experiment.length.num_steps
   saved = _check_workdir(experiment, workdir)
   checkpoints = _open_checkpoints(experiment, workdir) if saved else None
@@ -110,6 +117,8 @@ def train(
   if checkpoints and first_step >= num_steps:
     metrics = checkpoints.metrics(first_step)
     return Outcome(step=first_step, metrics=metrics, was_complete=True)
+  for folder in (workdir, os.path.join(workdir, FOLDER)):
+    workdir_lib.check_writable(folder)
 
   batches = DeviceLoader(
     read_ahead(
@@ -121,6 +130,8 @@ def train(
     experiment.sharding.batch,
   )
   _check_first_batches(experiment, first_step)
+  if stop.received:
+    return Outcome(step=first_step, metrics=None, signal=stop.received)
   if checkpoints is None:
     workdir_lib.create(workdir, experiment.config, experiment.derived())
     checkpoints = _open_checkpoints(experiment, workdir)
@@ -130,9 +141,8 @@ def train(
     state = experiment.create_state()
   run = _Run(experiment, workdir, checkpoints, first_step)
   try:
-    with StopSignal() as stop:
-      run.progress.say(_describe(experiment, first_step))
-      return run.loop(state, batches, stop, start_time)
+    run.progress.say(_describe(experiment, first_step))
+    return run.loop(state, batches, stop, start_time)
   finally:
     batches.close()
     run.close()
@@ -148,9 +158,12 @@ def _check_workdir(experiment: Experiment, workdir: str) -> bool:
         ' what run they are: give another --workdir.'
       )
     return False
-  workdir_lib.check_same_config(
-    workdir, saved['config'], experiment.config, ignore=FREE_FIELDS
-  )
+  for part, now, ignore in (
+    ('config', experiment.config, FREE_FIELDS),
+    # The data may have been prepared anew since, under the same name.
+    ('derived', experiment.derived(), ()),
+  ):
+    workdir_lib.check_same_config(workdir, saved[part], now, ignore=ignore)
   return True
 
 
@@ -221,7 +234,12 @@ class _Run:
     length = self.experiment.length
     meter = Meter(length, batches, self.first_step)
     step, saved_step, evaluation = self.first_step, self.first_step, None
-    for batch in batches:
+    while step < length.num_steps:
+      try:
+        batch = next(batches)
+      except InputError:
+        self.keep(state, step, saved_step, meter)
+        raise
       state, metrics = self.steps.train(state, batch)
       step += 1
       is_last = step == length.num_steps
@@ -257,6 +275,15 @@ class _Run:
       images_per_second=meter.mean,
       signal=stop.received,
     )
+
+  def keep(
+    self, state: TrainState, step: int, saved_step: int, meter: Meter
+  ) -> None:
+    """Saves what is not saved yet, before the run ends by an error."""
+    self.finish_steps(meter)
+    if step > saved_step:
+      self.save(state, None)
+      self.checkpoints.finish(expected_step=step)
 
   def finish_steps(self, meter: Meter, *, leave: int = 0) -> None:
     """Waits until at most `leave` steps are in flight; logs what is due."""

@@ -43,7 +43,9 @@ def read_config(workdir: str) -> dict[str, Any] | None:
     return None
   except (OSError, ValueError) as error:
     raise InputError(f'{path} cannot be read: {error}') from None
-  if not isinstance(saved, dict) or not {'config', 'derived'} <= saved.keys():
+  if not isinstance(saved, dict) or not all(
+    isinstance(saved.get(part), dict) for part in ('config', 'derived')
+  ):
     raise InputError(f'{path} is not the config of a run of this program.')
   return saved
 
@@ -71,6 +73,21 @@ def check_same_config(
       f'{workdir} holds a run of another config ({"; ".join(differences)}).'
       ' Give the old values, or another --workdir.'
     )
+
+
+def check_writable(folder: str) -> None:
+  """Writes and removes a file in a folder, if there is such a folder.
+
+  Raises:
+    InputError: it cannot be written, or is not a folder.
+  """
+  if not os.path.lexists(folder):
+    return
+  try:
+    with tempfile.NamedTemporaryFile(dir=folder, prefix='.check.'):
+      pass
+  except OSError as error:
+    raise InputError(f'{folder} cannot be written: {error.strerror}.') from None
 
 
 def create(

@@ -55,6 +55,8 @@ def _drop_lines_after(path: str, step: int) -> None:
       lines = file.readlines()
   except FileNotFoundError:
     return
+  except (OSError, UnicodeDecodeError) as error:
+    raise InputError(f'{path} cannot be read: {error}.') from None
   whole = [line for line in lines if line.endswith('\n')]
   try:
     kept = [line for line in whole if json.loads(line)['step'] <= step]
@@ -67,7 +69,7 @@ def _drop_lines_after(path: str, step: int) -> None:
 
 
 class Progress:
-  """A bar on a terminal, plain lines elsewhere."""
+  """Lines; on a terminal a bar below them."""
 
   def __init__(
     self, *, first_step: int, num_steps: int, stream: TextIO | None = None
@@ -104,12 +106,9 @@ class Progress:
         f'  {values["images_per_second"]:,.0f} images/s'
         f'  data wait {values["data_wait"]:.0%}'
       )
-    if self._bar.disable:
-      if seconds_left is not None:
-        text += f'  left {tqdm.tqdm.format_interval(seconds_left)}'
-      self.say(f'step {step}/{self._num_steps}  epoch {epoch:.1f}  {text}')
-    else:
-      self._bar.set_postfix_str(text)
+    if seconds_left is not None:
+      text += f'  left {tqdm.tqdm.format_interval(seconds_left)}'
+    self.say(f'step {step}/{self._num_steps}  epoch {epoch:.1f}  {text}')
 
   def say(self, text: str) -> None:
     """Prints a line, above the bar if there is one."""

@@ -1,6 +1,7 @@
 """Checkpoints: what is restored, where it lands, and what is refused."""
 
 import dataclasses
+import time
 
 import jax
 from jax.sharding import AxisType, Mesh
@@ -62,3 +63,15 @@ def test_evaluations_are_kept_with_their_step(run, tmp_path):
   again = Checkpoints(str(tmp_path))
   assert again.best_step() == 0
   assert again.metrics(0) == {'eval/top1': 0.25}
+
+
+def test_a_failed_save_is_told_without_waiting_for_the_next(run, tmp_path):
+  checkpoints = Checkpoints(str(tmp_path), keep=1)
+  (tmp_path / 'checkpoints').rmdir()
+  (tmp_path / 'checkpoints').write_text('in the way')
+  # The save fails at once, or in the background and is told by `check`.
+  with pytest.raises(OSError, match=r'exists|directory'):  # noqa: PT012
+    checkpoints.save(run.create_state(), None)
+    for _ in range(100):
+      checkpoints.check()
+      time.sleep(0.1)

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 
 import jax
@@ -13,7 +14,7 @@ from configs import fake
 from resnet import experiment
 from resnet.data.loader import DeviceLoader
 from resnet.errors import InputError
-from resnet.training import loop
+from resnet.training import evaluate, loop
 from resnet.training.checkpoint import Checkpoints
 
 NUM_STEPS = 16
@@ -228,3 +229,63 @@ def test_a_broken_record_stops_before_anything_is_written(
   with pytest.raises(InputError, match='record 9 of fake/'):
     loop.train(run, str(tmp_path / 'run'), start_time=0.0)
   assert not (tmp_path / 'run').exists()
+
+
+def test_a_broken_record_met_later_is_named_after_saving(tmp_path, monkeypatch):
+  run = resolve()
+  real = type(run.train_reader).__call__
+
+  def broken(self, step):
+    if self.seed is not None and step == 5:
+      return InputError('record 9 is broken')
+    return real(self, step)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(type(run.train_reader), '__call__', broken)
+    with pytest.raises(InputError, match='record 9'):
+      train(tmp_path)
+  assert Checkpoints(str(tmp_path)).latest_step() == 5
+
+
+def test_a_signal_while_the_state_is_made_is_not_lost(
+  whole, tmp_path, monkeypatch
+):
+  real = experiment.Experiment.create_state
+
+  def interrupted(self):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return real(self)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(experiment.Experiment, 'create_state', interrupted)
+    outcome = train(tmp_path)
+  assert (outcome.signal, outcome.step) == (signal.SIGTERM, 1)
+  train(tmp_path)
+  assert_same_run(tmp_path, whole[0])
+
+
+def test_data_prepared_anew_are_refused(whole, monkeypatch):
+  workdir, _, _ = whole
+  real = experiment.Experiment.derived
+  monkeypatch.setattr(
+    experiment.Experiment,
+    'derived',
+    lambda self: {**real(self), 'num_train_examples': 513},
+  )
+  with pytest.raises(InputError, match='num_train_examples: 512 there, 513'):
+    train(workdir)
+
+
+def test_evaluation_normalises_as_the_run_did(whole, capsys):
+  workdir, outcome, _ = whole
+  run = resolve(data__mean=(0.0, 0.0, 0.0), data__std=(9.0, 9.0, 9.0))
+  assert evaluate.run(run, str(workdir), 'latest') == 0
+  assert f'loss {outcome.metrics["eval/loss"]:.4f}' in capsys.readouterr().out
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+  train(tmp_path)
+  folder = tmp_path / 'checkpoints' / str(NUM_STEPS)
+  shutil.rmtree(folder / 'default')
+  with pytest.raises(InputError, match=f'step {NUM_STEPS} .*cannot be read'):
+    evaluate.run(resolve(), str(tmp_path), 'latest')

@@ -10,6 +10,7 @@ import pytest
 
 from configs import fake
 from resnet import experiment
+from resnet.errors import InputError
 from resnet.training.sharding import DataSharding
 from resnet.training.step import jit_steps
 
@@ -57,8 +58,9 @@ def test_one_device_equals_eight_for_20_steps():
 
 
 def test_parts_equal_the_whole_batch_with_the_same_groups():
-  whole, whole_losses = train(configure(), 3)
-  parts, parts_losses = train(configure(accumulation_steps=4), 3)
+  groups = {'model__bn_group_size': 2}  # 64 images / 8 devices / 4 parts.
+  whole, whole_losses = train(configure(**groups), 3)
+  parts, parts_losses = train(configure(accumulation_steps=4, **groups), 3)
   np.testing.assert_allclose(whole_losses, parts_losses, rtol=1e-5)
   assert_close(whole.params, parts.params, rtol=1e-3, atol=1e-5)
   assert_close(whole.batch_stats, parts.batch_stats, rtol=1e-3, atol=1e-5)
@@ -134,3 +136,23 @@ def test_groups_on_a_device_leave_only_the_gradients_to_reduce(group, most):
     assert len(all_reduces) >= 2 * num_norms
   else:
     assert 1 <= len(all_reduces) <= most
+
+
+def test_a_part_moves_nothing_and_costs_its_share():
+  def compiled(**changes):
+    run = configure(model__bn_group_size=2, **changes)
+    batch = jax.eval_shape(lambda: run.train_reader(0))
+    steps = jit_steps(run.task, run.sharding)
+    return steps.train.lower(run.abstract_state(), batch).compile()
+
+  whole, parts = compiled(), compiled(accumulation_steps=4)
+  moved = r' (?:all-gather|all-to-all|collective-permute)\w*\('
+  assert not re.findall(moved, parts.as_text())
+  # XLA counts the body of the loop over parts once.
+  share = parts.cost_analysis()['flops'] / whole.cost_analysis()['flops']
+  assert 0.2 < share < 0.35
+
+
+def test_a_group_over_several_devices_is_refused_for_parts():
+  with pytest.raises(InputError, match='8 devices, 2 images'):
+    configure(accumulation_steps=4, model__bn_group_size=8)

@@ -82,7 +82,7 @@ def test_progress_shows_all_figures(stream):
     assert '1/10' in text
     assert '\r' in text
   else:
-    assert 'step 1/10  epoch 0.2' in text
-    assert 'left 01:05' in text
     assert '\r' not in text
+  assert 'step 1/10  epoch 0.2' in text
+  assert 'left 01:05' in text
   assert 'hello' in text
