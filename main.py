@@ -56,7 +56,10 @@ def _parse_flags(argv: list[str]) -> list[str]:
     cause = error.args[0] if error.args else error
     while isinstance(cause, Exception) and cause.args:
       cause = cause.args[0]
-    sys.exit(_fail(f'There is no config field {cause}'))
+    what = 'There is no config field'
+    if ' has no attribute ' in str(cause):
+      what = 'The config file is not one:'
+    sys.exit(_fail(f'{what} {cause}'))
   except Exception as error:  # A config file may raise anything.
     # Of a traceback that ml_collections put into the message, the last line.
     message, _, trace = str(error).partition('Traceback')
