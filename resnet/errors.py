@@ -12,10 +12,10 @@ class InputError(ValueError):
   """
 
 
-def nearest(name: str, names: Iterable[str], *, limit: int = 3) -> str:
+def nearest(name: str, names: Iterable[str]) -> str:
   """Returns ' Did you mean: a, b?', or all names where none is near."""
   names = sorted(names)
-  close = difflib.get_close_matches(name, names, n=limit, cutoff=0.6)
+  close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
   if close:
     return f' Did you mean: {", ".join(close)}?'
   if not names or len(names) > 30:

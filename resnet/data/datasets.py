@@ -104,23 +104,23 @@ def open_source(
   builder = _find_prepared(name, data_dir)
   channels, num_classes = _check_features(name, builder.info.features)
   try:
-    if builder.info.splits[split].num_examples <= 0:
-      raise InputError(f'The split {split!r} of {name!r} has no images.')
-    records = builder.as_data_source(
-      split=split, decoders={'image': tfds.decode.SkipDecoding()}
-    )
-  except InputError:
-    raise
-  except NotImplementedError:
-    raise InputError(
-      f'{name!r} is prepared in {builder.data_dir}, but not for random access.'
-      f' Prepare it again in another folder: {_prepare_command(name, "DIR")}'
-    ) from None
+    num_examples = builder.info.splits[split].num_examples
   except ValueError as error:
     raise InputError(
       f'{name!r} has no split {split!r}. There are:'
       f' {", ".join(builder.info.splits) or "none"}'
       f' ({str(error).splitlines()[0]})'
+    ) from None
+  if num_examples <= 0:
+    raise InputError(f'The split {split!r} of {name!r} has no images.')
+  try:
+    records = builder.as_data_source(
+      split=split, decoders={'image': tfds.decode.SkipDecoding()}
+    )
+  except NotImplementedError:
+    raise InputError(
+      f'{name!r} is prepared in {builder.data_dir}, but not for random access.'
+      f' Prepare it again in another folder: {_prepare_command(name, "DIR")}'
     ) from None
   return Source(
     name=name,
@@ -153,13 +153,18 @@ def _find_prepared(name: str, data_dir: str | None) -> Any:
   raise InputError(
     f'{name!r} is not prepared in {folder}.'
     f' Prepare it with: {_prepare_command(name, folder)}'
-    ' (this step, and it alone, needs `pip install tensorflow-cpu'
-    ' tensorflow-datasets importlib_resources`, best in a venv of its own).'
+    ' (many sets need `pip install tensorflow-cpu` for this step, and for it'
+    ' alone: see the README).'
   )
 
 
 def _prepare_command(name: str, data_dir: str) -> str:
-  return f'tfds build {name} --data_dir={data_dir} --file_format=array_record'
+  # Not `tfds build`, which asks for Apache Beam whatever the set.
+  return (
+    'python -c "import tensorflow_datasets as tfds;'
+    f" tfds.builder('{name}', data_dir='{data_dir}',"
+    " file_format='array_record').download_and_prepare()\""
+  )
 
 
 def _check_features(name: str, features: Any) -> tuple[int, int]:

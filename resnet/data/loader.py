@@ -212,7 +212,16 @@ class DeviceLoader:
   ):
     self._batches = batches
     self._sharding = sharding
+    self._first: HostBatch | None = None
     self.wait_seconds = 0.0
+
+  def start(self) -> None:
+    """Reads the first batch, and ahead from there.
+
+    Raises:
+      InputError: a record of it is broken.
+    """
+    self._first = next(self._batches)
 
   def __iter__(self) -> Iterator[dict[str, jax.Array]]:
     return self
@@ -220,9 +229,10 @@ class DeviceLoader:
   def __next__(self) -> dict[str, jax.Array]:
     start = time.monotonic()
     try:
-      batch = next(self._batches)
+      batch = self._first or next(self._batches)
     finally:
       self.wait_seconds += time.monotonic() - start
+    self._first = None
     return {
       name: jax.make_array_from_process_local_data(self._sharding, rows)
       for name, rows in batch.items()

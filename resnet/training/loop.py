@@ -15,6 +15,7 @@ device's speed. Metrics are read when their step is done, while later steps run.
 import collections
 from collections.abc import Mapping
 import dataclasses
+import math
 import os
 import signal
 import time
@@ -62,9 +63,10 @@ def run(experiment: Experiment, workdir: str, start_time: float) -> int:
   outcome = train(experiment, workdir, start_time=start_time)
   num_steps = experiment.length.num_steps
   if outcome.signal is not None:
+    saved = 'it is saved' if outcome.step else 'there was nothing to save'
     print(
       f'Stopped by {signal.Signals(outcome.signal).name} after step'
-      f' {outcome.step} of {num_steps}; it is saved. The same command goes on.'
+      f' {outcome.step} of {num_steps}; {saved}. The same command goes on.'
     )
     return 128 + outcome.signal
   if outcome.was_complete:
@@ -129,8 +131,12 @@ def _train(
     ),
     experiment.sharding.batch,
   )
-  _check_first_batches(experiment, first_step)
+  first_eval_batch = experiment.eval_reader(0)
+  if isinstance(first_eval_batch, InputError):
+    raise first_eval_batch
+  batches.start()
   if stop.received:
+    batches.close()
     return Outcome(step=first_step, metrics=None, signal=stop.received)
   if checkpoints is None:
     workdir_lib.create(workdir, experiment.config, experiment.derived())
@@ -171,16 +177,6 @@ def _open_checkpoints(experiment: Experiment, workdir: str) -> Checkpoints:
   return Checkpoints(workdir, keep=experiment.keep_checkpoints)
 
 
-def _check_first_batches(experiment: Experiment, first_step: int) -> None:
-  for reader, step in (
-    (experiment.train_reader, first_step),
-    (experiment.eval_reader, 0),
-  ):
-    batch = reader(step)
-    if isinstance(batch, Exception):
-      raise batch
-
-
 def _describe(experiment: Experiment, first_step: int) -> str:
   model = experiment.config['model.name']
   train, eval_ = (
@@ -219,7 +215,7 @@ class _Run:
     )
     best_step = checkpoints.best_step()
     best = checkpoints.metrics(best_step) if best_step is not None else None
-    self.best_top1 = best['eval/top1'] if best else -1.0
+    self.best_top1 = best['eval/top1'] if best else -math.inf
     # Steps that the device was told to do: (step, its metrics).
     self.in_flight: collections.deque[tuple[int, Any]] = collections.deque()
 

@@ -2,12 +2,15 @@
 
 import io
 import pathlib
+import re
+import shlex
 import shutil
 from typing import ClassVar
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import registered
 
 from resnet.data.datasets import open_source
 from resnet.errors import InputError
@@ -56,9 +59,15 @@ class UserMasks(UserShapes, skip_registration=True):
   }
 
 
+def printed_command(error):
+  """Returns the words of the shell command in an error's message."""
+  command = re.search(r'python -c "[^"]*"', str(error.value))
+  return shlex.split(command[0])
+
+
 @pytest.fixture(scope='module')
 def user_dir(tmp_path_factory):
-  """A folder as `tfds build --file_format=array_record` leaves it."""
+  """A folder as `download_and_prepare` leaves it."""
   folder = str(tmp_path_factory.mktemp('user'))
   for builder in (UserShapes, UserPictures, UserMasks):
     builder(data_dir=folder, file_format='array_record').download_and_prepare()
@@ -134,10 +143,21 @@ def test_near_name_is_given_once(data_dir):
 
 
 def test_unprepared_set_gives_the_command(tmp_path):
-  command = f'tfds build cifar10 --data_dir={tmp_path} '
-  with pytest.raises(InputError) as error:
+  with pytest.raises(InputError, match='tensorflow-cpu') as error:
     open_source('cifar10', 'train', data_dir=str(tmp_path))
-  assert command + '--file_format=array_record' in str(error.value)
+  python, flag, code = printed_command(error)
+  assert (python, flag) == ('python', '-c')
+  for part in ("'cifar10'", repr(str(tmp_path)), "'array_record'"):
+    assert part in code
+
+
+def test_the_command_prepares_the_set(tmp_path, monkeypatch):
+  # A set whose code TFDS knows, and which needs no TensorFlow.
+  monkeypatch.setitem(registered._DATASET_REGISTRY, 'user_shapes', UserShapes)
+  with pytest.raises(InputError, match='is not prepared') as error:
+    open_source('user_shapes', 'train', data_dir=str(tmp_path))
+  exec(printed_command(error)[2], {})
+  assert len(open_source('user_shapes', 'train', data_dir=str(tmp_path))) == 7
 
 
 @pytest.mark.parametrize('split', ['validation', 'train[:x]', 'train[:99]', ''])
@@ -170,9 +190,9 @@ def test_set_in_a_format_without_random_access_is_refused(user_dir, tmp_path):
   info.write_text(info.read_text().replace('array_record', 'tfrecord'))
   for file in info.parent.glob('*array_record*'):
     file.rename(str(file).replace('array_record', 'tfrecord'))
-  command = 'tfds build user_shapes --data_dir=DIR --file_format=array_record'
-  with pytest.raises(InputError, match=f'not for random access.*{command}'):
+  with pytest.raises(InputError, match='not for random access') as error:
     open_source('user_shapes', 'train', data_dir=str(tmp_path))
+  assert "data_dir='DIR'" in printed_command(error)[2]
 
 
 def read_fake(split):
