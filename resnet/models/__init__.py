@@ -1,64 +1,142 @@
-"""Every network by name."""
+"""Every network by name: the rows of the papers' tables."""
 
 from collections.abc import Callable
+import dataclasses
 import functools
 from typing import Any
 
+from flax import linen as nn
+
 from resnet.errors import InputError, nearest
 from resnet.models import layers
-from resnet.models.blocks import BasicBlock, BottleneckBlock
+from resnet.models.blocks import (
+  BasicBlock,
+  BottleneckBlock,
+  PreActBasicBlock,
+  PreActBottleneckBlock,
+)
+from resnet.models.lecture import LectureResNet
 from resnet.models.resnet import ResNet
+from resnet.models.shortcuts import SHORTCUTS
 
 __all__ = ['create_model', 'list_models']
 
-_BOTTLENECK_V1 = functools.partial(BottleneckBlock, stride_in_1x1=True)
+# Blocks of each stage: He et al. 2016, Table 1; 200 of "Identity mappings".
+_IMAGENET = {
+  18: (BasicBlock, PreActBasicBlock, (2, 2, 2, 2)),
+  34: (BasicBlock, PreActBasicBlock, (3, 4, 6, 3)),
+  50: (BottleneckBlock, PreActBottleneckBlock, (3, 4, 6, 3)),
+  101: (BottleneckBlock, PreActBottleneckBlock, (3, 4, 23, 3)),
+  152: (BottleneckBlock, PreActBottleneckBlock, (3, 8, 36, 3)),
+  200: (BottleneckBlock, PreActBottleneckBlock, (3, 24, 36, 3)),
+}
 
-_imagenet_resnet = functools.partial(ResNet, num_classes=1000)
+
+def _imagenet(depth: int, **fields: Any) -> functools.partial[ResNet]:
+  """A column of Table 1; bottlenecks stride in the 3x3 (v1.5)."""
+  block_cls, preact_block_cls, stage_sizes = _IMAGENET[depth]
+  if fields.get('preact'):
+    block_cls = preact_block_cls
+  defaults = {'block_cls': block_cls, 'stage_sizes': stage_sizes}
+  return functools.partial(ResNet, num_classes=1000, **{**defaults, **fields})
 
 
-def _cifar_resnet(depth: int) -> Callable[..., ResNet]:
-  """He et al. 2016, section 4.2: depth 6n+2, widths 16, 32, 64, option A."""
+def _bottleneck(**fields: Any) -> Callable[..., nn.Module]:
+  return functools.partial(BottleneckBlock, **fields)
+
+
+def _cifar(
+  depth: int, block_cls: Callable[..., nn.Module] = BasicBlock, **fields: Any
+) -> functools.partial[ResNet]:
+  """He et al. 2016, section 4.2: three stages of 16, 32, 64, option A.
+
+  A basic block has two layers and a bottleneck three, and two more are the
+  stem and the head: depth 6n + 2 or 9n + 2.
+  """
+  layers_per_block = 3 if block_cls is _CIFAR_BOTTLENECK else 2
+  defaults = {
+    'stage_sizes': ((depth - 2) // (3 * layers_per_block),) * 3,
+    'num_classes': 10,
+    'num_filters': 16,
+    'stem': layers.cifar_stem,
+    'stem_pool': False,
+    'shortcut': 'A',
+    # A thousand layers take too long to compile one by one.
+    'scan_blocks': depth > 1000,
+  }
   return functools.partial(
-    ResNet,
-    stage_sizes=((depth - 2) // 6,) * 3,
-    block_cls=BasicBlock,
-    num_classes=10,
-    num_filters=16,
-    stem=layers.cifar_stem,
-    stem_pool=False,
-    shortcut='A',
+    ResNet, block_cls=block_cls, **{**defaults, **fields}
   )
 
 
-_MODELS: dict[str, Callable[..., ResNet]] = {
-  # He et al. 2016, Table 1; bottlenecks stride in the 3x3 (v1.5).
-  **{
-    f'resnet{depth}': functools.partial(
-      _imagenet_resnet, block_cls=block_cls, stage_sizes=stage_sizes
-    )
-    for depth, block_cls, stage_sizes in (
-      (18, BasicBlock, (2, 2, 2, 2)),
-      (34, BasicBlock, (3, 4, 6, 3)),
-      (50, BottleneckBlock, (3, 4, 6, 3)),
-      (101, BottleneckBlock, (3, 4, 23, 3)),
-      (152, BottleneckBlock, (3, 8, 36, 3)),
-    )
-  },
+# As in the released code of "Identity mappings".
+_CIFAR_BOTTLENECK = functools.partial(PreActBottleneckBlock, stride_in_1x1=True)
+
+_MODELS: dict[str, functools.partial[Any]] = {
+  **{f'resnet{depth}': _imagenet(depth) for depth in _IMAGENET},
   # The paper's own bottlenecks stride in the first 1x1 (v1).
   **{
-    f'resnet{depth}_v1': functools.partial(
-      _imagenet_resnet, block_cls=_BOTTLENECK_V1, stage_sizes=stage_sizes
+    f'resnet{depth}_v1': _imagenet(
+      depth, block_cls=_bottleneck(stride_in_1x1=True)
     )
-    for depth, stage_sizes in (
-      (50, (3, 4, 6, 3)),
-      (101, (3, 4, 23, 3)),
-      (152, (3, 8, 36, 3)),
-    )
+    for depth in (50, 101, 152)
   },
+  # ResNet-D of He et al. 2019, "Bag of tricks", section 4.
   **{
-    f'cifar_resnet{depth}': _cifar_resnet(depth)
+    f'resnet{depth}d': _imagenet(depth, stem=layers.deep_stem, shortcut='D')
+    for depth in (18, 34, 50, 101, 152)
+  },
+  # v2: He et al. 2016, "Identity mappings".
+  **{
+    f'preact_resnet{depth}': _imagenet(depth, preact=True)
+    for depth in _IMAGENET
+  },
+  # Xie et al. 2017, "Aggregated residual transformations".
+  'resnext50_32x4d': _imagenet(
+    50, block_cls=_bottleneck(groups=32, width_per_group=4)
+  ),
+  'resnext101_32x8d': _imagenet(
+    101, block_cls=_bottleneck(groups=32, width_per_group=8)
+  ),
+  # Zagoruyko and Komodakis 2016, "Wide residual networks", section 3.4.
+  **{
+    f'wide_resnet{depth}_2': _imagenet(
+      depth, block_cls=_bottleneck(width_per_group=128)
+    )
+    for depth in (50, 101)
+  },
+  # Hu et al. 2018, "Squeeze-and-excitation networks".
+  'seresnet50': _imagenet(50, block_cls=_bottleneck(se_reduction=16)),
+  # He et al. 2016, section 3.3: the same nets without shortcuts.
+  **{f'plain{depth}': _imagenet(depth, shortcut='none') for depth in (18, 34)},
+  **{
+    f'cifar_resnet{depth}': _cifar(depth)
     for depth in (8, 20, 32, 44, 56, 110, 1202)
   },
+  **{
+    f'cifar_plain{depth}': _cifar(depth, shortcut='none')
+    for depth in (20, 32, 44, 56, 110)
+  },
+  # "Identity mappings", section 3 (110) and 4 (164, 1001: bottlenecks whose
+  # shortcuts are projections where the shape changes).
+  'cifar_preact_resnet110': _cifar(110, PreActBasicBlock, preact=True),
+  **{
+    f'cifar_preact_resnet{depth}': _cifar(
+      depth, _CIFAR_BOTTLENECK, preact=True, shortcut='B'
+    )
+    for depth in (164, 1001)
+  },
+  # Zagoruyko and Komodakis 2016, Table 1: k = 10, n = 4; two of the 28 layers
+  # are projections.
+  'wrn28_10': _cifar(
+    26,
+    PreActBasicBlock,
+    preact=True,
+    num_filters=160,
+    stem_filters=16,
+    shortcut='B',
+  ),
+  'lecture_resnet50': functools.partial(LectureResNet, num_classes=1000),
 }
 
 
@@ -67,26 +145,33 @@ def list_models() -> list[str]:
   return list(_MODELS)
 
 
-def create_model(name: str, **overrides: Any) -> ResNet:
+def create_model(name: str, **overrides: Any) -> Any:
   """Returns the network `name` as a linen module.
 
   Args:
     name: one of `list_models()`.
-    **overrides: attributes of `ResNet`, such as `num_classes` or `dtype`.
+    **overrides: attributes of `ResNet` (or `LectureResNet`), such as
+      `num_classes` or `dtype`.
 
   Raises:
     InputError: there is no such network (the nearest names are listed), or
-      no such shortcut.
+      no such attribute or shortcut.
   """
   if name not in _MODELS:
     raise InputError(
       f'There is no model {name!r}.{nearest(name, _MODELS)}'
       ' All names: resnet.models.list_models().'
     )
+  fields = {
+    field.name for field in dataclasses.fields(_MODELS[name].func)
+  } - {'parent', 'name'}
+  for field in overrides:
+    if field not in fields:
+      raise InputError(f'{name} has no {field!r}.{nearest(field, fields)}')
   model = _MODELS[name](**overrides)
-  if model.shortcut not in layers.SHORTCUTS:
+  shortcut = getattr(model, 'shortcut', 'none')
+  if shortcut not in SHORTCUTS:
     raise InputError(
-      f'model.shortcut={model.shortcut!r} is none of'
-      f' {", ".join(layers.SHORTCUTS)}.'
+      f'model.shortcut={shortcut!r} is none of {", ".join(SHORTCUTS)}.'
     )
   return model

@@ -1,29 +1,38 @@
-"""Residual blocks (He et al. 2016, "Deep residual learning", Figure 5).
+"""Residual blocks.
 
-A block computes relu(F(x) + shortcut(x)). `conv`, `norm` and `shortcut` come
-from the network, already bound to its dtype and mode.
+  BasicBlock, BottleneckBlock              relu(F(x) + shortcut(x))
+  PreActBasicBlock, PreActBottleneckBlock  F(relu(bn(x))) + shortcut(x)
+
+The first two are He et al. 2016, "Deep residual learning", Figure 5, the others
+He et al. 2016, "Identity mappings", Figure 1b. `conv` and `norm` come from the
+network, already bound to its dtype and mode. Attributes of all blocks:
+
+  filters: width of the 3x3 convolutions.
+  strides: of the block.
+  conv: (filters, kernel_size, strides, *, name) -> convolution.
+  norm: (*, name) -> batch norm.
+  shortcut: one of `shortcuts.SHORTCUTS`; None in plain nets.
+  zero_init_last: start with F(x) = 0: with zeros in the scale of the last batch
+    norm or, where none follows it, in the last convolution.
+
+and of the pre-activation blocks
+
+  activate_input: False where x is activated already: after the stem.
 """
 
-from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from flax import linen as nn
+from flax.linen import initializers
 import jax
 
+from resnet.models import layers
 from resnet.models.layers import ModuleDef
+from resnet.models.shortcuts import Shortcut
 
 
 class BasicBlock(nn.Module):
-  """Two 3x3 convolutions (Figure 5, left).
-
-  Attributes:
-    filters: width of both convolutions.
-    strides: of the first convolution and of the shortcut.
-    conv: (filters, kernel_size, strides, *, name) -> convolution.
-    norm: (*, name) -> batch norm.
-    shortcut: (x, filters, strides, *, conv, norm) -> array.
-    last_scale_init: initialiser of the scale of the last batch norm.
-  """
+  """Two 3x3 convolutions (Figure 5, left)."""
 
   expansion: ClassVar[int] = 1
 
@@ -31,8 +40,8 @@ class BasicBlock(nn.Module):
   strides: int
   conv: ModuleDef
   norm: ModuleDef
-  shortcut: Callable[..., jax.Array]
-  last_scale_init: nn.initializers.Initializer
+  shortcut: Shortcut | None
+  zero_init_last: bool
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -40,20 +49,26 @@ class BasicBlock(nn.Module):
     y = self.conv(self.filters, 3, self.strides, name='conv1')(x)
     y = nn.relu(self.norm(name='bn1')(y))
     y = self.conv(self.filters, 3, name='conv2')(y)
-    y = self.norm(scale_init=self.last_scale_init, name='bn2')(y)
-    shortcut = self.shortcut(
-      x, self.filters, self.strides, conv=self.conv, norm=self.norm
-    )
-    return nn.relu(y + shortcut)
+    y = _last_norm(self, name='bn2')(y)
+    if self.shortcut is not None:
+      y = y + self.shortcut(
+        x, x, self.filters, self.strides, conv=self.conv, norm=self.norm
+      )
+    return nn.relu(y)
 
 
 class BottleneckBlock(nn.Module):
   """1x1 reduce, 3x3, 1x1 expand by four (Figure 5, right).
 
-  Attributes: as in `BasicBlock`, and
+  Attributes: as above, and
     stride_in_1x1: v1 (the paper) strides in the first 1x1 convolution, which
       skips three quarters of its input; v1.5 (torchvision, NVIDIA; the
       default) in the 3x3.
+    groups: of the 3x3 convolution (Xie et al. 2017, ResNeXt).
+    width_per_group: of the 3x3 convolution, where `filters` is 64; it doubles
+      when they do. More than 64 is a wide net (Zagoruyko, Komodakis 2016).
+    se_reduction: squeeze-and-excitation before the addition, with a hidden
+      width of so many times less (Hu et al. 2018); None: none.
   """
 
   expansion: ClassVar[int] = 4
@@ -62,8 +77,79 @@ class BottleneckBlock(nn.Module):
   strides: int
   conv: ModuleDef
   norm: ModuleDef
-  shortcut: Callable[..., jax.Array]
-  last_scale_init: nn.initializers.Initializer
+  shortcut: Shortcut | None
+  zero_init_last: bool
+  stride_in_1x1: bool = False
+  groups: int = 1
+  width_per_group: int = 64
+  se_reduction: int | None = None
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[B, H, W, C] -> [B, H / strides, W / strides, 4 * filters]."""
+    width = self.filters * self.width_per_group // 64 * self.groups
+    filters_out = self.expansion * self.filters
+    strides_1x1 = self.strides if self.stride_in_1x1 else 1
+    strides_3x3 = 1 if self.stride_in_1x1 else self.strides
+    y = self.conv(width, 1, strides_1x1, name='conv1')(x)
+    y = nn.relu(self.norm(name='bn1')(y))
+    y = self.conv(width, 3, strides_3x3, groups=self.groups, name='conv2')(y)
+    y = nn.relu(self.norm(name='bn2')(y))
+    y = self.conv(filters_out, 1, name='conv3')(y)
+    y = _last_norm(self, name='bn3')(y)
+    if self.se_reduction:
+      y = layers.squeeze_excitation(y, self.se_reduction)
+    if self.shortcut is not None:
+      y = y + self.shortcut(
+        x, x, filters_out, self.strides, conv=self.conv, norm=self.norm
+      )
+    return nn.relu(y)
+
+
+class PreActBasicBlock(nn.Module):
+  """Batch norm and ReLU before each of two 3x3 convolutions."""
+
+  expansion: ClassVar[int] = 1
+
+  filters: int
+  strides: int
+  conv: ModuleDef
+  norm: ModuleDef
+  shortcut: Shortcut | None
+  zero_init_last: bool
+  activate_input: bool = True
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[B, H, W, C] -> [B, H / strides, W / strides, filters]."""
+    activated = _activated_input(self, x)
+    y = self.conv(self.filters, 3, self.strides, name='conv1')(activated)
+    y = nn.relu(self.norm(name='bn2')(y))
+    y = _last_conv(self, self.filters, 3, name='conv2')(y)
+    if self.shortcut is not None:
+      y = y + self.shortcut(
+        x, activated, self.filters, self.strides, conv=self.conv, norm=None
+      )
+    return y
+
+
+class PreActBottleneckBlock(nn.Module):
+  """Batch norm and ReLU before each of 1x1 reduce, 3x3, 1x1 expand by four.
+
+  Attributes: as above, and
+    stride_in_1x1: as in `BottleneckBlock`; True in the CIFAR nets of the
+      paper's authors, False in their ImageNet nets.
+  """
+
+  expansion: ClassVar[int] = 4
+
+  filters: int
+  strides: int
+  conv: ModuleDef
+  norm: ModuleDef
+  shortcut: Shortcut | None
+  zero_init_last: bool
+  activate_input: bool = True
   stride_in_1x1: bool = False
 
   @nn.compact
@@ -72,13 +158,32 @@ class BottleneckBlock(nn.Module):
     filters_out = self.expansion * self.filters
     strides_1x1 = self.strides if self.stride_in_1x1 else 1
     strides_3x3 = 1 if self.stride_in_1x1 else self.strides
-    y = self.conv(self.filters, 1, strides_1x1, name='conv1')(x)
-    y = nn.relu(self.norm(name='bn1')(y))
-    y = self.conv(self.filters, 3, strides_3x3, name='conv2')(y)
+    activated = _activated_input(self, x)
+    y = self.conv(self.filters, 1, strides_1x1, name='conv1')(activated)
     y = nn.relu(self.norm(name='bn2')(y))
-    y = self.conv(filters_out, 1, name='conv3')(y)
-    y = self.norm(scale_init=self.last_scale_init, name='bn3')(y)
-    shortcut = self.shortcut(
-      x, filters_out, self.strides, conv=self.conv, norm=self.norm
-    )
-    return nn.relu(y + shortcut)
+    y = self.conv(self.filters, 3, strides_3x3, name='conv2')(y)
+    y = nn.relu(self.norm(name='bn3')(y))
+    y = _last_conv(self, filters_out, 1, name='conv3')(y)
+    if self.shortcut is not None:
+      y = y + self.shortcut(
+        x, activated, filters_out, self.strides, conv=self.conv, norm=None
+      )
+    return y
+
+
+def _last_norm(block: Any, *, name: str) -> nn.Module:
+  zeros, ones = initializers.zeros, initializers.ones
+  return block.norm(
+    scale_init=zeros if block.zero_init_last else ones, name=name
+  )
+
+
+def _last_conv(
+  block: Any, filters: int, kernel_size: int, *, name: str
+) -> nn.Module:
+  init = initializers.zeros if block.zero_init_last else layers.he_normal
+  return block.conv(filters, kernel_size, kernel_init=init, name=name)
+
+
+def _activated_input(block: Any, x: jax.Array) -> jax.Array:
+  return nn.relu(block.norm(name='bn1')(x)) if block.activate_input else x

@@ -1,4 +1,4 @@
-"""The layers of a residual network: convolution, batch norm, stem, shortcut.
+"""The layers of a residual network: convolution, norm, gate, stem, shortcut.
 
 Everything spatial is NHWC. Convolutions have no bias (batch norm follows) and
 their padding is written out, never 'SAME', so that strided layers see the same
@@ -6,6 +6,7 @@ pixels as in the papers' Caffe and Torch networks.
 """
 
 from collections.abc import Callable
+import functools
 from typing import Any
 
 from flax import linen as nn
@@ -26,19 +27,23 @@ def conv(
   strides: int = 1,
   *,
   name: str,
+  groups: int = 1,
+  kernel_init: nn.initializers.Initializer = he_normal,
   dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> nn.Conv:
   """A square convolution without bias, padded by (kernel_size - 1) / 2.
 
-  Maps [B, H, W, C] to [B, H / strides, W / strides, filters], in `dtype`.
+  Maps [B, H, W, C] to [B, H / strides, W / strides, filters], in `dtype`. With
+  `groups`, each group of output channels sees its own group of inputs.
   """
   return nn.Conv(
     filters,
     (kernel_size, kernel_size),
     strides=strides,
     padding=(kernel_size - 1) // 2,
+    feature_group_count=groups,
     use_bias=False,
-    kernel_init=he_normal,
+    kernel_init=kernel_init,
     dtype=dtype,
     name=name,
   )
@@ -50,7 +55,8 @@ class BatchNorm(nn.Module):
     y = (x - mean) / sqrt(var + epsilon) * scale + bias
 
   The statistics of a group are float32 sums of x and x * x in one pass over
-  the activations; applying them is one multiply-add per element. Parameters
+  the activations (float64 for float64); applying them is one multiply-add per
+  element. Parameters
   and statistics have the names, shapes and meaning of `flax.linen.BatchNorm`,
   and with `group_size=None` the two are equal.
 
@@ -64,7 +70,7 @@ class BatchNorm(nn.Module):
     group_size: images per group of statistics; None is the whole batch.
     momentum: share of the old running statistics that an update keeps.
     epsilon: added to the variance.
-    dtype: of the output; all arithmetic is float32.
+    dtype: of the output; the arithmetic is float32, or float64 for float64.
     scale_init: initialiser of the scale.
   """
 
@@ -105,18 +111,18 @@ class BatchNorm(nn.Module):
         )
     multiplier = lax.rsqrt(var + self.epsilon) * scale[None]  # [groups, C]
     offset = bias[None] - mean * multiplier
-    grouped = _split_groups(x, len(mean)).astype(jnp.float32)
+    grouped = _split_groups(x, len(mean))
     y = grouped * _per_group(multiplier) + _per_group(offset)
     return y.astype(self.dtype).reshape(x.shape)
 
   def _group_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns mean and biased variance of each group, [groups, C] float32."""
+    """Returns mean and biased variance of each group, [groups, C]."""
     group_size = len(x) if self.group_size is None else self.group_size
     if group_size <= 0 or len(x) % group_size:
       raise ValueError(
         f'bn_group_size={group_size} does not divide a batch of {len(x)} images'
       )
-    grouped = _split_groups(x, len(x) // group_size).astype(jnp.float32)
+    grouped = _split_groups(x, len(x) // group_size)
     mean = jnp.mean(grouped, axis=(1, 2, 3))
     mean_of_square = jnp.mean(lax.square(grouped), axis=(1, 2, 3))
     # Rounding can bring the difference of two large numbers below zero.
@@ -124,7 +130,8 @@ class BatchNorm(nn.Module):
 
 
 def _split_groups(x: jax.Array, num_groups: int) -> jax.Array:
-  """[B, H, W, C] -> [groups, B / groups, H, W, C]."""
+  """[B, H, W, C] -> [groups, B / groups, H, W, C], at least float32."""
+  x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   return x.reshape(num_groups, -1, *x.shape[1:])
 
 
@@ -133,12 +140,37 @@ def _per_group(values: jax.Array) -> jax.Array:
   return values[:, None, None, None, :]
 
 
+def squeeze_excitation(x: jax.Array, reduction: int) -> jax.Array:
+  """Scales each channel of x [B, H, W, C] by a gate in (0, 1).
+
+    gate = sigmoid(W2 relu(W1 mean(x)))     (Hu et al. 2018, section 3)
+
+  with a hidden width of C / `reduction`.
+  """
+  channels = x.shape[-1]
+  dense = functools.partial(nn.Dense, kernel_init=he_normal, dtype=x.dtype)
+  y = jnp.mean(x, axis=(1, 2))
+  y = nn.relu(dense(channels // reduction, name='se_reduce')(y))
+  y = nn.sigmoid(dense(channels, name='se_expand')(y))
+  return x * y[:, None, None, :]
+
+
 def imagenet_stem(
   x: jax.Array, filters: int, *, conv: ModuleDef, norm: ModuleDef
 ) -> jax.Array:
   """7x7 convolution with stride 2 (He et al. 2016, Table 1, conv1)."""
   x = conv(filters, 7, 2, name='stem_conv')(x)
   return nn.relu(norm(name='stem_bn')(x))
+
+
+def deep_stem(
+  x: jax.Array, filters: int, *, conv: ModuleDef, norm: ModuleDef
+) -> jax.Array:
+  """Three 3x3 convolutions, the first with stride 2 (He et al. 2019, C)."""
+  for i, width in enumerate((filters // 2, filters // 2, filters), start=1):
+    x = conv(width, 3, 2 if i == 1 else 1, name=f'stem_conv{i}')(x)
+    x = nn.relu(norm(name=f'stem_bn{i}')(x))
+  return x
 
 
 def cifar_stem(
@@ -155,37 +187,19 @@ def stem_max_pool(x: jax.Array) -> jax.Array:
   return nn.max_pool(x, (3, 3), strides=(2, 2), padding=pads)  # pyright: ignore[reportArgumentType]
 
 
-def projection(
-  x: jax.Array, filters: int, strides: int, *, conv: ModuleDef, norm: ModuleDef
-) -> jax.Array:
-  """1x1 convolution and batch norm: the shortcut that changes a shape."""
-  x = conv(filters, 1, strides, name='shortcut_conv')(x)
-  return norm(name='shortcut_bn')(x)
+def head(x: jax.Array, num_classes: int) -> tuple[jax.Array, jax.Array]:
+  """Global average pool and dense layer; at least float32.
 
-
-def zero_padding_shortcut(
-  x: jax.Array, filters: int, strides: int, **_: ModuleDef
-) -> jax.Array:
-  """Option A: every `strides`-th pixel, new channels are zeros; no parameter.
-
-  He et al. 2016, section 3.3. The zeros come after the channels of x.
+  Returns:
+    The pooled features [B, C] and the logits [B, num_classes].
   """
-  x = x[:, ::strides, ::strides, :]
-  return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, filters - x.shape[-1])))
-
-
-def projection_shortcut(
-  x: jax.Array, filters: int, strides: int, **layers: ModuleDef
-) -> jax.Array:
-  """Option B: the identity, or a projection where the shape changes."""
-  if strides == 1 and x.shape[-1] == filters:
-    return x
-  return projection(x, filters, strides, **layers)
-
-
-# The options of He et al. 2016, section 4.1, Table 3.
-SHORTCUTS: dict[str, Callable[..., jax.Array]] = {
-  'A': zero_padding_shortcut,
-  'B': projection_shortcut,
-  'C': projection,
-}
+  dtype = jnp.promote_types(x.dtype, jnp.float32)
+  pooled = jnp.mean(x, axis=(1, 2), dtype=dtype)
+  # Goyal et al. 2017, section 5.1: a small normal for the last layer.
+  dense = nn.Dense(
+    num_classes,
+    kernel_init=nn.initializers.normal(0.01),
+    dtype=dtype,
+    name='head',
+  )
+  return pooled, dense(pooled)

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from resnet.models import layers
+from resnet.models.scan import scan_blocks
+from resnet.models.shortcuts import SHORTCUTS
 
 
 class ResNet(nn.Module):
@@ -15,18 +17,25 @@ class ResNet(nn.Module):
 
   Attributes:
     stage_sizes: number of blocks in each stage.
-    block_cls: `BasicBlock` or `BottleneckBlock`, or a partial of one.
+    block_cls: one of `resnet.models.blocks`, or a partial of one.
     num_classes: number of logits.
     num_filters: width of the first stage; each further stage doubles it and
       halves the resolution.
     stem: (x, filters, *, conv, norm) -> array.
+    stem_filters: width of the stem; None: that of the first stage.
     stem_pool: max-pool between stem and first stage (the ImageNet nets).
-    shortcut: option 'A', 'B' or 'C', see `layers.SHORTCUTS`.
+    preact: the blocks are pre-activation blocks (v2): the stem activates the
+      input of the first, and a batch norm and ReLU follow the last.
+    shortcut: 'A', 'B', 'C', 'D' or 'none', see `shortcuts.SHORTCUTS`.
     zero_init_last_scale: start each block as the identity: the scale of its
-      last batch norm is zero (Goyal et al. 2017, section 5.1).
+      last batch norm is zero (Goyal et al. 2017, section 5.1); in v2, where no
+      batch norm is last, the kernel of its last convolution.
+    scan_blocks: compile the equal blocks of a stage once and loop over them:
+      for nets of hundreds of layers. Variables and results are the same.
     bn_group_size: images per group of batch statistics; None: whole batch.
     bn_momentum: share of the running statistics that one step keeps.
-    dtype: of the computation; parameters, statistics, logits are float32.
+    dtype: of the computation; parameters and statistics are float32, logits
+      too, or float64 for float64.
   """
 
   stage_sizes: Sequence[int]
@@ -34,9 +43,12 @@ class ResNet(nn.Module):
   num_classes: int
   num_filters: int = 64
   stem: Callable[..., jax.Array] = layers.imagenet_stem
+  stem_filters: int | None = None
   stem_pool: bool = True
+  preact: bool = False
   shortcut: str = 'B'
   zero_init_last_scale: bool = False
+  scan_blocks: bool = False
   bn_group_size: int | None = None
   bn_momentum: float = 0.9
   dtype: jax.typing.DTypeLike = jnp.float32
@@ -71,34 +83,37 @@ class ResNet(nn.Module):
       momentum=self.bn_momentum,
       dtype=self.dtype,
     )
-    last_scale_init = (
-      nn.initializers.zeros
-      if self.zero_init_last_scale
-      else nn.initializers.ones
-    )
     block = functools.partial(
       self.block_cls,
       conv=conv,
       norm=norm,
-      shortcut=layers.SHORTCUTS[self.shortcut],
-      last_scale_init=last_scale_init,
+      shortcut=SHORTCUTS[self.shortcut],
+      zero_init_last=self.zero_init_last_scale,
+    )
+    # A first block of v2 sees activated images, as any block of v1 does.
+    first_block = (
+      functools.partial(block, activate_input=False) if self.preact else block
     )
     features = {}
     x = images.astype(self.dtype)
-    x = features['stem'] = self.stem(x, self.num_filters, conv=conv, norm=norm)
+    filters = self.stem_filters or self.num_filters
+    x = features['stem'] = self.stem(x, filters, conv=conv, norm=norm)
     if self.stem_pool:
       x = layers.stem_max_pool(x)
     for i, num_blocks in enumerate(self.stage_sizes, start=1):
-      for j in range(1, num_blocks + 1):
-        x = block(
-          filters=self.num_filters * 2 ** (i - 1),
-          strides=2 if i > 1 and j == 1 else 1,
-          name=f'stage{i}_block{j}',
-        )(x)
+      filters = self.num_filters * 2 ** (i - 1)
+      x = (first_block if i == 1 else block)(
+        filters=filters, strides=1 if i == 1 else 2, name=f'stage{i}_block1'
+      )(x)
+      others = functools.partial(block, filters=filters, strides=1)
+      names = [f'stage{i}_block{j}' for j in range(2, num_blocks + 1)]
+      if self.scan_blocks and names:
+        x = scan_blocks(self, others, x, names)
+      else:
+        for name in names:
+          x = others(name=name)(x)
       features[f'stage{i}'] = x
-    x = features['pooled'] = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
-    # Goyal et al. 2017, section 5.1: a small normal for the last layer.
-    features['logits'] = nn.Dense(
-      self.num_classes, kernel_init=nn.initializers.normal(0.01), name='head'
-    )(x)
+    if self.preact:
+      x = nn.relu(norm(name='head_bn')(x))
+    features['pooled'], features['logits'] = layers.head(x, self.num_classes)
     return features

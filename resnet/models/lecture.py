@@ -1,0 +1,133 @@
+"""The simplified ResNet-50 of lectures: convolutions, biases, ReLUs, additions.
+
+What is left of He et al. 2016 without batch norm: each stage begins with a 3x3
+convolution of stride 2, so that no shortcut ever has to change a shape. Its
+padding is 'SAME' as in the lecture: of an even image, a strided convolution
+sees one more row of zeros at the end than at the beginning.
+"""
+
+from collections.abc import Sequence
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from resnet.models import layers
+
+
+def _conv(
+  filters: int,
+  kernel_size: int,
+  strides: int = 1,
+  *,
+  name: str,
+  dtype: jax.typing.DTypeLike,
+  kernel_init: nn.initializers.Initializer = layers.he_normal,
+) -> nn.Conv:
+  return nn.Conv(
+    filters,
+    (kernel_size, kernel_size),
+    strides=strides,
+    padding='SAME',
+    kernel_init=kernel_init,
+    dtype=dtype,
+    name=name,
+  )
+
+
+class Bottleneck(nn.Module):
+  """1x1 reduce, 3x3, 1x1 expand, each with bias and ReLU.
+
+  For 256 channels reduced to 64 it has 1x1x256 + 3x3x64 + 1x1x256 = 1,088
+  weights a channel of the 64, where a 3x3 convolution of 256 channels has
+  3x3x256 = 2,304 a channel of the 256: 69,632 against 589,824.
+
+  Attributes:
+    reduction: channels of the 3x3 convolution.
+    expansion: channels of the output.
+    dtype: of the computation.
+    kernel_init: of the last convolution.
+  """
+
+  reduction: int
+  expansion: int
+  dtype: jax.typing.DTypeLike = jnp.float32
+  kernel_init: nn.initializers.Initializer = layers.he_normal
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[B, H, W, C] -> [B, H, W, expansion]."""
+    y = nn.relu(_conv(self.reduction, 1, name='conv1', dtype=self.dtype)(x))
+    y = nn.relu(_conv(self.reduction, 3, name='conv2', dtype=self.dtype)(y))
+    last = _conv(
+      self.expansion,
+      1,
+      name='conv3',
+      dtype=self.dtype,
+      kernel_init=self.kernel_init,
+    )
+    return nn.relu(self.combine(x, last(y)))
+
+  def combine(self, x: jax.Array, y: jax.Array) -> jax.Array:
+    """From the input and the last convolution to the last ReLU."""
+    del x
+    return y
+
+
+class ResidualBottleneck(Bottleneck):
+  """A bottleneck plus its input, [B, H, W, expansion] -> the same shape.
+
+  "At the start of training the layer is the identity": the last convolution
+  begins as zero.
+  """
+
+  kernel_init: nn.initializers.Initializer = nn.initializers.zeros
+
+  def combine(self, x: jax.Array, y: jax.Array) -> jax.Array:
+    return x + y
+
+
+class LectureResNet(nn.Module):
+  """7x7 convolution, stages of residual bottlenecks, average pool, softmax.
+
+  Attributes:
+    num_classes: number of logits.
+    stage_sizes: number of residual bottlenecks in each stage.
+    num_filters: `reduction` of the first stage; each further stage doubles it.
+      A stage has twice as many channels as its bottlenecks are reduced to.
+    dtype: of the computation; parameters and logits are float32.
+  """
+
+  num_classes: int
+  stage_sizes: Sequence[int] = (3, 4, 6, 3)
+  num_filters: int = 64
+  dtype: jax.typing.DTypeLike = jnp.float32
+
+  def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+    """Normalised images [B, H, W, C] -> logits [B, num_classes], float32."""
+    return self._forward(images, train=train)['logits']
+
+  def features(self, images: jax.Array, *, train: bool) -> dict[str, jax.Array]:
+    """Returns 'stem', 'stage1' .., 'pooled', as `ResNet.features`."""
+    features = self._forward(images, train=train)
+    del features['logits']
+    return features
+
+  @nn.compact
+  def _forward(self, images: jax.Array, *, train: bool) -> dict[str, jax.Array]:
+    del train  # Nothing here differs.
+    features = {}
+    x = images.astype(self.dtype)
+    x = _conv(self.num_filters, 7, 2, name='stem_conv', dtype=self.dtype)(x)
+    x = features['stem'] = nn.relu(x)
+    for i, num_blocks in enumerate(self.stage_sizes, start=1):
+      reduction = self.num_filters * 2 ** (i - 1)
+      expansion = 2 * reduction
+      name = f'stage{i}_conv'
+      x = nn.relu(_conv(expansion, 3, 2, name=name, dtype=self.dtype)(x))
+      for j in range(1, num_blocks + 1):
+        name = f'stage{i}_block{j}'
+        x = ResidualBottleneck(reduction, expansion, self.dtype, name=name)(x)
+      features[f'stage{i}'] = x
+    features['pooled'], features['logits'] = layers.head(x, self.num_classes)
+    return features
