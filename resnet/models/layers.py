@@ -131,8 +131,12 @@ class BatchNorm(nn.Module):
 
 def _split_groups(x: jax.Array, num_groups: int) -> jax.Array:
   """[B, H, W, C] -> [groups, B / groups, H, W, C], at least float32."""
-  x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  x = x.astype(_accumulation_dtype(x))
   return x.reshape(num_groups, -1, *x.shape[1:])
+
+
+def _accumulation_dtype(x: jax.Array) -> jax.typing.DTypeLike:
+  return jnp.float64 if x.dtype == jnp.float64 else jnp.float32
 
 
 def _per_group(values: jax.Array) -> jax.Array:
@@ -193,7 +197,7 @@ def head(x: jax.Array, num_classes: int) -> tuple[jax.Array, jax.Array]:
   Returns:
     The pooled features [B, C] and the logits [B, num_classes].
   """
-  dtype = jnp.promote_types(x.dtype, jnp.float32)
+  dtype = _accumulation_dtype(x)
   pooled = jnp.mean(x, axis=(1, 2), dtype=dtype)
   # Goyal et al. 2017, section 5.1: a small normal for the last layer.
   dense = nn.Dense(

@@ -1,0 +1,171 @@
+"""Weights that come and go: PyTorch's state dicts, safetensors, Orbax, the hub.
+
+A network's variables are {'params': ..., 'batch_stats': ...} as `model.init`
+returns them, here with NumPy leaves, float32. Whatever does not fit a network
+is refused by name, before any of it is read.
+"""
+
+from collections.abc import Mapping
+import os
+import tempfile
+from typing import Any
+import warnings
+
+import jax
+import numpy as np
+import safetensors.numpy
+
+from resnet.errors import InputError
+from resnet.models.weights import fit
+from resnet.models.weights.convert import check_source, read_source, to_torch
+from resnet.models.weights.metadata import Metadata, Preprocessing
+from resnet.models.weights.sources import Source, open_source
+
+__all__ = [
+  'Metadata',
+  'Preprocessing',
+  'Source',
+  'check_source',
+  'from_state_dict',
+  'load_weights',
+  'open_source',
+  'read_source',
+  'save_weights',
+  'to_state_dict',
+]
+
+
+def from_state_dict(
+  name: str, state: Mapping[str, Any], **overrides: Any
+) -> dict[str, Any]:
+  """Returns the variables of a state dict of torchvision or timm.
+
+  Args:
+    name: of the network, as `create_model` takes it.
+    state: tensors or arrays by key; float32, or float16 and bfloat16, which
+      become float32.
+    **overrides: of `create_model`; the number of classes is that of `state`.
+
+  Returns:
+    'params' and 'batch_stats', copied. Where `state` has counted updates
+    (num_batches_tracked), the counts come along in a collection of that name,
+    which networks ignore and `to_state_dict` gives back.
+
+  Raises:
+    InputError: a tensor is missing, is one too many, or has another shape or
+      type; nothing was converted then.
+  """
+  source = Source(
+    name='the state dict',
+    is_torch=True,
+    tensors={key: fit.describe(value) for key, value in state.items()},
+    metadata=Metadata(),
+    read=lambda keys: {key: _numpy(state[key]) for key in keys},
+  )
+  return read_source(source, name, **overrides)
+
+
+def _numpy(tensor: Any) -> np.ndarray:
+  if str(tensor.dtype) == 'torch.bfloat16':  # Which NumPy has not.
+    tensor = tensor.float()
+  return np.asarray(tensor)
+
+
+def to_state_dict(
+  name: str,
+  variables: Mapping[str, Any],
+  naming: str = 'torchvision',
+  **overrides: Any,
+) -> dict[str, np.ndarray]:
+  """Returns the state dict of a network's variables, copied.
+
+  Args:
+    name: of the network.
+    variables: of the network.
+    naming: 'torchvision' (timm's names for layers that only timm has) or
+      'timm'; these are the same but for v2 nets, where 'timm' moves the stem's
+      batch norm into the first block.
+    **overrides: of `create_model`.
+
+  Raises:
+    InputError: the variables are not those of the network, or timm has no
+      such network.
+  """
+  tensors = {
+    '/'.join(path): fit.describe(leaf)
+    for path, leaf in fit.flatten(variables).items()
+  }
+  expected = fit.expected_shapes(name, tensors, overrides)
+  wanted = {'/'.join(path): shape for path, shape in expected.items()}
+  fit.check_fit(f'the variables given for {name}', tensors, wanted)
+  return to_torch(variables, naming)
+
+
+def load_weights(
+  source: str,
+  name: str,
+  *,
+  num_classes: int | None = None,
+  key: jax.Array | None = None,
+  **overrides: Any,
+) -> dict[str, Any]:
+  """Returns the variables of a network from wherever they lie.
+
+  Args:
+    source: a .safetensors file, 'hf-hub:owner/name@revision', an Orbax
+      checkpoint or the workdir of a run (see `open_source`).
+    name: of the network.
+    num_classes: of the head; where the source has another number, its head is
+      replaced by a new one, with a warning. None: that of the source.
+    key: of the new head; None: jax.random.key(0).
+    **overrides: of `create_model`.
+
+  Raises:
+    InputError: there is no such source, or it does not fit the network.
+  """
+  variables = read_source(open_source(source), name, **overrides)
+  head = variables['params']['head']
+  num_features, given = head['kernel'].shape
+  if num_classes not in (None, given):
+    warnings.warn(
+      f'The head of {source} has {given} classes: it is replaced by a new one'
+      f' of {num_classes}.',
+      stacklevel=2,
+    )
+    key = jax.random.key(0) if key is None else key
+    kernel = 0.01 * jax.random.normal(key, (num_features, num_classes))
+    variables['params']['head'] = {
+      'kernel': np.asarray(kernel),
+      'bias': np.zeros(num_classes, np.float32),
+    }
+  return variables
+
+
+def save_weights(
+  variables: Mapping[str, Any],
+  path: str,
+  *,
+  metadata: Metadata | None = None,
+  naming: str = 'torchvision',
+) -> None:
+  """Writes a .safetensors file that torchvision (or timm) loads.
+
+  Args:
+    variables: of a network.
+    path: of the file; it is written whole or not at all.
+    metadata: travels in the file.
+    naming: as in `to_state_dict`.
+
+  Raises:
+    InputError: the file cannot be written, or timm has no such network.
+  """
+  state = to_torch(variables, naming)
+  header = (metadata or Metadata()).to_header()
+  folder, file = os.path.split(os.path.abspath(path))
+  try:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f'.{file}.') as scratch:
+      whole = os.path.join(scratch, file)
+      safetensors.numpy.save_file(state, whole, metadata=header)
+      os.replace(whole, path)
+  except OSError as error:
+    raise InputError(f'{path} cannot be written: {error}.') from None

@@ -1,0 +1,113 @@
+"""From the tensors of a source to the variables of a network, and back."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from flax import traverse_util
+import numpy as np
+
+from resnet.errors import InputError
+from resnet.models.weights import fit
+from resnet.models.weights.naming import (
+  COUNTER,
+  NAMINGS,
+  TIMM_FIRST_NORM,
+  Path,
+  counter_keys,
+  state_dict_layout,
+)
+from resnet.models.weights.sources import Source
+
+
+def check_source(source: Source, name: str, **overrides: Any) -> None:
+  """Raises InputError where a source does not fit a network; reads nothing."""
+  _expected(source, name, overrides)
+
+
+def read_source(source: Source, name: str, **overrides: Any) -> dict[str, Any]:
+  """Returns the variables in a source, as `weights.from_state_dict` does."""
+  expected = _expected(source, name, overrides)
+  if not source.is_torch:
+    arrays = source.read(list(source.tensors))
+    flat = {path: _float32(arrays['/'.join(path)]) for path in expected}
+    return {'batch_stats': {}, **traverse_util.unflatten_dict(flat)}
+  layout = state_dict_layout(expected.items(), _naming(source))
+  flat = {}
+  # One at a time: a source and its copy are all that is ever in memory.
+  for key, tensor in layout.items():
+    flat[tensor.path] = _float32(tensor.from_torch(source.read([key])[key]))
+  if _naming(source) == 'timm':
+    _check_timm(flat)
+  counters = counter_keys(layout)
+  there = [key for key in counters if key in source.tensors]
+  counts = {counters[key]: value for key, value in source.read(there).items()}
+  variables = {'batch_stats': {}, **traverse_util.unflatten_dict(flat)}
+  if any(np.any(count) for count in counts.values()):
+    variables[COUNTER] = traverse_util.unflatten_dict(counts)
+  return variables
+
+
+def to_torch(
+  variables: Mapping[str, Any], naming: str = 'torchvision'
+) -> dict[str, np.ndarray]:
+  """Returns the state dict of variables; see `weights.to_state_dict`."""
+  if naming not in NAMINGS:
+    raise InputError(f'naming={naming!r} is none of {", ".join(NAMINGS)}.')
+  flat = fit.flatten(variables)
+  shapes = [(path, np.shape(leaf)) for path, leaf in flat.items()]
+  layout = state_dict_layout(shapes, naming)
+  if naming == 'timm' and ('params', 'head_bn', 'scale') in flat:
+    _check_timm(flat)
+  state = {key: t.to_torch(flat[t.path]) for key, t in layout.items()}
+  counts = traverse_util.flatten_dict(dict(variables.get(COUNTER, {})))
+  for key, path in counter_keys(layout).items():
+    state[key] = np.array(counts.get(path, 0), np.int64)
+  return state
+
+
+def _expected(
+  source: Source, name: str, overrides: Mapping[str, Any]
+) -> dict[Path, fit.Shape]:
+  """Returns the variables of the network that a source is found to fit."""
+  if source.metadata.model not in (None, name):
+    raise InputError(
+      f'{source.name} holds weights of {source.metadata.model}, not of {name}.'
+    )
+  expected = fit.expected_shapes(name, source.tensors, overrides)
+  optional: Collection[str] = ()
+  if source.is_torch:
+    layout = state_dict_layout(expected.items(), _naming(source))
+    wanted = {key: tensor.shape for key, tensor in layout.items()}
+    optional = counter_keys(layout).keys()
+  else:
+    wanted = {'/'.join(path): shape for path, shape in expected.items()}
+  fit.check_fit(source.name, source.tensors, wanted, optional=optional)
+  return expected
+
+
+def _naming(source: Source) -> str:
+  is_timm = f'{TIMM_FIRST_NORM}.weight' in source.tensors
+  return 'timm' if is_timm else 'torchvision'
+
+
+def _float32(array: np.ndarray) -> np.ndarray:
+  return array.astype(np.float32, copy=False)
+
+
+def _check_timm(flat: Mapping[Path, Any]) -> None:
+  """Raises InputError where timm's v2 net of these variables is another one.
+
+  timm pools before the first batch norm, and does not activate the first
+  shortcut unless it is a projection. With scales from 0 up, batch norm and ReLU
+  keep the order of numbers, so that in evaluation the pooling may come first.
+  """
+  if ('params', 'stage1_block1', 'conv3', 'kernel') not in flat:
+    raise InputError(
+      "timm's v2 nets of basic blocks are other networks than these: their"
+      ' first shortcut is not activated.'
+    )
+  if np.any(np.asarray(flat['params', 'stem_bn', 'scale']) < 0):
+    raise InputError(
+      f"'{TIMM_FIRST_NORM}.weight' has numbers below zero: there timm's v2"
+      ' net, which pools before that batch norm, is another network than this.'
+    )

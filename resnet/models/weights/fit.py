@@ -1,0 +1,119 @@
+"""Whether tensors fit a network: by names, shapes and types, before reading."""
+
+from collections.abc import Collection, Mapping
+import functools
+from typing import Any
+
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+
+from resnet.errors import InputError, nearest
+from resnet.models import create_model
+from resnet.models.weights.naming import Path
+
+Shape = tuple[int, ...]
+# Shape and dtype, by name.
+Tensors = Mapping[str, tuple[Shape, str]]
+
+_FLOATS = ('float32', 'float16', 'bfloat16')
+# Dims of the classes and of the image's channels, ours and PyTorch's.
+_CLASSES = {'params/head/bias': 0, 'fc.bias': 0, 'head.fc.bias': 0}
+_CHANNELS = {
+  'params/stem_conv/kernel': 2,
+  'params/stem_conv1/kernel': 2,
+  'conv1.weight': 1,
+  'conv1.0.weight': 1,
+  'stem.conv.weight': 1,
+}
+
+
+def describe(leaf: Any) -> tuple[Shape, str]:
+  """Returns shape and dtype of an array, ours or PyTorch's."""
+  return tuple(leaf.shape), str(leaf.dtype).removeprefix('torch.')
+
+
+def flatten(variables: Mapping[str, Any]) -> dict[Path, Any]:
+  """Returns parameters and statistics by path."""
+  return traverse_util.flatten_dict(
+    {part: variables.get(part, {}) for part in ('params', 'batch_stats')}
+  )
+
+
+def num_classes_of(tensors: Tensors) -> int | None:
+  """Returns the number of logits, None where no head is to be seen."""
+  return _dim(tensors, _CLASSES)
+
+
+def expected_shapes(
+  name: str, tensors: Tensors, overrides: Mapping[str, Any]
+) -> dict[Path, Shape]:
+  """Returns path and shape of each variable of a network.
+
+  Args:
+    name: of the network.
+    tensors: tell the number of classes and of the image's channels.
+    overrides: of `create_model`.
+  """
+  num_classes = num_classes_of(tensors)
+  if num_classes and 'num_classes' not in overrides:
+    overrides = {**overrides, 'num_classes': num_classes}
+  channels = _dim(tensors, _CHANNELS) or 3
+  return _network_shapes(create_model(name, **overrides), channels)
+
+
+def _dim(tensors: Tensors, dims: Mapping[str, int]) -> int | None:
+  for key, dim in dims.items():
+    if key in tensors and len(tensors[key][0]) > dim:
+      return tensors[key][0][dim]
+  return None
+
+
+def _network_shapes(model: Any, channels: int) -> dict[Path, Shape]:
+  # No variable depends on the size of the images.
+  images = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)
+  init = functools.partial(model.init, train=False)
+  variables = jax.eval_shape(init, jax.random.key(0), images)
+  return {path: leaf.shape for path, leaf in flatten(variables).items()}
+
+
+def check_fit(
+  where: str,
+  tensors: Tensors,
+  wanted: Mapping[str, Shape],
+  *,
+  optional: Collection[str] = (),
+) -> None:
+  """Compares names, shapes and types.
+
+  Args:
+    where: the tensors are, for people.
+    tensors: that there are.
+    wanted: shapes by name of those that there should be, of floats.
+    optional: names of integers that there may be besides.
+
+  Raises:
+    InputError: they do not fit; the first tensor that does not is named.
+  """
+  for key, shape in wanted.items():
+    if key not in tensors:
+      extra = [k for k in tensors if k not in wanted and k not in optional]
+      hint = nearest(key, extra) if extra else ''
+      raise InputError(f'{where} has no tensor {key!r}.{hint}')
+    there, dtype = tensors[key]
+    if there != shape:
+      raise InputError(
+        f'{key!r} in {where} has the shape {list(there)}; the network has'
+        f' {list(shape)}.'
+      )
+    if dtype not in _FLOATS:
+      raise InputError(
+        f'{key!r} in {where} is {dtype}, not one of {", ".join(_FLOATS)}.'
+      )
+  for key, (shape, dtype) in tensors.items():
+    if key in optional and (shape or not dtype.lower().startswith(('i', 'u'))):
+      raise InputError(
+        f'{key!r} in {where} is {dtype}{list(shape)}, not one integer.'
+      )
+    if key not in wanted and key not in optional:
+      raise InputError(f'{where} has {key!r}, which the network has not.')

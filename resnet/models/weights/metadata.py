@@ -1,0 +1,122 @@
+"""What travels with weights: preprocessing, class names, the network's name."""
+
+from collections.abc import Mapping
+import dataclasses
+import json
+from typing import Any
+
+from resnet.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+  """What must happen to an image before these weights see it.
+
+  Attributes:
+    mean: of each channel, as a share of 255.
+    std: likewise.
+    image_size: side of the square image, pixels.
+    crop_share: image_size / the length to which the shorter side is resized.
+    interpolation: of that resize: 'bilinear', 'bicubic', ...
+  """
+
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+  image_size: int
+  crop_share: float
+  interpolation: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Metadata:
+  """What travels with weights; None where it is not known.
+
+  Attributes:
+    model: name of the network.
+    preprocessing: of its images.
+    class_names: of its logits, in order.
+  """
+
+  model: str | None = None
+  preprocessing: Preprocessing | None = None
+  class_names: tuple[str, ...] | None = None
+
+  def to_header(self) -> dict[str, str]:
+    """Returns the metadata of a safetensors file; see `from_header`."""
+    header = {'format': 'pt'}
+    if self.model:
+      header['model'] = self.model
+    if self.preprocessing:
+      header['preprocessing'] = json.dumps(
+        dataclasses.asdict(self.preprocessing)
+      )
+    if self.class_names:
+      header['class_names'] = json.dumps(self.class_names)
+    return header
+
+
+def from_header(path: str, header: Mapping[str, str]) -> Metadata:
+  """Reads the metadata of a safetensors file."""
+  try:
+    names = header.get('class_names')
+    return Metadata(
+      model=header.get('model'),
+      preprocessing=_preprocessing(
+        json.loads(header.get('preprocessing', 'null'))
+      ),
+      class_names=tuple(json.loads(names)) if names else None,
+    )
+  except (ValueError, TypeError, KeyError) as error:
+    raise InputError(f'The metadata of {path} are damaged: {error!r}.') from None
+
+
+def _preprocessing(fields: Any) -> Preprocessing | None:
+  if fields is None:
+    return None
+  return Preprocessing(
+    mean=tuple(map(float, fields['mean'])),
+    std=tuple(map(float, fields['std'])),
+    image_size=int(fields['image_size']),
+    crop_share=float(fields['crop_share']),
+    interpolation=str(fields['interpolation']),
+  )
+
+
+def from_timm(config: Any) -> Metadata:
+  """Reads what timm's config.json says; its model names are timm's own."""
+  fields = config.get('pretrained_cfg', {})
+  names = config.get('label_names')
+  preprocessing = None
+  if {'mean', 'std', 'input_size', 'crop_pct', 'interpolation'} <= set(fields):
+    preprocessing = Preprocessing(
+      mean=tuple(fields['mean']),
+      std=tuple(fields['std']),
+      image_size=fields['input_size'][-1],
+      crop_share=fields['crop_pct'],
+      interpolation=fields['interpolation'],
+    )
+  return Metadata(
+    preprocessing=preprocessing, class_names=tuple(names) if names else None
+  )
+
+
+def from_workdir(path: str) -> Metadata:
+  """Reads the config.json of a run."""
+  try:
+    with open(path) as file:
+      saved = json.load(file)
+    config, derived = saved['config'], saved['derived']
+    names = derived.get('class_names')
+    return Metadata(
+      model=config['model.name'],
+      preprocessing=Preprocessing(
+        mean=tuple(value / 255 for value in derived['mean']),
+        std=tuple(value / 255 for value in derived['std']),
+        image_size=config['data.image_size'],
+        crop_share=config['data.image_size'] / config['data.eval_resize'],
+        interpolation='bilinear',
+      ),
+      class_names=tuple(names) if names else None,
+    )
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise InputError(f'{path} is not the config of a run: {error!r}.') from None

@@ -1,0 +1,236 @@
+"""Where weights lie: safetensors files, the Hugging Face hub, Orbax folders.
+
+A source is opened without reading its tensors, so that whoever wants them can
+first see whether they fit. Pickles are never opened.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import json
+import os
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import safetensors
+
+from resnet.errors import InputError
+from resnet.models.weights import metadata as metadata_lib
+from resnet.models.weights.metadata import Metadata
+
+_HUB = 'hf-hub:'
+# safetensors' names of the types that hold weights, and of the counters'.
+_DTYPES = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16'}
+_PICKLES = ('.pth', '.pt', '.bin', '.ckpt', '.pkl', '.pickle', '.tar')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+  """Weights that can be read.
+
+  Attributes:
+    name: for people.
+    is_torch: the tensors have PyTorch's names and layouts; otherwise ours,
+      joined by '/'.
+    tensors: shape and dtype by name.
+    metadata: what is known of them.
+    read: (names) -> arrays by name.
+  """
+
+  name: str
+  is_torch: bool
+  tensors: Mapping[str, tuple[tuple[int, ...], str]]
+  metadata: Metadata
+  read: Callable[[list[str]], dict[str, np.ndarray]]
+
+
+def open_source(source: str) -> Source:
+  """Opens a .safetensors file, 'hf-hub:owner/name[@revision]' or a folder.
+
+  A folder is an Orbax checkpoint, or the workdir of a run: then it is the best
+  checkpoint by eval top-1, or the latest where there was no evaluation.
+
+  Raises:
+    InputError: there is no such source, it is damaged, or it is a pickle.
+  """
+  if source.startswith(_HUB):
+    return _open_hub(source)
+  if os.path.isdir(source):
+    return _open_folder(source)
+  if not os.path.exists(source):
+    raise InputError(
+      f'There are no weights at {source!r}: give a .safetensors file, a workdir,'
+      f' an Orbax checkpoint or {_HUB}OWNER/NAME@REVISION.'
+    )
+  if source.endswith(_PICKLES) or _is_pickle(source):
+    target = os.path.splitext(os.path.basename(source))[0]
+    raise InputError(
+      f'{source} is a pickle, which can run any program when it is opened.'
+      ' Where you trust it, turn it into safetensors with PyTorch:'
+      f" state = torch.load('{source}', map_location='cpu', weights_only=True);"
+      f" safetensors.torch.save_file(state, '{target}.safetensors')"
+    )
+  return _open_safetensors(source, source, metadata_lib.from_header)
+
+
+def _is_pickle(path: str) -> bool:
+  with open(path, 'rb') as file:
+    start = file.read(2)
+  # A zip, as torch.save writes it, or a pickle of protocol 2 or more.
+  return start == b'PK' or (start[:1] == b'\x80' and start[1:] in b'\2\3\4\5')
+
+
+def _open_safetensors(
+  path: str, name: str, metadata: Callable[[str, dict[str, str]], Metadata]
+) -> Source:
+  try:
+    with safetensors.safe_open(path, framework='np') as file:
+      slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+      tensors = {
+        key: (tuple(s.get_shape()), _DTYPES.get(s.get_dtype(), s.get_dtype()))
+        for key, s in slices.items()
+      }
+      header = file.metadata() or {}
+  except OSError as error:
+    raise InputError(f'{path} cannot be read: {error}.') from None
+  except Exception as error:  # SafetensorError derives from Exception alone.
+    raise InputError(
+      f'{path} is damaged, or no safetensors file: {_culprit(path)}{error}.'
+    ) from None
+
+  def read(keys: list[str]) -> dict[str, np.ndarray]:
+    with safetensors.safe_open(path, framework='np') as file:
+      return {key: file.get_tensor(key) for key in keys}
+
+  return Source(
+    name=name,
+    is_torch=True,
+    tensors=tensors,
+    metadata=metadata(path, header),
+    read=read,
+  )
+
+
+def _culprit(path: str) -> str:
+  """Returns which tensor of a damaged file is wrong, '' if it is not one."""
+  size = os.path.getsize(path)
+  try:
+    with open(path, 'rb') as file:
+      length = int.from_bytes(file.read(8), 'little')
+      if length > size - 8:
+        return f'its header says {length:,} bytes, the file has {size:,}. '
+      header = json.loads(file.read(length))
+    for key, entry in header.items():
+      if key == '__metadata__':
+        continue
+      begin, end = entry['data_offsets']
+      width = {'64': 8, '32': 4, '16': 2}.get(str(entry['dtype'])[-2:], 1)
+      count = 1
+      for dim in entry['shape']:
+        count *= dim
+      if not 0 <= begin <= end <= size - 8 - length or (
+        count * width != end - begin
+      ):
+        return (
+          f'{key!r} of {entry["dtype"]}{entry["shape"]} cannot be bytes {begin}'
+          f' to {end} of {size - 8 - length:,}. '
+        )
+  except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    pass
+  return ''
+
+
+def _open_hub(source: str) -> Source:
+  repository, _, revision = source.removeprefix(_HUB).partition('@')
+  try:
+    import huggingface_hub
+  except ImportError:
+    raise InputError(
+      f'{source} needs a package: pip install huggingface_hub'
+    ) from None
+
+  def fetch(file: str) -> str:
+    try:
+      return huggingface_hub.hf_hub_download(
+        repository, file, revision=revision or None
+      )
+    except Exception as error:  # Of many kinds, from the network up.
+      text = ' '.join(str(error).split())
+      raise InputError(f'{source}: {file} cannot be had: {text}') from None
+
+  def metadata(path: str, header: dict[str, str]) -> Metadata:
+    if 'preprocessing' in header:
+      return metadata_lib.from_header(path, header)
+    with open(fetch('config.json')) as file:
+      return metadata_lib.from_timm(json.load(file))
+
+  return _open_safetensors(fetch('model.safetensors'), source, metadata)
+
+
+def _open_folder(folder: str) -> Source:
+  metadata = Metadata()
+  config = os.path.join(folder, 'config.json')
+  if os.path.exists(config):
+    metadata = metadata_lib.from_workdir(config)
+  path = _item_folder(os.path.abspath(folder))
+  checkpointer = ocp.PyTreeCheckpointer()
+  try:
+    saved = checkpointer.metadata(path).item_metadata.tree
+    tree = {part: saved.get(part) or {} for part in ('params', 'batch_stats')}
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+  except Exception as error:  # Whatever damaged files make Orbax raise.
+    raise InputError(f'{path} is no Orbax checkpoint: {error}') from None
+  paths = {'/'.join(key.key for key in path): leaf for path, leaf in leaves}
+
+  def read(keys: list[str]) -> dict[str, np.ndarray]:
+    del keys  # They are all of them.
+    args = ocp.args.PyTreeRestore(
+      item=tree,
+      restore_args=jax.tree.map(
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
+      ),
+      partial_restore=True,
+    )
+    try:
+      restored = checkpointer.restore(path, args=args)
+    except Exception as error:
+      raise InputError(f'{path} cannot be read: {error}') from None
+    leaves = jax.tree_util.tree_leaves_with_path(restored)
+    return {'/'.join(k.key for k in path): leaf for path, leaf in leaves}
+
+  return Source(
+    name=path,
+    is_torch=False,
+    tensors={k: (tuple(v.shape), str(v.dtype)) for k, v in paths.items()},
+    metadata=metadata,
+    read=read,
+  )
+
+
+def _item_folder(folder: str) -> str:
+  """Returns the folder of a checkpoint's tree, given one around it."""
+  if os.path.exists(os.path.join(folder, '_METADATA')):
+    return folder
+  if os.path.isdir(os.path.join(folder, 'default')):
+    return os.path.join(folder, 'default')
+  for steps in (os.path.join(folder, 'checkpoints'), folder):
+    if os.path.isdir(steps) and any(n.isdigit() for n in os.listdir(steps)):
+      return os.path.join(steps, str(_best_or_latest(steps)), 'default')
+  raise InputError(f'{folder} is neither a workdir nor an Orbax checkpoint.')
+
+
+def _best_or_latest(folder: str) -> int:
+  options = ocp.CheckpointManagerOptions(
+    best_fn=lambda metrics: metrics['eval/top1'], read_only=True, create=False
+  )
+  try:
+    with ocp.CheckpointManager(folder, options=options) as manager:
+      step = manager.best_step()
+      if step is None or manager.metrics(step) is None:
+        step = manager.latest_step()
+  except Exception as error:
+    raise InputError(f'{folder} cannot be read: {error}') from None
+  if step is None:
+    raise InputError(f'{folder} holds no finished checkpoint.')
+  return step
