@@ -162,9 +162,10 @@ def create_model(name: str, **overrides: Any) -> Any:
       f'There is no model {name!r}.{nearest(name, _MODELS)}'
       ' All names: resnet.models.list_models().'
     )
-  fields = {
-    field.name for field in dataclasses.fields(_MODELS[name].func)
-  } - {'parent', 'name'}
+  fields = {field.name for field in dataclasses.fields(_MODELS[name].func)} - {
+    'parent',
+    'name',
+  }
   for field in overrides:
     if field not in fields:
       raise InputError(f'{name} has no {field!r}.{nearest(field, fields)}')

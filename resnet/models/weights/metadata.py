@@ -67,7 +67,9 @@ def from_header(path: str, header: Mapping[str, str]) -> Metadata:
       class_names=tuple(json.loads(names)) if names else None,
     )
   except (ValueError, TypeError, KeyError) as error:
-    raise InputError(f'The metadata of {path} are damaged: {error!r}.') from None
+    raise InputError(
+      f'The metadata of {path} are damaged: {error!r}.'
+    ) from None
 
 
 def _preprocessing(fields: Any) -> Preprocessing | None:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 import dataclasses
 import json
 import os
-from typing import Any
 
 import jax
 import numpy as np
@@ -60,8 +59,8 @@ def open_source(source: str) -> Source:
     return _open_folder(source)
   if not os.path.exists(source):
     raise InputError(
-      f'There are no weights at {source!r}: give a .safetensors file, a workdir,'
-      f' an Orbax checkpoint or {_HUB}OWNER/NAME@REVISION.'
+      f'There are no weights at {source!r}: give a .safetensors file, a'
+      f' workdir, an Orbax checkpoint or {_HUB}OWNER/NAME@REVISION.'
     )
   if source.endswith(_PICKLES) or _is_pickle(source):
     target = os.path.splitext(os.path.basename(source))[0]

@@ -1,0 +1,30 @@
+"""The command line of a tool: bad input is one line on stderr, exit code 2."""
+
+import argparse
+from collections.abc import Callable
+import sys
+from typing import NoReturn
+
+from resnet.errors import InputError
+
+
+class Parser(argparse.ArgumentParser):
+  """An ArgumentParser that says in one line what is wrong."""
+
+  def error(self, message: str) -> NoReturn:
+    _fail(f'{message}. See {self.prog} --help')
+
+
+def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> None:
+  """Parses the command line and runs `main` with it."""
+  try:
+    main(parser.parse_args())
+  except InputError as error:
+    _fail(str(error))
+  except BrokenPipeError:  # `... | head` has seen enough.
+    sys.stderr.close()
+
+
+def _fail(message: str) -> NoReturn:
+  print('error:', ' '.join(message.split()), file=sys.stderr)
+  sys.exit(2)

@@ -1,0 +1,231 @@
+"""Networks as the papers' tables show them, counted from the traced program.
+
+  python -m resnet.tools.summary resnet50
+  python -m resnet.tools.summary resnet50_v1 resnet101_v1 --markdown
+  python -m resnet.tools.summary --all
+
+Of one image: multiply-adds of convolutions and dense layers, with one operation
+besides for each multiplication and addition elsewhere (batch norm: two for each
+element); activations are the elements that convolutions and dense layers write.
+Training memory is an estimate for a batch: parameters, gradients and momentum,
+and the inputs and outputs of convolutions, kept for the backward pass.
+"""
+
+import argparse
+from collections.abc import Sequence
+import json
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import tqdm
+
+from resnet.errors import InputError
+from resnet.models import arithmetic, create_model, layers, list_models
+from resnet.models.arithmetic import Network
+from resnet.models.lecture import Bottleneck
+from resnet.tools import command
+
+_COLUMNS = ('parameters', 'multiply-adds', 'activations', 'training memory')
+
+
+def main(args: argparse.Namespace) -> None:
+  if args.all == bool(args.names):
+    raise InputError('Name networks, or give --all, not both.')
+  if args.batch_size < 1 or not 1 <= (args.image_size or 1) <= 4096:
+    raise InputError('--batch-size must be positive, --image-size 1 to 4096.')
+  names = list_models() if args.all else args.names
+  models = {name: create_model(name) for name in names}
+  networks = {
+    name: arithmetic.trace(
+      name,
+      # He et al. 2016: 224 pixels for the nets of Table 1, 32 for CIFAR's.
+      args.image_size or (32 if model.num_classes == 10 else 224),
+      dtype=jnp.dtype(args.dtype),
+    )
+    for name, model in tqdm.tqdm(models.items(), disable=None, leave=False)
+  }
+  if args.json:
+    records = {n: _record(net, args) for n, net in networks.items()}
+    print(json.dumps(records, indent=2))
+    return
+  if len(networks) == 1:
+    ((name, network),) = networks.items()
+    rows = _stage_rows(name, network, args.batch_size)
+    header = ('stage', 'output', 'layers', *_COLUMNS)
+  else:
+    rows = [
+      (name, str(network.image_size), *_totals(network, args.batch_size))
+      for name, network in networks.items()
+    ]
+    header = ('network', 'image', *_COLUMNS)
+  print(_table(header, rows, markdown=args.markdown))
+  print(f'\nTraining memory: batch {args.batch_size}, {args.dtype}, estimated.')
+  print(_bottleneck_note())
+
+
+def _stage_rows(
+  name: str, network: Network, batch_size: int
+) -> list[tuple[str, ...]]:
+  rows = []
+  for part, cost in network.costs.items():
+    height, width = network.features.get(part, (1, 1))[:2]
+    rows.append(
+      (
+        part,
+        f'{height}x{width}',
+        _layers(network, part),
+        f'{network.num_params(part):,}',
+        _scaled(cost.multiply_adds, 1e9, 'G'),
+        _scaled(cost.activations, 1e6, 'M'),
+        _scaled(network.training_bytes(batch_size, part), 1e9, 'GB'),
+      )
+    )
+  return [*rows, (name, '', '', *_totals(network, batch_size))]
+
+
+def _totals(network: Network, batch_size: int) -> tuple[str, ...]:
+  return (
+    f'{network.num_params():,}',
+    _scaled(network.total.multiply_adds, 1e9, 'G'),
+    _scaled(network.total.activations, 1e6, 'M'),
+    _scaled(network.training_bytes(batch_size), 1e9, 'GB'),
+  )
+
+
+def _scaled(value: float, unit: float, name: str) -> str:
+  return f'{value / unit:.3f} {name}'
+
+
+def _layers(network: Network, part: str) -> str:
+  """Returns a cell of Table 1, such as '[1x1 64, 3x3 64, 1x1 256] x 3'."""
+  if part == 'head':
+    return f'average pool, dense {network.model.num_classes}'
+  modules = {
+    module: tree
+    for module, tree in network.params.items()
+    if module.startswith(f'{part}_')
+  }
+  cells = [_convs({m: t for m, t in modules.items() if '_conv' in m})]
+  if part == 'stage1' and getattr(network.model, 'stem_pool', False):
+    cells.append('3x3 max-pool')
+  blocks = [
+    _convs(tree) for module, tree in modules.items() if '_block' in module
+  ]
+  # Blocks that differ only in what they see are one in Table 1.
+  cells += [
+    f'[{text}] x {blocks.count(text)}' for text in dict.fromkeys(blocks)
+  ]
+  return '; '.join(filter(None, cells))
+
+
+def _convs(modules: Any) -> str:
+  """'1x1 128, 3x3 128 (groups 32), 1x1 256' of the convolutions in a row."""
+  cells, channels = [], None
+  for name, tree in sorted(modules.items()):
+    if 'conv' not in name or 'shortcut' in name:
+      continue
+    height, width, inputs, filters = tree['kernel'].shape
+    groups = channels // inputs if channels else 1
+    suffix = f' (groups {groups})' if groups > 1 else ''
+    cells.append(f'{height}x{width} {filters}{suffix}')
+    channels = filters
+  return ', '.join(cells)
+
+
+def _table(
+  header: Sequence[str], rows: Sequence[Sequence[str]], *, markdown: bool
+) -> str:
+  widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+  # Words to the left, numbers to the right.
+  is_number = [cell[:1].isdigit() for cell in rows[-1]]
+  left, right = ('| ', ' |') if markdown else ('', '')
+  between = ' | ' if markdown else '  '
+
+  def line(cells: Sequence[str]) -> str:
+    padded = (
+      cell.rjust(width) if number else cell.ljust(width)
+      for cell, width, number in zip(cells, widths, is_number, strict=True)
+    )
+    return f'{left}{between.join(padded)}{right}'.rstrip()
+
+  rule = [
+    '-' * (width - number) + ':' * number
+    for width, number in zip(widths, is_number, strict=True)
+  ]
+  return '\n'.join(
+    [line(header), *([line(rule)] if markdown else []), *map(line, rows)]
+  )
+
+
+def _record(network: Network, args: argparse.Namespace) -> dict[str, Any]:
+  def fields(part: str | None, cost: arithmetic.Cost) -> dict[str, int]:
+    return {
+      'parameters': network.num_params(part),
+      'multiply_adds': cost.multiply_adds,
+      'multiply_adds_of_convolutions_and_dense': cost.conv_multiply_adds,
+      'activations': cost.activations,
+      'training_bytes': network.training_bytes(args.batch_size, part),
+    }
+
+  return {
+    'image_size': network.image_size,
+    'batch_size': args.batch_size,
+    'dtype': args.dtype,
+    **fields(None, network.total),
+    'stages': {
+      part: {
+        'output_size': list(network.features.get(part, (1, 1))[:2]),
+        'layers': _layers(network, part),
+        **fields(part, cost),
+      }
+      for part, cost in network.costs.items()
+    },
+  }
+
+
+def _bottleneck_note() -> str:
+  """Compares a bottleneck with the 3x3 convolution that it stands for."""
+  channels, reduction = 256, 64
+  x = jax.ShapeDtypeStruct((1, 1, 1, channels), jnp.float32)
+
+  def cost(module: nn.Module) -> int:
+    variables = jax.eval_shape(module.init, jax.random.key(0), x)
+    jaxpr = jax.make_jaxpr(module.apply)(variables, x).jaxpr
+    return sum(c.conv_multiply_adds for c in arithmetic.count(jaxpr).values())
+
+  bottleneck = cost(Bottleneck(reduction, channels))
+  conv = cost(layers.conv(channels, 3, name='conv'))
+  return (
+    f'A bottleneck of {channels} channels costs'
+    f' {bottleneck:,} = {reduction} x {bottleneck // reduction:,} multiply-adds'
+    f' a position,\na 3x3 convolution of as many {conv:,} ='
+    f' {channels} x {conv // channels:,}.'
+  )
+
+
+def _parser() -> command.Parser:
+  parser = command.Parser(
+    prog='python -m resnet.tools.summary',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument('names', nargs='*', metavar='NETWORK')
+  parser.add_argument('--all', action='store_true', help='all networks')
+  parser.add_argument('--image-size', type=int, help='pixels; default: its own')
+  parser.add_argument('--batch-size', type=int, default=32, help='default: 32')
+  parser.add_argument(
+    '--dtype',
+    choices=('float32', 'bfloat16'),
+    default='float32',
+    help='of the computation; default: float32',
+  )
+  output = parser.add_mutually_exclusive_group()
+  output.add_argument('--markdown', action='store_true')
+  output.add_argument('--json', action='store_true')
+  return parser
+
+
+if __name__ == '__main__':
+  command.run(main, _parser())

@@ -1,0 +1,230 @@
+"""Weights from one place to another: convert, compare, inspect.
+
+  python -m resnet.tools.weights inspect resnet50.safetensors
+  python -m resnet.tools.weights convert runs/digits digits.safetensors
+  python -m resnet.tools.weights compare runs/digits digits.safetensors
+
+A SOURCE is a .safetensors file in the names of torchvision or timm,
+hf-hub:OWNER/NAME@REVISION, an Orbax checkpoint, or the workdir of a run: its
+best checkpoint. The network is the one that the source names, or --model.
+"""
+
+import argparse
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from resnet.errors import InputError
+from resnet.models import create_model, list_models
+from resnet.models.weights import (
+  Metadata,
+  Preprocessing,
+  Source,
+  check_source,
+  open_source,
+  read_source,
+  save_weights,
+)
+from resnet.tools import command
+
+
+def convert(args: argparse.Namespace) -> None:
+  """Writes a source as safetensors."""
+  if not args.target.endswith('.safetensors'):
+    raise InputError(f'{args.target} must end in .safetensors.')
+  source = open_source(args.source)
+  model = _model(source, args.model)
+  metadata = dataclasses.replace(
+    source.metadata,
+    model=model,
+    preprocessing=_preprocessing(args) or source.metadata.preprocessing,
+    class_names=_class_names(args.class_names) or source.metadata.class_names,
+  )
+  variables = read_source(source, model)
+  num_classes = len(variables['params']['head']['bias'])
+  if metadata.class_names and len(metadata.class_names) != num_classes:
+    raise InputError(
+      f'There are {len(metadata.class_names)} class names for {num_classes}'
+      ' classes.'
+    )
+  save_weights(variables, args.target, metadata=metadata, naming=args.naming)
+  print(f'{args.target}: {model}, {num_classes} classes')
+  _print_metadata(metadata)
+
+
+def compare(args: argparse.Namespace) -> None:
+  """Prints the largest difference of each stage's activations."""
+  sources = [open_source(source) for source in (args.source, args.other)]
+  model = _model(sources[0], args.model or sources[1].metadata.model)
+  variables = [read_source(source, model) for source in sources]
+  first, second = (_activations(model, v, args) for v in variables)
+  print(f'{model}, {args.batch_size} random images, {args.image_size} pixels')
+  print('stage   largest difference   relative to the largest activation')
+  for name, ours in first.items():
+    theirs = second[name]
+    if ours.shape != theirs.shape:
+      print(f'{name:7} not compared: {ours.shape[-1]} and {theirs.shape[-1]}')
+      continue
+    difference = np.max(np.abs(ours - theirs))
+    relative = difference / max(np.max(np.abs(ours)), np.finfo('f4').tiny)
+    print(f'{name:7} {difference:18.3e}   {relative:.3e}')
+
+
+def inspect(args: argparse.Namespace) -> None:
+  """Prints what a source holds; reads no tensor."""
+  source = open_source(args.source)
+  count = sum(math.prod(shape) for shape, _ in source.tensors.values())
+  print(f'{source.name}: {len(source.tensors)} tensors, {count:,} numbers')
+  _print_metadata(source.metadata)
+  print(f'fits          {", ".join(_fitting(source)) or "no network here"}')
+  if args.tensors:
+    width = max(map(len, source.tensors), default=0)
+    for name, (shape, dtype) in source.tensors.items():
+      print(f'{name:{width}}  {dtype} {list(shape)}')
+
+
+def _fitting(source: Source) -> list[str]:
+  """Returns the networks that have these tensors, by name."""
+  blocks = {
+    block for name in source.tensors if (block := _block(name)) is not None
+  }
+  names = []
+  for name in list_models():
+    # Tracing a network takes long; counting its blocks does not.
+    if sum(create_model(name).stage_sizes) != len(blocks):
+      continue
+    try:
+      check_source(source, name)
+    except InputError:
+      continue
+    names.append(name)
+  return names
+
+
+def _block(name: str) -> str | None:
+  """Returns the block that a tensor belongs to, None outside of blocks."""
+  parts = name.split('.' if '.' in name else '/')
+  if parts[0] == 'stages':
+    return '.'.join(parts[:4])
+  if parts[0].startswith('layer') and parts[1].isdigit():
+    return '.'.join(parts[:2])
+  return parts[1] if len(parts) > 1 and '_block' in parts[1] else None
+
+
+def _model(source: Source, given: str | None) -> str:
+  name = given or source.metadata.model
+  if name is None:
+    fitting = _fitting(source)
+    raise InputError(
+      f'{source.name} does not say of what network it is: give --model.'
+      f' It fits: {", ".join(fitting) or "none here"}.'
+    )
+  return name
+
+
+def _activations(
+  model: str, variables: dict[str, Any], args: argparse.Namespace
+) -> dict[str, np.ndarray]:
+  params = variables['params']
+  stem = params.get('stem_conv') or params['stem_conv1']
+  shape = (args.batch_size, args.image_size, args.image_size)
+  images = np.random.default_rng(0).standard_normal(
+    (*shape, stem['kernel'].shape[2]), np.float32
+  )
+  network = create_model(model, num_classes=len(params['head']['bias']))
+  features = functools.partial(network.apply, train=False, method='features')
+  result = dict(jax.jit(features)(variables, images))
+  pooled = np.asarray(result['pooled'])
+  logits = pooled @ params['head']['kernel'] + params['head']['bias']
+  order = ['stem', *sorted(key for key in result if key.startswith('stage'))]
+  return {
+    **{key: np.asarray(result[key]) for key in order},
+    'pooled': pooled,
+    'logits': logits,
+  }
+
+
+def _print_metadata(metadata: Metadata) -> None:
+  fields = {'model': metadata.model}
+  if metadata.preprocessing:
+    fields |= dataclasses.asdict(metadata.preprocessing)
+  for name, value in fields.items():
+    print(f'{name:13} {value if value is not None else "not said"}')
+  names = metadata.class_names
+  if names:
+    print(f'class_names   {", ".join(names[:3])} ... ({len(names)})')
+
+
+def _preprocessing(args: argparse.Namespace) -> Preprocessing | None:
+  fields = {
+    field.name: getattr(args, field.name)
+    for field in dataclasses.fields(Preprocessing)
+  }
+  missing = [name for name, value in fields.items() if value is None]
+  if len(missing) == len(fields):
+    return None
+  if missing:
+    flags = ', '.join(f'--{name.replace("_", "-")}' for name in missing)
+    raise InputError(f'Preprocessing is given whole or not at all: {flags}.')
+  return Preprocessing(**fields)
+
+
+def _class_names(path: str | None) -> tuple[str, ...] | None:
+  if path is None:
+    return None
+  try:
+    with open(path) as file:
+      return tuple(line.strip() for line in file if line.strip())
+  except (OSError, ValueError) as error:
+    raise InputError(f'{path} cannot be read: {error}') from None
+
+
+def _floats(text: str) -> tuple[float, ...]:
+  return tuple(map(float, text.split(',')))
+
+
+def _parser() -> command.Parser:
+  parser = command.Parser(
+    prog='python -m resnet.tools.weights',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  commands = parser.add_subparsers(required=True, metavar='COMMAND')
+
+  def add(function: Any) -> argparse.ArgumentParser:
+    name = function.__name__
+    sub = commands.add_parser(name, help=function.__doc__)
+    sub.set_defaults(function=function)
+    sub.add_argument('source', metavar='SOURCE')
+    return sub
+
+  sub = add(convert)
+  sub.add_argument('target', metavar='OUT.safetensors')
+  sub.add_argument('--model', help='default: the one that SOURCE names')
+  sub.add_argument(
+    '--naming', choices=('torchvision', 'timm'), default='torchvision'
+  )
+  sub.add_argument('--class-names', metavar='FILE', help='a name a line')
+  sub.add_argument('--mean', type=_floats, help='shares of 255: 0.5,0.5,0.5')
+  sub.add_argument('--std', type=_floats, help='likewise')
+  sub.add_argument('--image-size', type=int, help='pixels')
+  sub.add_argument('--crop-share', type=float, help='0.875 is 224 of 256')
+  sub.add_argument('--interpolation', choices=('bilinear', 'bicubic'))
+
+  sub = add(compare)
+  sub.add_argument('other', metavar='SOURCE')
+  sub.add_argument('--model', help='default: the one that a SOURCE names')
+  sub.add_argument('--batch-size', type=int, default=4)
+  sub.add_argument('--image-size', type=int, default=64, help='pixels')
+
+  sub = add(inspect)
+  sub.add_argument('--tensors', action='store_true', help='list them all')
+  return parser
+
+
+if __name__ == '__main__':
+  command.run(lambda args: args.function(args), _parser())
