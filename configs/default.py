@@ -15,6 +15,10 @@ def get_config() -> ConfigDict:
 
   # Of initialisation, data order and augmentation.
   config.seed = 0
+  # Weights to begin with, for fine-tuning: a .safetensors file,
+  # 'hf-hub:OWNER/NAME@REVISION', a workdir or an Orbax checkpoint; None: random
+  # ones. A checkpoint in the workdir goes before them.
+  config.init_from = config_dict.placeholder(str)
   # Images per update over all devices of all processes.
   config.batch_size = 256
   # Passes over the training split; may be a fraction.
@@ -37,17 +41,19 @@ def get_config() -> ConfigDict:
   model.num_classes = config_dict.placeholder(int)
   # Of the computation: 'float32' or 'bfloat16'. Parameters are float32.
   model.dtype = 'float32'
-  # Start every residual block as the identity (Goyal et al. 2017, 5.1).
-  model.zero_init_last_scale = False
-  # Shortcut option 'A', 'B' or 'C' (He et al. 2016, Table 3); None: the
-  # network's own.
+  # Start every residual block as the identity (Goyal et al. 2017, 5.1); None:
+  # the network's own, which is False.
+  model.zero_init_last_scale = config_dict.placeholder(bool)
+  # Shortcut option 'A', 'B' or 'C' (He et al. 2016, Table 3), 'D' (He et al.
+  # 2019) or 'none'; None: the network's own.
   model.shortcut = config_dict.placeholder(str)
   # Images per group of batch statistics; None: the whole batch. Per device in
   # the paper and in torchvision: 32 images. To keep the statistics on a device,
   # a divisor of batch_size / accumulation_steps / devices.
   model.bn_group_size = config_dict.placeholder(int)
-  # Share of the running statistics that one update keeps (paper: 0.9).
-  model.bn_momentum = 0.9
+  # Share of the running statistics that one update keeps; None: the network's
+  # own, which is 0.9 as in the paper.
+  model.bn_momentum = config_dict.placeholder(float)
 
   data = config.data = ConfigDict()
   # 'digits', 'fake', or any TFDS classification set: 'set/config:version'.

@@ -40,6 +40,7 @@ class Experiment:
     config: every field as it was given, by dotted name.
     length: batch size and number of steps.
     seed: of everything random.
+    init_from: where the first weights lie; None: they are random.
     eval_every_epochs: epochs from one evaluation to the next.
     save_every_steps: updates from one checkpoint to the next.
     keep_checkpoints: latest ones to keep, besides the best.
@@ -54,6 +55,7 @@ class Experiment:
   config: Mapping[str, Any]
   length: RunLength
   seed: int
+  init_from: str | None
   eval_every_epochs: float
   save_every_steps: int
   keep_checkpoints: int
@@ -103,12 +105,14 @@ class Experiment:
 
   def derived(self) -> dict[str, Any]:
     """Returns what the config left to be worked out."""
+    names = self.train_reader.source.class_names
     return {
       'num_steps': self.length.num_steps,
       'steps_per_epoch': self.length.steps_per_epoch,
       'num_train_examples': len(self.train_reader.source),
       'num_eval_examples': len(self.eval_reader.source),
       'num_classes': self.train_reader.num_classes,
+      'class_names': names and list(names),
       'mean': list(self.task.mean),
       'std': list(self.task.std),
     }
@@ -133,6 +137,8 @@ def resolve(config: Any) -> Experiment:
     InputError: a value is wrong; the message says what to type instead.
   """
   _check_ranges(config)
+  if config.init_from == '':
+    raise InputError("init_from='' is no source: leave it out, or name one.")
   sharding = create_sharding()
   num_devices = sharding.mesh.devices.size
   _check_batch_size(config, num_devices)
@@ -160,6 +166,7 @@ def resolve(config: Any) -> Experiment:
     config=flatten(config),
     length=length,
     seed=config.seed,
+    init_from=config.init_from,
     eval_every_epochs=config.eval_every_epochs,
     save_every_steps=config.save_every_steps,
     keep_checkpoints=config.keep_checkpoints,
@@ -254,26 +261,27 @@ def _model_options(
   name: str,
   num_classes: int | None,
   dtype: str,
-  zero_init_last_scale: bool,
+  zero_init_last_scale: bool | None,
   shortcut: str | None,
   bn_group_size: int | None,
-  bn_momentum: float,
+  bn_momentum: float | None,
 ) -> dict[str, Any]:
   """Returns the arguments of `create_model`, but for `num_classes`."""
   del num_classes  # The data set has a say in it: see _num_classes.
   dtypes = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
   if dtype not in dtypes:
     raise InputError(f'model.dtype={dtype!r} is none of {", ".join(dtypes)}.')
-  if not 0 <= bn_momentum < 1:
+  if bn_momentum is not None and not 0 <= bn_momentum < 1:
     raise InputError(f'model.bn_momentum={bn_momentum} is not in [0, 1).')
   options = {
-    'name': name,
-    'dtype': dtypes[dtype],
     'zero_init_last_scale': zero_init_last_scale,
+    'shortcut': shortcut,
     'bn_group_size': bn_group_size,
     'bn_momentum': bn_momentum,
   }
-  return options if shortcut is None else {**options, 'shortcut': shortcut}
+  # None is the network's own; not every network has all of them.
+  given = {key: value for key, value in options.items() if value is not None}
+  return {'name': name, 'dtype': dtypes[dtype], **given}
 
 
 def _num_classes(given: int | None, data: Data) -> int:

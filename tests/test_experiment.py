@@ -80,6 +80,7 @@ def test_every_file_says_what_it_is_for():
 # Another valid value of every field, with what must be changed besides.
 OTHER_VALUES = {
   'seed': 1,
+  'init_from': 'weights.safetensors',
   'batch_size': 32,
   'num_epochs': 3.0,
   'accumulation_steps': 2,
@@ -172,6 +173,7 @@ def observe(config, monkeypatch):
   return (
     run.length,
     run.seed,
+    run.init_from,
     run.eval_every_epochs,
     run.save_every_steps,
     run.keep_checkpoints,
@@ -241,7 +243,12 @@ def test_every_field_is_read(field, monkeypatch):
     ({'data__train_split': 'trian'}, 'There are: train, test'),
     ({'model__name': 'cifar_resnet21'}, 'Did you mean: .*cifar_resnet20'),
     ({'model__dtype': 'float16'}, 'float32, bfloat16'),
-    ({'model__shortcut': 'D'}, 'A, B, C'),
+    ({'model__shortcut': 'E'}, 'A, B, C, D, none'),
+    ({'init_from': ''}, 'init_from'),
+    (
+      {'model__name': 'lecture_resnet50', 'model__bn_group_size': 8},
+      "lecture_resnet50 has no 'bn_group_size'",
+    ),
     ({'model__bn_group_size': 7}, 'does not divide batch_size, 64 images'),
     ({'model__bn_momentum': 1.5}, 'bn_momentum'),
     ({'model__num_classes': 5}, r'0\s+to 9.*num_classes=10'),

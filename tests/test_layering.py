@@ -1,4 +1,4 @@
-"""Imports go one way: leaves -> units -> experiment -> loop -> main."""
+"""Imports go one way: leaves -> units -> experiment -> loop -> tools, main."""
 
 import ast
 import importlib.util
@@ -14,7 +14,10 @@ _LAYERS = (
   # Leaves: know nothing of each other, but for the chain in a package.
   (
     'resnet.models.layers',
+    'resnet.models.shortcuts',
+    'resnet.models.scan',
     'resnet.models.blocks',
+    'resnet.models.lecture',
     'resnet.data.transforms',
     'resnet.data.datasets',
     'resnet.data.digits',
@@ -33,17 +36,30 @@ _LAYERS = (
   (
     'resnet.models.resnet',
     'resnet.models',
+    'resnet.models.arithmetic',
+    'resnet.models.weights.metadata',
+    'resnet.models.weights.naming',
+    'resnet.models.weights.sources',
+    'resnet.models.weights.fit',
+    'resnet.models.weights.convert',
+    'resnet.models.weights',
     'resnet.data.loader',
     'resnet.data.normalization',
     'resnet.data.pipeline',
     'resnet.training.step',
   ),
   ('resnet.experiment',),
-  ('resnet.training.evaluate', 'resnet.training.loop'),
+  (
+    'resnet.training.initialize',
+    'resnet.training.evaluate',
+    'resnet.training.loop',
+  ),
+  # Nothing imports these two.
+  ('resnet.tools.command', 'resnet.tools.summary', 'resnet.tools.weights'),
   ('main',),
 )
 _LAYER_OF = {name: i for i, layer in enumerate(_LAYERS) for name in layer}
-_EMPTY = {'resnet', 'resnet.data', 'resnet.training'}
+_EMPTY = {'resnet', 'resnet.data', 'resnet.training', 'resnet.tools'}
 _FILES = {
   '.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix(
     '.__init__'

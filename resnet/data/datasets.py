@@ -39,6 +39,7 @@ class Source:
     split: as TFDS writes it, such as 'train' or 'train[:90%]'.
     num_classes: labels are in 0 .. num_classes - 1.
     channels: 1 or 3.
+    class_names: of the labels in order; None where the set does not say.
     records: random access to records with 'image' (PNG or JPEG bytes, or
       uint8 [H, W, C]) and 'label' (int).
   """
@@ -48,6 +49,7 @@ class Source:
   num_classes: int
   channels: int
   records: Records
+  class_names: tuple[str, ...] | None = None
 
   def __len__(self) -> int:
     return len(self.records)
@@ -102,7 +104,7 @@ def open_source(
   if name == 'digits':
     _prepare_digits(data_dir)
   builder = _find_prepared(name, data_dir)
-  channels, num_classes = _check_features(name, builder.info.features)
+  channels, label = _check_features(name, builder.info.features)
   try:
     num_examples = builder.info.splits[split].num_examples
   except ValueError as error:
@@ -125,9 +127,10 @@ def open_source(
   return Source(
     name=name,
     split=split,
-    num_classes=num_classes,
+    num_classes=label.num_classes,
     channels=channels,
     records=records,
+    class_names=_class_names(label),
   )
 
 
@@ -167,8 +170,14 @@ def _prepare_command(name: str, data_dir: str) -> str:
   )
 
 
-def _check_features(name: str, features: Any) -> tuple[int, int]:
-  """Returns channels and number of classes."""
+def _class_names(label: Any) -> tuple[str, ...] | None:
+  names = tuple(label.names)
+  # Where a builder gives none, TFDS counts.
+  return None if names == tuple(map(str, range(len(names)))) else names
+
+
+def _check_features(name: str, features: Any) -> tuple[int, Any]:
+  """Returns the number of channels and the feature of the label."""
   fields: dict[str, Any] = dict(features)
   image, label = fields.get('image'), fields.get('label')
   if not isinstance(image, tfds.features.Image) or not isinstance(
@@ -185,7 +194,7 @@ def _check_features(name: str, features: Any) -> tuple[int, int]:
       f'{name!r} has {channels} channels and {label.num_classes} classes;'
       ' expected 1 or 3 channels and a known number of classes.'
     )
-  return channels, label.num_classes
+  return channels, label
 
 
 def _prepare_digits(data_dir: str | None) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+import logging
 import sys
 from typing import NoReturn
 
@@ -17,6 +18,7 @@ class Parser(argparse.ArgumentParser):
 
 def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> None:
   """Parses the command line and runs `main` with it."""
+  logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax says much.
   try:
     main(parser.parse_args())
   except InputError as error:

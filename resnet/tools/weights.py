@@ -44,7 +44,7 @@ def convert(args: argparse.Namespace) -> None:
     preprocessing=_preprocessing(args) or source.metadata.preprocessing,
     class_names=_class_names(args.class_names) or source.metadata.class_names,
   )
-  variables = read_source(source, model)
+  variables = read_source(source, model, **source.metadata.overrides)
   num_classes = len(variables['params']['head']['bias'])
   if metadata.class_names and len(metadata.class_names) != num_classes:
     raise InputError(
@@ -60,8 +60,13 @@ def compare(args: argparse.Namespace) -> None:
   """Prints the largest difference of each stage's activations."""
   sources = [open_source(source) for source in (args.source, args.other)]
   model = _model(sources[0], args.model or sources[1].metadata.model)
-  variables = [read_source(source, model) for source in sources]
-  first, second = (_activations(model, v, args) for v in variables)
+  overrides = sources[0].metadata.overrides or sources[1].metadata.overrides
+  first, second = (
+    _activations(
+      model, overrides, read_source(source, model, **overrides), args
+    )
+    for source in sources
+  )
   print(f'{model}, {args.batch_size} random images, {args.image_size} pixels')
   print('stage   largest difference   relative to the largest activation')
   for name, ours in first.items():
@@ -98,7 +103,7 @@ def _fitting(source: Source) -> list[str]:
     if sum(create_model(name).stage_sizes) != len(blocks):
       continue
     try:
-      check_source(source, name)
+      check_source(source, name, **source.metadata.overrides)
     except InputError:
       continue
     names.append(name)
@@ -127,7 +132,10 @@ def _model(source: Source, given: str | None) -> str:
 
 
 def _activations(
-  model: str, variables: dict[str, Any], args: argparse.Namespace
+  model: str,
+  overrides: dict[str, Any],
+  variables: dict[str, Any],
+  args: argparse.Namespace,
 ) -> dict[str, np.ndarray]:
   params = variables['params']
   stem = params.get('stem_conv') or params['stem_conv1']
@@ -135,7 +143,8 @@ def _activations(
   images = np.random.default_rng(0).standard_normal(
     (*shape, stem['kernel'].shape[2]), np.float32
   )
-  network = create_model(model, num_classes=len(params['head']['bias']))
+  num_classes = len(params['head']['bias'])
+  network = create_model(model, num_classes=num_classes, **overrides)
   features = functools.partial(network.apply, train=False, method='features')
   result = dict(jax.jit(features)(variables, images))
   pooled = np.asarray(result['pooled'])

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import math
+from typing import Any
 
 import jax
 
@@ -11,6 +12,7 @@ from resnet.experiment import Experiment
 from resnet.training import metrics
 from resnet.training import workdir as workdir_lib
 from resnet.training.checkpoint import Checkpoints
+from resnet.training.initialize import open_weights
 from resnet.training.state import TrainState
 from resnet.training.step import JittedSteps, jit_steps
 
@@ -53,20 +55,34 @@ def run(experiment: Experiment, workdir: str, which: str) -> int:
   Args:
     experiment: its model must be that of the run, its data may be others;
       they are normalised as the run's were.
-    workdir: of the run.
+    workdir: of the run; without one, `init_from` of the config is evaluated.
     which: 'best' (by eval top-1; the latest if none was evaluated), 'latest'.
 
   Returns:
     The exit code.
 
   Raises:
-    InputError: there is no checkpoint, or it is of another model.
+    InputError: there is no checkpoint and no weights, or of another model.
   """
   saved = workdir_lib.read_config(workdir)
-  if saved is None:
+  if saved is None and experiment.init_from is not None:
+    state, experiment = _initial_state(experiment)
+    step = 0
+  elif saved is None:
     raise InputError(
-      f'{workdir} holds no run: train one first, or give its --workdir.'
+      f'{workdir} holds no run: train one first, or give its --workdir, or'
+      ' weights: --config.init_from=...'
     )
+  else:
+    step, state, experiment = _restore(experiment, workdir, saved, which)
+  steps = jit_steps(experiment.task, experiment.sharding)
+  print(describe(step, evaluate(experiment, steps, state)))
+  return 0
+
+
+def _restore(
+  experiment: Experiment, workdir: str, saved: dict[str, Any], which: str
+) -> tuple[int, TrainState, Experiment]:
   data_fields = {f for f in experiment.config if not f.startswith('model.')}
   workdir_lib.check_same_config(
     workdir, saved['config'], experiment.config, ignore=data_fields
@@ -78,9 +94,18 @@ def run(experiment: Experiment, workdir: str, which: str) -> int:
     raise InputError(f'{workdir} holds no checkpoint yet.')
   experiment = experiment.with_statistics_of(saved['derived'])
   state = checkpoints.restore(step, experiment.abstract_state())
-  steps = jit_steps(experiment.task, experiment.sharding)
-  print(describe(step, evaluate(experiment, steps, state)))
-  return 0
+  return step, state, experiment
+
+
+def _initial_state(experiment: Experiment) -> tuple[TrainState, Experiment]:
+  initial, experiment = open_weights(experiment)
+  if initial.new_head:
+    raise InputError(
+      f'{initial.source.name} is for another number of classes than the data:'
+      ' there is nothing to evaluate before it is trained.'
+    )
+  print(initial.describe())
+  return initial.apply(experiment.create_state()), experiment
 
 
 def describe(step: int, values: Mapping[str, float]) -> str:

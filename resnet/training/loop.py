@@ -30,6 +30,7 @@ from resnet.training import metrics as metrics_lib
 from resnet.training import workdir as workdir_lib
 from resnet.training.checkpoint import FOLDER, Checkpoints
 from resnet.training.evaluate import describe, evaluate
+from resnet.training.initialize import open_weights
 from resnet.training.meter import Meter
 from resnet.training.state import TrainState
 from resnet.training.step import jit_steps
@@ -113,12 +114,15 @@ def _train(
   experiment: Experiment, workdir: str, stop: StopSignal, start_time: float
 ) -> Outcome:
   num_steps = experiment.length.num_steps
-  saved = _check_workdir(experiment, workdir)
+  saved, experiment = _check_workdir(experiment, workdir)
   checkpoints = _open_checkpoints(experiment, workdir) if saved else None
   first_step = (checkpoints and checkpoints.latest_step()) or 0
   if checkpoints and first_step >= num_steps:
     metrics = checkpoints.metrics(first_step)
     return Outcome(step=first_step, metrics=metrics, was_complete=True)
+  initial = None
+  if experiment.init_from is not None and not first_step:
+    initial, experiment = open_weights(experiment)
   for folder in (workdir, os.path.join(workdir, FOLDER)):
     workdir_lib.check_writable(folder)
 
@@ -145,17 +149,26 @@ def _train(
     state = checkpoints.restore(first_step, experiment.abstract_state())
   else:
     state = experiment.create_state()
+    state = initial.apply(state) if initial else state
   run = _Run(experiment, workdir, checkpoints, first_step)
   try:
     run.progress.say(_describe(experiment, first_step))
+    if initial:
+      run.progress.say(initial.describe())
     return run.loop(state, batches, stop, start_time)
   finally:
     batches.close()
     run.close()
 
 
-def _check_workdir(experiment: Experiment, workdir: str) -> bool:
-  """Returns whether a run was begun in `workdir`; it must be this one."""
+def _check_workdir(
+  experiment: Experiment, workdir: str
+) -> tuple[bool, Experiment]:
+  """Returns whether a run was begun in `workdir`; it must be this one.
+
+  And the experiment, with the statistics of that run where it began with the
+  weights of another: their source may be gone by now.
+  """
   saved = workdir_lib.read_config(workdir)
   if saved is None:
     if os.path.isdir(os.path.join(workdir, FOLDER)):
@@ -163,14 +176,16 @@ def _check_workdir(experiment: Experiment, workdir: str) -> bool:
         f'{workdir} has checkpoints but no config.json, so nobody can tell of'
         ' what run they are: give another --workdir.'
       )
-    return False
+    return False, experiment
+  if experiment.init_from is not None:
+    experiment = experiment.with_statistics_of(saved['derived'])
   for part, now, ignore in (
     ('config', experiment.config, FREE_FIELDS),
     # The data may have been prepared anew since, under the same name.
     ('derived', experiment.derived(), ()),
   ):
     workdir_lib.check_same_config(workdir, saved[part], now, ignore=ignore)
-  return True
+  return True, experiment
 
 
 def _open_checkpoints(experiment: Experiment, workdir: str) -> Checkpoints:

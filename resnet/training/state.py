@@ -49,7 +49,7 @@ def create_state(
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=variables['params'],
-    batch_stats=variables['batch_stats'],
+    batch_stats=variables.get('batch_stats', {}),
     opt_state=tx.init(variables['params']),
     sums=metrics.zeros(),
   )

@@ -1,5 +1,7 @@
 """Layers against NumPy, Flax and closed forms."""
 
+import functools
+
 from flax import linen as nn
 import jax
 from jax import lax
@@ -221,16 +223,63 @@ def test_variance_is_never_negative():
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result))
 
 
-def test_shortcut_a_takes_every_second_pixel_and_appends_zeros():
-  x = _normal(1, (2, 6, 4, 3))
-  y = layers.SHORTCUTS['A'](x, 8, 2, conv=None, norm=None)
-  assert y.shape == (2, 3, 2, 8)
-  np.testing.assert_array_equal(y[..., :3], np.asarray(x)[:, ::2, ::2])
-  np.testing.assert_array_equal(y[..., 3:], 0.0)
-  same = layers.SHORTCUTS['A'](x, 3, 1, conv=None, norm=None)
-  np.testing.assert_array_equal(same, x)
+def _flax_dense(x, params):
+  kernel, bias = np.asarray(params['kernel']), np.asarray(params['bias'])
+  return np.asarray(x) @ kernel + bias
 
 
-def test_shortcut_b_is_the_identity_where_the_shape_stays():
-  x = _normal(1, (2, 6, 4, 3))
-  assert layers.SHORTCUTS['B'](x, 3, 1, conv=None, norm=None) is x
+def test_squeeze_excitation_scales_channels_by_a_gate():
+  class Gate(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      return layers.squeeze_excitation(x, 4)
+
+  x = _normal(1, (2, 6, 4, 8))
+  y, variables = Gate().init_with_output(_KEY, x)
+  params = variables['params']
+  hidden = np.maximum(
+    _flax_dense(np.mean(x, axis=(1, 2)), params['se_reduce']), 0.0
+  )
+  assert hidden.shape == (2, 2)
+  gate = 1 / (1 + np.exp(-_flax_dense(hidden, params['se_expand'])))
+  x = np.asarray(x)
+  np.testing.assert_allclose(
+    y, x * gate[:, None, None, :], rtol=1e-5, atol=1e-6
+  )
+
+
+def test_groups_of_a_convolution_see_their_own_channels():
+  x = _normal(1, (2, 6, 4, 4))
+  conv = layers.conv(6, 3, groups=2, name='conv')
+  y, variables = conv.init_with_output(_KEY, x)
+  kernel = variables['params']['kernel']
+  assert kernel.shape == (3, 3, 2, 6)
+  for group in range(2):
+    inputs, outputs = (
+      slice(2 * group, 2 * group + 2),
+      slice(3 * group, 3 * group + 3),
+    )
+    alone = layers.conv(3, 3, name='conv').apply(
+      {'params': {'kernel': kernel[..., outputs]}}, x[..., inputs]
+    )
+    np.testing.assert_allclose(y[..., outputs], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_the_deep_stem_is_three_convolutions_of_which_one_strides():
+  class Stem(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      norm = functools.partial(layers.BatchNorm, use_running_average=True)
+      return layers.deep_stem(x, 16, conv=layers.conv, norm=norm)
+
+  x = _normal(1, (2, 8, 6, 3))
+  y, variables = Stem().init_with_output(_KEY, x)
+  params = variables['params']
+  kernels = [params[f'stem_conv{i}']['kernel'].shape for i in (1, 2, 3)]
+  assert kernels == [(3, 3, 3, 8), (3, 3, 8, 8), (3, 3, 8, 16)]
+  for i, strides in enumerate((2, 1, 1), start=1):
+    filters = kernels[i - 1][-1]
+    conv = layers.conv(filters, 3, strides, name='conv')
+    x = conv.apply({'params': params[f'stem_conv{i}']}, x)
+    x = np.maximum(x / np.sqrt(np.float32(1 + 1e-5)), 0.0)
+  np.testing.assert_allclose(y, x, rtol=1e-4, atol=1e-5)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from resnet.errors import InputError
-from resnet.models import create_model, list_models
+from resnet.models import create_model, list_models, shortcuts
 from resnet.training.sharding import create_sharding
 
 _IMAGENET = ('resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152')
@@ -75,16 +75,31 @@ def _train(model, variables, images):
   return model.apply(variables, images, train=True, mutable=['batch_stats'])
 
 
-def test_all_networks_are_listed():
-  assert set(list_models()) >= {*_IMAGENET, *_V1, *_CIFAR}
-
-
 @pytest.mark.parametrize('name', list_models())
 def test_the_name_counts_the_layers_with_weights(name):
   _, _, variables = _abstract(name)
   kernels = [n for n in _paths(variables['params']) if n.endswith('/kernel')]
-  depth = len([n for n in kernels if 'shortcut' not in n])
-  assert name.removeprefix('cifar_').split('_')[0] == f'resnet{depth}'
+  depth = len([n for n in kernels if not re.search('shortcut|/se_', n)])
+  # The deep stem counts as one; WRN counts two of its three projections, and
+  # the lecture does not count the convolutions between its stages.
+  depth += {'wrn28_10': 2, 'lecture_resnet50': -4}.get(name, 0)
+  depth -= 2 * ('stem_conv1' in variables['params'])
+  assert re.search(r'\d+', name).group() == str(depth)
+
+
+def test_all_networks_are_listed():
+  depths = (18, 34, 50, 101, 152)
+  assert set(list_models()) >= {
+    *(f'{kind}resnet{d}' for kind in ('', 'preact_') for d in (*depths, 200)),
+    *(f'resnet{d}d' for d in depths),
+    *(f'resnet{d}_v1' for d in (50, 101, 152)),
+    *('resnext50_32x4d', 'resnext101_32x8d', 'seresnet50', 'wrn28_10'),
+    *('wide_resnet50_2', 'wide_resnet101_2', 'lecture_resnet50'),
+    *('plain18', 'plain34'),
+    *(f'cifar_plain{d}' for d in (20, 32, 44, 56, 110)),
+    *(f'cifar_preact_resnet{d}' for d in (110, 164, 1001)),
+    *_CIFAR,
+  }
 
 
 def test_an_unknown_name_lists_the_nearest():
@@ -92,8 +107,20 @@ def test_an_unknown_name_lists_the_nearest():
     create_model('resnet5')
 
 
-def _num_params(name):
-  _, _, variables = _abstract(name)
+def test_an_unknown_attribute_lists_the_nearest():
+  with pytest.raises(InputError, match=r"'num_class'.*num_classes"):
+    create_model('resnet50', num_class=3)
+  with pytest.raises(InputError, match="lecture_resnet50 has no 'shortcut'"):
+    create_model('lecture_resnet50', shortcut='A')
+
+
+def test_an_unknown_shortcut_lists_them_all():
+  with pytest.raises(InputError, match="'E' is none of A, B, C, D, none"):
+    create_model('resnet50', shortcut='E')
+
+
+def _num_params(name, **overrides):
+  _, _, variables = _abstract(name, **overrides)
   return sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
 
 
@@ -110,6 +137,25 @@ def _num_params(name):
     ('resnet101_v1', 44_549_160),
     ('resnet152', 60_192_808),
     ('resnet152_v1', 60_192_808),
+    ('resnext50_32x4d', 25_028_904),
+    ('resnext101_32x8d', 88_791_336),
+    ('wide_resnet50_2', 68_883_240),
+    ('wide_resnet101_2', 126_886_696),
+    # timm, resnet.py and resnetv2.py.
+    ('resnet200', 64_673_832),
+    ('resnet18d', 11_708_744),
+    ('resnet34d', 21_816_904),
+    ('resnet50d', 25_576_264),
+    ('resnet101d', 44_568_392),
+    ('resnet152d', 60_212_040),
+    ('seresnet50', 28_088_024),
+    ('preact_resnet50', 25_549_352),
+    ('preact_resnet101', 44_541_480),
+    ('preact_resnet152', 60_185_128),
+    # Those of the residual nets without their projections, by hand: 64 x 128 +
+    # 128 x 256 + 256 x 512 weights, and 2 x (128 + 256 + 512) of batch norm.
+    ('plain18', 11_689_512 - 172_032 - 1_792),
+    ('plain34', 21_797_672 - 172_032 - 1_792),
   ],
 )
 def test_number_of_parameters(name, count):
@@ -126,6 +172,11 @@ def test_number_of_parameters(name, count):
     ('cifar_resnet56', 853_018, '0.85'),
     ('cifar_resnet110', 1_727_962, '1.7'),
     ('cifar_resnet1202', 19_421_274, '19.4'),
+    # He et al. 2016, "Identity mappings", Table 4.
+    ('cifar_preact_resnet110', 1_727_962, '1.7'),
+    ('cifar_preact_resnet164', 1_703_258, '1.7'),
+    # Zagoruyko and Komodakis 2016, Table 4.
+    ('wrn28_10', 36_479_194, '36.5'),
   ],
 )
 def test_number_of_parameters_for_cifar(name, count, millions):
@@ -133,75 +184,135 @@ def test_number_of_parameters_for_cifar(name, count, millions):
   assert str(round(count / 1e6, len(millions.split('.')[1]))) == millions
 
 
-def _arithmetic(jaxpr):
-  """Returns multiply-adds of, and elements written by, convolutions and dots.
-
-  Each output element of either is a sum over all of the kernel but its
-  outputs (a convolution), or over the contracted dims (a dot).
-  """
-  multiply_adds = outputs = 0
-  for eqn in jaxpr.eqns:
-    if eqn.primitive.name == 'conv_general_dilated':
-      kernel = eqn.invars[1].aval.shape
-      output_dim = eqn.params['dimension_numbers'].rhs_spec[0]
-      terms = math.prod(kernel) // kernel[output_dim]
-    elif eqn.primitive.name == 'dot_general':
-      (contracted, _), _ = eqn.params['dimension_numbers']
-      terms = math.prod(eqn.invars[0].aval.shape[dim] for dim in contracted)
-    else:
-      for inner in core.jaxprs_in_params(eqn.params):
-        more = _arithmetic(inner)
-        multiply_adds, outputs = multiply_adds + more[0], outputs + more[1]
-      continue
-    outputs += eqn.outvars[0].aval.size
-    multiply_adds += terms * eqn.outvars[0].aval.size
-  return multiply_adds, outputs
-
-
-@functools.cache
-def _forward_arithmetic(name):
-  model, images, variables = _abstract(name)
-  apply = functools.partial(model.apply, train=False)
-  return _arithmetic(jax.make_jaxpr(apply)(variables, images).jaxpr)
+def test_the_paper_counts_the_kernels_of_1001_layers():
+  """ "Identity mappings", Table 4: 10.2 million, without batch norm."""
+  _, _, variables = _abstract('cifar_preact_resnet1001')
+  paths = _paths(variables['params'])
+  kernels = sum(p.size for n, p in paths.items() if n.endswith('kernel'))
+  assert round(kernels / 1e6, 1) == 10.2
 
 
 @pytest.mark.parametrize(
-  ('name', 'torchvision_gmacs', 'timm_gmacs', 'timm_macts'),
+  ('plain', 'residual'),
   [
-    ('resnet18', 1.814, 1.82, 2.48),
-    ('resnet34', 3.664, 3.67, 3.74),
-    ('resnet50', 4.089, 4.11, 11.11),
-    ('resnet101', 7.801, 7.83, 16.23),
-    ('resnet152', 11.514, 11.56, 22.56),
+    *((f'plain{d}', f'resnet{d}') for d in (18, 34)),
+    *((f'cifar_plain{d}', f'cifar_resnet{d}') for d in (20, 32, 44, 56, 110)),
   ],
 )
-def test_multiply_adds_are_those_of_torchvision_and_timm(
-  name, torchvision_gmacs, timm_gmacs, timm_macts
+def test_option_a_has_the_tree_of_the_plain_net(plain, residual):
+  shapes = [
+    {path: leaf.shape for path, leaf in _paths(variables).items()}
+    for _, _, variables in (
+      _abstract(plain),
+      _abstract(residual, shortcut='A'),
+    )
+  ]
+  assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize(
+  ('plain', 'residual', 'num_blocks'),
+  [('plain34', 'resnet34', 16), ('cifar_plain20', 'cifar_resnet20', 9)],
+)
+def test_a_plain_net_differs_by_the_additions_and_their_shortcuts(
+  plain, residual, num_blocks
 ):
-  """torchvision: `_ops` of the weights. timm: results/model_benchmark_*.csv.
+  """Of option A: what pads and strides in the shortcuts, and a sum a block."""
 
-  timm (by fvcore) also counts two operations per element that is normalised.
-  """
-  multiply_adds, outputs = _forward_arithmetic(name)
-  assert round(multiply_adds / 1e9, 3) == torchvision_gmacs
-  assert round((multiply_adds + 2 * outputs) / 1e9, 2) == timm_gmacs
-  assert round(outputs / 1e6, 2) == timm_macts
+  def operations(name, **overrides):
+    model, images, variables = _abstract(name, **overrides)
+    apply = functools.partial(model.apply, train=False)
+    return collections.Counter(
+      _primitives(jax.make_jaxpr(apply)(variables, images).jaxpr)
+    )
+
+  with_shortcuts = operations(residual, shortcut='A')
+  without = operations(plain)
+  assert not without - with_shortcuts
+  more = with_shortcuts - without
+  num_shape_changes = len(_abstract(plain)[0].stage_sizes) - 1
+  assert more.pop('add') == num_blocks
+  assert more.pop('pad') == num_shape_changes
+  assert more.pop('slice') == num_shape_changes
+  # jnp.pad makes its zero anew.
+  assert set(more) <= {'convert_element_type', 'broadcast_in_dim'}
+
+
+def _primitives(jaxpr):
+  for eqn in jaxpr.eqns:
+    inner = list(core.jaxprs_in_params(eqn.params))
+    for inner_jaxpr in inner:
+      yield from _primitives(inner_jaxpr)
+    if not inner:
+      yield eqn.primitive.name
+
+
+def test_a_plain_net_is_the_residual_net_whose_shortcuts_are_zero():
+  """Numerically: with the same weights, block by block, relu(F(x))."""
+  images = _images(2, 32, 32, 3)
+  plain = create_model('cifar_plain20', stage_sizes=(2, 1), num_filters=8)
+  variables = _new_variables(plain, images)
+  zero = create_model('cifar_resnet20', stage_sizes=(2, 1), num_filters=8)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(shortcuts.SHORTCUTS, 'A', _zero_shortcut)
+    expected = zero.apply(variables, images, train=False)
+  actual = plain.apply(variables, images, train=False)
+  np.testing.assert_array_equal(actual, expected)
+  assert np.max(np.abs(actual - _apply_twin(variables, images))) > 1e-3
+
+
+def _zero_shortcut(x, _, filters, strides, **__):
+  return jnp.zeros((*x[:, ::strides, ::strides].shape[:3], filters))
+
+
+def _apply_twin(variables, images):
+  twin = create_model('cifar_resnet20', stage_sizes=(2, 1), num_filters=8)
+  return np.asarray(twin.apply(variables, images, train=False))
 
 
 @pytest.mark.parametrize(
-  ('name', 'paper_gflops'),
+  ('name', 'overrides'),
   [
-    ('resnet18', 1.8),
-    ('resnet34', 3.6),
-    ('resnet50_v1', 3.8),
-    ('resnet101_v1', 7.6),
-    ('resnet152_v1', 11.3),
+    ('cifar_resnet20', {'stage_sizes': (3, 2, 1)}),
+    ('cifar_preact_resnet164', {'stage_sizes': (3, 1)}),
   ],
 )
-def test_multiply_adds_of_v1_are_those_of_the_paper(name, paper_gflops):
-  """He et al. 2016, Table 1: with batch norm as above, truncated."""
-  multiply_adds, outputs = _forward_arithmetic(name)
-  assert (multiply_adds + 2 * outputs) // 1e8 / 10 == paper_gflops
+def test_scanned_blocks_are_the_same_network(name, overrides):
+  images = _images(4, 16, 16, 3)
+  model, scanned = (
+    create_model(name, scan_blocks=scan, **overrides) for scan in (False, True)
+  )
+  variables = _new_variables(model, images)
+  assert jax.tree.map(np.shape, variables) == jax.tree.map(
+    np.shape, _abstract_variables(scanned, images)
+  )
+
+  def step(model):
+    @jax.jit
+    def run(params):
+      def loss(params):
+        logits, updates = _train(model, {**variables, 'params': params}, images)
+        return jnp.sum(jnp.square(logits)), (logits, updates)
+
+      return jax.grad(loss, has_aux=True)(params)
+
+    return run(variables['params'])
+
+  for (path, expected), actual in zip(
+    jax.tree.leaves_with_path(step(model)),
+    jax.tree.leaves(step(scanned)),
+    strict=True,
+  ):
+    scale = np.max(np.abs(expected))
+    np.testing.assert_allclose(
+      actual, expected, rtol=0, atol=1e-5 * scale, err_msg=str(path)
+    )
+
+
+def test_nets_of_a_thousand_layers_are_scanned():
+  assert create_model('cifar_resnet1202').scan_blocks
+  assert create_model('cifar_preact_resnet1001').scan_blocks
+  assert not create_model('cifar_resnet110').scan_blocks
 
 
 def test_names_and_shapes_of_the_variables():
@@ -331,7 +442,9 @@ def test_a_new_network_with_zero_last_scales():
   'name',
   [
     'cifar_resnet20',
-    *_IMAGENET[:-1],
+    'cifar_preact_resnet110',
+    'resnet18',
+    'lecture_resnet50',
     pytest.param('resnet152', marks=pytest.mark.slow),
   ],
 )

@@ -7,6 +7,7 @@ from flax import traverse_util
 import numpy as np
 
 from resnet.errors import InputError
+from resnet.models import create_model
 from resnet.models.weights import fit
 from resnet.models.weights.naming import (
   COUNTER,
@@ -19,14 +20,9 @@ from resnet.models.weights.naming import (
 from resnet.models.weights.sources import Source
 
 
-def check_source(source: Source, name: str, **overrides: Any) -> None:
-  """Raises InputError where a source does not fit a network; reads nothing."""
-  _expected(source, name, overrides)
-
-
 def read_source(source: Source, name: str, **overrides: Any) -> dict[str, Any]:
   """Returns the variables in a source, as `weights.from_state_dict` does."""
-  expected = _expected(source, name, overrides)
+  expected = check_source(source, name, **overrides)
   if not source.is_torch:
     arrays = source.read(list(source.tensors))
     flat = {path: _float32(arrays['/'.join(path)]) for path in expected}
@@ -65,14 +61,17 @@ def to_torch(
   return state
 
 
-def _expected(
-  source: Source, name: str, overrides: Mapping[str, Any]
+def check_source(
+  source: Source, name: str, **overrides: Any
 ) -> dict[Path, fit.Shape]:
-  """Returns the variables of the network that a source is found to fit."""
-  if source.metadata.model not in (None, name):
-    raise InputError(
-      f'{source.name} holds weights of {source.metadata.model}, not of {name}.'
-    )
+  """Returns the variables of the network that a source is found to fit.
+
+  Reads no tensor.
+
+  Raises:
+    InputError: it does not fit.
+  """
+  _check_same_network(source, name, overrides)
   expected = fit.expected_shapes(name, source.tensors, overrides)
   optional: Collection[str] = ()
   if source.is_torch:
@@ -83,6 +82,28 @@ def _expected(
     wanted = {'/'.join(path): shape for path, shape in expected.items()}
   fit.check_fit(source.name, source.tensors, wanted, optional=optional)
   return expected
+
+
+def _check_same_network(
+  source: Source, name: str, overrides: Mapping[str, Any]
+) -> None:
+  """What the shapes do not tell: resnet50 and resnet50_v1 have the same."""
+  metadata = source.metadata
+  if metadata.model is None:
+    return
+  if metadata.model != name:
+    raise InputError(
+      f'{source.name} holds weights of {metadata.model}, not of {name}.'
+    )
+  theirs, ours = (
+    getattr(create_model(name, **fields), 'shortcut', None)
+    for fields in (metadata.overrides, overrides)
+  )
+  if theirs != ours:
+    raise InputError(
+      f'{source.name} holds weights of {name} with shortcut {theirs!r}, not'
+      f' {ours!r}.'
+    )
 
 
 def _naming(source: Source) -> str:

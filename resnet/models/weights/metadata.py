@@ -33,19 +33,28 @@ class Metadata:
 
   Attributes:
     model: name of the network.
+    shortcut: option that it was made with, where that is not its own.
     preprocessing: of its images.
     class_names: of its logits, in order.
   """
 
   model: str | None = None
+  shortcut: str | None = None
   preprocessing: Preprocessing | None = None
   class_names: tuple[str, ...] | None = None
+
+  @property
+  def overrides(self) -> dict[str, str]:
+    """Returns what `create_model` needs besides the name."""
+    return {'shortcut': self.shortcut} if self.shortcut else {}
 
   def to_header(self) -> dict[str, str]:
     """Returns the metadata of a safetensors file; see `from_header`."""
     header = {'format': 'pt'}
     if self.model:
       header['model'] = self.model
+    if self.shortcut:
+      header['shortcut'] = self.shortcut
     if self.preprocessing:
       header['preprocessing'] = json.dumps(
         dataclasses.asdict(self.preprocessing)
@@ -61,6 +70,7 @@ def from_header(path: str, header: Mapping[str, str]) -> Metadata:
     names = header.get('class_names')
     return Metadata(
       model=header.get('model'),
+      shortcut=header.get('shortcut'),
       preprocessing=_preprocessing(
         json.loads(header.get('preprocessing', 'null'))
       ),
@@ -111,6 +121,7 @@ def from_workdir(path: str) -> Metadata:
     names = derived.get('class_names')
     return Metadata(
       model=config['model.name'],
+      shortcut=config['model.shortcut'],
       preprocessing=Preprocessing(
         mean=tuple(value / 255 for value in derived['mean']),
         std=tuple(value / 255 for value in derived['std']),

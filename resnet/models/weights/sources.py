@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import dataclasses
 import json
 import os
+from typing import Any
 
 import jax
 import numpy as np
@@ -87,7 +88,7 @@ def _open_safetensors(
     with safetensors.safe_open(path, framework='np') as file:
       slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
       tensors = {
-        key: (tuple(s.get_shape()), _DTYPES.get(s.get_dtype(), s.get_dtype()))
+        key: (tuple(s.get_shape()), _dtype(s.get_dtype()))
         for key, s in slices.items()
       }
       header = file.metadata() or {}
@@ -109,6 +110,10 @@ def _open_safetensors(
     metadata=metadata(path, header),
     read=read,
   )
+
+
+def _dtype(name: Any) -> str:
+  return _DTYPES.get(name, name)
 
 
 def _culprit(path: str) -> str:
@@ -175,7 +180,8 @@ def _open_folder(folder: str) -> Source:
   path = _item_folder(os.path.abspath(folder))
   checkpointer = ocp.PyTreeCheckpointer()
   try:
-    saved = checkpointer.metadata(path).item_metadata.tree
+    item: Any = checkpointer.metadata(path).item_metadata
+    saved = item.tree
     tree = {part: saved.get(part) or {} for part in ('params', 'batch_stats')}
     leaves = jax.tree_util.tree_leaves_with_path(tree)
   except Exception as error:  # Whatever damaged files make Orbax raise.
