@@ -3,13 +3,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test test-slow lint format clean
+.PHONY: train test test-parity test-slow lint format clean
 
 train: .venv/installed
 	$(BIN)/python main.py
 
 test: .venv/installed-tests
 	$(BIN)/python -m pytest -m 'not slow'
+
+# `make test` and `make test-slow` run these too once PyTorch is installed.
+test-parity: .venv/installed-parity
+	$(BIN)/python -m pytest tests/models/test_parity.py \
+	  tests/training/test_parity.py
 
 test-slow: .venv/installed-tests
 	$(BIN)/python -m pytest -m slow
@@ -38,4 +43,9 @@ clean:
 
 .venv/installed-tests: tests/requirements.txt .venv/installed
 	$(BIN)/python -m pip install --quiet --requirement tests/requirements.txt
+	touch $@
+
+.venv/installed-parity: tests/requirements-parity.txt .venv/installed-tests
+	$(BIN)/python -m pip install --quiet \
+	  --requirement tests/requirements-parity.txt
 	touch $@

@@ -2,11 +2,14 @@
 
   python main.py --config=configs/cifar10.py:resnet56
 
-The part after the colon is resnet20, 32, 44, 56, 110 or 1202.
+The part after the colon is the net: resnet20, 32, 44, 56, 110 or 1202, plain20,
+32, 44, 56 or 110 without shortcuts, preact_resnet110, 164 or 1001 (v2).
 
 Hardware: one GPU. TFDS needs the set once, see the README.
 Published test error, %: 8.75 (20), 7.51 (32), 7.17 (44), 6.97 (56),
-6.43 (110), 7.93 (1202). Not run.
+6.43 (110), 7.93 (1202); plain nets, read off Figure 6: about 9.5 (20), 13.5
+(56), over 60 (110). v2 ("Identity mappings", Table 4, another recipe): 5.46
+(164), 4.92 (1001). Not run.
 
 The paper trains 64,000 updates on 45,000 images and divides the rate after
 32,000 and 48,000; its pixels have their mean subtracted, ours are also divided
@@ -35,7 +38,7 @@ def get_config(net='resnet56'):
 
   config.schedule.base_batch_size = batch_size
   config.schedule.decay_epochs = (32_000 * epochs, 48_000 * epochs)
-  if net in ('resnet110', 'resnet1202'):
+  if net in ('resnet110', 'resnet1202', 'preact_resnet110'):
     # The paper warms up at 0.01 until the training error is below 80 %
     # (about 400 updates); this is a line of the same length.
     config.schedule.warmup_epochs = 400 * epochs

@@ -58,6 +58,8 @@ def convert(args: argparse.Namespace) -> None:
 
 def compare(args: argparse.Namespace) -> None:
   """Prints the largest difference of each stage's activations."""
+  if args.batch_size < 1 or not 1 <= args.image_size <= 4096:
+    raise InputError('--batch-size must be positive, --image-size 1 to 4096.')
   sources = [open_source(source) for source in (args.source, args.other)]
   model = _model(sources[0], args.model or sources[1].metadata.model)
   overrides = sources[0].metadata.overrides or sources[1].metadata.overrides

@@ -444,7 +444,6 @@ def test_a_new_network_with_zero_last_scales():
     'cifar_resnet20',
     'cifar_preact_resnet110',
     'resnet18',
-    'lecture_resnet50',
     pytest.param('resnet152', marks=pytest.mark.slow),
   ],
 )

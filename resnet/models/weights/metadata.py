@@ -94,22 +94,26 @@ def _preprocessing(fields: Any) -> Preprocessing | None:
   )
 
 
-def from_timm(config: Any) -> Metadata:
-  """Reads what timm's config.json says; its model names are timm's own."""
-  fields = config.get('pretrained_cfg', {})
-  names = config.get('label_names')
-  preprocessing = None
-  if {'mean', 'std', 'input_size', 'crop_pct', 'interpolation'} <= set(fields):
-    preprocessing = Preprocessing(
-      mean=tuple(fields['mean']),
-      std=tuple(fields['std']),
-      image_size=fields['input_size'][-1],
-      crop_share=fields['crop_pct'],
-      interpolation=fields['interpolation'],
+def from_timm(path: str) -> Metadata:
+  """Reads timm's config.json; its model names are timm's own, and left out."""
+  try:
+    with open(path) as file:
+      config = json.load(file)
+    fields, names = config.get('pretrained_cfg', {}), config.get('label_names')
+    preprocessing = None
+    if 'mean' in fields:
+      preprocessing = Preprocessing(
+        mean=tuple(map(float, fields['mean'])),
+        std=tuple(map(float, fields['std'])),
+        image_size=int(fields['input_size'][-1]),
+        crop_share=float(fields['crop_pct']),
+        interpolation=str(fields['interpolation']),
+      )
+    return Metadata(
+      preprocessing=preprocessing, class_names=tuple(names) if names else None
     )
-  return Metadata(
-    preprocessing=preprocessing, class_names=tuple(names) if names else None
-  )
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    raise InputError(f'{path} is damaged: {error!r}.') from None
 
 
 def from_workdir(path: str) -> Metadata:

@@ -113,7 +113,7 @@ def _open_safetensors(
 
 
 def _dtype(name: Any) -> str:
-  return _DTYPES.get(name, name)
+  return _DTYPES.get(name) or str(name)
 
 
 def _culprit(path: str) -> str:
@@ -166,8 +166,7 @@ def _open_hub(source: str) -> Source:
   def metadata(path: str, header: dict[str, str]) -> Metadata:
     if 'preprocessing' in header:
       return metadata_lib.from_header(path, header)
-    with open(fetch('config.json')) as file:
-      return metadata_lib.from_timm(json.load(file))
+    return metadata_lib.from_timm(fetch('config.json'))
 
   return _open_safetensors(fetch('model.safetensors'), source, metadata)
 

@@ -1,0 +1,119 @@
+"""Names, shapes, initialisers and weight decay of every network, as text.
+
+A change of any of these shows in review as a change of tests/models/golden. To
+write the files anew: PYTHONPATH=. python tests/models/test_golden.py
+"""
+
+import functools
+import pathlib
+import re
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnet.models import create_model, list_models
+from resnet.training.optimizers import DECAY_RULES, decay_mask
+
+GOLDEN = pathlib.Path(__file__).parent / 'golden'
+
+
+def _is_long(name):
+  return re.search(r'\d{4}', name)
+
+
+def describe(name):
+  """Returns a line a parameter; blocks that are equal are written once."""
+  lines = {}
+  for path, text in _parameters(name):
+    lines.setdefault(path.partition('/')[0], []).append(text)
+  runs = []
+  for module, texts in lines.items():
+    block = re.fullmatch(r'(stage\d+_block)(\d+)', module)
+    key = (block and block[1], texts)
+    if block and runs and runs[-1][0] == key:
+      runs[-1][2] = block[2]
+    else:
+      runs.append([key, module, None])
+  return (
+    '\n'.join(
+      f'{module}{f" .. {last}" if last else ""}\n' + '\n'.join(texts)
+      for (_, texts), module, last in runs
+    )
+    + '\n'
+  )
+
+
+def _parameters(name):
+  """Yields path and description of each parameter, in the order of creation."""
+  made = {}
+  real = nn.Module.param
+
+  def record(module, leaf, init, *args, **kwargs):
+    path = '/'.join((*module.scope.path, leaf))
+    made[path] = (init, args)
+    return real(module, leaf, init, *args, **kwargs)
+
+  # Unrolled, so that every block is seen under its own name.
+  model = create_model(
+    name, **({'scan_blocks': False} if _is_long(name) else {})
+  )
+  images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(nn.Module, 'param', record)
+    params = jax.eval_shape(
+      functools.partial(model.init, train=False), jax.random.key(0), images
+    )['params']
+  shapes = _paths(params)
+  assert set(shapes) == set(made)
+  masks = {rule: _paths(decay_mask(params, rule)) for rule in DECAY_RULES}
+  for path, (init, args) in made.items():
+    shape = 'x'.join(map(str, shapes[path].shape))
+    rules = ' '.join(rule for rule in masks if masks[rule][path]) or '-'
+    inner = path.partition('/')[2]
+    values = _initial(init, args)
+    yield path, f'  {inner:22} {shape:14} {values:12} decay: {rules}'
+
+
+def _paths(tree):
+  leaves = jax.tree.leaves_with_path(tree)
+  return {'/'.join(key.key for key in path): leaf for path, leaf in leaves}
+
+
+def _initial(init, args):
+  shape, *rest = args
+  return _measure(init, tuple(shape), tuple(rest))
+
+
+@functools.cache
+def _measure(init, shape, rest):
+  """Returns what an initialiser gives, by its values: 'ones', 'std 0.059'."""
+  values = np.asarray(init(jax.random.key(0), shape, *rest))
+  if np.all(values == values.flat[0]):
+    return {0.0: 'zeros', 1.0: 'ones'}[float(values.flat[0])]
+  assert abs(np.mean(values)) < 6 * np.std(values) / np.sqrt(values.size)
+  return f'std {np.std(values):.2g}'
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    # Tracing a thousand layers takes ten seconds.
+    pytest.param(name, marks=pytest.mark.slow) if _is_long(name) else name
+    for name in list_models()
+  ],
+)
+def test_parameters_are_those_of_the_golden_file(name):
+  assert describe(name) == (GOLDEN / f'{name}.txt').read_text()
+
+
+def test_there_is_no_other_golden_file():
+  assert {path.stem for path in GOLDEN.iterdir()} == set(list_models())
+
+
+if __name__ == '__main__':
+  GOLDEN.mkdir(exist_ok=True)
+  for model_name in list_models():
+    (GOLDEN / f'{model_name}.txt').write_text(describe(model_name))

@@ -1,0 +1,480 @@
+"""Weights that come and go; what does not fit is refused by name."""
+
+import functools
+import json
+import os
+import sys
+import tracemalloc
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import safetensors.numpy
+
+from resnet.errors import InputError
+from resnet.models import create_model, weights
+from resnet.models.weights import Metadata, Preprocessing
+
+_PREPROCESSING = Preprocessing(
+  mean=(0.485, 0.456, 0.406),
+  std=(0.229, 0.224, 0.225),
+  image_size=224,
+  crop_share=0.875,
+  interpolation='bilinear',
+)
+_METADATA = Metadata(
+  model='cifar_resnet8',
+  preprocessing=_PREPROCESSING,
+  class_names=('cat', 'dog', 'Katze'),
+)
+
+
+@functools.cache
+def _variables(name='cifar_resnet8', num_classes=3, channels=3, **overrides):
+  """Random numbers in the place of every variable."""
+  model = create_model(name, num_classes=num_classes, **overrides)
+  images = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)
+  shapes = jax.eval_shape(
+    functools.partial(model.init, train=False), jax.random.key(0), images
+  )
+  rng = np.random.default_rng(0)
+  return jax.tree.map(
+    lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes
+  )
+
+
+def _assert_equal(actual, expected):
+  assert jax.tree.structure(actual) == jax.tree.structure(expected)
+  for a, b in zip(
+    jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True
+  ):
+    assert a.dtype == b.dtype == np.float32
+    np.testing.assert_array_equal(a, b)
+
+
+def _state(**changes):
+  state = weights.to_state_dict('cifar_resnet8', _variables())
+  for key, value in changes.items():
+    state[key.replace('__', '.')] = value
+  return state
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    'cifar_resnet8',
+    'cifar_preact_resnet110',
+    'cifar_plain20',
+    'resnet18',
+    'resnet50d',
+    'seresnet50',
+    'preact_resnet18',
+    'preact_resnet50',
+    'lecture_resnet50',
+  ],
+)
+def test_there_and_back_is_bit_equal(name):
+  variables = _variables(name)
+  state = weights.to_state_dict(name, variables)
+  again = weights.from_state_dict(name, state)
+  _assert_equal(again, {'batch_stats': {}, **variables})
+
+
+def test_layouts_and_names_of_pytorch():
+  variables = _variables('resnet18', 5)
+  params, stats = variables['params'], variables['batch_stats']
+  state = weights.to_state_dict('resnet18', variables)
+  kernel = params['stage2_block1']['shortcut_conv']['kernel']
+  np.testing.assert_array_equal(
+    state['layer2.0.downsample.0.weight'][:, :, 0, 0], kernel[0, 0].T
+  )
+  np.testing.assert_array_equal(
+    state['conv1.weight'][7, 2], params['stem_conv']['kernel'][:, :, 2, 7]
+  )
+  np.testing.assert_array_equal(state['fc.weight'], params['head']['kernel'].T)
+  np.testing.assert_array_equal(
+    state['layer4.1.bn2.running_var'], stats['stage4_block2']['bn2']['var']
+  )
+  assert state['bn1.num_batches_tracked'] == np.int64(0)
+
+
+def test_copies_share_no_memory():
+  state = _state()
+  before = {key: value.copy() for key, value in state.items()}
+  variables = weights.from_state_dict('cifar_resnet8', state)
+  for leaf in jax.tree.leaves(variables):
+    leaf += 1.0
+  for key, value in state.items():
+    np.testing.assert_array_equal(value, before[key])
+
+
+def test_counters_come_back():
+  state = _state(bn1__num_batches_tracked=np.array(7, np.int64))
+  variables = weights.from_state_dict('cifar_resnet8', state)
+  again = weights.to_state_dict('cifar_resnet8', variables)
+  assert {k: v.tobytes() for k, v in again.items()} == {
+    k: v.tobytes() for k, v in state.items()
+  }
+  # Networks do not mind them.
+  model = create_model('cifar_resnet8', num_classes=3)
+  model.apply(variables, np.zeros((1, 8, 8, 3), np.float32), train=False)
+
+
+def test_half_precision_becomes_float32():
+  half = _state(fc__bias=np.array([1.5, 2.5, -3.0], np.float16))
+  variables = weights.from_state_dict('cifar_resnet8', half)
+  bias = variables['params']['head']['bias']
+  assert bias.dtype == np.float32
+  assert bias.tolist() == [1.5, 2.5, -3.0]
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'fc__bias': None}, r"no tensor 'fc.bias'"),
+    ({'conv1__weight': None}, r"no tensor 'conv1.weight'"),
+    ({'extra': np.zeros(3, np.float32)}, r"'extra', which the network has not"),
+    (
+      {'layer2__0__bn1__weight': np.zeros(3, np.float32)},
+      r"'layer2.0.bn1.weight' .* \[3\]; the network has \[32\]",
+    ),
+    (
+      {'layer1__0__conv1__weight': np.zeros((16, 16, 3), np.float32)},
+      r"'layer1.0.conv1.weight' .* \[16, 16, 3\]",
+    ),
+    ({'fc__weight': np.zeros((3, 64))}, r"'fc.weight' .* float64, not one of"),
+    (
+      {'bn1__num_batches_tracked': np.zeros(3, np.int64)},
+      r"'bn1.num_batches_tracked' .* not one integer",
+    ),
+    (
+      {'bn1__num_batches_tracked': np.zeros((), np.float32)},
+      r"'bn1.num_batches_tracked' .* not one integer",
+    ),
+  ],
+)
+def test_a_state_dict_that_does_not_fit_is_refused_by_name(changes, message):
+  state = _state(**changes)
+  state = {key: value for key, value in state.items() if value is not None}
+  with pytest.raises(InputError, match=message):
+    weights.from_state_dict('cifar_resnet8', state)
+
+
+def test_nothing_is_read_before_all_is_known_to_fit():
+  class Unreadable:
+    shape, dtype = (3,), 'float32'
+
+    def __array__(self, *_, **__):
+      raise AssertionError('read')
+
+  with pytest.raises(InputError, match='which the network has not'):
+    weights.from_state_dict(
+      'cifar_resnet8', _state(fc__bias=Unreadable(), zzz=np.zeros(1))
+    )
+  with pytest.raises(AssertionError, match='read'):
+    weights.from_state_dict('cifar_resnet8', _state(fc__bias=Unreadable()))
+
+
+def test_variables_of_another_network_are_refused():
+  with pytest.raises(InputError, match='variables given for resnet18'):
+    weights.to_state_dict('resnet18', _variables())
+  with pytest.raises(InputError, match="'keras' is none of torchvision, timm"):
+    weights.to_state_dict('cifar_resnet8', _variables(), naming='keras')
+
+
+def _positive_scales(name):
+  return jax.tree.map(np.abs, _variables(name))
+
+
+def test_v2_of_timm_moves_the_norm_of_the_stem():
+  variables = _positive_scales('preact_resnet50')
+  state = weights.to_state_dict('preact_resnet50', variables, naming='timm')
+  scale = variables['params']['stem_bn']['scale']
+  np.testing.assert_array_equal(state['stages.0.blocks.0.norm1.weight'], scale)
+  assert state['head.fc.weight'].shape == (3, 2048, 1, 1)
+  again = weights.from_state_dict('preact_resnet50', state)
+  _assert_equal(again, variables)
+
+
+def test_v2_of_timm_is_refused_where_it_is_another_network():
+  state = weights.to_state_dict(
+    'preact_resnet50', _positive_scales('preact_resnet50'), naming='timm'
+  )
+  state['stages.0.blocks.0.norm1.weight'][3] = -0.1
+  with pytest.raises(InputError, match=r'norm1.weight. has numbers below zero'):
+    weights.from_state_dict('preact_resnet50', state)
+  with pytest.raises(InputError, match='basic blocks'):
+    weights.to_state_dict(
+      'preact_resnet18', _positive_scales('preact_resnet18'), naming='timm'
+    )
+
+
+# Files.
+
+
+@pytest.fixture
+def path(tmp_path):
+  """A good file."""
+  path = str(tmp_path / 'weights.safetensors')
+  weights.save_weights(_variables(), path, metadata=_METADATA)
+  return path
+
+
+def test_a_file_comes_back_with_its_metadata(path):
+  _assert_equal(weights.load_weights(path, 'cifar_resnet8'), _variables())
+  assert weights.open_source(path).metadata == _METADATA
+
+
+def test_a_file_without_metadata_is_a_good_file(tmp_path):
+  path = str(tmp_path / 'weights.safetensors')
+  weights.save_weights(_variables(), path)
+  _assert_equal(weights.load_weights(path, 'cifar_resnet8'), _variables())
+  assert weights.open_source(path).metadata == Metadata()
+
+
+def test_nothing_is_left_where_a_file_cannot_be_written(tmp_path):
+  target = tmp_path / 'taken'
+  target.mkdir()
+  with pytest.raises(InputError, match='cannot be written'):
+    weights.save_weights(_variables(), str(target))
+  with pytest.raises(InputError, match='cannot be written'):
+    weights.save_weights(_variables(), str(tmp_path / 'no' / 'where'))
+  assert os.listdir(tmp_path) == ['taken']
+  assert os.listdir(target) == []
+
+
+def test_weights_of_another_network_of_the_same_shapes_are_refused(path):
+  with pytest.raises(InputError, match='weights of cifar_resnet8, not of'):
+    weights.load_weights(path, 'cifar_plain20')
+  with pytest.raises(InputError, match="with shortcut 'A', not 'none'"):
+    weights.load_weights(path, 'cifar_resnet8', shortcut='none')
+
+
+def test_the_shortcut_travels(tmp_path):
+  path = str(tmp_path / 'weights.safetensors')
+  variables = _variables(shortcut='C')
+  metadata = Metadata(model='cifar_resnet8', shortcut='C')
+  weights.save_weights(variables, path, metadata=metadata)
+  with pytest.raises(InputError, match="with shortcut 'C', not 'A'"):
+    weights.load_weights(path, 'cifar_resnet8')
+  loaded = weights.load_weights(path, 'cifar_resnet8', shortcut='C')
+  _assert_equal(loaded, variables)
+
+
+def test_the_head_is_replaced_for_another_number_of_classes(path):
+  with pytest.warns(UserWarning, match='3 classes: it is replaced .* of 7'):
+    variables = weights.load_weights(path, 'cifar_resnet8', num_classes=7)
+  head = variables['params'].pop('head')
+  assert head['kernel'].shape == (64, 7)
+  assert np.std(head['kernel']) == pytest.approx(0.01, rel=0.2)
+  assert not head['bias'].any()
+  rest = jax.tree.map(lambda x: x, _variables())
+  del rest['params']['head']
+  _assert_equal(variables, rest)
+  # The number that is there is no reason to replace it.
+  same = weights.load_weights(path, 'cifar_resnet8', num_classes=3)
+  _assert_equal(same, _variables())
+
+
+def _forge(path, tensor='fc.bias', data=None, **fields):
+  """Changes the header's entry of a tensor."""
+  with open(path, 'rb') as file:
+    length = int.from_bytes(file.read(8), 'little')
+    header, body = json.loads(file.read(length)), file.read()
+  header[tensor].update(fields)
+  text = json.dumps(header).encode()
+  with open(path, 'wb') as file:
+    file.write(len(text).to_bytes(8, 'little') + text)
+    file.write(body if data is None else data)
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'shape': [2**40, 2**40]}, "'fc.bias' of F32"),
+    ({'shape': [4]}, "'fc.bias' of F32"),
+    ({'shape': [-3]}, "'fc.bias' of F32"),
+    ({'shape': 'many'}, 'fc.bias|damaged'),
+    ({'dtype': 'F64'}, "'fc.bias' of F64"),
+    ({'dtype': 'I32'}, "'fc.bias' .* I32, not one of"),
+    ({'dtype': 'Q9'}, "'fc.bias' of Q9"),
+    ({'data_offsets': [0, 10**15]}, "'fc.bias' of F32"),
+    ({'data_offsets': [8, 4]}, "'fc.bias' of F32"),
+  ],
+)
+def test_a_forged_header_is_refused_by_tensor(path, fields, message):
+  _forge(path, **fields)
+  with pytest.raises(InputError, match=message):
+    weights.load_weights(path, 'cifar_resnet8')
+
+
+def test_a_header_that_agrees_with_its_file_must_fit_the_network(path):
+  """An absurd shape costs as many bytes in the file, or is no shape of ours."""
+  _forge(path, shape=[3, 1, 1])
+  with pytest.raises(InputError, match=r"'fc.bias' .* \[3, 1, 1\]"):
+    weights.load_weights(path, 'cifar_resnet8')
+
+
+@pytest.mark.parametrize(
+  ('damage', 'message'),
+  [
+    (lambda raw: raw[:-5], "'.*' of .* cannot be bytes"),
+    (lambda raw: (2**40).to_bytes(8, 'little') + raw[8:], 'header says 1,099'),
+    (lambda raw: raw[:40], 'header says'),
+    (lambda raw: raw[:5], 'damaged'),
+    (lambda _: b'', 'damaged'),
+    (lambda _: b'\2\0\0\0\0\0\0\0[]', 'damaged'),
+    (lambda _: (9**5).to_bytes(8, 'little') + b'{' * 9**5, 'damaged'),
+  ],
+)
+def test_a_damaged_file_is_refused(path, damage, message):
+  with open(path, 'rb') as file:
+    raw = file.read()
+  with open(path, 'wb') as file:
+    file.write(damage(raw))
+  with pytest.raises(InputError, match=message) as error:
+    weights.load_weights(path, 'cifar_resnet8')
+  assert path in str(error.value)
+
+
+@pytest.mark.parametrize(
+  'metadata',
+  [
+    {'preprocessing': '{"mean": 3}'},
+    {'preprocessing': '{'},
+    {'class_names': '7'},
+  ],
+)
+def test_damaged_metadata_are_refused(tmp_path, metadata):
+  path = str(tmp_path / 'weights.safetensors')
+  safetensors.numpy.save_file(_state(), path, metadata=metadata)
+  with pytest.raises(InputError, match=r'metadata of .* damaged'):
+    weights.load_weights(path, 'cifar_resnet8')
+
+
+@pytest.mark.parametrize(
+  'name', ['weights.pth', 'weights.safetensors', 'x.bin']
+)
+@pytest.mark.parametrize('start', [b'PK\3\4', b'\x80\2}'])
+def test_pickles_are_never_opened(tmp_path, name, start):
+  path = tmp_path / name
+  path.write_bytes(start)
+  with pytest.raises(InputError, match='is a pickle') as error:
+    weights.load_weights(str(path), 'cifar_resnet8')
+  assert 'state = torch.load(' in str(error.value)
+  assert 'safetensors.torch.save_file(state, ' in str(error.value)
+
+
+def test_a_source_that_is_not_there_is_named():
+  with pytest.raises(InputError, match=r"no weights at '/no/where'"):
+    weights.load_weights('/no/where', 'cifar_resnet8')
+
+
+def test_memory_of_a_conversion_is_under_three_times_the_state_dict():
+  state = weights.to_state_dict('resnet152', _variables('resnet152', 1000))
+  size = sum(array.nbytes for array in state.values())
+  weights.from_state_dict('resnet152', state)  # What is traced stays.
+  tracemalloc.start()
+  try:
+    weights.from_state_dict('resnet152', state)
+    _, peak = tracemalloc.get_traced_memory()
+  finally:
+    tracemalloc.stop()
+  # Besides the state dict itself.
+  assert 1.0 <= peak / size < 1.5
+
+
+# Orbax and workdirs.
+
+
+def test_an_orbax_checkpoint_of_variables(tmp_path):
+  path = str(tmp_path / 'checkpoint')
+  ocp.PyTreeCheckpointer().save(path, _variables())
+  _assert_equal(weights.load_weights(path, 'cifar_resnet8'), _variables())
+  with pytest.raises(InputError, match=r"'params/head/kernel' .* \[512, 3\]"):
+    weights.load_weights(path, 'resnet18')
+
+
+def test_a_folder_of_anything_else_is_refused(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(InputError, match='neither a workdir nor an Orbax'):
+    weights.load_weights(str(tmp_path), 'cifar_resnet8')
+
+
+# The hub.
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+  """A stand-in for huggingface_hub; returns its folder and what was asked."""
+  asked = []
+
+  def hf_hub_download(repository, file, revision=None):
+    asked.append((repository, file, revision))
+    if not (tmp_path / file).exists():
+      raise OSError(f'404: {file}')
+    return str(tmp_path / file)
+
+  module = types.SimpleNamespace(hf_hub_download=hf_hub_download)
+  monkeypatch.setitem(sys.modules, 'huggingface_hub', module)
+  return tmp_path, asked
+
+
+def test_weights_of_the_hub(hub):
+  folder, asked = hub
+  weights.save_weights(_variables(), str(folder / 'model.safetensors'))
+  config = {
+    'label_names': ['a', 'b', 'c'],
+    'pretrained_cfg': {
+      'mean': [0.5, 0.5, 0.5],
+      'std': [0.25, 0.25, 0.25],
+      'input_size': [3, 160, 160],
+      'crop_pct': 0.95,
+      'interpolation': 'bicubic',
+    },
+  }
+  (folder / 'config.json').write_text(json.dumps(config))
+  source = weights.open_source('hf-hub:timm/net@abc')
+  assert asked == [
+    ('timm/net', 'model.safetensors', 'abc'),
+    ('timm/net', 'config.json', 'abc'),
+  ]
+  assert source.metadata == Metadata(
+    preprocessing=Preprocessing(
+      mean=(0.5, 0.5, 0.5),
+      std=(0.25, 0.25, 0.25),
+      image_size=160,
+      crop_share=0.95,
+      interpolation='bicubic',
+    ),
+    class_names=('a', 'b', 'c'),
+  )
+  loaded = weights.load_weights('hf-hub:timm/net', 'cifar_resnet8')
+  _assert_equal(loaded, _variables())
+  assert asked[-1] == ('timm/net', 'config.json', None)
+
+
+def test_what_the_hub_has_not_is_said(hub):
+  assert hub
+  with pytest.raises(
+    InputError, match=r'hf-hub:timm/net: .* cannot be had: 404'
+  ):
+    weights.open_source('hf-hub:timm/net')
+
+
+def test_a_damaged_config_of_the_hub_is_refused(hub):
+  folder, _ = hub
+  weights.save_weights(_variables(), str(folder / 'model.safetensors'))
+  for text in ('[]', '{', '{"pretrained_cfg": 3}'):
+    (folder / 'config.json').write_text(text)
+    with pytest.raises(InputError, match=r'config.json .* damaged'):
+      weights.open_source('hf-hub:timm/net')
+
+
+def test_the_hub_needs_its_package(monkeypatch):
+  monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
+  with pytest.raises(InputError, match='pip install huggingface_hub'):
+    weights.open_source('hf-hub:timm/net')
