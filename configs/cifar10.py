@@ -38,7 +38,7 @@ def get_config(net='resnet56'):
 
   config.schedule.base_batch_size = batch_size
   config.schedule.decay_epochs = (32_000 * epochs, 48_000 * epochs)
-  if net in ('resnet110', 'resnet1202', 'preact_resnet110'):
+  if net in ('resnet110', 'resnet1202') or net.startswith('preact_'):
     # The paper warms up at 0.01 until the training error is below 80 %
     # (about 400 updates); this is a line of the same length.
     config.schedule.warmup_epochs = 400 * epochs

@@ -21,7 +21,11 @@ CONFIGS = sorted(
   for path in (ROOT / 'configs').glob('*.py')
   if path.stem != '__init__'
 )
-CIFAR_NETS = [f'resnet{depth}' for depth in (20, 32, 44, 56, 110, 1202)]
+CIFAR_NETS = [
+  *(f'resnet{depth}' for depth in (20, 32, 44, 56, 110, 1202)),
+  *(f'plain{depth}' for depth in (20, 110)),
+  'preact_resnet164',
+]
 
 
 def configure(**changes):

@@ -72,7 +72,7 @@ def _cifar(
 # As in the released code of "Identity mappings".
 _CIFAR_BOTTLENECK = functools.partial(PreActBottleneckBlock, stride_in_1x1=True)
 
-_MODELS: dict[str, functools.partial[Any]] = {
+_MODELS: dict[str, Any] = {
   **{f'resnet{depth}': _imagenet(depth) for depth in _IMAGENET},
   # The paper's own bottlenecks stride in the first 1x1 (v1).
   **{
