@@ -352,6 +352,28 @@ def test_names_and_shapes_of_the_variables():
   }
 
 
+@pytest.mark.parametrize('name', list_models())
+def test_every_tree_has_the_names_of_the_contract(name):
+  _, _, variables = _abstract(name)
+  outer = r'stem_(conv|bn)[1-3]?|stage\d_block\d+|head|head_bn'
+  inner = r'(conv|bn)[1-3]|shortcut_(conv|bn)|se_(reduce|expand)'
+  if name == 'lecture_resnet50':
+    outer, inner = r'stem_conv|stage\d_(conv|block\d)|head', r'conv[1-3]'
+  leaves = {
+    'params': {'conv': {'kernel'}, 'bn': {'scale', 'bias'}},
+    'batch_stats': {'bn': {'mean', 'var'}},
+  }
+  dense = {'kernel', 'bias'}
+  for part, kinds in leaves.items():
+    for path in _paths(variables.get(part, {})):
+      module, *rest, leaf = path.split('/')
+      assert re.fullmatch(outer, module), path
+      assert all(re.fullmatch(inner, name) for name in rest), path
+      kind = 'conv' if 'conv' in (rest or [module])[-1] else 'bn'
+      is_dense = module == 'head' or 'se_' in path or name == 'lecture_resnet50'
+      assert leaf in (dense if is_dense else kinds[kind]), path
+
+
 @pytest.mark.parametrize(
   ('name', 'num_convs'), [('resnet50', 53), ('cifar_resnet20', 19)]
 )
