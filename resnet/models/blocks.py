@@ -4,23 +4,10 @@
   PreActBasicBlock, PreActBottleneckBlock  F(relu(bn(x))) + shortcut(x)
 
 The first two are He et al. 2016, "Deep residual learning", Figure 5, the others
-He et al. 2016, "Identity mappings", Figure 1b. `conv` and `norm` come from the
-network, already bound to its dtype and mode. Attributes of all blocks:
-
-  filters: width of the 3x3 convolutions.
-  strides: of the block.
-  conv: (filters, kernel_size, strides, *, name) -> convolution.
-  norm: (*, name) -> batch norm.
-  shortcut: one of `shortcuts.SHORTCUTS`; None in plain nets.
-  zero_init_last: start with F(x) = 0: with zeros in the scale of the last batch
-    norm or, where none follows it, in the last convolution.
-
-and of the pre-activation blocks
-
-  activate_input: False where x is activated already: after the stem.
+He et al. 2016, "Identity mappings", Figure 1b.
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from flax import linen as nn
 from flax.linen import initializers
@@ -31,10 +18,19 @@ from resnet.models.layers import ModuleDef
 from resnet.models.shortcuts import Shortcut
 
 
-class BasicBlock(nn.Module):
-  """Two 3x3 convolutions (Figure 5, left)."""
+class Block(nn.Module):
+  """What all blocks are made with.
 
-  expansion: ClassVar[int] = 1
+  Attributes:
+    filters: width of the 3x3 convolutions.
+    strides: of the block.
+    conv: (filters, kernel_size, strides, *, name) -> convolution, bound to the
+      dtype of the network.
+    norm: (*, name) -> batch norm, bound to its mode.
+    shortcut: one of `shortcuts.SHORTCUTS`; None in plain nets.
+    zero_init_last: start with F(x) = 0: with zeros in the scale of the last
+      batch norm or, where none follows it, in the last convolution.
+  """
 
   filters: int
   strides: int
@@ -42,6 +38,22 @@ class BasicBlock(nn.Module):
   norm: ModuleDef
   shortcut: Shortcut | None
   zero_init_last: bool
+
+
+class PreActBlock(Block):
+  """What the blocks of v2 are made with besides.
+
+  Attributes:
+    activate_input: False where x is activated already: after the stem.
+  """
+
+  activate_input: bool = True
+
+
+class BasicBlock(Block):
+  """Two 3x3 convolutions (Figure 5, left)."""
+
+  expansion: ClassVar[int] = 1
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -57,10 +69,10 @@ class BasicBlock(nn.Module):
     return nn.relu(y)
 
 
-class BottleneckBlock(nn.Module):
+class BottleneckBlock(Block):
   """1x1 reduce, 3x3, 1x1 expand by four (Figure 5, right).
 
-  Attributes: as above, and
+  Attributes: as all, and
     stride_in_1x1: v1 (the paper) strides in the first 1x1 convolution, which
       skips three quarters of its input; v1.5 (torchvision, NVIDIA; the
       default) in the 3x3.
@@ -73,12 +85,6 @@ class BottleneckBlock(nn.Module):
 
   expansion: ClassVar[int] = 4
 
-  filters: int
-  strides: int
-  conv: ModuleDef
-  norm: ModuleDef
-  shortcut: Shortcut | None
-  zero_init_last: bool
   stride_in_1x1: bool = False
   groups: int = 1
   width_per_group: int = 64
@@ -106,18 +112,10 @@ class BottleneckBlock(nn.Module):
     return nn.relu(y)
 
 
-class PreActBasicBlock(nn.Module):
+class PreActBasicBlock(PreActBlock):
   """Batch norm and ReLU before each of two 3x3 convolutions."""
 
   expansion: ClassVar[int] = 1
-
-  filters: int
-  strides: int
-  conv: ModuleDef
-  norm: ModuleDef
-  shortcut: Shortcut | None
-  zero_init_last: bool
-  activate_input: bool = True
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -133,23 +131,16 @@ class PreActBasicBlock(nn.Module):
     return y
 
 
-class PreActBottleneckBlock(nn.Module):
+class PreActBottleneckBlock(PreActBlock):
   """Batch norm and ReLU before each of 1x1 reduce, 3x3, 1x1 expand by four.
 
-  Attributes: as above, and
+  Attributes: as all, and
     stride_in_1x1: as in `BottleneckBlock`; True in the CIFAR nets of the
       paper's authors, False in their ImageNet nets.
   """
 
   expansion: ClassVar[int] = 4
 
-  filters: int
-  strides: int
-  conv: ModuleDef
-  norm: ModuleDef
-  shortcut: Shortcut | None
-  zero_init_last: bool
-  activate_input: bool = True
   stride_in_1x1: bool = False
 
   @nn.compact
@@ -171,7 +162,7 @@ class PreActBottleneckBlock(nn.Module):
     return y
 
 
-def _last_norm(block: Any, *, name: str) -> nn.Module:
+def _last_norm(block: Block, *, name: str) -> nn.Module:
   zeros, ones = initializers.zeros, initializers.ones
   return block.norm(
     scale_init=zeros if block.zero_init_last else ones, name=name
@@ -179,11 +170,11 @@ def _last_norm(block: Any, *, name: str) -> nn.Module:
 
 
 def _last_conv(
-  block: Any, filters: int, kernel_size: int, *, name: str
+  block: Block, filters: int, kernel_size: int, *, name: str
 ) -> nn.Module:
   init = initializers.zeros if block.zero_init_last else layers.he_normal
   return block.conv(filters, kernel_size, kernel_init=init, name=name)
 
 
-def _activated_input(block: Any, x: jax.Array) -> jax.Array:
+def _activated_input(block: PreActBlock, x: jax.Array) -> jax.Array:
   return nn.relu(block.norm(name='bn1')(x)) if block.activate_input else x
