@@ -15,7 +15,9 @@ class InputError(ValueError):
 def nearest(name: str, names: Iterable[str]) -> str:
   """Returns ' Did you mean: a, b?', or all names where none is near."""
   names = sorted(names)
-  close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+  longer = [other for other in names if name and other.startswith(name)]
+  near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+  close = list(dict.fromkeys([*longer, *near]))[:3]
   if close:
     return f' Did you mean: {", ".join(close)}?'
   if not names or len(names) > 30:

@@ -171,8 +171,13 @@ def create_model(name: str, **overrides: Any) -> Any:
       raise InputError(f'{name} has no {field!r}.{nearest(field, fields)}')
   model = _MODELS[name](**overrides)
   shortcut = getattr(model, 'shortcut', 'none')
-  if shortcut not in SHORTCUTS:
+  if not isinstance(shortcut, str) or shortcut not in SHORTCUTS:
     raise InputError(
       f'model.shortcut={shortcut!r} is none of {", ".join(SHORTCUTS)}.'
+    )
+  if shortcut == 'none' and getattr(model, 'zero_init_last_scale', False):
+    raise InputError(
+      f'{name} without shortcuts and with zero_init_last_scale=True would give'
+      ' zeros and no gradient: leave one of them out.'
     )
   return model

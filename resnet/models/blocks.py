@@ -53,8 +53,6 @@ class PreActBlock(Block):
 class BasicBlock(Block):
   """Two 3x3 convolutions (Figure 5, left)."""
 
-  expansion: ClassVar[int] = 1
-
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """[B, H, W, C] -> [B, H / strides, W / strides, filters]."""
@@ -114,8 +112,6 @@ class BottleneckBlock(Block):
 
 class PreActBasicBlock(PreActBlock):
   """Batch norm and ReLU before each of two 3x3 convolutions."""
-
-  expansion: ClassVar[int] = 1
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:

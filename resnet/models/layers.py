@@ -1,4 +1,4 @@
-"""The layers of a residual network: convolution, norm, gate, stem, shortcut.
+"""The layers of a residual network: convolution, norm, gate, stem, head.
 
 Everything spatial is NHWC. Convolutions have no bias (batch norm follows) and
 their padding is written out, never 'SAME', so that strided layers see the same
@@ -131,11 +131,12 @@ class BatchNorm(nn.Module):
 
 def _split_groups(x: jax.Array, num_groups: int) -> jax.Array:
   """[B, H, W, C] -> [groups, B / groups, H, W, C], at least float32."""
-  x = x.astype(_accumulation_dtype(x))
+  x = x.astype(accumulation_dtype(x))
   return x.reshape(num_groups, -1, *x.shape[1:])
 
 
-def _accumulation_dtype(x: jax.Array) -> jax.typing.DTypeLike:
+def accumulation_dtype(x: jax.Array) -> jax.typing.DTypeLike:
+  """Returns the dtype of sums over x: float32, or float64 for float64."""
   return jnp.float64 if x.dtype == jnp.float64 else jnp.float32
 
 
@@ -197,7 +198,7 @@ def head(x: jax.Array, num_classes: int) -> tuple[jax.Array, jax.Array]:
   Returns:
     The pooled features [B, C] and the logits [B, num_classes].
   """
-  dtype = _accumulation_dtype(x)
+  dtype = accumulation_dtype(x)
   pooled = jnp.mean(x, axis=(1, 2), dtype=dtype)
   # Goyal et al. 2017, section 5.1: a small normal for the last layer.
   dense = nn.Dense(

@@ -31,7 +31,8 @@ class ResNet(nn.Module):
       last batch norm is zero (Goyal et al. 2017, section 5.1); in v2, where no
       batch norm is last, the kernel of its last convolution.
     scan_blocks: compile the equal blocks of a stage once and loop over them:
-      for nets of hundreds of layers. Variables and results are the same.
+      for nets of hundreds of layers. The variables have the same tree and give
+      the same results, but a key gives other first values.
     bn_group_size: images per group of batch statistics; None: whole batch.
     bn_momentum: share of the running statistics that one step keeps.
     dtype: of the computation; parameters and statistics are float32, logits

@@ -13,7 +13,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from resnet.models.layers import ModuleDef
+from resnet.models.layers import ModuleDef, accumulation_dtype
 
 Shortcut = Callable[..., jax.Array]
 
@@ -74,13 +74,15 @@ def average_pool_shortcut(
     return x
   if strides > 1:
     pads = tuple((0, -size % strides) for size in x.shape[1:3])
-    activated = nn.avg_pool(
-      activated,
+    pooled = nn.avg_pool(
+      # Flax divides by counts in float32.
+      activated.astype(accumulation_dtype(activated)),
       (strides, strides),
       strides=(strides, strides),
       padding=pads,  # pyright: ignore[reportArgumentType]
       count_include_pad=False,
     )
+    activated = pooled.astype(x.dtype)
   return projection(x, activated, filters, 1, **layers)
 
 

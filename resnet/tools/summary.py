@@ -33,7 +33,9 @@ _COLUMNS = ('parameters', 'multiply-adds', 'activations', 'training memory')
 def main(args: argparse.Namespace) -> None:
   if args.all == bool(args.names):
     raise InputError('Name networks, or give --all, not both.')
-  if args.batch_size < 1 or not 1 <= (args.image_size or 1) <= 4096:
+  if args.batch_size < 1 or (
+    args.image_size is not None and not 1 <= args.image_size <= 4096
+  ):
     raise InputError('--batch-size must be positive, --image-size 1 to 4096.')
   names = list_models() if args.all else args.names
   models = {name: create_model(name) for name in names}

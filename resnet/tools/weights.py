@@ -117,7 +117,7 @@ def _block(name: str) -> str | None:
   parts = name.split('.' if '.' in name else '/')
   if parts[0] == 'stages':
     return '.'.join(parts[:4])
-  if parts[0].startswith('layer') and parts[1].isdigit():
+  if parts[0].startswith('layer') and parts[1:2] and parts[1].isdigit():
     return '.'.join(parts[:2])
   return parts[1] if len(parts) > 1 and '_block' in parts[1] else None
 
@@ -181,7 +181,10 @@ def _preprocessing(args: argparse.Namespace) -> Preprocessing | None:
   if missing:
     flags = ', '.join(f'--{name.replace("_", "-")}' for name in missing)
     raise InputError(f'Preprocessing is given whole or not at all: {flags}.')
-  return Preprocessing(**fields)
+  try:
+    return Preprocessing(**fields)
+  except ValueError as error:
+    raise InputError(f'No preprocessing has {error}.') from None
 
 
 def _class_names(path: str | None) -> tuple[str, ...] | None:

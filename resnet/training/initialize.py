@@ -89,6 +89,11 @@ def open_weights(
   preprocessing = source.metadata.preprocessing
   given = config['data.mean'] is not None or config['data.std'] is not None
   if preprocessing and not given:
+    if len(preprocessing.mean) != experiment.image_shape[-1]:
+      raise InputError(
+        f'{source.name} has the mean of {len(preprocessing.mean)} channels, the'
+        f' images have {experiment.image_shape[-1]}: give data.mean, data.std.'
+      )
     experiment = experiment.with_statistics_of(
       {
         'mean': [255 * value for value in preprocessing.mean],

@@ -32,7 +32,7 @@ _TIMM = {
 # too, and the last batch norms still see 32 numbers of a channel.
 _IMAGES = (8, 40, 40, 3)
 _FORWARD_TOLERANCE, _GRADIENT_TOLERANCE = 1e-5, 1e-4
-_MARGIN = 2e-4
+_ZERO_MARGIN, _TIE_MARGIN = 5e-4, 2e-5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,23 +52,26 @@ class _Results:
   stats: dict[str, np.ndarray]
 
 
+@pytest.fixture(scope='module', autouse=True)
+def _one_thread():
+  """Tests already run next to each other, and threads that wait are slow."""
+  threads = torch.get_num_threads()
+  torch.set_num_threads(1)
+  yield
+  torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope='module', params=[*_TORCHVISION, *_TIMM])
 def results(request):
   """Returns what a network gives here, and what it gives in PyTorch."""
   name = request.param
-  rng = np.random.default_rng(0)
-  images = rng.standard_normal(_IMAGES, np.float32)
-  labels = rng.integers(0, 1000, len(images)).astype(np.int32)
-  torch_images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-  threads = torch.get_num_threads()
-  torch.set_num_threads(1)  # Tests already run next to each other.
   model = _create_torch_model(name)
   _randomize(model)
-  _keep_off_zero(model, torch_images)
+  images = _keep_off_jumps(model)
   _randomize_statistics(model)
+  labels = np.random.default_rng(0).integers(0, 1000, len(images), np.int32)
   ours = _our_results(name, model.state_dict(), images, labels)
-  theirs = _torch_results(model, torch_images, torch.from_numpy(labels).long())
-  torch.set_num_threads(threads)
+  theirs = _torch_results(model, images, labels)
   return ours, theirs
 
 
@@ -146,8 +149,8 @@ def _norms(model):
 def _randomize(model):
   """Makes batch norms other than the identity, and residuals small.
 
-  With large residuals a random net under batch norm amplifies rounding from
-  block to block (tenfold by the end of resnet50, in PyTorch as here).
+  Batch norm makes a random net with large residuals amplify its own rounding,
+  to several 1e-5 by the end of resnet50, in PyTorch as here.
   """
   for norm in _norms(model).values():
     norm.weight.uniform_(0.5, 1.5)
@@ -168,52 +171,104 @@ def _randomize_statistics(model):
 
 
 @torch.no_grad()
-def _keep_off_zero(model, images):
-  """Shifts biases until no ReLU in training sees a number close to zero.
+def _keep_off_jumps(model):
+  """Returns images, and shifts biases, for which rounding decides nothing.
 
-  There its derivative jumps. Of millions of numbers a few lie so close that
-  rounding decides on their side, and one of them changes the gradients by far
-  more than rounding does.
+  The derivative of a ReLU jumps at zero, that of max-pooling where the two
+  largest numbers are equal. Of millions of numbers a few lie so close to such a
+  place that rounding decides on their side, and one of them changes gradients
+  by far more than rounding does.
   """
-  last_norm, shifts = [], []
+  hooks = _Hooks()
+  handles = [
+    *(block.register_forward_pre_hook(hooks.block) for block in _blocks(model)),
+    *(n.register_forward_pre_hook(hooks.norm) for n in _norms(model).values()),
+  ]
+  for module in model.modules():
+    if isinstance(module, torch.nn.ReLU):
+      handles.append(module.register_forward_pre_hook(hooks.relu))
+    elif isinstance(module, torch.nn.MaxPool2d):
+      handles.append(module.register_forward_pre_hook(hooks.max_pool))
+  model.train()
+  for seed in range(50):
+    images = _images(seed)
+    try:
+      hooks.margin = _ZERO_MARGIN
+      model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+    except _TieError:
+      continue
+    break
+  else:
+    raise AssertionError('all images have ties')
+  for handle in handles:
+    handle.remove()
+  return images
 
-  def remember(norm, _):
-    last_norm[:] = [norm]
 
-  def shift(_, inputs):
+def _images(seed):
+  """Noise, each image with a brightness and contrast of its own."""
+  rng = np.random.default_rng(seed)
+  own = (_IMAGES[0], 1, 1, 3)
+  images = rng.standard_normal(_IMAGES) * rng.uniform(0.5, 2.0, own)
+  return (images + rng.standard_normal(own)).astype(np.float32)
+
+
+class _TieError(Exception):
+  """Two numbers in a window of max-pooling are close to equal."""
+
+
+class _Hooks:
+  """What is done before modules of the network run.
+
+  Attributes:
+    margin: that ReLUs keep from zero.
+  """
+
+  def __init__(self):
+    self.margin = _ZERO_MARGIN
+    self._last_norm = None
+    self._shifts = []
+
+  def norm(self, norm, _):
+    self._last_norm = norm
+
+  def relu(self, _, inputs):
     (x,) = inputs
     if x.shape[-1] == 1:
       return None  # Of squeeze-and-excitation: too few numbers to matter.
-    shifts.append(_shift_off_zero(x))
-    last_norm[0].bias += shifts[-1]
-    return x + shifts[-1][:, None, None]
+    shift = _shift_off_zero(x, self.margin)
+    self._shifts.append(shift)
+    self._last_norm.bias += shift
+    return x + shift[:, None, None]
 
-  def repeat(block, inputs):
-    # Where a gate follows the batch norm, it lets a part of the shift through.
-    for _ in range(30):
-      shifts.clear()
+  def block(self, block, inputs):
+    # Where a gate follows the batch norm, it lets only a part of the shift
+    # through: again, and content with less each time, until none is needed.
+    for margin in _ZERO_MARGIN * 0.8 ** np.arange(12):
+      self.margin = float(margin)
+      self._shifts.clear()
       block.forward(*inputs)
-      if max(torch.max(torch.abs(s)) for s in shifts) < _MARGIN / 2:
+      if not any(torch.any(shift) for shift in self._shifts):
         return
     raise AssertionError('no biases found')
 
-  before = [(block, repeat) for block in _blocks(model)]
-  before += [(norm, remember) for norm in _norms(model).values()]
-  relus = [m for m in model.modules() if isinstance(m, torch.nn.ReLU)]
-  before += [(relu, shift) for relu in relus]
-  hooks = [m.register_forward_pre_hook(function) for m, function in before]
-  model.train()(images)
-  for hook in hooks:
-    hook.remove()
+  def max_pool(self, _, inputs):
+    (x,) = inputs
+    padded = torch.nn.functional.pad(x, (1, 1, 1, 1))
+    windows = padded.unfold(2, 3, 2).unfold(3, 3, 2).flatten(4)
+    largest, second = windows.topk(2).values.unbind(-1)
+    # Where all are zero, no gradient goes through the ReLU before.
+    if torch.any((largest > 0) & (largest - second < _TIE_MARGIN)):
+      raise _TieError
 
 
-def _shift_off_zero(x):
+def _shift_off_zero(x, margin):
   """Returns the least shift of each channel that leaves none close to zero."""
   numbers = x.transpose(0, 1).flatten(1).sort(dim=1).values
   infinity = torch.full_like(numbers[:, :1], torch.inf)
   # From each number to the next, where zero may lie.
-  lows = torch.cat([-infinity, numbers], dim=1) + _MARGIN
-  highs = torch.cat([numbers, infinity], dim=1) - _MARGIN
+  lows = torch.cat([-infinity, numbers], dim=1) + margin
+  highs = torch.cat([numbers, infinity], dim=1) - margin
   zeros = torch.zeros_like(lows).clamp(lows, highs)
   zeros = torch.where(lows <= highs, zeros, infinity)
   nearest = torch.argmin(torch.abs(zeros), dim=1, keepdim=True)
@@ -268,6 +323,8 @@ def _torch_names(name, variables, overrides):
 
 
 def _torch_results(model, images, labels):
+  images = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+  labels = torch.from_numpy(labels).long()
   features, counts = {}, {}
 
   def keep(name, _, __, output):

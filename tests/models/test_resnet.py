@@ -375,7 +375,13 @@ def test_every_tree_has_the_names_of_the_contract(name):
 
 
 @pytest.mark.parametrize(
-  ('name', 'num_convs'), [('resnet50', 53), ('cifar_resnet20', 19)]
+  ('name', 'num_convs'),
+  [
+    ('resnet50', 53),
+    ('resnet50d', 55),
+    ('preact_resnet50', 53),
+    ('cifar_resnet20', 19),
+  ],
 )
 def test_bfloat16_is_for_the_computation_only(name, num_convs):
   model, images, variables = _abstract(name, dtype=jnp.bfloat16)

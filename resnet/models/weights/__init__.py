@@ -13,6 +13,7 @@ import warnings
 
 import jax
 import numpy as np
+import safetensors
 import safetensors.numpy
 
 from resnet.errors import InputError
@@ -66,6 +67,8 @@ def from_state_dict(
 
 
 def _numpy(tensor: Any) -> np.ndarray:
+  if str(tensor.dtype).startswith('torch.'):
+    tensor = tensor.detach().cpu()
   if str(tensor.dtype) == 'torch.bfloat16':  # Which NumPy has not.
     tensor = tensor.float()
   return np.asarray(tensor)
@@ -159,6 +162,10 @@ def save_weights(
   Raises:
     InputError: the file cannot be written, or timm has no such network.
   """
+  if not variables.get('params'):
+    raise InputError(
+      'There are no parameters to save: give the variables of a network.'
+    )
   state = to_torch(variables, naming)
   header = (metadata or Metadata()).to_header()
   folder, file = os.path.split(os.path.abspath(path))
@@ -167,5 +174,5 @@ def save_weights(
       whole = os.path.join(scratch, file)
       safetensors.numpy.save_file(state, whole, metadata=header)
       os.replace(whole, path)
-  except OSError as error:
+  except (OSError, safetensors.SafetensorError) as error:
     raise InputError(f'{path} cannot be written: {error}.') from None

@@ -30,6 +30,11 @@ _CHANNELS = {
 
 def describe(leaf: Any) -> tuple[Shape, str]:
   """Returns shape and dtype of an array, ours or PyTorch's."""
+  if not hasattr(leaf, 'shape') or not hasattr(leaf, 'dtype'):
+    raise InputError(
+      f'A state dict has arrays by key, not {type(leaf).__name__}: give the'
+      " inner one, such as checkpoint['state_dict']."
+    )
   return tuple(leaf.shape), str(leaf.dtype).removeprefix('torch.')
 
 
@@ -58,7 +63,7 @@ def expected_shapes(
   num_classes = num_classes_of(tensors)
   if num_classes and 'num_classes' not in overrides:
     overrides = {**overrides, 'num_classes': num_classes}
-  channels = _dim(tensors, _CHANNELS) or 3
+  channels = 1 if _dim(tensors, _CHANNELS) == 1 else 3  # Grey or RGB.
   return _network_shapes(create_model(name, **overrides), channels)
 
 

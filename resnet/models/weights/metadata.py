@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 import dataclasses
 import json
+import math
 from typing import Any
 
 from resnet.errors import InputError
@@ -25,6 +26,16 @@ class Preprocessing:
   image_size: int
   crop_share: float
   interpolation: str
+
+  def __post_init__(self):
+    """Raises ValueError for what cannot be."""
+    numbers = (*self.mean, *self.std, self.crop_share)
+    if not all(map(math.isfinite, numbers)) or min(self.std, default=0) <= 0:
+      raise ValueError(f'mean {self.mean}, std {self.std}')
+    if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
+      raise ValueError(f'{len(self.mean)} and {len(self.std)} channels')
+    if self.image_size < 1 or not 0 < self.crop_share <= 4:
+      raise ValueError(f'size {self.image_size}, share {self.crop_share}')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,12 +85,26 @@ def from_header(path: str, header: Mapping[str, str]) -> Metadata:
       preprocessing=_preprocessing(
         json.loads(header.get('preprocessing', 'null'))
       ),
-      class_names=tuple(json.loads(names)) if names else None,
+      class_names=_strings(json.loads(names)) if names else None,
     )
-  except (ValueError, TypeError, KeyError) as error:
+  except (
+    ValueError,
+    TypeError,
+    KeyError,
+    OverflowError,
+    RecursionError,
+  ) as error:
     raise InputError(
       f'The metadata of {path} are damaged: {error!r}.'
     ) from None
+
+
+def _strings(values: Any) -> tuple[str, ...]:
+  if not isinstance(values, list) or not all(
+    isinstance(value, str) for value in values
+  ):
+    raise TypeError('class names are a list of strings')
+  return tuple(values)
 
 
 def _preprocessing(fields: Any) -> Preprocessing | None:

@@ -22,6 +22,8 @@ from resnet.models.weights.metadata import Metadata
 _HUB = 'hf-hub:'
 # safetensors' names of the types that hold weights, and of the counters'.
 _DTYPES = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16'}
+# The library's own bound.
+_MAX_HEADER_BYTES = 100_000_000
 _PICKLES = ('.pth', '.pt', '.bin', '.ckpt', '.pkl', '.pickle', '.tar')
 
 
@@ -54,6 +56,7 @@ def open_source(source: str) -> Source:
   Raises:
     InputError: there is no such source, it is damaged, or it is a pickle.
   """
+  source = os.fspath(source)
   if source.startswith(_HUB):
     return _open_hub(source)
   if os.path.isdir(source):
@@ -76,9 +79,15 @@ def open_source(source: str) -> Source:
 
 def _is_pickle(path: str) -> bool:
   with open(path, 'rb') as file:
-    start = file.read(2)
+    start = file.read(9)
+  # A safetensors file begins with the length of its header, then the header.
+  length = int.from_bytes(start[:8], 'little')
+  if start[8:] == b'{' and length <= os.path.getsize(path) - 8:
+    return False
   # A zip, as torch.save writes it, or a pickle of protocol 2 or more.
-  return start == b'PK' or (start[:1] == b'\x80' and start[1:] in b'\2\3\4\5')
+  return start[:2] == b'PK' or (
+    start[:1] == b'\x80' and start[1:2] in (b'\2', b'\3', b'\4', b'\5')
+  )
 
 
 def _open_safetensors(
@@ -124,6 +133,8 @@ def _culprit(path: str) -> str:
       length = int.from_bytes(file.read(8), 'little')
       if length > size - 8:
         return f'its header says {length:,} bytes, the file has {size:,}. '
+      if length > _MAX_HEADER_BYTES:
+        return ''
       header = json.loads(file.read(length))
     for key, entry in header.items():
       if key == '__metadata__':
@@ -183,9 +194,10 @@ def _open_folder(folder: str) -> Source:
     saved = item.tree
     tree = {part: saved.get(part) or {} for part in ('params', 'batch_stats')}
     leaves = jax.tree_util.tree_leaves_with_path(tree)
+    paths = {'/'.join(key.key for key in path): leaf for path, leaf in leaves}
+    tensors = {k: (tuple(v.shape), str(v.dtype)) for k, v in paths.items()}
   except Exception as error:  # Whatever damaged files make Orbax raise.
     raise InputError(f'{path} is no Orbax checkpoint: {error}') from None
-  paths = {'/'.join(key.key for key in path): leaf for path, leaf in leaves}
 
   def read(keys: list[str]) -> dict[str, np.ndarray]:
     del keys  # They are all of them.
@@ -206,7 +218,7 @@ def _open_folder(folder: str) -> Source:
   return Source(
     name=path,
     is_torch=False,
-    tensors={k: (tuple(v.shape), str(v.dtype)) for k, v in paths.items()},
+    tensors=tensors,
     metadata=metadata,
     read=read,
   )

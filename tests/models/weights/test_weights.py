@@ -1,5 +1,6 @@
 """Weights that come and go; what does not fit is refused by name."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -366,6 +367,35 @@ def test_pickles_are_never_opened(tmp_path, name, start):
     weights.load_weights(str(path), 'cifar_resnet8')
   assert 'state = torch.load(' in str(error.value)
   assert 'safetensors.torch.save_file(state, ' in str(error.value)
+
+
+@pytest.mark.parametrize('length', [0x0280, 0x0480])
+def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path, length):
+  path = tmp_path / 'weights.safetensors'
+  header = b'{"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+  raw = length.to_bytes(8, 'little') + header.ljust(length) + bytes(4)
+  path.write_bytes(raw)
+  assert weights.open_source(str(path)).tensors == {'x': ((1,), 'float32')}
+
+
+@pytest.mark.parametrize(
+  'fields',
+  [
+    {'std': (0.0,) * 3},
+    {'mean': (float('nan'),) * 3},
+    {'mean': (0.5,)},
+    {'image_size': 0},
+    {'crop_share': -1.0},
+  ],
+)
+def test_preprocessing_that_cannot_be_is_refused(fields):
+  with pytest.raises(ValueError, match=r'mean|channels|size'):
+    dataclasses.replace(_PREPROCESSING, **fields)
+
+
+def test_nothing_is_not_saved(tmp_path):
+  with pytest.raises(InputError, match='no parameters to save'):
+    weights.save_weights({}, str(tmp_path / 'x.safetensors'))
 
 
 def test_a_source_that_is_not_there_is_named():
