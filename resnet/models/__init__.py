@@ -32,11 +32,12 @@ _IMAGENET = {
 }
 
 
-def _imagenet(depth: int, **fields: Any) -> functools.partial[ResNet]:
+def _imagenet(
+  depth: int, *, preact: bool = False, **fields: Any
+) -> functools.partial[ResNet]:
   """A column of Table 1; bottlenecks stride in the 3x3 (v1.5)."""
-  block_cls, preact_block_cls, stage_sizes = _IMAGENET[depth]
-  if fields.get('preact'):
-    block_cls = preact_block_cls
+  basic, preact_basic, stage_sizes = _IMAGENET[depth]
+  block_cls = preact_basic if preact else basic
   defaults = {'block_cls': block_cls, 'stage_sizes': stage_sizes}
   return functools.partial(ResNet, num_classes=1000, **{**defaults, **fields})
 
@@ -46,14 +47,17 @@ def _bottleneck(**fields: Any) -> Callable[..., nn.Module]:
 
 
 def _cifar(
-  depth: int, block_cls: Callable[..., nn.Module] = BasicBlock, **fields: Any
+  depth: int,
+  block_cls: Callable[..., nn.Module] = BasicBlock,
+  *,
+  layers_per_block: int = 2,
+  **fields: Any,
 ) -> functools.partial[ResNet]:
   """He et al. 2016, section 4.2: three stages of 16, 32, 64, option A.
 
   A basic block has two layers and a bottleneck three, and two more are the
   stem and the head: depth 6n + 2 or 9n + 2.
   """
-  layers_per_block = 3 if block_cls is _CIFAR_BOTTLENECK else 2
   defaults = {
     'stage_sizes': ((depth - 2) // (3 * layers_per_block),) * 3,
     'num_classes': 10,
@@ -68,9 +72,6 @@ def _cifar(
     ResNet, block_cls=block_cls, **{**defaults, **fields}
   )
 
-
-# As in the released code of "Identity mappings".
-_CIFAR_BOTTLENECK = functools.partial(PreActBottleneckBlock, stride_in_1x1=True)
 
 _MODELS: dict[str, Any] = {
   **{f'resnet{depth}': _imagenet(depth) for depth in _IMAGENET},
@@ -119,10 +120,14 @@ _MODELS: dict[str, Any] = {
   },
   # "Identity mappings", section 3 (110) and 4 (164, 1001: bottlenecks whose
   # shortcuts are projections where the shape changes).
-  'cifar_preact_resnet110': _cifar(110, PreActBasicBlock, preact=True),
+  'cifar_preact_resnet110': _cifar(110, PreActBasicBlock),
   **{
     f'cifar_preact_resnet{depth}': _cifar(
-      depth, _CIFAR_BOTTLENECK, preact=True, shortcut='B'
+      depth,
+      # As in the authors' released code.
+      functools.partial(PreActBottleneckBlock, stride_in_1x1=True),
+      layers_per_block=3,
+      shortcut='B',
     )
     for depth in (164, 1001)
   },
@@ -131,7 +136,6 @@ _MODELS: dict[str, Any] = {
   'wrn28_10': _cifar(
     26,
     PreActBasicBlock,
-    preact=True,
     num_filters=160,
     stem_filters=16,
     shortcut='B',

@@ -16,6 +16,9 @@ import jax.numpy as jnp
 
 ModuleDef = Callable[..., Any]
 
+# Goyal et al. 2017, section 5.1: a small normal for the last layer.
+head_init = nn.initializers.normal(0.01)
+
 # He et al. 2015, "Delving deep into rectifiers", eq. 14 (the backward case):
 # a normal of variance 2 / (k * k * filters).
 he_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
@@ -200,10 +203,9 @@ def head(x: jax.Array, num_classes: int) -> tuple[jax.Array, jax.Array]:
   """
   dtype = accumulation_dtype(x)
   pooled = jnp.mean(x, axis=(1, 2), dtype=dtype)
-  # Goyal et al. 2017, section 5.1: a small normal for the last layer.
   dense = nn.Dense(
     num_classes,
-    kernel_init=nn.initializers.normal(0.01),
+    kernel_init=head_init,
     dtype=dtype,
     name='head',
   )

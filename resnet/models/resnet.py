@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Sequence
 import functools
+from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
 from resnet.models import layers
+from resnet.models.blocks import PreActBlock
 from resnet.models.scan import scan_blocks
 from resnet.models.shortcuts import SHORTCUTS
 
@@ -17,15 +19,15 @@ class ResNet(nn.Module):
 
   Attributes:
     stage_sizes: number of blocks in each stage.
-    block_cls: one of `resnet.models.blocks`, or a partial of one.
+    block_cls: one of `resnet.models.blocks`, or a partial of one. Of those of
+      v2 the stem activates the input of the first, and a batch norm and ReLU
+      follow the last.
     num_classes: number of logits.
     num_filters: width of the first stage; each further stage doubles it and
       halves the resolution.
     stem: (x, filters, *, conv, norm) -> array.
     stem_filters: width of the stem; None: that of the first stage.
     stem_pool: max-pool between stem and first stage (the ImageNet nets).
-    preact: the blocks are pre-activation blocks (v2): the stem activates the
-      input of the first, and a batch norm and ReLU follow the last.
     shortcut: 'A', 'B', 'C', 'D' or 'none', see `shortcuts.SHORTCUTS`.
     zero_init_last_scale: start each block as the identity: the scale of its
       last batch norm is zero (Goyal et al. 2017, section 5.1); in v2, where no
@@ -46,7 +48,6 @@ class ResNet(nn.Module):
   stem: Callable[..., jax.Array] = layers.imagenet_stem
   stem_filters: int | None = None
   stem_pool: bool = True
-  preact: bool = False
   shortcut: str = 'B'
   zero_init_last_scale: bool = False
   scan_blocks: bool = False
@@ -91,9 +92,11 @@ class ResNet(nn.Module):
       shortcut=SHORTCUTS[self.shortcut],
       zero_init_last=self.zero_init_last_scale,
     )
+    block_cls: Any = getattr(self.block_cls, 'func', self.block_cls)
+    is_preact = issubclass(block_cls, PreActBlock)
     # A first block of v2 sees activated images, as any block of v1 does.
     first_block = (
-      functools.partial(block, activate_input=False) if self.preact else block
+      functools.partial(block, activate_input=False) if is_preact else block
     )
     features = {}
     x = images.astype(self.dtype)
@@ -114,7 +117,7 @@ class ResNet(nn.Module):
         for name in names:
           x = others(name=name)(x)
       features[f'stage{i}'] = x
-    if self.preact:
+    if is_preact:
       x = nn.relu(norm(name='head_bn')(x))
     features['pooled'], features['logits'] = layers.head(x, self.num_classes)
     return features

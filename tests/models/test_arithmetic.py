@@ -40,6 +40,34 @@ def test_multiply_adds_are_those_of_torchvision_and_timm(
 
 
 @pytest.mark.parametrize(
+  ('name', 'timm_gmacs', 'timm_macts'),
+  [
+    ('resnet50d', 4.35, 11.92),
+    ('seresnet50', 4.13, 11.13),
+    ('preact_resnet50', 4.11, 11.11),
+  ],
+)
+def test_multiply_adds_of_what_only_timm_has(name, timm_gmacs, timm_macts):
+  """results/model_benchmark_*.csv; as above."""
+  cost = _trace(name, 224).total
+  assert cost.multiply_adds / 1e9 == pytest.approx(timm_gmacs, rel=2.5e-3)
+  assert round(cost.activations / 1e6, 2) == timm_macts
+
+
+def test_bottlenecks_of_cifar_v2_stride_in_the_first_1x1():
+  """The authors' resnet-1k-layers; by hand, the sizes of the convolutions."""
+  total = 32**2 * 9 * 3 * 16 + 256 * 10
+  channels = 16
+  for pixels, width in ((32**2, 16), (16**2, 32), (8**2, 64)):
+    inner = 9 * width * width + 4 * width * width
+    first = channels * width + inner + 4 * channels * width
+    total += pixels * (first + 17 * (4 * width * width + inner))
+    channels = 4 * width
+  cost = _trace('cifar_preact_resnet164', 32).total
+  assert cost.conv_multiply_adds == total
+
+
+@pytest.mark.parametrize(
   ('name', 'paper_gflops'),
   [
     ('resnet18', 1.8),

@@ -12,11 +12,13 @@ from typing import Any
 import warnings
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from resnet.errors import InputError
+from resnet.models.layers import head_init
 from resnet.models.weights import fit
 from resnet.models.weights.convert import check_source, read_source, to_torch
 from resnet.models.weights.metadata import Metadata, Preprocessing
@@ -91,8 +93,8 @@ def to_state_dict(
     **overrides: of `create_model`.
 
   Raises:
-    InputError: the variables are not those of the network, or timm has no
-      such network.
+    InputError: the variables are not those of the network, or it is a v2 net
+      that is another one in timm.
   """
   tensors = {
     '/'.join(path): fit.describe(leaf)
@@ -126,6 +128,8 @@ def load_weights(
   Raises:
     InputError: there is no such source, or it does not fit the network.
   """
+  if num_classes is not None and num_classes < 1:
+    raise InputError(f'num_classes={num_classes} must be positive.')
   variables = read_source(open_source(source), name, **overrides)
   head = variables['params']['head']
   num_features, given = head['kernel'].shape
@@ -136,7 +140,7 @@ def load_weights(
       stacklevel=2,
     )
     key = jax.random.key(0) if key is None else key
-    kernel = 0.01 * jax.random.normal(key, (num_features, num_classes))
+    kernel = head_init(key, (num_features, num_classes), jnp.float32)
     variables['params']['head'] = {
       'kernel': np.asarray(kernel),
       'bias': np.zeros(num_classes, np.float32),
@@ -160,7 +164,7 @@ def save_weights(
     naming: as in `to_state_dict`.
 
   Raises:
-    InputError: the file cannot be written, or timm has no such network.
+    InputError: the file cannot be written, or as in `to_state_dict`.
   """
   if not variables.get('params'):
     raise InputError(

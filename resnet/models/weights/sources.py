@@ -159,7 +159,7 @@ def _culprit(path: str) -> str:
 def _open_hub(source: str) -> Source:
   repository, _, revision = source.removeprefix(_HUB).partition('@')
   try:
-    import huggingface_hub
+    import huggingface_hub  # pyright: ignore[reportMissingImports]
   except ImportError:
     raise InputError(
       f'{source} needs a package: pip install huggingface_hub'

@@ -275,6 +275,8 @@ def test_the_head_is_replaced_for_another_number_of_classes(path):
   rest = jax.tree.map(lambda x: x, _variables())
   del rest['params']['head']
   _assert_equal(variables, rest)
+  with pytest.raises(InputError, match='num_classes=0 must be positive'):
+    weights.load_weights(path, 'cifar_resnet8', num_classes=0)
   # The number that is there is no reason to replace it.
   same = weights.load_weights(path, 'cifar_resnet8', num_classes=3)
   _assert_equal(same, _variables())
