@@ -2,7 +2,7 @@
 
   python main.py            (or: make train)
 
-Hardware: any CPU; half a minute on two cores.
+Hardware: any CPU; a minute on two cores.
 Aim: 0.985 top-1 on the 360 test images; there is no published figure for this
 split.
 """

@@ -31,6 +31,7 @@ _MEAN, _STD = (124.0, 116.5, 104.25), (64.0, 32.0, 128.0)
 # twenty steps, in PyTorch as here; float64 shows that nothing else differs.
 _PEAK, _DECAY_FACTOR = 5 / 16384, 0.25
 _MOMENTUM, _WEIGHT_DECAY, _SMOOTHING = 0.9, 1e-4, 0.1
+_NAMES = ['resnet18', pytest.param('resnet50', marks=pytest.mark.slow)]
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def _one_thread():
 
 
 @pytest.mark.parametrize('schedule', ['cosine', 'step'])
-@pytest.mark.parametrize('name', ['resnet18', 'resnet50'])
+@pytest.mark.parametrize('name', _NAMES)
 def test_losses_in_float32(name, schedule):
   ours, _ = _our_run(name, schedule, jnp.float32)
   theirs, _ = _torch_run(name, schedule, torch.float32)
@@ -57,7 +58,7 @@ def test_losses_in_float32(name, schedule):
 
 
 @pytest.mark.usefixtures('double_precision')
-@pytest.mark.parametrize('name', ['resnet18', 'resnet50'])
+@pytest.mark.parametrize('name', _NAMES)
 def test_losses_and_parameters_in_float64(name):
   ours, our_state = _our_run(name, 'step', jnp.float64)
   theirs, torch_state = _torch_run(name, 'step', torch.float64)
