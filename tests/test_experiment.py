@@ -77,7 +77,7 @@ def test_every_file_says_what_it_is_for():
     header = importlib.import_module(f'configs.{name}').__doc__
     assert 'python main.py' in header, name
     assert 'Hardware:' in header, name
-    if name != 'digits':
+    if name not in ('digits', 'paper_digits', 'fashion_mnist'):
       assert 'Not run.' in header, name
 
 

@@ -21,6 +21,7 @@ _LAYERS = (
     'resnet.data.transforms',
     'resnet.data.datasets',
     'resnet.data.digits',
+    'resnet.data.idx',
     'resnet.training.losses',
     'resnet.training.schedules',
     'resnet.training.optimizers',
@@ -31,6 +32,7 @@ _LAYERS = (
     'resnet.training.workdir',
     'resnet.training.writer',
     'resnet.training.meter',
+    'resnet.training.starts',
     'resnet.training.stop',
   ),
   (
@@ -55,7 +57,12 @@ _LAYERS = (
     'resnet.training.loop',
   ),
   # Nothing imports these two.
-  ('resnet.tools.command', 'resnet.tools.summary', 'resnet.tools.weights'),
+  (
+    'resnet.tools.command',
+    'resnet.tools.prepare',
+    'resnet.tools.summary',
+    'resnet.tools.weights',
+  ),
   ('main',),
 )
 _LAYER_OF = {name: i for i, layer in enumerate(_LAYERS) for name in layer}

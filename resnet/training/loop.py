@@ -32,6 +32,7 @@ from resnet.training.checkpoint import FOLDER, Checkpoints
 from resnet.training.evaluate import describe, evaluate
 from resnet.training.initialize import open_weights
 from resnet.training.meter import Meter
+from resnet.training.starts import record_start
 from resnet.training.state import TrainState
 from resnet.training.step import jit_steps
 from resnet.training.stop import StopSignal
@@ -145,6 +146,9 @@ def _train(
   if checkpoints is None:
     workdir_lib.create(workdir, experiment.config, experiment.derived())
     checkpoints = _open_checkpoints(experiment, workdir)
+  if jax.process_index() == 0:
+    devices = experiment.sharding.mesh.devices.flatten().tolist()
+    record_start(workdir, step=first_step, devices=devices)
   if first_step:
     state = checkpoints.restore(first_step, experiment.abstract_state())
   else:
