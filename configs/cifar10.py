@@ -16,6 +16,8 @@ The paper trains 64,000 updates on 45,000 images and divides the rate after
 by their standard deviation, and the mean is per channel, not per pixel.
 """
 
+import re
+
 from configs import default
 
 
@@ -38,8 +40,9 @@ def get_config(net='resnet56'):
 
   config.schedule.base_batch_size = batch_size
   config.schedule.decay_epochs = (32_000 * epochs, 48_000 * epochs)
-  if net in ('resnet110', 'resnet1202') or net.startswith('preact_'):
-    # The paper warms up at 0.01 until the training error is below 80 %
-    # (about 400 updates); this is a line of the same length.
+  if int(re.findall(r'\d+', net)[-1]) >= 110:
+    # The paper warms up its ResNet-110 at 0.01 until the training error is
+    # below 80 % (about 400 updates); this is a line of the same length, for
+    # plain nets too.
     config.schedule.warmup_epochs = 400 * epochs
   return config

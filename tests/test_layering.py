@@ -34,6 +34,7 @@ _LAYERS = (
     'resnet.training.meter',
     'resnet.training.starts',
     'resnet.training.stop',
+    'resnet.reporting.figures',
   ),
   (
     'resnet.models.resnet',
@@ -49,6 +50,8 @@ _LAYERS = (
     'resnet.data.normalization',
     'resnet.data.pipeline',
     'resnet.training.step',
+    'resnet.reporting.history',
+    'resnet.reporting.curves',
   ),
   ('resnet.experiment',),
   (
@@ -59,14 +62,22 @@ _LAYERS = (
   # Nothing imports these two.
   (
     'resnet.tools.command',
+    'resnet.tools.grid_figures',
+    'resnet.tools.grids',
     'resnet.tools.prepare',
+    'resnet.tools.reproduce',
+    'resnet.tools.responses',
+    'resnet.tools.results',
     'resnet.tools.summary',
     'resnet.tools.weights',
   ),
   ('main',),
 )
 _LAYER_OF = {name: i for i, layer in enumerate(_LAYERS) for name in layer}
-_EMPTY = {'resnet', 'resnet.data', 'resnet.training', 'resnet.tools'}
+_EMPTY = {
+  'resnet',
+  *(f'resnet.{name}' for name in ('data', 'reporting', 'tools', 'training')),
+}
 _FILES = {
   '.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix(
     '.__init__'
@@ -114,7 +125,9 @@ def test_packages_know_what_they_may(name):
       m.startswith(('resnet.models', 'resnet.training')) for m in imported
     )
   roots = {module.partition('.')[0] for module in imported}
-  assert not roots & {'torch', 'tensorflow', 'matplotlib'}
+  assert not roots & {'torch', 'tensorflow'}
+  if name != 'resnet.reporting.figures':
+    assert 'matplotlib' not in roots
   if name not in ('main', 'resnet.experiment'):
     assert 'ml_collections' not in roots
   if name != 'main':

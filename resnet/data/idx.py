@@ -101,7 +101,7 @@ def create_builder(
     splits: images and labels by split.
     data_dir: where TFDS keeps prepared sets; None: its default.
   """
-  images, labels = splits['train']
+  images, _ = splits['train']
   names = _CLASS_NAMES.get(name)
   num_classes = 1 + max(int(labels.max()) for _, labels in splits.values())
   label = (

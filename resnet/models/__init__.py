@@ -118,6 +118,14 @@ _MODELS: dict[str, Any] = {
     f'cifar_plain{depth}': _cifar(depth, shortcut='none')
     for depth in (20, 32, 44, 56, 110)
   },
+  # As many bottlenecks as cifar_resnet20, 56 and 110 have basic blocks, at
+  # nearly their cost; the paper has none, but see its Figure 5.
+  **{
+    f'cifar_bottleneck_resnet{depth}': _cifar(
+      depth, _bottleneck(stride_in_1x1=True), layers_per_block=3
+    )
+    for depth in (29, 83, 164)
+  },
   # "Identity mappings", section 3 (110) and 4 (164, 1001: bottlenecks whose
   # shortcuts are projections where the shape changes).
   'cifar_preact_resnet110': _cifar(110, PreActBasicBlock),

@@ -1,6 +1,6 @@
 """Prepares a TFDS set of grey images from idx files on disk.
 
-  python -m resnet.tools.prepare fashion_mnist --idx=/usr/share/datasets/fashion-mnist
+  python -m resnet.tools.prepare fashion_mnist --idx=FOLDER
 
 The files are those of MNIST and its kin, as Debian's package
 dataset-fashion-mnist has them. Afterwards --config.data.name=fashion_mnist

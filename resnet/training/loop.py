@@ -26,6 +26,7 @@ import jax
 from resnet.data.loader import DeviceLoader, read_ahead
 from resnet.errors import InputError
 from resnet.experiment import FREE_FIELDS, Experiment
+from resnet.reporting.curves import save_curves
 from resnet.training import metrics as metrics_lib
 from resnet.training import workdir as workdir_lib
 from resnet.training.checkpoint import FOLDER, Checkpoints
@@ -159,10 +160,13 @@ def _train(
     run.progress.say(_describe(experiment, first_step))
     if initial:
       run.progress.say(initial.describe())
-    return run.loop(state, batches, stop, start_time)
+    outcome = run.loop(state, batches, stop, start_time)
   finally:
     batches.close()
     run.close()
+  if outcome.step == num_steps and jax.process_index() == 0:
+    save_curves(workdir)
+  return outcome
 
 
 def _check_workdir(

@@ -14,9 +14,7 @@ STARTS_FILE = 'starts.jsonl'
 _ROOT = pathlib.Path(__file__).parents[2]
 
 
-def record_start(
-  workdir: str, *, step: int, devices: Sequence[jax.Device]
-) -> None:
+def record_start(workdir: str, *, step: int, devices: Sequence[Any]) -> None:
   """Appends a line to `starts.jsonl`: the training begins after `step`."""
   line = {
     'step': step,
@@ -40,7 +38,7 @@ def read_starts(workdir: str) -> list[dict[str, Any]]:
   return [json.loads(line) for line in lines if line.endswith('}\n')]
 
 
-def hardware(devices: Sequence[jax.Device]) -> str:
+def hardware(devices: Sequence[Any]) -> str:
   """Returns '8 x NVIDIA H100', or the cores and the make of the CPU."""
   if devices[0].platform == 'cpu':
     return f'{os.cpu_count()} cores of {_cpu_model()}'

@@ -1,0 +1,219 @@
+"""Figures of runs. The only file that knows matplotlib.
+
+Readable in black and white and by the colour-blind: every line has its own dash
+and its name beside it; the colours are those of Okabe and Ito.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import io
+import os
+from typing import Any
+
+import matplotlib
+
+matplotlib.use('Agg')
+from matplotlib import figure as figure_lib
+from matplotlib import ticker
+import numpy as np
+
+_COLORS = (
+  '#0072B2',
+  '#D55E00',
+  '#009E73',
+  '#CC79A7',
+  '#56B4E9',
+  '#E69F00',
+  '#000000',
+)
+_DASHES = ('-', '--', '-.', ':', (0, (6, 1, 1, 1, 1, 1)), (0, (3, 1)))
+_THIN, _BOLD = 0.8, 2.2
+_DPI = 130
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Line:
+  """A curve, or the mean of several with a band about it.
+
+  Attributes:
+    label: written at its end; '' is none.
+    style: index of colour and dash: lines of one style belong together.
+    x: [N].
+    y: [N]; not finite: a gap.
+    spread: [N], half the height of the band, or None.
+    bold: for a test curve; thin: for a training curve.
+  """
+
+  label: str
+  style: int
+  x: np.ndarray
+  y: np.ndarray
+  spread: np.ndarray | None = None
+  bold: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Panel:
+  """Axes with lines.
+
+  Attributes:
+    title: above.
+    x_label: below.
+    y_label: at the left.
+    lines: in it; without any, the panel says so.
+    y_range: lowest and highest value shown; None: of the lines.
+    log: whether y is logarithmic.
+  """
+
+  title: str
+  x_label: str
+  y_label: str
+  lines: Sequence[Line]
+  y_range: tuple[float, float] | None = None
+  log: bool = False
+
+
+def draw(
+  panels: Sequence[Panel],
+  *,
+  title: str,
+  note: str = '',
+  columns: int = 2,
+  share_y: bool = False,
+) -> figure_lib.Figure:
+  """Returns a figure of panels, row by row."""
+  columns = min(columns, len(panels))
+  rows = -(-len(panels) // columns)
+  figure = figure_lib.Figure(
+    figsize=(5.2 * columns, 3.6 * rows + 0.6), layout='constrained'
+  )
+  axes = list(
+    figure.subplots(rows, columns, squeeze=False, sharey=share_y).flat
+  )
+  for ax, panel in zip(axes, panels, strict=False):
+    _draw_panel(ax, panel)
+  for ax in axes[len(panels) :]:
+    ax.set_axis_off()
+  figure.suptitle(title)
+  if note:
+    figure.supxlabel(note, fontsize=8)
+  # Labels stand beside the ends of lines: where those are is known only now.
+  figure.canvas.draw()
+  for ax, panel in zip(axes, panels, strict=False):
+    _label_lines(ax, panel)
+  return figure
+
+
+def save(figure: figure_lib.Figure, path: str) -> None:
+  """Writes a figure whole or not at all, in the format of the path's end."""
+  kind = os.path.splitext(path)[1].removeprefix('.')
+  partial = f'{path}.partial'
+  with open(partial, 'wb') as file:
+    file.write(encode(figure, kind))
+  os.replace(partial, path)
+
+
+def encode(figure: figure_lib.Figure, kind: str) -> bytes:
+  """Returns a figure as 'png' or 'svg'; the same figure, the same bytes."""
+  buffer = io.BytesIO()
+  metadata: dict[str, Any] = {'Date': None} if kind == 'svg' else {}
+  with matplotlib.rc_context({'svg.hashsalt': 'resnet'}):
+    figure.savefig(buffer, format=kind, dpi=_DPI, metadata=metadata)
+  return buffer.getvalue()
+
+
+def _draw_panel(ax: Any, panel: Panel) -> None:
+  ax.set_title(panel.title)
+  ax.set_xlabel(panel.x_label)
+  ax.set_ylabel(panel.y_label)
+  ax.grid(alpha=0.3)
+  ax.spines[['top', 'right']].set_visible(False)
+  if panel.log:
+    ax.set_yscale('log')
+  for line in panel.lines:
+    color, dash = _style(line)
+    ax.plot(
+      line.x,
+      line.y,
+      color=color,
+      linestyle=dash,
+      linewidth=_BOLD if line.bold else _THIN,
+      # A single point is no line.
+      marker='o' if len(line.x) == 1 else None,
+    )
+    if line.spread is not None:
+      ax.fill_between(
+        line.x,
+        line.y - line.spread,
+        line.y + line.spread,
+        color=color,
+        alpha=0.15,
+        linewidth=0,
+      )
+  if panel.y_range:
+    ax.set_ylim(*panel.y_range)
+  if not any(np.isfinite(line.y).any() for line in panel.lines):
+    ax.text(0.5, 0.5, 'nothing measured', transform=ax.transAxes, ha='center')
+  elif not panel.log:
+    ax.yaxis.set_major_formatter(ticker.FormatStrFormatter('%g'))
+
+
+def _style(line: Line) -> tuple[str, Any]:
+  return (
+    _COLORS[line.style % len(_COLORS)],
+    _DASHES[line.style % len(_DASHES)],
+  )
+
+
+def _label_lines(ax: Any, panel: Panel) -> None:
+  """Writes names beside the ends of lines, moved apart where they touch."""
+  ends = []
+  for line in panel.lines:
+    finite = np.flatnonzero(np.isfinite(line.y))
+    if line.label and finite.size:
+      end = (line.x[finite[-1]], line.y[finite[-1]])
+      ends.append((ax.transData.transform(end)[1], line))
+  if not ends:
+    return
+  ends.sort(key=lambda end: end[0])
+  low, high = ax.transAxes.transform([(0, 0), (0, 1)])[:, 1]
+  gap = 11 * ax.figure.dpi / 72
+  heights = _apart([min(max(y, low), high) for y, _ in ends], gap, low)
+  for height, (_, line) in zip(heights, ends, strict=True):
+    ax.annotate(
+      line.label,
+      (1.01, (height - low) / (high - low)),
+      xycoords='axes fraction',
+      color=_style(line)[0],
+      fontsize=9,
+      fontweight='bold' if line.bold else 'normal',
+      va='center',
+      annotation_clip=False,
+    )
+
+
+def _apart(heights: list[float], gap: float, low: float) -> list[float]:
+  """Returns sorted heights moved up, then down as far as there is room."""
+  moved = []
+  for height in heights:
+    moved.append(max(height, moved[-1] + gap if moved else low))
+  # What was pushed up slides back towards where it belongs.
+  shift = min(
+    np.mean([m - h for m, h in zip(moved, heights, strict=True)]),
+    moved[0] - low,
+  )
+  return [m - max(float(shift), 0.0) for m in moved]
+
+
+def band(
+  curves: Sequence[tuple[np.ndarray, np.ndarray]],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+  """Returns x, mean and standard deviation of curves, where all have a value.
+
+  Of one curve there is no deviation.
+  """
+  common = sorted(set.intersection(*(set(x.tolist()) for x, _ in curves)))
+  values = [dict(zip(x.tolist(), y, strict=True)) for x, y in curves]
+  rows = np.asarray([[v[x] for x in common] for v in values], np.float64)
+  spread = rows.std(axis=0, ddof=1) if len(curves) > 1 else None
+  return np.asarray(common, np.float64), rows.mean(axis=0), spread

@@ -1,0 +1,116 @@
+"""The figures of the papers, from the results of a grid."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from resnet.reporting import figures
+from resnet.tools import grids
+
+Cells = Sequence[Mapping[str, Any]]
+
+
+def draw(
+  experiment: grids.Experiment, cells: Cells
+) -> figures.figure_lib.Figure:
+  """Returns the figure of complete cells of results.json."""
+  by_group = _grouped(cells)
+  # As in He et al. 2016, Figure 6: a panel a group, a style a depth; of one
+  # depth the groups share a panel.
+  depths = sorted({cell['depth'] for cell in cells})
+  apart = len(depths) > 1
+  panels = {}
+  for (group, depth), runs in by_group.items():
+    style = (
+      depths.index(depth) if apart else list(experiment.groups).index(group)
+    )
+    panels.setdefault(group if apart else '', []).extend(
+      _LINES[experiment.shows](runs, style)
+    )
+  x_label, y_label, y_range = _AXES[experiment.shows]
+  num_seeds = {len(runs) for runs in by_group.values()}
+  seeds = '-'.join(map(str, sorted({min(num_seeds), max(num_seeds)})))
+  data = cells[0]['config']['data.name']
+  note = f'{data}, {seeds} seed{"" if seeds == "1" else "s"} a net'
+  if num_seeds != {1}:
+    note += ': mean, band of one standard deviation'
+  if experiment.shows == 'error':
+    note += '; thin: training, bold: test'
+  return figures.draw(
+    [
+      figures.Panel(
+        title=group,
+        x_label=x_label,
+        y_label=y_label,
+        lines=lines,
+        y_range=y_range,
+      )
+      for group, lines in panels.items()
+    ],
+    title=experiment.title,
+    note=note,
+    share_y=True,
+  )
+
+
+def _grouped(cells: Cells) -> dict[tuple[str, int], list[Mapping[str, Any]]]:
+  result = {}
+  for cell in cells:
+    result.setdefault((cell['group'], cell['depth']), []).append(cell)
+  return result
+
+
+def _error_lines(runs: Cells, style: int) -> list[figures.Line]:
+  return [
+    *_mean_line(runs, 'train', 'error', style, bold=False),
+    *_mean_line(runs, 'test', 'error', style, bold=True),
+  ]
+
+
+def _loss_lines(runs: Cells, style: int) -> list[figures.Line]:
+  return _mean_line(runs, 'train', 'loss', style, bold=True)
+
+
+def _mean_line(
+  runs: Cells, split: str, metric: str, style: int, *, bold: bool
+) -> list[figures.Line]:
+  curves = [
+    (
+      np.asarray(run['curves'][split]['step']),
+      np.asarray(run['curves'][split][metric], np.float64),
+    )
+    for run in runs
+  ]
+  x, mean, spread = figures.band(curves)
+  label = runs[0]['label'] if bold else ''
+  return [
+    figures.Line(
+      label=label, style=style, x=x, y=mean, spread=spread, bold=bold
+    )
+  ]
+
+
+def _response_lines(runs: Cells, style: int) -> list[figures.Line]:
+  values = np.asarray([run['responses'] for run in runs])
+  return [
+    figures.Line(
+      label=runs[0]['label'],
+      style=style,
+      x=np.arange(1, values.shape[1] + 1),
+      y=values.mean(axis=0),
+      spread=values.std(axis=0, ddof=1) if len(runs) > 1 else None,
+    )
+  ]
+
+
+_LINES = {
+  'error': _error_lines,
+  'loss': _loss_lines,
+  'responses': _response_lines,
+}
+_AXES = {
+  'error': ('updates', 'error, %', (0.0, 100.0)),
+  'loss': ('updates', 'training loss', None),
+  'responses': ('layer', 'standard deviation', None),
+}

@@ -1,0 +1,217 @@
+"""Makes an experiment of the papers and draws its figure.
+
+  python -m resnet.tools.reproduce degradation --workdir=runs/degradation
+
+Each cell of the grid is an ordinary run in WORKDIR/cells. The same command goes
+on after an interruption and skips what is complete; more seeds or depths extend
+a grid. WORKDIR gets results.json, results.md, figure.png and figure.svg, anew
+after every run. Experiments and how long they take on two cores:
+
+{experiments}
+"""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+import json
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+from resnet.errors import InputError
+from resnet.experiment import resolve
+from resnet.reporting import figures
+from resnet.reporting.history import read_history
+from resnet.tools import command, grid_figures, grids, responses, results
+from resnet.training import loop
+from resnet.training import workdir as workdir_lib
+
+_GRID_FILE = 'grid.json'
+_CELLS = 'cells'
+
+
+def main(args: argparse.Namespace) -> None:
+  # Between runs Ctrl-C ends the program at once; a run saves first.
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
+  experiment, data = grids.find(args.experiment, args.data)
+  asked = grids.cells(
+    experiment,
+    data=data,
+    groups=args.groups,
+    depths=args.depths,
+    seeds=args.seeds,
+  )
+  configs = {
+    cell: _config(experiment, data, cell, args.data_dir) for cell in asked
+  }
+  for config in configs.values():
+    resolve(config)  # What is wrong in any run is said before the first.
+  grid = {'experiment': args.experiment, 'data': data}
+  cells = _open_grid(args.workdir, grid, asked)
+  done: dict[grids.Cell, dict[str, Any]] = {}
+
+  def collect() -> None:
+    for cell in cells:
+      if cell not in done:
+        config = _config(experiment, data, cell, args.data_dir)
+        _collect(experiment, args.workdir, cell, config, done)
+    results.write(args.workdir, experiment, grid, cells, done)
+    if done:
+      _draw(experiment, args.workdir, done)
+
+  collect()
+  for i, (cell, config) in enumerate(configs.items()):
+    where = f'[{i + 1}/{len(asked)}] {cell.name}'
+    if cell in done:
+      print(f'{where}: complete', flush=True)
+      continue
+    print(where, flush=True)
+    folder = _folder(args.workdir, cell)
+    os.makedirs(os.path.dirname(folder), exist_ok=True)
+    outcome = loop.train(resolve(config), folder, start_time=time.time())
+    if outcome.signal is not None:
+      print('Stopped; the same command goes on.')
+      sys.exit(128 + outcome.signal)
+    collect()
+  with open(os.path.join(args.workdir, results.TABLE_FILE)) as file:
+    print(file.read())
+  print(f'Figure, table and numbers: {args.workdir}')
+
+
+def _config(
+  experiment: grids.Experiment,
+  data: str,
+  cell: grids.Cell,
+  data_dir: str | None,
+) -> Any:
+  config = grids.config_of(experiment, data, cell)
+  config.data.data_dir = data_dir
+  return config
+
+
+def _folder(workdir: str, cell: grids.Cell) -> str:
+  return os.path.join(workdir, _CELLS, cell.name)
+
+
+def _open_grid(
+  workdir: str, grid: Mapping[str, Any], asked: Sequence[grids.Cell]
+) -> list[grids.Cell]:
+  """Returns the cells asked for now and before; remembers them.
+
+  Raises:
+    InputError: the folder is of another grid, or cannot be written.
+  """
+  path = os.path.join(workdir, _GRID_FILE)
+  before: list[grids.Cell] = []
+  try:
+    if os.path.exists(path):
+      with open(path) as file:
+        saved = json.load(file)
+      if (was := {key: saved[key] for key in grid}) != grid:
+        raise InputError(
+          f'{workdir} holds another grid ({_say(was)}, not {_say(grid)}): give'
+          ' another --workdir.'
+        )
+      before = [grids.Cell(*cell) for cell in saved['cells']]
+    elif os.path.isdir(workdir) and os.listdir(workdir):
+      raise InputError(
+        f'{workdir} is not empty and holds no grid: give another --workdir.'
+      )
+    cells = sorted({*before, *asked}, key=_order(asked))
+    os.makedirs(workdir, exist_ok=True)
+    fields = [[cell.group, cell.depth, cell.seed] for cell in cells]
+    text = json.dumps({**grid, 'cells': fields}, indent=1) + '\n'
+    workdir_lib.write_atomically(path, text)
+  except OSError as error:
+    raise InputError(f'{workdir} cannot be used: {error.strerror}.') from None
+  except (ValueError, KeyError, TypeError) as error:
+    if isinstance(error, InputError):
+      raise
+    raise InputError(f'{path} is damaged: {error!r}.') from None
+  return cells
+
+
+def _order(asked: Sequence[grids.Cell]) -> Callable[[grids.Cell], Any]:
+  groups = list(dict.fromkeys(cell.group for cell in asked))
+  return lambda cell: (
+    groups.index(cell.group) if cell.group in groups else len(groups),
+    cell.group,
+    cell.depth,
+    cell.seed,
+  )
+
+
+def _say(grid: Mapping[str, Any]) -> str:
+  return f'{grid["experiment"]} on {grid["data"]}'
+
+
+def _collect(
+  experiment: grids.Experiment,
+  workdir: str,
+  cell: grids.Cell,
+  config: Any,
+  done: dict[grids.Cell, dict[str, Any]],
+) -> None:
+  folder = _folder(workdir, cell)
+  if not os.path.exists(os.path.join(folder, workdir_lib.METRICS_FILE)):
+    return
+  history = read_history(folder)
+  if history.is_complete:
+    done[cell] = results.describe(experiment, cell, history)
+    if experiment.shows == 'responses':
+      done[cell]['responses'] = responses.measure(resolve(config), folder)
+
+
+def _draw(
+  experiment: grids.Experiment,
+  workdir: str,
+  done: Mapping[grids.Cell, Mapping[str, Any]],
+) -> None:
+  figure = grid_figures.draw(experiment, list(done.values()))
+  for kind in ('png', 'svg'):
+    figures.save(figure, os.path.join(workdir, f'figure.{kind}'))
+
+
+def _numbers(text: str) -> list[int]:
+  return [int(part) for part in text.split(',')]
+
+
+def _parser() -> command.Parser:
+  experiments = '\n'.join(
+    f'  {name:12} {experiment.title} ({"; ".join(_scope(experiment))})'
+    for name, experiment in grids.EXPERIMENTS.items()
+  )
+  parser = command.Parser(
+    prog='python -m resnet.tools.reproduce',
+    description=(__doc__ or '').format(experiments=experiments),
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument(
+    'experiment', metavar='EXPERIMENT', help='one of those above'
+  )
+  parser.add_argument(
+    '--workdir', metavar='DIR', required=True, help='where to'
+  )
+  parser.add_argument('--data', metavar='NAME', help='default: the first above')
+  parser.add_argument('--data-dir', metavar='DIR', help="default: TFDS's")
+  for name in ('seeds', 'depths'):
+    parser.add_argument(f'--{name}', type=_numbers, metavar='N,N,...')
+  parser.add_argument(
+    '--groups',
+    type=lambda text: text.split(','),
+    metavar='NAME,NAME,...',
+    help='sides of the comparison; default: all',
+  )
+  return parser
+
+
+def _scope(experiment: grids.Experiment) -> list[str]:
+  return [
+    f'{data} {budget}' if (budget := experiment.budget.get(data)) else data
+    for data in experiment.depths
+  ]
+
+
+if __name__ == '__main__':
+  command.run(main, _parser())
