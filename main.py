@@ -34,6 +34,11 @@ _CHECKPOINT = flags.DEFINE_enum(
   ['best', 'latest'],
   'What --mode=eval evaluates; the best is by eval top-1.',
 )
+_REFERENCE = flags.DEFINE_string(
+  'reference',
+  None,
+  'A file of resnet.tools.reference: training warns when it leaves the band.',
+)
 
 
 def _fail(message: str) -> int:
@@ -88,14 +93,18 @@ def main(argv: list[str]) -> int:
   from resnet import experiment
   from resnet.errors import InputError
   from resnet.training import evaluate, loop
+  from resnet.training.reference import read_reference
 
   logging.set_verbosity(logging.ERROR)
   workdir = _default_workdir() if _WORKDIR.value is None else _WORKDIR.value
   try:
+    reference = None
+    if _REFERENCE.value is not None:
+      reference = read_reference(_REFERENCE.value)
     run = experiment.resolve(_CONFIG.value)
     if _MODE.value == 'eval':
       return evaluate.run(run, workdir, _CHECKPOINT.value)
-    return loop.run(run, workdir, _START_TIME)
+    return loop.run(run, workdir, _START_TIME, reference)
   except InputError as error:
     return _fail(str(error))
   except Exception:

@@ -11,10 +11,9 @@ import os
 from typing import Any
 
 import matplotlib
-
-matplotlib.use('Agg')
 from matplotlib import figure as figure_lib
 from matplotlib import ticker
+from matplotlib.backends import backend_agg
 import numpy as np
 
 _COLORS = (
@@ -98,7 +97,7 @@ def draw(
   if note:
     figure.supxlabel(note, fontsize=8)
   # Labels stand beside the ends of lines: where those are is known only now.
-  figure.canvas.draw()
+  backend_agg.FigureCanvasAgg(figure).draw()
   for ax, panel in zip(axes, panels, strict=False):
     _label_lines(ax, panel)
   return figure
@@ -178,7 +177,8 @@ def _label_lines(ax: Any, panel: Panel) -> None:
   ends.sort(key=lambda end: end[0])
   low, high = ax.transAxes.transform([(0, 0), (0, 1)])[:, 1]
   gap = 11 * ax.figure.dpi / 72
-  heights = _apart([min(max(y, low), high) for y, _ in ends], gap, low)
+  inside = [min(max(y, low), high) for y, _ in ends]
+  heights = _apart(inside, gap, low, high)
   for height, (_, line) in zip(heights, ends, strict=True):
     ax.annotate(
       line.label,
@@ -192,17 +192,22 @@ def _label_lines(ax: Any, panel: Panel) -> None:
     )
 
 
-def _apart(heights: list[float], gap: float, low: float) -> list[float]:
-  """Returns sorted heights moved up, then down as far as there is room."""
-  moved = []
-  for height in heights:
-    moved.append(max(height, moved[-1] + gap if moved else low))
-  # What was pushed up slides back towards where it belongs.
-  shift = min(
-    np.mean([m - h for m, h in zip(moved, heights, strict=True)]),
-    moved[0] - low,
-  )
-  return [m - max(float(shift), 0.0) for m in moved]
+def _apart(
+  heights: Sequence[float], gap: float, low: float, high: float
+) -> list[float]:
+  """Returns sorted heights moved apart by as little as can be, within a range.
+
+  Of h[i] - i * gap this is the isotonic regression: what touches is pooled.
+  """
+  pools: list[list[float]] = []
+  for i, height in enumerate(heights):
+    pools.append([height - i * gap])
+    while len(pools) > 1 and np.mean(pools[-2]) > np.mean(pools[-1]):
+      last = pools.pop()
+      pools[-1].extend(last)
+  moved = [float(np.mean(pool)) for pool in pools for _ in pool]
+  top = high - (len(heights) - 1) * gap
+  return [max(min(m, top), low) + i * gap for i, m in enumerate(moved)]
 
 
 def band(

@@ -33,6 +33,7 @@ from resnet.training.checkpoint import FOLDER, Checkpoints
 from resnet.training.evaluate import describe, evaluate
 from resnet.training.initialize import open_weights
 from resnet.training.meter import Meter
+from resnet.training.reference import Reference
 from resnet.training.starts import record_start
 from resnet.training.state import TrainState
 from resnet.training.step import jit_steps
@@ -61,9 +62,16 @@ class Outcome:
   was_complete: bool = False
 
 
-def run(experiment: Experiment, workdir: str, start_time: float) -> int:
+def run(
+  experiment: Experiment,
+  workdir: str,
+  start_time: float,
+  reference: Reference | None = None,
+) -> int:
   """Trains, prints how it ended, returns the exit code; see `train`."""
-  outcome = train(experiment, workdir, start_time=start_time)
+  outcome = train(
+    experiment, workdir, start_time=start_time, reference=reference
+  )
   num_steps = experiment.length.num_steps
   if outcome.signal is not None:
     saved = 'it is saved' if outcome.step else 'there was nothing to save'
@@ -94,7 +102,11 @@ def run(experiment: Experiment, workdir: str, start_time: float) -> int:
 
 
 def train(
-  experiment: Experiment, workdir: str, *, start_time: float
+  experiment: Experiment,
+  workdir: str,
+  *,
+  start_time: float,
+  reference: Reference | None = None,
 ) -> Outcome:
   """Trains in `workdir`, from its newest checkpoint if it has one.
 
@@ -103,17 +115,22 @@ def train(
     workdir: is made if need be; nothing is written before the first batches
       of both splits were read and found good.
     start_time: time.time() at which the program began.
+    reference: where the run leaves its band, a warning is shown.
 
   Raises:
     InputError: the workdir is of another config or cannot be written, or a
       record is broken.
   """
   with StopSignal() as stop:
-    return _train(experiment, workdir, stop, start_time)
+    return _train(experiment, workdir, stop, start_time, reference)
 
 
 def _train(
-  experiment: Experiment, workdir: str, stop: StopSignal, start_time: float
+  experiment: Experiment,
+  workdir: str,
+  stop: StopSignal,
+  start_time: float,
+  reference: Reference | None,
 ) -> Outcome:
   num_steps = experiment.length.num_steps
   saved, experiment = _check_workdir(experiment, workdir)
@@ -155,11 +172,13 @@ def _train(
   else:
     state = experiment.create_state()
     state = initial.apply(state) if initial else state
-  run = _Run(experiment, workdir, checkpoints, first_step)
+  run = _Run(experiment, workdir, checkpoints, first_step, reference)
   try:
     run.progress.say(_describe(experiment, first_step))
     if initial:
       run.progress.say(initial.describe())
+    if reference:
+      run.progress.say(reference.describe(experiment.config))
     outcome = run.loop(state, batches, stop, start_time)
   finally:
     batches.close()
@@ -225,8 +244,10 @@ class _Run:
     workdir: str,
     checkpoints: Checkpoints,
     first_step: int,
+    reference: Reference | None,
   ):
     self.experiment = experiment
+    self.reference = reference
     self.checkpoints = checkpoints
     self.first_step = first_step
     self.steps = jit_steps(experiment.task, experiment.sharding)
@@ -277,6 +298,7 @@ class _Run:
           evaluation = evaluate(self.experiment, self.steps, state)
           self.write(step, evaluation)
           self.progress.say(describe(step, evaluation))
+          self.compare(step, evaluation)
 
       is_best = evaluation and evaluation['eval/top1'] > self.best_top1
       is_due = step % self.experiment.save_every_steps == 0
@@ -329,6 +351,14 @@ class _Run:
     self.write(step, values)
     epoch = self.experiment.epoch(step)
     self.progress.metrics(step, epoch, values, meter.seconds_left(step))
+    self.compare(step, values)
+
+  def compare(self, step: int, values: Mapping[str, float]) -> None:
+    """Warns of values outside of the reference's band."""
+    if self.reference:
+      epoch = self.experiment.epoch(step)
+      for line in self.reference.warnings(step, epoch, values):
+        self.progress.say(line)
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     if self.writer:

@@ -1,0 +1,57 @@
+"""Makes the band of a reference from finished runs of several seeds.
+
+  python -m resnet.tools.reference runs/digits_seed* --output=band.json
+
+Training warns when a run leaves it: python main.py --reference=band.json
+"""
+
+import argparse
+import os
+
+from resnet.errors import InputError
+from resnet.experiment import FREE_FIELDS
+from resnet.reporting.history import read_history
+from resnet.tools import command
+from resnet.training.reference import METRICS, make_reference
+from resnet.training.workdir import write_atomically
+
+
+def main(args: argparse.Namespace) -> None:
+  histories = [read_history(workdir) for workdir in args.workdirs]
+  for history in histories:
+    if not history.is_complete:
+      raise InputError(f'{history.workdir} is not complete: train it first.')
+  # The folder and the speed of reading change no result.
+  configs = [
+    {k: v for k, v in history.config.items() if k not in FREE_FIELDS}
+    for history in histories
+  ]
+  reference = make_reference(
+    configs,
+    [{name: h.series(name) for name in METRICS} for h in histories],
+    histories[0].derived['num_eval_examples'],
+  )
+  try:
+    os.makedirs(os.path.dirname(args.output) or '.', exist_ok=True)
+    write_atomically(args.output, reference.save_text())
+  except OSError as error:
+    raise InputError(
+      f'--output={args.output} cannot be written: {error.strerror}.'
+    ) from None
+  points = ', '.join(f'{len(b)} of {m}' for m, b in reference.bands.items())
+  print(f'{args.output}: {reference.num_seeds} seeds, {points}')
+
+
+def _parser() -> command.Parser:
+  parser = command.Parser(
+    prog='python -m resnet.tools.reference',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument('workdirs', nargs='+', metavar='WORKDIR')
+  parser.add_argument('--output', required=True, metavar='FILE')
+  return parser
+
+
+if __name__ == '__main__':
+  command.run(main, _parser())

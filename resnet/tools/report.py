@@ -1,0 +1,156 @@
+"""Shows runs side by side: curves, final numbers, where their configs differ.
+
+  python -m resnet.tools.report runs/digits runs/other --output=report
+
+Writes report.png, and report.html: one page with all of it that needs no
+network.
+"""
+
+import argparse
+import base64
+from collections.abc import Sequence
+import html
+import os
+import sys
+
+from resnet.errors import InputError
+from resnet.experiment import FREE_FIELDS
+from resnet.reporting import figures
+from resnet.reporting.curves import draw_curves
+from resnet.reporting.history import History, read_history
+from resnet.tools import command
+from resnet.training.workdir import write_atomically
+
+Rows = list[list[str]]
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<title>{title}</title>
+<style>
+body {{ font: 15px sans-serif; margin: 2em auto; max-width: 95em }}
+table {{ border-collapse: collapse; margin-bottom: 2em }}
+td, th {{ border-bottom: 1px solid #ccc; padding: .2em .8em }}
+td, th {{ text-align: left }}
+img {{ max-width: 100% }}
+</style>
+<h1>{title}</h1>
+<img alt="loss, error, learning rate, speed, data wait"
+  src="data:image/png;base64,{png}">
+<h2>Final numbers</h2>
+{numbers}
+<h2>Where the configs differ</h2>
+{differences}
+</html>
+"""
+
+
+def main(args: argparse.Namespace) -> None:
+  histories = []
+  for workdir in args.workdirs:
+    try:
+      histories.append(read_history(workdir))
+    except InputError as error:
+      print(f'left out: {error}', file=sys.stderr)
+  if not histories:
+    raise InputError('None of these folders has metrics of a run.')
+  names = _names([history.workdir for history in histories])
+  numbers, differences = (
+    _numbers(histories, names),
+    _differences(histories, names),
+  )
+  png = figures.encode(draw_curves(histories, names), 'png')
+  page = _PAGE.format(
+    title=html.escape(', '.join(names)),
+    png=base64.b64encode(png).decode(),
+    numbers=_html_table(numbers),
+    differences=_html_table(differences)
+    if len(differences) > 1
+    else '<p>Nowhere.</p>',
+  )
+  try:
+    os.makedirs(os.path.dirname(args.output) or '.', exist_ok=True)
+    with open(f'{args.output}.png', 'wb') as file:
+      file.write(png)
+    write_atomically(f'{args.output}.html', page)
+  except OSError as error:
+    raise InputError(
+      f'--output={args.output} cannot be written: {error.strerror}.'
+    ) from None
+  print(_text_table(numbers))
+  if len(differences) > 1:
+    print(f'\n{_text_table(differences)}')
+  print(f'\n{args.output}.png, {args.output}.html')
+
+
+def _names(workdirs: Sequence[str]) -> list[str]:
+  """Returns what tells the folders apart: their last part, or the whole."""
+  last = [os.path.basename(os.path.abspath(workdir)) for workdir in workdirs]
+  return last if len(set(last)) == len(last) else list(workdirs)
+
+
+def _numbers(histories: Sequence[History], names: Sequence[str]) -> Rows:
+  columns = (
+    ('train loss', 'train/loss', '.4f'),
+    ('train top-1', 'train/top1', '.4f'),
+    ('eval loss', 'eval/loss', '.4f'),
+    ('eval top-1', 'eval/top1', '.4f'),
+    ('eval top-5', 'eval/top5', '.4f'),
+    ('images/s', 'images_per_second', ',.0f'),
+    ('data wait', 'data_wait', '.1%'),
+  )
+  rows = [['run', 'step', *(title for title, _, _ in columns)]]
+  for history, name in zip(histories, names, strict=True):
+    step = history.lines[-1]['step']
+    row = [name, f'{step:,} of {history.num_steps:,}']
+    for _, metric, form in columns:
+      value = history.last(metric)
+      row.append('none' if value is None else format(value, form))
+    rows.append(row)
+  return rows
+
+
+def _differences(histories: Sequence[History], names: Sequence[str]) -> Rows:
+  fields = sorted(set().union(*(history.config for history in histories)))
+  rows = [['field', *names]]
+  for field in fields:
+    values = [repr(history.config.get(field)) for history in histories]
+    if len(set(values)) > 1 and field not in FREE_FIELDS:
+      rows.append([field, *values])
+  return rows
+
+
+def _text_table(rows: Rows) -> str:
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  return '\n'.join(
+    '  '.join(
+      cell.ljust(width) for cell, width in zip(row, widths, strict=True)
+    ).rstrip()
+    for row in rows
+  )
+
+
+def _html_table(rows: Rows) -> str:
+  def row(cells: Sequence[str], tag: str) -> str:
+    return ''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)
+
+  lines = [row(rows[0], 'th'), *(row(cells, 'td') for cells in rows[1:])]
+  body = '\n'.join(f'<tr>{line}</tr>' for line in lines)
+  return f'<table>\n{body}\n</table>'
+
+
+def _parser() -> command.Parser:
+  parser = command.Parser(
+    prog='python -m resnet.tools.report',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument('workdirs', nargs='+', metavar='WORKDIR')
+  parser.add_argument(
+    '--output', default='report', metavar='PATH', help='without .png and .html'
+  )
+  return parser
+
+
+if __name__ == '__main__':
+  command.run(main, _parser())
