@@ -50,14 +50,15 @@ def read_idx(path: str, num_dims: int) -> np.ndarray:
       numbers = file.read()
   except (OSError, EOFError) as error:
     raise InputError(f'{path} cannot be read: {error}') from None
-  shape = tuple(np.frombuffer(header[4:], '>i4').tolist())
-  if header[:4] != bytes([0, 0, 8, num_dims]) or len(numbers) != math.prod(
+  whole = header if len(header) == 4 + 4 * num_dims else b''
+  shape = tuple(np.frombuffer(whole[4:], '>i4').tolist())
+  if whole[:4] != bytes([0, 0, 8, num_dims]) or len(numbers) != math.prod(
     shape
   ):
     raise InputError(
       f'{path} is no idx file of uint8 in {num_dims} dims: it begins with'
-      f' {header[:4].hex(" ")} and has {len(numbers):,} numbers for the shape'
-      f' {list(shape)}.'
+      f' {header[:4].hex(" ") or "nothing"} and has {len(numbers):,} numbers'
+      f' for the shape {list(shape)}.'
     )
   return np.frombuffer(numbers, np.uint8).reshape(shape)
 

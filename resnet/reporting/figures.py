@@ -83,8 +83,10 @@ def draw(
   """Returns a figure of panels, row by row."""
   columns = min(columns, len(panels))
   rows = -(-len(panels) // columns)
+  longest = max(len(line.label) for panel in panels for line in panel.lines)
+  width = 4.2 + 0.09 * longest  # Inches; the labels stand beside the axes.
   figure = figure_lib.Figure(
-    figsize=(5.2 * columns, 3.6 * rows + 0.6), layout='constrained'
+    figsize=(width * columns, 3.6 * rows + 0.6), layout='constrained'
   )
   axes = list(
     figure.subplots(rows, columns, squeeze=False, sharey=share_y).flat

@@ -84,9 +84,13 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _names(workdirs: Sequence[str]) -> list[str]:
-  """Returns what tells the folders apart: their last part, or the whole."""
-  last = [os.path.basename(os.path.abspath(workdir)) for workdir in workdirs]
-  return last if len(set(last)) == len(last) else list(workdirs)
+  """Returns what tells the folders apart: the last part, or more of it."""
+  paths = [os.path.abspath(workdir) for workdir in workdirs]
+  last = [os.path.basename(path) for path in paths]
+  if len(set(last)) == len(last):
+    return last
+  above = os.path.commonpath([os.path.dirname(path) for path in paths])
+  return [os.path.relpath(path, above) for path in paths]
 
 
 def _numbers(histories: Sequence[History], names: Sequence[str]) -> Rows:

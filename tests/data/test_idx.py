@@ -1,0 +1,102 @@
+"""idx files: what is read, what is refused, and what TFDS finds afterwards."""
+
+import gzip
+import struct
+
+import numpy as np
+import pytest
+
+from resnet.data import datasets, idx
+from resnet.errors import InputError
+
+
+def idx_bytes(array, kind=8):
+  header = bytes([0, 0, kind, array.ndim])
+  return header + struct.pack(f'>{array.ndim}i', *array.shape) + array.tobytes()
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """Thirty training and ten test images of 6 x 5 pixels."""
+  rng = np.random.default_rng(0)
+  for prefix, count in (('train', 30), ('t10k', 10)):
+    images = rng.integers(0, 256, (count, 6, 5), np.uint8)
+    labels = (np.arange(count) % 3).astype(np.uint8)
+    for name, array in (('images-idx3', images), ('labels-idx1', labels)):
+      with gzip.open(tmp_path / f'{prefix}-{name}-ubyte.gz', 'wb') as file:
+        file.write(idx_bytes(array))
+  return tmp_path
+
+
+def test_prepared_images_are_those_of_the_files(folder, tmp_path):
+  splits = idx.read_splits(str(folder))
+  data_dir = str(tmp_path / 'sets')
+  idx.create_builder('tiny_grey', splits, data_dir).download_and_prepare()
+  for split, (images, labels) in splits.items():
+    source = datasets.open_source('tiny_grey', split, data_dir=data_dir)
+    assert (len(source), source.num_classes, source.channels) == (
+      len(images),
+      3,
+      1,
+    )
+    records = source.read(range(len(source)))
+    found = sorted(
+      (source.decode(i, record).tobytes(), int(record['label']))
+      for i, record in enumerate(records)
+    )
+    expected = sorted(
+      (image.tobytes(), int(label))
+      for image, label in zip(images, labels, strict=True)
+    )
+    assert found == expected
+
+
+def test_files_need_not_be_zipped(folder):
+  path = folder / 't10k-images-idx3-ubyte'
+  with gzip.open(f'{path}.gz') as file:
+    path.write_bytes(file.read())
+  zipped = idx.read_splits(str(folder))
+  (folder / f'{path.name}.gz').unlink()
+  np.testing.assert_array_equal(
+    idx.read_splits(str(folder))['test'][0], zipped['test'][0]
+  )
+
+
+IMAGES = np.zeros((4, 6, 5), np.uint8)
+
+
+@pytest.mark.parametrize(
+  ('content', 'message'),
+  [
+    (idx_bytes(IMAGES)[:-1], '119 numbers for the shape \\[4, 6, 5\\]'),
+    (idx_bytes(IMAGES) + b'0', '121 numbers'),
+    (idx_bytes(IMAGES, kind=9), 'begins with 00 00 09 03'),
+    (idx_bytes(IMAGES[0]), 'begins with 00 00 08 02'),
+    (idx_bytes(IMAGES)[:10], 'no idx file'),
+    (b'', 'no idx file'),
+    (idx_bytes(IMAGES), '4 images and 10 labels for test'),
+    (idx_bytes(IMAGES[:0]), '0 images and 10 labels'),
+  ],
+)
+def test_damaged_files_are_refused(folder, content, message):
+  (folder / 't10k-images-idx3-ubyte.gz').unlink()
+  (folder / 't10k-images-idx3-ubyte').write_bytes(content)
+  with pytest.raises(InputError, match=message):
+    idx.read_splits(str(folder))
+
+
+def test_missing_and_broken_zips_are_named(folder):
+  path = folder / 'train-labels-idx1-ubyte.gz'
+  path.write_bytes(path.read_bytes()[:20])
+  with pytest.raises(InputError, match=r'train-labels-idx1-ubyte\.gz cannot'):
+    idx.read_splits(str(folder))
+  path.unlink()
+  with pytest.raises(InputError, match=r'neither train-labels-idx1-ubyte\.gz'):
+    idx.read_splits(str(folder))
+
+
+def test_fashion_mnist_has_names(folder, tmp_path):
+  splits = idx.read_splits(str(folder))
+  builder = idx.create_builder('fashion_mnist', splits, str(tmp_path / 'sets'))
+  names = builder.info.features['label'].names
+  assert (len(names), names[0], names[9]) == (10, 'T-shirt/top', 'Ankle boot')

@@ -1,0 +1,138 @@
+"""The papers' experiments: what a grid is made of."""
+
+import re
+
+import pytest
+
+from resnet.errors import InputError
+from resnet.models import arithmetic, list_models
+from resnet.tools import grids
+
+ALL = [
+  (name, data)
+  for name, experiment in grids.EXPERIMENTS.items()
+  for data in experiment.depths
+]
+
+
+def all_cells(name, data):
+  experiment, _ = grids.find(name, data)
+  return experiment, grids.cells(experiment, data=data)
+
+
+@pytest.mark.parametrize(('name', 'data'), ALL)
+def test_cells_differ_in_what_is_compared_only(name, data):
+  """In the network, the shortcut, the first scales and the seed."""
+  experiment, cells = all_cells(name, data)
+  configs = [
+    grids.config_of(experiment, data, cell).to_dict() for cell in cells
+  ]
+  allowed = {
+    'seed',
+    'model.name',
+    'model.shortcut',
+    'model.zero_init_last_scale',
+  }
+  # The paper warms up its nets of 110 layers on CIFAR-10; plain ones too.
+  per_depth = {'schedule.warmup_epochs'} if data == 'cifar10' else set()
+  for cell, config in zip(cells, configs, strict=True):
+    flat, first = _flat(config), _flat(configs[0])
+    differ = {field for field in flat if flat[field] != first[field]}
+    assert differ <= allowed | per_depth
+    (twin, *_) = [c for c in cells if c.depth == cell.depth]
+    flat_twin = _flat(configs[cells.index(twin)])
+    differ = {field for field in flat if flat[field] != flat_twin[field]}
+    assert differ <= allowed
+
+
+def _flat(fields, prefix=''):
+  result = {}
+  for key, value in fields.items():
+    if isinstance(value, dict):
+      result |= _flat(value, f'{prefix}{key}.')
+    else:
+      result[f'{prefix}{key}'] = value
+  return result
+
+
+@pytest.mark.parametrize(('name', 'data'), ALL)
+def test_cells_are_networks_with_labels_of_their_own(name, data):
+  experiment, cells = all_cells(name, data)
+  labels = {}
+  for cell in cells:
+    model = grids.config_of(experiment, data, cell).model.name
+    assert model in list_models()
+    labels.setdefault(grids.label(experiment, cell), set()).add(
+      (cell.group, cell.depth)
+    )
+  assert all(len(cells) == 1 for cells in labels.values())
+  assert len(cells) == len({cell.name for cell in cells})
+
+
+@pytest.mark.parametrize('name', grids.EXPERIMENTS)
+def test_paper_numbers_are_of_groups_and_have_sources(name):
+  experiment = grids.EXPERIMENTS[name]
+  for (data, group, _), (error, source) in experiment.paper.items():
+    assert group in experiment.groups
+    assert data in ('cifar10', 'imagenet2012')
+    assert 4 < error < 100
+    assert re.search(r'Table \d|Figure \d', source)
+
+
+def test_bottlenecks_have_nearly_the_cost_of_basic_blocks():
+  experiment, data = grids.find('bottleneck', None)
+  costs = {}
+  for cell in grids.cells(experiment, data=data, depths=[56], seeds=[0]):
+    name = grids.config_of(experiment, data, cell).model.name
+    network = arithmetic.trace(name, 32)
+    costs[cell.group] = sum(
+      c.conv_multiply_adds for c in network.costs.values()
+    )
+  assert 0.9 < costs['bottleneck'] / costs['basic'] < 1.1
+
+
+def test_cifar_has_the_recipe_of_the_paper():
+  experiment, cells = all_cells('cifar', 'cifar10')
+  assert [cell.depth for cell in cells] == [20, 32, 44, 56, 110, 1202]
+  for cell in cells:
+    config = grids.config_of(experiment, 'cifar10', cell)
+    updates = 45_000 / 128  # Of an epoch.
+    assert config.data.train_split == 'train[:45000]'
+    assert config.num_epochs * updates == pytest.approx(64_000)
+    assert [x * updates for x in config.schedule.decay_epochs] == pytest.approx(
+      [32_000, 48_000]
+    )
+    warmup = config.schedule.warmup_epochs * updates
+    assert warmup == pytest.approx(400 if cell.depth >= 110 else 0)
+
+
+def test_seeds_depths_and_groups_can_be_chosen():
+  experiment, data = grids.find('degradation', None)
+  assert data == 'digits'
+  assert len(grids.cells(experiment, data=data)) == 2 * 3 * 3
+  cells = grids.cells(
+    experiment, data=data, groups=['plain'], depths=[20], seeds=[7]
+  )
+  assert [cell.name for cell in cells] == ['plain20_seed7']
+
+
+@pytest.mark.parametrize(
+  ('name', 'data', 'message'),
+  [
+    (
+      'degredation',
+      None,
+      'no experiment .*; there are: degradation, shortcuts',
+    ),
+    ('preact', 'mnist', 'preact is not declared on .*: digits, cifar10'),
+  ],
+)
+def test_unknown_names_list_what_there_is(name, data, message):
+  with pytest.raises(InputError, match=message):
+    grids.find(name, data)
+
+
+def test_an_unknown_group_is_named():
+  experiment, data = grids.find('degradation', None)
+  with pytest.raises(InputError, match=r'no group .*Did you mean: residual'):
+    grids.cells(experiment, data=data, groups=['residul'])

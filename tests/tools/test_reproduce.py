@@ -1,0 +1,236 @@
+"""A grid of tiny runs: results, figures, going on after a kill."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from configs import fake
+from resnet.experiment import resolve
+from resnet.models import create_model
+from resnet.tools import command, grids, reproduce, responses, results
+from resnet.training.checkpoint import Checkpoints
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def small(_):
+  """Stands in for the recipe of digits."""
+  config = fake.get_config()
+  config.data.image_size = config.data.eval_resize = 8
+  config.log_every_steps = 2
+  config.save_every_steps = 2
+  return config
+
+
+@pytest.fixture(scope='module')
+def run():
+  """(*args) -> nothing; runs the tool here, with small runs."""
+
+  def run(*args):
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setitem(grids.RECIPES, 'digits', small)
+      patch.setattr(sys, 'argv', ['reproduce', *map(str, args)])
+      patch.setattr(signal, 'signal', lambda *_: None)
+      command.run(reproduce.main, reproduce._parser())
+
+  return run
+
+
+GRID = ('shortcuts', '--depths=8', '--groups=A,B', '--seeds=0,1')
+
+
+@pytest.fixture(scope='module')
+def grid(tmp_path_factory, run):
+  """The folder of a finished grid of four runs."""
+  workdir = tmp_path_factory.mktemp('reproduce') / 'grid'
+  run(*GRID, f'--workdir={workdir}')
+  return workdir
+
+
+def read(workdir, *, timing=False):
+  """Returns results.json, by default without wall times."""
+  fields = json.loads((workdir / 'results.json').read_text())
+  if not timing:
+    for cell in fields['cells'].values():
+      del cell['timing']
+  return fields
+
+
+def test_results_hold_every_cell(grid):
+  fields = read(grid, timing=True)
+  assert fields['experiment'] == 'shortcuts'
+  assert fields['not_run'] == []
+  assert list(fields['cells']) == [
+    f'{group}8_seed{seed}' for group in 'AB' for seed in (0, 1)
+  ]
+  for name, cell in fields['cells'].items():
+    lines = (grid / 'cells' / name / 'metrics.jsonl').read_text().splitlines()
+    lines = [json.loads(line) for line in lines]
+    evals = [line for line in lines if 'eval/top1' in line]
+    assert cell['test_error'] == pytest.approx(
+      100 * (1 - evals[-1]['eval/top1'])
+    )
+    assert cell['curves']['test']['step'] == [line['step'] for line in evals]
+    trains = [line for line in lines if 'train/top1' in line]
+    assert cell['train_error'] == pytest.approx(
+      100 * (1 - trains[-1]['train/top1'])
+    )
+    assert cell['first_loss'] == trains[0]['train/loss']
+    assert cell['config']['seed'] == cell['seed'] == int(name[-1])
+    assert cell['timing']['train_seconds'] > 0
+    assert cell['hardware'] and cell['commits']
+  a, b = (fields['cells'][f'{x}8_seed0'] for x in 'AB')
+  assert a['label'] == 'resnet8 A'
+  # Two projections and their batch norms.
+  added = 16 * 32 + 2 * 32 + 32 * 64 + 2 * 64
+  assert b['parameters'] - a['parameters'] == added
+
+
+def test_the_table_has_mean_and_deviation(grid):
+  results_of = read(grid)['cells']
+  errors = [results_of[f'B8_seed{seed}']['test_error'] for seed in (0, 1)]
+  text = (grid / 'results.md').read_text()
+  (row,) = [x for x in text.splitlines() if x.startswith('| resnet8 B')]
+  expected = f'{np.mean(errors):.2f} ± {np.std(errors, ddof=1):.2f}'
+  assert row.startswith(f'| resnet8 B | none | {expected} |')
+  assert '| imagenet2012 | B-34 | 24.52 | He et al. 2016, Table 3' in text
+
+
+@pytest.mark.parametrize(
+  ('data', 'group', 'depth', 'text'),
+  [
+    ('digits', 'residual', 20, '8.75 (CIFAR-10)'),
+    ('cifar10', 'residual', 20, '8.75'),
+    ('digits', 'plain', 20, 'about 9.5 (CIFAR-10)'),
+    ('cifar10', 'plain', 110, 'over 60'),
+    ('imagenet2012', 'plain', 34, '28.54'),
+    ('digits', 'residual', 8, 'none'),
+  ],
+)
+def test_the_paper_is_beside_ours(data, group, depth, text):
+  experiment = grids.EXPERIMENTS['degradation']
+  assert results._paper(experiment, data, group, depth) == text
+
+
+def test_what_was_not_run_is_said(tmp_path):
+  experiment, data = grids.find('degradation', None)
+  cells = grids.cells(experiment, data=data, depths=[20])
+  grid = {'experiment': 'degradation', 'data': data}
+  results.write(str(tmp_path), experiment, grid, cells, {})
+  text = (tmp_path / 'results.md').read_text()
+  assert (
+    '| plain20 | about 9.5 (CIFAR-10) | not run | not run | not run | 0 |'
+    in text
+  )
+  assert len(read(tmp_path)['not_run']) == 6
+
+
+def test_figures_are_there(grid):
+  assert (grid / 'figure.png').read_bytes()[:4] == b'\x89PNG'
+  assert b'<svg' in (grid / 'figure.svg').read_bytes()
+
+
+def test_the_same_command_skips_what_is_complete(grid, run, capsys):
+  before = {
+    name: (grid / name).read_bytes() for name in ('results.json', 'figure.svg')
+  }
+  capsys.readouterr()
+  run(*GRID, f'--workdir={grid}')
+  out = capsys.readouterr().out
+  assert out.count(': complete') == 4
+  assert 'First step' not in out
+  for name, content in before.items():
+    assert (grid / name).read_bytes() == content
+
+
+def test_another_grid_in_the_folder_is_refused(grid, run, capsys, tmp_path):
+  for workdir, message in (
+    (grid, 'another grid (shortcuts on digits, not preact on digits)'),
+    (grid / 'cells', 'is not empty and holds no grid'),
+  ):
+    with pytest.raises(SystemExit) as exit_:
+      run('preact', f'--workdir={workdir}')
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+  (tmp_path / 'grid.json').write_text('{"experiment": "shortcuts"}')
+  with pytest.raises(SystemExit):
+    run(*GRID, f'--workdir={tmp_path}')
+  assert 'is damaged' in capsys.readouterr().err
+
+
+def test_wrong_cells_are_found_before_the_first_run(run, capsys, tmp_path):
+  with pytest.raises(SystemExit) as exit_:
+    run('degradation', '--depths=20,21', f'--workdir={tmp_path / "grid"}')
+  assert exit_.value.code == 2
+  assert "no model 'cifar_plain21'" in capsys.readouterr().err
+  assert not (tmp_path / 'grid').exists()
+
+
+def test_responses_are_deviations_of_batch_norms(grid):
+  cell = grids.Cell('A', 8, 0)
+  experiment, data = grids.find('shortcuts', None)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(grids.RECIPES, 'digits', small)
+    run = resolve(grids.config_of(experiment, data, cell))
+  measured = responses.measure(run, str(grid / 'cells' / cell.name))
+  assert len(measured) == 7  # All layers but the last.
+  # The first, by hand, over all images of the split.
+  state = run.abstract_state()
+  checkpoints = Checkpoints(str(grid / 'cells' / cell.name))
+  state = checkpoints.restore(run.length.num_steps, state)
+  outputs = []
+  for i in range(2):
+    batch = run.eval_reader(i)
+    images = run.task.normalize(batch['image'][batch['mask']])
+    features = create_model('cifar_resnet8').apply(
+      state.variables,
+      images,
+      train=False,
+      capture_intermediates=True,
+      mutable='intermediates',
+    )[1]['intermediates']
+    outputs.append(np.asarray(features['stem_bn']['__call__'][0]))
+  expected = np.std(np.concatenate(outputs), dtype=np.float64)
+  assert measured[0] == pytest.approx(expected, rel=1e-5)
+
+
+SCRIPT = """
+import sys
+from tests.tools.test_reproduce import small
+from resnet.tools import command, grids, reproduce
+grids.RECIPES['digits'] = small
+command.run(reproduce.main, reproduce._parser())
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_grid_goes_on_to_the_same_results(grid, tmp_path, data_dir):
+  workdir = tmp_path / 'grid'
+  args = [sys.executable, '-c', SCRIPT, *GRID, f'--workdir={workdir}']
+  environment = {
+    **os.environ,
+    'TFDS_DATA_DIR': data_dir,
+    'PYTHONPATH': str(ROOT),
+  }
+  # In the second run, between its first checkpoint and its end.
+  second = workdir / 'cells' / 'B8_seed0'
+  with subprocess.Popen(
+    args, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
+  ) as process:
+    deadline = time.monotonic() + 300
+    while not (second / 'checkpoints' / '2').exists():
+      assert process.poll() is None
+      assert time.monotonic() < deadline
+      time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+  assert not (workdir / 'cells' / 'B8_seed1').exists()
+  assert read(workdir)['not_run'], 'killed too late'
+  subprocess.run(args, cwd=ROOT, env=environment, check=True, timeout=300)
+  assert read(workdir) == read(grid)

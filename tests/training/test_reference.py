@@ -1,0 +1,112 @@
+"""The band of a reference: closed forms, warnings, what is refused."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from resnet.errors import InputError
+from resnet.training.reference import make_reference, read_reference
+
+
+def make(values=(1.0, 2.0, 3.0), top1=(0.5, 0.5, 0.5), **config):
+  configs = [{'batch_size': 8, **config, 'seed': i} for i in range(len(values))]
+  curves = [
+    {
+      'train/loss': (np.array([5, 10]), np.array([value, 0.0])),
+      'eval/top1': (np.array([10]), np.array([accuracy])),
+    }
+    for value, accuracy in zip(values, top1, strict=True)
+  ]
+  return make_reference(configs, curves, num_eval_examples=100)
+
+
+def test_sigma_is_that_of_a_new_run_against_a_mean_of_three():
+  reference = make()
+  # The runs have mean 2 and deviation 1; the mean itself is uncertain by a
+  # third of that variance.
+  assert reference.sigmas(5, 'train/loss', 4.0) == pytest.approx(
+    2 / math.sqrt(4 / 3)
+  )
+  assert reference.sigmas(6, 'train/loss', 4.0) is None
+  assert reference.sigmas(5, 'eval/top1', 4.0) is None
+  assert reference.sigmas(5, 'train/loss', math.nan) == math.inf
+
+
+def test_an_accuracy_has_a_deviation_of_one_image_at_least():
+  sigma = make().sigmas(10, 'eval/top1', 0.46)
+  assert sigma == pytest.approx(-4 / math.sqrt(4 / 3))
+
+
+def test_leaving_the_band_is_said():
+  reference = make()
+  values = {'train/loss': 5.6, 'learning_rate': 1.0}
+  assert reference.warnings(5, 0.5, values) == [
+    'warning: epoch 0.5: train/loss 5.6000 is 3.1 sigma above reference'
+    ' (2.0000)'
+  ]
+  assert reference.warnings(5, 0.5, {'train/loss': 5.4}) == []
+  assert reference.warnings(7, 0.7, {'train/loss': 99.0}) == []
+  (line,) = reference.warnings(10, 1.0, {'eval/top1': 0.40})
+  assert 'eval/top1 0.4000 is 8.7 sigma below reference (0.5000)' in line
+  (line,) = reference.warnings(5, 0.5, {'train/loss': math.nan})
+  assert 'nan is inf sigma above' in line
+
+
+def test_a_file_gives_it_back(tmp_path):
+  path = tmp_path / 'band.json'
+  path.write_text(make().save_text())
+  assert read_reference(str(path)) == make()
+
+
+def test_another_config_is_told():
+  reference = make(**{'model.name': 'resnet18'})
+  same = {'batch_size': 8, 'model.name': 'resnet18', 'seed': 99}
+  assert reference.describe(same) == 'Reference of 3 seeds.'
+  text = reference.describe({**same, 'batch_size': 16})
+  assert text.endswith('of another config: batch_size 8 there, 16 here.')
+
+
+def test_only_seeds_may_differ():
+  with pytest.raises(InputError, match='at least 3 runs'):
+    make((1.0, 2.0), (0.5, 0.5))
+  with pytest.raises(InputError, match='not finite'):
+    make((1.0, 2.0, math.nan))
+  curves = [{'train/loss': (np.array([1]), np.array([1.0]))}] * 3
+  configs = [{'seed': 0}, {'seed': 1}, {'seed': 1}]
+  with pytest.raises(InputError, match='3 of 2'):
+    make_reference(configs, curves, 1)
+  configs = [{'seed': i, 'batch_size': 8 * (1 + i // 2)} for i in range(3)]
+  with pytest.raises(InputError, match='differ in batch_size: 8 and 16'):
+    make_reference(configs, curves, 1)
+  other = [
+    {**c, 'train/loss': (np.array([i]), c['train/loss'][1])}
+    for i, c in enumerate(curves)
+  ]
+  with pytest.raises(InputError, match='no step with train/loss'):
+    make_reference([{'seed': i} for i in range(3)], other, 1)
+
+
+@pytest.mark.parametrize(
+  'change',
+  [
+    lambda fields: fields.pop('bands'),
+    lambda fields: fields.update(num_seeds=0),
+    lambda fields: fields['bands']['train/loss'].update(std=[0.0, 1.0]),
+    lambda fields: fields['bands']['train/loss'].update(mean=[1.0]),
+    lambda fields: fields['bands'].update({'train/loss': 3}),
+  ],
+)
+def test_a_damaged_file_is_refused(tmp_path, change):
+  fields = json.loads(make().save_text())
+  change(fields)
+  path = tmp_path / 'band.json'
+  path.write_text(json.dumps(fields))
+  with pytest.raises(InputError, match=r'is no file of resnet\.tools'):
+    read_reference(str(path))
+
+
+def test_a_missing_file_is_named():
+  with pytest.raises(InputError, match=r'--reference=/nowhere\.json cannot'):
+    read_reference('/nowhere.json')
