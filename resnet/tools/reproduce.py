@@ -19,6 +19,8 @@ import sys
 import time
 from typing import Any
 
+import jax
+
 from resnet.errors import InputError
 from resnet.experiment import resolve
 from resnet.reporting import figures
@@ -28,7 +30,7 @@ from resnet.training import loop
 from resnet.training import workdir as workdir_lib
 
 _GRID_FILE = 'grid.json'
-_CELLS = 'cells'
+_CELLS, _COMPILED = 'cells', 'compiled'
 
 
 def main(args: argparse.Namespace) -> None:
@@ -49,6 +51,9 @@ def main(args: argparse.Namespace) -> None:
     resolve(config)  # What is wrong in any run is said before the first.
   grid = {'experiment': args.experiment, 'data': data}
   cells = _open_grid(args.workdir, grid, asked)
+  # Runs that differ in their seed are the same program: compile it once.
+  cache = os.path.join(args.workdir, _COMPILED)
+  jax.config.update('jax_compilation_cache_dir', cache)
   done: dict[grids.Cell, dict[str, Any]] = {}
 
   def collect() -> None:

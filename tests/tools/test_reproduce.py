@@ -38,6 +38,8 @@ def run():
       patch.setitem(grids.RECIPES, 'digits', small)
       patch.setattr(sys, 'argv', ['reproduce', *map(str, args)])
       patch.setattr(signal, 'signal', lambda *_: None)
+      # The tests have a folder of compiled programs in common.
+      patch.setattr(reproduce.jax.config, 'update', lambda *_: None)
       command.run(reproduce.main, reproduce._parser())
 
   return run
