@@ -7,8 +7,8 @@ cores.
 Aim: He et al. 2016, section 4.2, in little: batch 128, momentum 0.9, weight
 decay 1e-4, the rate divided by 10 after 1/2 and 3/4 of the run. All nets, plain
 or residual, warm up over the first quarter: without that the 110 layers do not
-start, as the paper says. The rate is 0.05 where the paper has 0.1, again for all
-nets: at 0.1 ResNet-110 with seed 0 learnt until the warm-up came to 0.09, then
+start, as the paper says. The rate is 0.05 where the paper has 0.1, for all nets
+too: at 0.1 ResNet-110 with seed 0 learnt until the warm-up came to 0.09, then
 diverged and stayed at a training error of 74 %. No augmentation: what is asked
 is whether a net can be optimised.
 """

@@ -356,6 +356,59 @@ def test_training_never_imports_tensorflow(tmp_path, data_dir):
   assert result.stdout.splitlines()[-1] == 'False'
 
 
+def test_a_run_leaves_its_curves_and_where_it_was_made(done):
+  workdir, _ = done
+  assert (workdir / 'curves.png').read_bytes()[:4] == b'\x89PNG'
+  (start,) = map(
+    json.loads, (workdir / 'starts.jsonl').read_text().splitlines()
+  )
+  assert start['step'] == 0
+  assert 'cores of' in start['hardware']
+
+
+def test_leaving_the_band_of_a_reference_is_said(done, tmp_path, data_dir):
+  fields = {
+    'num_seeds': 10,
+    'config': {'batch_size': 64, 'model.name': 'resnet50'},
+    'bands': {
+      'train/loss': {'step': [4, 8], 'mean': [0.0, 2.3], 'std': [0.1, 9]}
+    },
+  }
+  path = tmp_path / 'band.json'
+  path.write_text(json.dumps(fields))
+  args = (*SMALL, f'--reference={path}', f'--workdir={tmp_path / "run"}')
+  result = main(*args, data_dir=data_dir)
+  assert result.returncode == 0, result.stderr
+  assert (
+    "of another config: model.name 'resnet50' there, 'cifar_resnet8' here."
+    in result.stdout
+  )
+  (line,) = [x for x in result.stdout.splitlines() if 'warning' in x]
+  assert line.startswith('warning: epoch 0.5: train/loss')
+  assert line.endswith('sigma above reference (0.0000)')
+  # It only looks.
+  metrics = (tmp_path / 'run' / 'metrics.jsonl').read_text()
+  expected = (done[0] / 'metrics.jsonl').read_text()
+  assert _losses(metrics) == _losses(expected)
+
+
+def _losses(text):
+  return [x.get('train/loss') for x in map(json.loads, text.splitlines())]
+
+
+def test_a_reference_that_is_none_is_refused(tmp_path, data_dir):
+  path = tmp_path / 'band.json'
+  path.write_text('[]')
+  result = main(
+    *SMALL,
+    f'--reference={path}',
+    f'--workdir={tmp_path / "run"}',
+    data_dir=data_dir,
+  )
+  assert_refused(result, f'--reference={path} is no file of')
+  assert not (tmp_path / 'run').exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('seed', [0, 1, 2])
 def test_digits_are_learned(tmp_path, data_dir, seed):
