@@ -35,7 +35,6 @@ _LAYERS = (
     'resnet.training.reference',
     'resnet.training.starts',
     'resnet.training.stop',
-    'resnet.reporting.figures',
   ),
   (
     'resnet.models.resnet',
@@ -51,6 +50,7 @@ _LAYERS = (
     'resnet.data.normalization',
     'resnet.data.pipeline',
     'resnet.training.step',
+    'resnet.reporting.figures',
     'resnet.reporting.history',
     'resnet.reporting.curves',
   ),

@@ -16,6 +16,8 @@ from matplotlib import ticker
 from matplotlib.backends import backend_agg
 import numpy as np
 
+from resnet.training.workdir import write_atomically
+
 _COLORS = (
   '#0072B2',
   '#D55E00',
@@ -108,10 +110,7 @@ def draw(
 def save(figure: figure_lib.Figure, path: str) -> None:
   """Writes a figure whole or not at all, in the format of the path's end."""
   kind = os.path.splitext(path)[1].removeprefix('.')
-  partial = f'{path}.partial'
-  with open(partial, 'wb') as file:
-    file.write(encode(figure, kind))
-  os.replace(partial, path)
+  write_atomically(path, encode(figure, kind))
 
 
 def encode(figure: figure_lib.Figure, kind: str) -> bytes:

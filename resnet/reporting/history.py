@@ -91,7 +91,8 @@ def read_history(workdir: str) -> History:
   """Reads a workdir.
 
   Raises:
-    InputError: it holds no run, or no metrics yet, or damaged ones.
+    InputError: it holds no run, or damaged metrics. A run that was only begun
+      has no lines.
   """
   saved = read_config(workdir)
   if saved is None:
@@ -107,8 +108,6 @@ def read_history(workdir: str) -> History:
     raise InputError(f'{path} cannot be read: {error}') from None
   if not all(isinstance(line, dict) and 'step' in line for line in lines):
     raise InputError(f'{path} has a line that this program did not write.')
-  if not lines:
-    raise InputError(f'{workdir} has no metrics yet.')
   return History(
     workdir=workdir,
     config=saved['config'],

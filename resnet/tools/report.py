@@ -49,7 +49,10 @@ def main(args: argparse.Namespace) -> None:
   histories = []
   for workdir in args.workdirs:
     try:
-      histories.append(read_history(workdir))
+      history = read_history(workdir)
+      if not history.lines:
+        raise InputError(f'{workdir} has no metrics yet.')
+      histories.append(history)
     except InputError as error:
       print(f'left out: {error}', file=sys.stderr)
   if not histories:
@@ -70,8 +73,7 @@ def main(args: argparse.Namespace) -> None:
   )
   try:
     os.makedirs(os.path.dirname(args.output) or '.', exist_ok=True)
-    with open(f'{args.output}.png', 'wb') as file:
-      file.write(png)
+    write_atomically(f'{args.output}.png', png)
     write_atomically(f'{args.output}.html', page)
   except OSError as error:
     raise InputError(

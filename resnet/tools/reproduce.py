@@ -26,7 +26,7 @@ from resnet.experiment import resolve
 from resnet.reporting import figures
 from resnet.reporting.history import read_history
 from resnet.tools import command, grid_figures, grids, responses, results
-from resnet.training import loop
+from resnet.training import checkpoint, loop
 from resnet.training import workdir as workdir_lib
 
 _GRID_FILE = 'grid.json'
@@ -159,10 +159,12 @@ def _collect(
   done: dict[grids.Cell, dict[str, Any]],
 ) -> None:
   folder = _folder(workdir, cell)
-  if not os.path.exists(os.path.join(folder, workdir_lib.METRICS_FILE)):
-    return
+  if workdir_lib.read_config(folder) is None:
+    return  # Not begun.
   history = read_history(folder)
-  if history.is_complete:
+  last = os.path.join(folder, checkpoint.FOLDER, str(history.num_steps))
+  # A kill between the last evaluation and the last checkpoint is no end.
+  if history.is_complete and os.path.isdir(last):
     done[cell] = results.describe(experiment, cell, history)
     if experiment.shows == 'responses':
       done[cell]['responses'] = responses.measure(resolve(config), folder)

@@ -26,7 +26,7 @@ import jax
 from resnet.data.loader import DeviceLoader, read_ahead
 from resnet.errors import InputError
 from resnet.experiment import FREE_FIELDS, Experiment
-from resnet.reporting.curves import save_curves
+from resnet.reporting.curves import CURVES_FILE, save_curves
 from resnet.training import metrics as metrics_lib
 from resnet.training import workdir as workdir_lib
 from resnet.training.checkpoint import FOLDER, Checkpoints
@@ -138,6 +138,7 @@ def _train(
   first_step = (checkpoints and checkpoints.latest_step()) or 0
   if checkpoints and first_step >= num_steps:
     metrics = checkpoints.metrics(first_step)
+    _finish(workdir)
     return Outcome(step=first_step, metrics=metrics, was_complete=True)
   initial = None
   if experiment.init_from is not None and not first_step:
@@ -183,9 +184,16 @@ def _train(
   finally:
     batches.close()
     run.close()
-  if outcome.step == num_steps and jax.process_index() == 0:
-    save_curves(workdir)
+  if outcome.step == num_steps:
+    _finish(workdir)
   return outcome
+
+
+def _finish(workdir: str) -> None:
+  """Draws the curves, if a kill after the last step has not let them be."""
+  exists = os.path.exists(os.path.join(workdir, CURVES_FILE))
+  if not exists and jax.process_index() == 0:
+    save_curves(workdir)
 
 
 def _check_workdir(

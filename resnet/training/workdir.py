@@ -12,14 +12,15 @@ CONFIG_FILE = 'config.json'
 METRICS_FILE = 'metrics.jsonl'
 
 
-def write_atomically(path: str, text: str) -> None:
+def write_atomically(path: str, content: str | bytes) -> None:
   """Writes a file whole or not at all, and leaves it on disk."""
   folder, name = os.path.split(path)
+  data = content.encode() if isinstance(content, str) else content
   with tempfile.NamedTemporaryFile(
-    'w', dir=folder, prefix=f'.{name}.', delete=False
+    dir=folder or '.', prefix=f'.{name}.', delete=False
   ) as file:
     try:
-      file.write(text)
+      file.write(data)
       file.flush()
       os.fsync(file.fileno())
       os.chmod(file.name, 0o644)

@@ -49,6 +49,15 @@ def test_train_seconds_fill_intervals_without_a_rate(tmp_path):
   assert unknown.train_seconds is None
 
 
+def test_a_run_that_was_only_begun_has_no_lines(tmp_path):
+  path = write_run(tmp_path, [])
+  assert not read_history(path).lines
+  (tmp_path / 'metrics.jsonl').unlink()
+  history = read_history(path)
+  assert not history.lines
+  assert not history.is_complete
+
+
 def test_half_a_line_at_the_end_is_left_out(tmp_path):
   path = write_run(tmp_path, [{'step': 5, 'train/loss': 1.0}])
   with open(f'{path}/metrics.jsonl', 'a') as file:
@@ -59,7 +68,6 @@ def test_half_a_line_at_the_end_is_left_out(tmp_path):
 @pytest.mark.parametrize(
   ('text', 'message'),
   [
-    ('', 'no metrics yet'),
     ('{"step": 1\n', 'cannot be read'),
     ('[1]\n', 'did not write'),
   ],

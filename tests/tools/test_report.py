@@ -89,8 +89,11 @@ def test_a_page_holds_no_markup_of_a_config(run, tmp_path):
 def test_folders_without_metrics_are_left_out(run, tmp_path):
   good, empty = finished(tmp_path / 'good'), tmp_path / 'empty'
   empty.mkdir()
-  printed = run(report, empty, good, f'--output={tmp_path}/report')
-  assert printed.err.startswith(f'left out: {empty} holds no run')
+  begun = write_run(tmp_path / 'begun', [])
+  printed = run(report, empty, good, begun, f'--output={tmp_path}/report')
+  first, second = printed.err.splitlines()
+  assert first.startswith(f'left out: {empty} holds no run')
+  assert second == f'left out: {begun} has no metrics yet.'
   assert 'good' in printed.out
 
 

@@ -167,6 +167,14 @@ def test_a_crashed_run_goes_on_from_its_checkpoint(
   assert_same_run(tmp_path, whole[0])
 
 
+def test_curves_that_a_kill_has_not_let_be_are_drawn(whole):
+  workdir, _, _ = whole
+  before = (workdir / 'curves.png').read_bytes()
+  (workdir / 'curves.png').unlink()
+  assert train(workdir).was_complete
+  assert (workdir / 'curves.png').read_bytes() == before
+
+
 def test_a_complete_run_is_left_alone(whole):
   workdir, outcome, _ = whole
   before = {p: p.stat().st_mtime_ns for p in workdir.rglob('*')}
