@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from resnet.errors import InputError
-from resnet.training.starts import read_starts
+from resnet.training.starts import read_starts, read_wall_seconds
 from resnet.training.workdir import METRICS_FILE, read_config
 
 
@@ -24,6 +24,7 @@ class History:
     derived: what the config left to be worked out.
     lines: of metrics.jsonl.
     starts: of starts.jsonl.
+    wall_seconds: from starts to ends; None after a kill.
   """
 
   workdir: str
@@ -31,6 +32,7 @@ class History:
   derived: Mapping[str, Any]
   lines: Sequence[Mapping[str, Any]]
   starts: Sequence[Mapping[str, Any]]
+  wall_seconds: float | None
 
   @property
   def num_steps(self) -> int:
@@ -114,4 +116,5 @@ def read_history(workdir: str) -> History:
     derived=saved['derived'],
     lines=lines,
     starts=read_starts(workdir),
+    wall_seconds=read_wall_seconds(workdir),
   )

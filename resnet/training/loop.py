@@ -18,6 +18,7 @@ import dataclasses
 import math
 import os
 import signal
+import sys
 import time
 from typing import Any
 
@@ -34,7 +35,7 @@ from resnet.training.evaluate import describe, evaluate
 from resnet.training.initialize import open_weights
 from resnet.training.meter import Meter
 from resnet.training.reference import Reference
-from resnet.training.starts import record_start
+from resnet.training.starts import record_end, record_start
 from resnet.training.state import TrainState
 from resnet.training.step import jit_steps
 from resnet.training.stop import StopSignal
@@ -184,6 +185,8 @@ def _train(
   finally:
     batches.close()
     run.close()
+  if jax.process_index() == 0:
+    record_end(workdir, step=outcome.step)
   if outcome.step == num_steps:
     _finish(workdir)
   return outcome
@@ -193,7 +196,10 @@ def _finish(workdir: str) -> None:
   """Draws the curves, if a kill after the last step has not let them be."""
   exists = os.path.exists(os.path.join(workdir, CURVES_FILE))
   if not exists and jax.process_index() == 0:
-    save_curves(workdir)
+    try:
+      save_curves(workdir)
+    except OSError as error:  # A picture is no reason to fail a finished run.
+      print(f'No {CURVES_FILE}: {error}', file=sys.stderr)
 
 
 def _check_workdir(

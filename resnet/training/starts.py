@@ -1,6 +1,7 @@
 """Where, when and by what code a run was begun and continued."""
 
 from collections.abc import Sequence
+import contextlib
 import datetime
 import json
 import os
@@ -16,26 +17,64 @@ _ROOT = pathlib.Path(__file__).parents[2]
 
 def record_start(workdir: str, *, step: int, devices: Sequence[Any]) -> None:
   """Appends a line to `starts.jsonl`: the training begins after `step`."""
-  line = {
-    'step': step,
-    'time': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-    'commit': commit(),
-    'hardware': hardware(devices),
-    'jax': jax.__version__,
-  }
+  _append(
+    workdir,
+    {
+      'step': step,
+      'time': _now(),
+      'commit': commit(),
+      'hardware': hardware(devices),
+      'jax': jax.__version__,
+    },
+  )
+
+
+def record_end(workdir: str, *, step: int) -> None:
+  """Appends a line: the training that began last has ended after `step`."""
+  _append(workdir, {'end_step': step, 'time': _now()})
+
+
+def _now() -> str:
+  return datetime.datetime.now(datetime.UTC).isoformat(timespec='milliseconds')
+
+
+def _append(workdir: str, line: dict[str, Any]) -> None:
+  # A kill may have left half a line before: begin with a line end.
   with open(os.path.join(workdir, STARTS_FILE), 'a') as file:
-    file.write(json.dumps(line) + '\n')
+    file.write(f'\n{json.dumps(line)}\n')
+
+
+def _read(workdir: str) -> list[dict[str, Any]]:
+  try:
+    with open(os.path.join(workdir, STARTS_FILE)) as file:
+      lines = [line for line in file.read().split('\n') if line]
+  except FileNotFoundError:
+    return []
+  result = []
+  for line in lines:
+    with contextlib.suppress(json.JSONDecodeError):  # Half a line.
+      result.append(json.loads(line))
+  return result
 
 
 def read_starts(workdir: str) -> list[dict[str, Any]]:
-  """Returns the lines of `starts.jsonl`; none where there is no such file."""
-  try:
-    with open(os.path.join(workdir, STARTS_FILE)) as file:
-      lines = file.readlines()
-  except FileNotFoundError:
-    return []
-  # A kill may have left half a line.
-  return [json.loads(line) for line in lines if line.endswith('}\n')]
+  """Returns the starts of a run; none where there is no `starts.jsonl`."""
+  return [line for line in _read(workdir) if 'commit' in line]
+
+
+def read_wall_seconds(workdir: str) -> float | None:
+  """Returns the time from starts to ends; None where an end is missing.
+
+  A kill leaves a start without an end.
+  """
+  lines = _read(workdir)
+  seconds = 0.0
+  for start, end in zip(lines[::2], lines[1::2], strict=False):
+    if 'commit' not in start or 'end_step' not in end:
+      return None
+    times = [datetime.datetime.fromisoformat(x['time']) for x in (start, end)]
+    seconds += (times[1] - times[0]).total_seconds()
+  return seconds if lines and len(lines) % 2 == 0 else None
 
 
 def hardware(devices: Sequence[Any]) -> str:
