@@ -101,6 +101,8 @@ def main(argv: list[str]) -> int:
     reference = None
     if _REFERENCE.value is not None:
       reference = read_reference(_REFERENCE.value)
+    if reference and _MODE.value == 'eval':
+      return _fail('--reference is for training: leave it out of --mode=eval.')
     run = experiment.resolve(_CONFIG.value)
     if _MODE.value == 'eval':
       return evaluate.run(run, workdir, _CHECKPOINT.value)

@@ -40,7 +40,8 @@ def get_config(net='resnet56'):
 
   config.schedule.base_batch_size = batch_size
   config.schedule.decay_epochs = (32_000 * epochs, 48_000 * epochs)
-  if int(re.findall(r'\d+', net)[-1]) >= 110:
+  depth = re.search(r'\d+$', net)
+  if depth and int(depth[0]) >= 110:
     # The paper warms up its ResNet-110 at 0.01 until the training error is
     # below 80 % (about 400 updates); this is a line of the same length, for
     # plain nets too.

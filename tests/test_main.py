@@ -359,10 +359,10 @@ def test_training_never_imports_tensorflow(tmp_path, data_dir):
 def test_a_run_leaves_its_curves_and_where_it_was_made(done):
   workdir, _ = done
   assert (workdir / 'curves.png').read_bytes()[:4] == b'\x89PNG'
-  (start,) = map(
-    json.loads, (workdir / 'starts.jsonl').read_text().splitlines()
-  )
+  text = (workdir / 'starts.jsonl').read_text()
+  start, end = [json.loads(line) for line in text.splitlines() if line]
   assert start['step'] == 0
+  assert end['end_step'] > 0
   assert 'cores of' in start['hardware']
 
 

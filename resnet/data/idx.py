@@ -10,6 +10,7 @@ import io
 import math
 import os
 from typing import Any
+import zlib
 
 import cv2
 import numpy as np
@@ -48,7 +49,7 @@ def read_idx(path: str, num_dims: int) -> np.ndarray:
     with gzip.open(path) if path.endswith('.gz') else open(path, 'rb') as file:
       header = file.read(4 + 4 * num_dims)
       numbers = file.read()
-  except (OSError, EOFError) as error:
+  except (OSError, EOFError, zlib.error) as error:
     raise InputError(f'{path} cannot be read: {error}') from None
   whole = header if len(header) == 4 + 4 * num_dims else b''
   shape = tuple(np.frombuffer(whole[4:], '>i4').tolist())
@@ -101,10 +102,18 @@ def create_builder(
     name: under which the set is to be found.
     splits: images and labels by split.
     data_dir: where TFDS keeps prepared sets; None: its default.
+
+  Raises:
+    InputError: a set of this name has fewer classes.
   """
   images, _ = splits['train']
   names = _CLASS_NAMES.get(name)
   num_classes = 1 + max(int(labels.max()) for _, labels in splits.values())
+  if names and num_classes > len(names):
+    raise InputError(
+      f'{name} has {len(names)} classes, but these files have a label'
+      f' {num_classes - 1}: give the set another name.'
+    )
   label = (
     tfds.features.ClassLabel(names=list(names))
     if names

@@ -91,7 +91,9 @@ class Network:
     return 3 * 4 * self.num_params(part) + batch_size * cost.saved_bytes
 
 
-def trace(name: str, image_size: int, **overrides: Any) -> Network:
+def trace(
+  name: str, image_size: int, *, channels: int = 3, **overrides: Any
+) -> Network:
   """Traces the evaluation of a network on one RGB image.
 
   Args:
@@ -102,7 +104,8 @@ def trace(name: str, image_size: int, **overrides: Any) -> Network:
   model = create_model(name, **overrides)
   if isinstance(model, ResNet):
     model = model.clone(scan_blocks=False)  # So that each block is seen.
-  images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+  shape = (1, image_size, image_size, channels)
+  images = jax.ShapeDtypeStruct(shape, jnp.float32)
   variables = jax.eval_shape(
     functools.partial(model.init, train=False), jax.random.key(0), images
   )

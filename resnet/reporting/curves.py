@@ -46,10 +46,10 @@ def panels(
     for i, (history, name) in enumerate(zip(histories, names, strict=True)):
       for split, bold in (('train', False), ('eval', True)):
         x, y = history.series(f'{split}/{metric}')
+        # Of a run that was never evaluated the training curve has the name.
+        label = name if bold or not len(history.series('eval/top1')[0]) else ''
         lines.append(
-          figures.Line(
-            label=name if bold else '', style=i, x=x, y=convert(y), bold=bold
-          )
+          figures.Line(label=label, style=i, x=x, y=convert(y), bold=bold)
         )
     result.append(
       figures.Panel(title=title, x_label=_UPDATES, y_label=label, lines=lines)

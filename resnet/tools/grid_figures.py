@@ -10,25 +10,29 @@ from resnet.tools import grids
 
 Cells = Sequence[Mapping[str, Any]]
 
+# Where all nets end below, the figure shows no more, as the paper's do.
+_SMALL_ERROR = 20.0
+
 
 def draw(
   experiment: grids.Experiment, cells: Cells
 ) -> figures.figure_lib.Figure:
   """Returns the figure of complete cells of results.json."""
   by_group = _grouped(cells)
-  # As in He et al. 2016, Figure 6: a panel a group, a style a depth; of one
-  # depth the groups share a panel.
   depths = sorted({cell['depth'] for cell in cells})
-  apart = len(depths) > 1
+  groups = list(experiment.groups)
+  # As in He et al. 2016: Figure 6 has a panel a group and a style a depth,
+  # Figure 7 compares the groups; of one depth the groups share a panel.
+  by_depth = experiment.shows == 'responses' or len(depths) == 1
   panels = {}
   for (group, depth), runs in by_group.items():
-    style = (
-      depths.index(depth) if apart else list(experiment.groups).index(group)
-    )
-    panels.setdefault(group if apart else '', []).extend(
-      _LINES[experiment.shows](runs, style)
-    )
+    title = f'{depth} layers' if by_depth else group
+    style = groups.index(group) if by_depth else depths.index(depth)
+    panels.setdefault(title, []).extend(_LINES[experiment.shows](runs, style))
   x_label, y_label, y_range = _AXES[experiment.shows]
+  errors = [cell['test_error'] for cell in cells]
+  if experiment.shows == 'error' and max(errors) < _SMALL_ERROR:
+    y_range = (0.0, _SMALL_ERROR)
   num_seeds = {len(runs) for runs in by_group.values()}
   seeds = '-'.join(map(str, sorted({min(num_seeds), max(num_seeds)})))
   data = cells[0]['config']['data.name']
@@ -92,7 +96,7 @@ def _mean_line(
 
 
 def _response_lines(runs: Cells, style: int) -> list[figures.Line]:
-  values = np.asarray([run['responses'] for run in runs])
+  values = np.asarray([run['responses'] for run in runs], np.float64)
   return [
     figures.Line(
       label=runs[0]['label'],

@@ -1,4 +1,4 @@
-"""Shows runs side by side: curves, final numbers, where their configs differ.
+"""Shows runs side by side: curves, final numbers, where they differ.
 
   python -m resnet.tools.report runs/digits runs/other --output=report
 
@@ -14,7 +14,6 @@ import os
 import sys
 
 from resnet.errors import InputError
-from resnet.experiment import FREE_FIELDS
 from resnet.reporting import figures
 from resnet.reporting.curves import draw_curves
 from resnet.reporting.history import History, read_history
@@ -39,7 +38,7 @@ img {{ max-width: 100% }}
   src="data:image/png;base64,{png}">
 <h2>Final numbers</h2>
 {numbers}
-<h2>Where the configs differ</h2>
+<h2>Where they differ</h2>
 {differences}
 </html>
 """
@@ -117,11 +116,18 @@ def _numbers(histories: Sequence[History], names: Sequence[str]) -> Rows:
 
 
 def _differences(histories: Sequence[History], names: Sequence[str]) -> Rows:
-  fields = sorted(set().union(*(history.config for history in histories)))
   rows = [['field', *names]]
-  for field in fields:
-    values = [repr(history.config.get(field)) for history in histories]
-    if len(set(values)) > 1 and field not in FREE_FIELDS:
+  sides = [
+    {
+      **{field: repr(value) for field, value in history.config.items()},
+      'hardware': ', '.join(history.hardware) or 'unknown',
+      'commit': ', '.join(history.commits) or 'unknown',
+    }
+    for history in histories
+  ]
+  for field in dict.fromkeys(field for side in sides for field in side):
+    values = [side.get(field, 'none') for side in sides]
+    if len(set(values)) > 1:
       rows.append([field, *values])
   return rows
 

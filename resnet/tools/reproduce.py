@@ -22,7 +22,7 @@ from typing import Any
 import jax
 
 from resnet.errors import InputError
-from resnet.experiment import resolve
+from resnet.experiment import FREE_FIELDS, resolve
 from resnet.reporting import figures
 from resnet.reporting.history import read_history
 from resnet.tools import command, grid_figures, grids, responses, results
@@ -119,7 +119,7 @@ def _open_grid(
           ' another --workdir.'
         )
       before = [grids.Cell(*cell) for cell in saved['cells']]
-    elif os.path.isdir(workdir) and os.listdir(workdir):
+    elif os.path.isdir(workdir) and _is_used(workdir):
       raise InputError(
         f'{workdir} is not empty and holds no grid: give another --workdir.'
       )
@@ -135,6 +135,13 @@ def _open_grid(
       raise
     raise InputError(f'{path} is damaged: {error!r}.') from None
   return cells
+
+
+def _is_used(workdir: str) -> bool:
+  # A kill may have left a part of the grid's file.
+  return any(
+    not name.startswith(f'.{_GRID_FILE}.') for name in os.listdir(workdir)
+  )
 
 
 def _order(asked: Sequence[grids.Cell]) -> Callable[[grids.Cell], Any]:
@@ -165,9 +172,14 @@ def _collect(
   last = os.path.join(folder, checkpoint.FOLDER, str(history.num_steps))
   # A kill between the last evaluation and the last checkpoint is no end.
   if history.is_complete and os.path.isdir(last):
-    done[cell] = results.describe(experiment, cell, history)
+    run = resolve(config)
+    # The recipe may have changed since.
+    workdir_lib.check_same_config(
+      folder, history.config, run.config, ignore=FREE_FIELDS
+    )
+    done[cell] = results.describe(experiment, cell, run, history)
     if experiment.shows == 'responses':
-      done[cell]['responses'] = responses.measure(resolve(config), folder)
+      done[cell] |= responses.measure(run, folder)
 
 
 def _draw(

@@ -4,7 +4,9 @@ The response of a layer is the output of its 3x3 convolution after batch norm,
 before the nonlinearity and before the addition.
 """
 
+import math
 import re
+import statistics
 from typing import Any
 
 import jax
@@ -16,10 +18,11 @@ from resnet.experiment import Experiment
 from resnet.training.checkpoint import Checkpoints
 
 
-def measure(experiment: Experiment, workdir: str) -> list[float]:
-  """Returns the deviation of every layer of a finished run, in their order.
+def measure(experiment: Experiment, workdir: str) -> dict[str, Any]:
+  """Returns 'responses' of every layer of a finished run, in their order.
 
-  Over all images, places and channels of the evaluation split.
+  Over all images, places and channels of the evaluation split; 'mean_response'
+  is their mean. What is not finite is None.
   """
   checkpoints = Checkpoints(workdir)
   state = checkpoints.restore(
@@ -56,9 +59,11 @@ def measure(experiment: Experiment, workdir: str) -> list[float]:
   deviations = []
   for name in sorted(totals, key=_place):
     count, total, total_of_squares = totals[name]
-    mean = total / count
-    deviations.append(float(np.sqrt(total_of_squares / count - mean * mean)))
-  return deviations
+    variance = total_of_squares / count - (total / count) ** 2
+    deviations.append(math.sqrt(max(variance, 0.0)))
+  known = [x if math.isfinite(x) else None for x in deviations]
+  mean = None if None in known else statistics.mean(deviations)
+  return {'responses': known, 'mean_response': mean}
 
 
 def _is_batch_norm(name: str | None) -> bool:

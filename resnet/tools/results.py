@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from resnet.experiment import Experiment
 from resnet.models import arithmetic
 from resnet.reporting.history import History
 from resnet.tools import grids
@@ -23,7 +24,10 @@ TIMING = 'timing'
 
 
 def describe(
-  experiment: grids.Experiment, cell: grids.Cell, history: History
+  experiment: grids.Experiment,
+  cell: grids.Cell,
+  run: Experiment,
+  history: History,
 ) -> dict[str, Any]:
   """Returns a complete cell as results.json has it.
 
@@ -41,12 +45,14 @@ def describe(
     'label': grids.label(experiment, cell),
     'train_error': _error(history.last('train/top1')),
     'test_error': _error(history.last('eval/top1')),
+    # Of the first log interval.
     'first_loss': _finite(train[1][1][0]),
     'train_loss': _finite(history.last('train/loss')),
-    **_size_of(history),
+    **_size_of(run),
     'hardware': history.hardware,
     'commits': history.commits,
     TIMING: {
+      'wall_seconds': history.wall_seconds,
       'train_seconds': history.train_seconds,
       'images_per_second': _images_per_second(history),
     },
@@ -90,64 +96,102 @@ def write(
   write_atomically(os.path.join(folder, TABLE_FILE), table)
 
 
+_COLUMNS = (
+  ('test error, %', 'test_error', '.2f'),
+  ('training error, %', 'train_error', '.2f'),
+  ('first loss', 'first_loss', '.3f'),
+  ('mean response', 'mean_response', '.3f'),
+  ('wall time, s', 'wall_seconds', ',.0f'),
+  ('images/s', 'images_per_second', ',.0f'),
+)
+
+
 def _table(
   experiment: grids.Experiment,
   grid: Mapping[str, Any],
   cells: Sequence[grids.Cell],
   done: Mapping[grids.Cell, Mapping[str, Any]],
 ) -> list[str]:
-  name, data = grid['experiment'], grid['data']
+  columns = [
+    column
+    for column in _COLUMNS
+    if column[1] != 'mean_response' or experiment.shows == 'responses'
+  ]
+  titles = [
+    'net',
+    "paper's test error, %",
+    *(title for title, _, _ in columns),
+    'runs',
+    'parameters',
+    'multiply-adds',
+  ]
   rows = [
     f'# {experiment.title}',
     '',
-    f'`python -m resnet.tools.reproduce {name} --data={data}`',
+    f'`{command_of(experiment, grid, cells)}`',
     '',
-    f'Ours on {data}: mean ± standard deviation over the seeds. Training error:'
-    ' of the last log interval, in train mode.',
+    f'Ours on {grid["data"]}: mean ± standard deviation over the seeds. The'
+    ' training error is that of the last log interval and the first loss that'
+    ' of the first, in train mode. Images/s are those of training steps; the'
+    ' wall time has compilation, evaluation and saving too.',
     '',
-    "| net | paper's test error, % | test error, % | training error, %"
-    ' | loss at start | runs | parameters | multiply-adds | training, s |',
-    '|---|---|---|---|---|---|---|---|---|',
+    _row(titles),
+    _row(['---'] * len(titles)),
   ]
   for group, depth in dict.fromkeys((c.group, c.depth) for c in cells):
     asked = [c for c in cells if (c.group, c.depth) == (group, depth)]
-    made = [done[c] for c in asked if c in done]
-    columns = [
+    made = [{**done[c], **done[c][TIMING]} for c in asked if c in done]
+    row = [
       grids.label(experiment, asked[0]),
-      _paper(experiment, data, group, depth),
+      _paper(experiment, grid['data'], group, depth),
     ]
     if made:
-      columns += [
-        spread([cell[key] for cell in made], digits)
-        for key, digits in (
-          ('test_error', 2),
-          ('train_error', 2),
-          ('first_loss', 3),
-        )
-      ]
-      seconds = [cell[TIMING]['train_seconds'] for cell in made]
-      known = [x for x in seconds if x is not None]
-      columns += [
-        f'{len(made)}',
+      row += [spread([cell[key] for cell in made], f) for _, key, f in columns]
+      row += [
+        f'{len(made)} of {len(asked)}',
         f'{made[0]["parameters"]:,}',
         f'{made[0]["multiply_adds"] / 1e6:,.2f} M',
-        f'{statistics.median(known):,.0f}' if known else 'not measured',
       ]
     else:
-      columns += ['not run'] * 3 + ['0', '', '', '']
-    rows.append(f'| {" | ".join(columns)} |')
+      row += ['not run'] * len(columns) + [f'0 of {len(asked)}', '', '']
+    rows.append(_row(row))
   for key in ('hardware', 'commits'):
     values = {value for cell in done.values() for value in cell[key]}
     if values:
       rows += ['', f'{key.capitalize()}: {", ".join(sorted(values))}.']
+  if experiment.says:
+    rows += ['', f'The paper: {experiment.says}']
   if experiment.paper:
-    rows += ['', 'The paper:', '', '| data | net | error, % | source |']
-    rows.append('|---|---|---|---|')
+    rows += ['', 'Numbers of the papers:', '']
+    rows += [_row(['data', 'net', 'error, %', 'source']), _row(['---'] * 4)]
     rows += [
-      f'| {where} | {group}-{depth} | {error:g} | {source} |'
-      for (where, group, depth), (error, source) in experiment.paper.items()
+      _row([data, f'{group} {depth}', f'{error:g}', source])
+      for (data, group, depth), (error, source) in experiment.paper.items()
     ]
   return rows
+
+
+def _row(cells: Sequence[str]) -> str:
+  return f'| {" | ".join(cells)} |'
+
+
+def command_of(
+  experiment: grids.Experiment,
+  grid: Mapping[str, Any],
+  cells: Sequence[grids.Cell],
+) -> str:
+  """Returns the command that makes these cells."""
+  data = grid['data']
+  text = f'python -m resnet.tools.reproduce {grid["experiment"]} --data={data}'
+  for flag, values, default in (
+    ('groups', [c.group for c in cells], experiment.groups),
+    ('depths', [c.depth for c in cells], experiment.depths[data]),
+    ('seeds', [c.seed for c in cells], range(experiment.num_seeds)),
+  ):
+    if set(values) != set(default):
+      chosen = ','.join(map(str, dict.fromkeys(values)))
+      text += f' --{flag}={chosen}'
+  return f'{text} --workdir=DIR'
 
 
 def _paper(
@@ -158,39 +202,43 @@ def _paper(
       error, source = experiment.paper[where, group, depth]
       more = 'over ' if 'more than' in source else ''
       about = 'about ' if 'read off' in source and not more else ''
-      where = '' if where == data else ' (CIFAR-10)'
-      return f'{more}{about}{error:g}{where}'
+      notes = ['CIFAR-10'] if where != data else []
+      notes += ['ten crops'] if 'ten crops' in source else []
+      note = f' ({", ".join(notes)})' if notes else ''
+      return f'{more}{about}{error:g}{note}'
   return 'none'
 
 
-def spread(values: Sequence[float | None], digits: int) -> str:
+def spread(values: Sequence[float | None], form: str) -> str:
   """Returns 'mean ± standard deviation', of one value just this."""
   known = [value for value in values if value is not None]
   if len(known) < len(values):
-    return 'not finite'
-  text = f'{statistics.mean(known):.{digits}f}'
+    return 'not known'
+  text = format(statistics.mean(known), form)
   if len(known) > 1:
-    text += f' ± {statistics.stdev(known):.{digits}f}'
+    text += f' ± {format(statistics.stdev(known), form)}'
   return text
 
 
-def _size_of(history: History) -> dict[str, int]:
-  config = history.config
-  overrides = {
-    'num_classes': config['model.num_classes'] or history.derived['num_classes']
-  }
-  if config['model.shortcut'] is not None:
-    overrides['shortcut'] = config['model.shortcut']
-  return _size(
-    config['model.name'], config['data.image_size'], tuple(overrides.items())
-  )
+def _size_of(run: Experiment) -> dict[str, int]:
+  height, _, channels = run.image_shape
+  model = run.config['model.name'], run.config['model.shortcut']
+  num_classes = run.config['model.num_classes'] or run.train_reader.num_classes
+  return _size(*model, num_classes, height, channels)
 
 
 @functools.cache
 def _size(
-  name: str, image_size: int, overrides: tuple[tuple[str, Any], ...]
+  name: str,
+  shortcut: str | None,
+  num_classes: int,
+  image_size: int,
+  channels: int,
 ) -> dict[str, int]:
-  network = arithmetic.trace(name, image_size, **dict(overrides))
+  overrides: dict[str, Any] = {'shortcut': shortcut} if shortcut else {}
+  network = arithmetic.trace(
+    name, image_size, channels=channels, num_classes=num_classes, **overrides
+  )
   return {
     'parameters': sum(leaf.size for leaf in jax.tree.leaves(network.params)),
     'multiply_adds': sum(

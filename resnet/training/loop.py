@@ -27,7 +27,6 @@ import jax
 from resnet.data.loader import DeviceLoader, read_ahead
 from resnet.errors import InputError
 from resnet.experiment import FREE_FIELDS, Experiment
-from resnet.reporting.curves import CURVES_FILE, save_curves
 from resnet.training import metrics as metrics_lib
 from resnet.training import workdir as workdir_lib
 from resnet.training.checkpoint import FOLDER, Checkpoints
@@ -194,12 +193,15 @@ def _train(
 
 def _finish(workdir: str) -> None:
   """Draws the curves, if a kill after the last step has not let them be."""
-  exists = os.path.exists(os.path.join(workdir, CURVES_FILE))
+  # Not at the top: a run need not wait for matplotlib to begin.
+  from resnet.reporting import curves
+
+  exists = os.path.exists(os.path.join(workdir, curves.CURVES_FILE))
   if not exists and jax.process_index() == 0:
     try:
-      save_curves(workdir)
+      curves.save_curves(workdir)
     except OSError as error:  # A picture is no reason to fail a finished run.
-      print(f'No {CURVES_FILE}: {error}', file=sys.stderr)
+      print(f'No {curves.CURVES_FILE}: {error}', file=sys.stderr)
 
 
 def _check_workdir(

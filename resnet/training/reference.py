@@ -7,10 +7,12 @@ import math
 from typing import Any
 
 import numpy as np
+from scipy import special
 
 from resnet.errors import InputError
 
-# Outside of how many standard deviations a value is worth a warning.
+# Outside of how many standard deviations a value is worth a warning: a good run
+# has a chance of 0.27 % at each value that is compared.
 MAX_SIGMA = 3.0
 # The loss tells early, the accuracy what one wants to know.
 METRICS = ('train/loss', 'eval/top1')
@@ -36,8 +38,13 @@ class Reference:
   def sigmas(self, step: int, metric: str, value: float) -> float | None:
     """Returns how many standard deviations `value` is above the mean.
 
-    The deviation is that of the difference between a new run and the mean of
-    `num_seeds`: sqrt(1 + 1 / num_seeds) times that of a run. None where the
+    Of few seeds the deviation itself is not well known, so this is Student's t
+    of a new run against the mean of n = `num_seeds`,
+
+      t = (value - mean) / (std * sqrt(1 + 1 / n)),
+
+    as the number of standard deviations at which a normal distribution has the
+    same tail as that of t with n - 1 degrees of freedom. None where the
     reference has no value; a value that is not finite is infinitely far off.
     """
     if step not in self.bands.get(metric, {}):
@@ -45,7 +52,9 @@ class Reference:
     mean, std = self.bands[metric][step]
     if not math.isfinite(value):
       return math.inf
-    return (value - mean) / (std * math.sqrt(1 + 1 / self.num_seeds))
+    t = (value - mean) / (std * math.sqrt(1 + 1 / self.num_seeds))
+    tail = special.stdtr(self.num_seeds - 1, -abs(t))
+    return math.copysign(-special.ndtri(tail), t)
 
   def warnings(
     self, step: int, epoch: float, values: Mapping[str, float]
@@ -167,10 +176,13 @@ def read_reference(path: str) -> Reference:
     reference = Reference(
       num_seeds=int(fields['num_seeds']), config=fields['config'], bands=bands
     )
-    if reference.num_seeds < 1 or not all(
-      std > 0 for band in bands.values() for _, std in band.values()
+    points = [point for band in bands.values() for point in band.values()]
+    if reference.num_seeds < 2 or not isinstance(reference.config, dict):
+      raise ValueError('it has no seeds or no config')
+    if not all(
+      math.isfinite(mean) and 0 < std < math.inf for mean, std in points
     ):
-      raise ValueError('a deviation or the number of seeds is not positive')
+      raise ValueError('a mean is not finite, or a deviation not positive')
   except OSError as error:
     raise InputError(
       f'--reference={path} cannot be read: {error.strerror}.'

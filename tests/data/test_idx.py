@@ -95,6 +95,25 @@ def test_missing_and_broken_zips_are_named(folder):
     idx.read_splits(str(folder))
 
 
+def test_a_flipped_byte_is_named(folder):
+  path = folder / 'train-images-idx3-ubyte.gz'
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 0xFF
+  path.write_bytes(content)
+  with pytest.raises(InputError, match=r'train-images-idx3-ubyte\.gz cannot'):
+    idx.read_splits(str(folder))
+
+
+def test_a_label_without_a_name_is_refused(folder, tmp_path):
+  images, labels = idx.read_splits(str(folder))['train']
+  labels = np.where(labels == 2, 11, labels)
+  with pytest.raises(InputError, match=r'10 classes, but .* a label 11'):
+    idx.create_builder(
+      'fashion_mnist', {'train': (images, labels)}, str(tmp_path / 'sets')
+    )
+  assert not (tmp_path / 'sets').exists()
+
+
 def test_fashion_mnist_has_names(folder, tmp_path):
   splits = idx.read_splits(str(folder))
   builder = idx.create_builder('fashion_mnist', splits, str(tmp_path / 'sets'))

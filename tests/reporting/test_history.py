@@ -97,5 +97,25 @@ def test_starts_say_where_and_by_what_code(tmp_path, monkeypatch):
   history = read_history(path)
   assert [start['step'] for start in history.starts] == [0, 5, 7]
   assert history.commits == ['unknown', 'abc+']
+  assert history.wall_seconds is None
   (hardware,) = history.hardware
   assert 'cores of ' in hardware
+
+
+def test_wall_time_is_from_starts_to_ends(tmp_path, monkeypatch):
+  path = write_run(tmp_path, [])
+  times = iter(['10:00:00', '10:00:30', '11:00:00', '11:01:00', '12:00:00'])
+  monkeypatch.setattr(starts, '_now', lambda: f'2026-01-01T{next(times)}+00:00')
+  for _ in range(2):
+    starts.record_start(path, step=0, devices=jax.devices())
+    starts.record_end(path, step=1)
+  assert read_history(path).wall_seconds == 90
+  starts.record_start(path, step=1, devices=jax.devices())
+  assert read_history(path).wall_seconds is None
+
+
+def test_half_a_line_of_a_killed_start_is_survived(tmp_path):
+  path = write_run(tmp_path, [])
+  (tmp_path / 'starts.jsonl').write_text('{"step": 0, "ti')
+  starts.record_start(path, step=3, devices=jax.devices())
+  assert [x['step'] for x in read_history(path).starts] == [3]

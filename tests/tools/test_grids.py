@@ -20,6 +20,14 @@ def all_cells(name, data):
   return experiment, grids.cells(experiment, data=data)
 
 
+# Between nets of one depth.
+COMPARED = {
+  'degradation': {'model.name', 'model.shortcut'},
+  'shortcuts': {'model.shortcut'},
+  'identity': {'model.zero_init_last_scale'},
+}
+
+
 @pytest.mark.parametrize(('name', 'data'), ALL)
 def test_cells_differ_in_what_is_compared_only(name, data):
   """In the network, the shortcut, the first scales and the seed."""
@@ -27,22 +35,17 @@ def test_cells_differ_in_what_is_compared_only(name, data):
   configs = [
     grids.config_of(experiment, data, cell).to_dict() for cell in cells
   ]
-  allowed = {
-    'seed',
-    'model.name',
-    'model.shortcut',
-    'model.zero_init_last_scale',
-  }
+  compared = COMPARED.get(name, {'model.name'})
   # The paper warms up its nets of 110 layers on CIFAR-10; plain ones too.
   per_depth = {'schedule.warmup_epochs'} if data == 'cifar10' else set()
   for cell, config in zip(cells, configs, strict=True):
     flat, first = _flat(config), _flat(configs[0])
     differ = {field for field in flat if flat[field] != first[field]}
-    assert differ <= allowed | per_depth
+    assert differ <= {'seed', 'model.name'} | compared | per_depth
     (twin, *_) = [c for c in cells if c.depth == cell.depth]
     flat_twin = _flat(configs[cells.index(twin)])
     differ = {field for field in flat if flat[field] != flat_twin[field]}
-    assert differ <= allowed
+    assert differ <= {'seed'} | compared
 
 
 def _flat(fields, prefix=''):
@@ -72,11 +75,36 @@ def test_cells_are_networks_with_labels_of_their_own(name, data):
 @pytest.mark.parametrize('name', grids.EXPERIMENTS)
 def test_paper_numbers_are_of_groups_and_have_sources(name):
   experiment = grids.EXPERIMENTS[name]
-  for (data, group, _), (error, source) in experiment.paper.items():
+  for (data, group, _), (_, source) in experiment.paper.items():
     assert group in experiment.groups
     assert data in ('cifar10', 'imagenet2012')
-    assert 4 < error < 100
     assert re.search(r'Table \d|Figure \d', source)
+
+
+def test_paper_numbers_are_those_of_the_papers():
+  numbers = {
+    (data, group, depth): error
+    for experiment in grids.EXPERIMENTS.values()
+    for (data, group, depth), (error, _) in experiment.paper.items()
+  }
+  # He et al. 2016, Table 6, Figure 6, Tables 2 and 3; "Identity mappings".
+  cifar = {20: 8.75, 32: 7.51, 44: 7.17, 56: 6.97, 110: 6.43, 1202: 7.93}
+  assert numbers == {
+    **{('cifar10', 'residual', depth): x for depth, x in cifar.items()},
+    **{('cifar10', 'basic', depth): x for depth, x in cifar.items()},
+    ('cifar10', 'plain', 20): 9.5,
+    ('cifar10', 'plain', 56): 13.5,
+    ('cifar10', 'plain', 110): 60,
+    ('imagenet2012', 'plain', 18): 27.94,
+    ('imagenet2012', 'plain', 34): 28.54,
+    ('imagenet2012', 'residual', 18): 27.88,
+    ('imagenet2012', 'residual', 34): 25.03,
+    ('imagenet2012', 'A', 34): 25.03,
+    ('imagenet2012', 'B', 34): 24.52,
+    ('imagenet2012', 'C', 34): 24.19,
+    ('cifar10', 'v1', 110): 6.61,
+    ('cifar10', 'v2', 110): 6.37,
+  }
 
 
 def test_bottlenecks_have_nearly_the_cost_of_basic_blocks():
@@ -130,6 +158,13 @@ def test_seeds_depths_and_groups_can_be_chosen():
 def test_unknown_names_list_what_there_is(name, data, message):
   with pytest.raises(InputError, match=message):
     grids.find(name, data)
+
+
+def test_bottlenecks_are_as_many_as_basic_blocks():
+  experiment, data = grids.find('bottleneck', None)
+  cells = grids.cells(experiment, data=data, depths=[21], seeds=[0])
+  with pytest.raises(InputError, match=r'--depths=21: .* 6n \+ 2'):
+    grids.config_of(experiment, data, cells[1])
 
 
 def test_an_unknown_group_is_named():

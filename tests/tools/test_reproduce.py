@@ -3,11 +3,13 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -88,11 +90,44 @@ def test_results_hold_every_cell(grid):
     assert cell['config']['seed'] == cell['seed'] == int(name[-1])
     assert cell['timing']['train_seconds'] > 0
     assert cell['hardware'] and cell['commits']
+    assert cell['timing']['wall_seconds'] > 0
   a, b = (fields['cells'][f'{x}8_seed0'] for x in 'AB')
   assert a['label'] == 'resnet8 A'
   # Two projections and their batch norms.
   added = 16 * 32 + 2 * 32 + 32 * 64 + 2 * 64
   assert b['parameters'] - a['parameters'] == added
+
+
+def test_sizes_are_those_of_the_trained_nets():
+  cell = grids.Cell('B', 8, 0)
+  experiment, data = grids.find('shortcuts', None)
+  with pytest.MonkeyPatch.context() as patch:
+    # Grey images.
+    config = small(None)
+    config.data.name = 'digits'
+    patch.setitem(grids.RECIPES, 'digits', lambda _: config)
+    run = resolve(grids.config_of(experiment, data, cell))
+  assert run.image_shape[-1] == 1
+  params = run.abstract_state().params
+  size = results._size_of(run)
+  assert size['parameters'] == sum(x.size for x in jax.tree.leaves(params))
+
+
+def test_the_command_is_that_of_the_cells():
+  experiment, data = grids.find('degradation', None)
+  grid = {'experiment': 'degradation', 'data': data}
+  tool = 'python -m resnet.tools.reproduce degradation --data=digits'
+  for fields, flags in (
+    ({}, ''),
+    ({'seeds': [0]}, ' --seeds=0'),
+    (
+      {'groups': ['plain'], 'depths': [20, 56]},
+      ' --groups=plain --depths=20,56',
+    ),
+  ):
+    cells = grids.cells(experiment, data=data, **fields)
+    text = results.command_of(experiment, grid, cells)
+    assert text == f'{tool}{flags} --workdir=DIR'
 
 
 def test_the_table_has_mean_and_deviation(grid):
@@ -102,7 +137,7 @@ def test_the_table_has_mean_and_deviation(grid):
   (row,) = [x for x in text.splitlines() if x.startswith('| resnet8 B')]
   expected = f'{np.mean(errors):.2f} ± {np.std(errors, ddof=1):.2f}'
   assert row.startswith(f'| resnet8 B | none | {expected} |')
-  assert '| imagenet2012 | B-34 | 24.52 | He et al. 2016, Table 3' in text
+  assert '| imagenet2012 | B 34 | 24.52 | He et al. 2016, Table 3' in text
 
 
 @pytest.mark.parametrize(
@@ -112,7 +147,7 @@ def test_the_table_has_mean_and_deviation(grid):
     ('cifar10', 'residual', 20, '8.75'),
     ('digits', 'plain', 20, 'about 9.5 (CIFAR-10)'),
     ('cifar10', 'plain', 110, 'over 60'),
-    ('imagenet2012', 'plain', 34, '28.54'),
+    ('imagenet2012', 'plain', 34, '28.54 (ten crops)'),
     ('digits', 'residual', 8, 'none'),
   ],
 )
@@ -128,8 +163,8 @@ def test_what_was_not_run_is_said(tmp_path):
   results.write(str(tmp_path), experiment, grid, cells, {})
   text = (tmp_path / 'results.md').read_text()
   assert (
-    '| plain20 | about 9.5 (CIFAR-10) | not run | not run | not run | 0 |'
-    in text
+    '| plain20 | about 9.5 (CIFAR-10) | not run | not run | not run | not run |'
+    ' not run | 0 of 3 |' in text
   )
   assert len(read(tmp_path)['not_run']) == 6
 
@@ -167,6 +202,51 @@ def test_another_grid_in_the_folder_is_refused(grid, run, capsys, tmp_path):
   assert 'is damaged' in capsys.readouterr().err
 
 
+@pytest.fixture
+def copy(grid, tmp_path):
+  """A copy of the grid to damage."""
+  return pathlib.Path(shutil.copytree(grid, tmp_path / 'copy'))
+
+
+def _killed_before_the_first_line(cell):
+  shutil.rmtree(cell / 'checkpoints')
+  (cell / 'metrics.jsonl').write_text('')
+
+
+def _killed_before_the_last_checkpoint(cell):
+  shutil.rmtree(cell / 'checkpoints' / '16')
+
+
+@pytest.mark.parametrize(
+  'damage', [_killed_before_the_first_line, _killed_before_the_last_checkpoint]
+)
+def test_a_kill_at_a_bad_moment_is_survived(grid, copy, run, damage):
+  damage(copy / 'cells' / 'B8_seed1')
+  (copy / 'cells' / 'B8_seed1' / 'curves.png').unlink()
+  run(*GRID, f'--workdir={copy}')
+  assert read(copy) == read(grid)
+  assert (copy / 'cells' / 'B8_seed1' / 'checkpoints' / '16').is_dir()
+
+
+def test_a_part_of_the_grid_file_is_no_grid(run, tmp_path, monkeypatch):
+  (tmp_path / '.grid.json.abc').write_text('{')
+  monkeypatch.setattr(reproduce.loop, 'train', lambda *_, **__: sys.exit(99))
+  with pytest.raises(SystemExit) as exit_:
+    run(*GRID, f'--workdir={tmp_path}')
+  assert exit_.value.code == 99
+
+
+def test_cells_of_another_recipe_are_refused(copy, run, capsys):
+  path = copy / 'cells' / 'A8_seed1' / 'config.json'
+  path.write_text(
+    path.read_text().replace('"batch_size": 64', '"batch_size": 63')
+  )
+  with pytest.raises(SystemExit) as exit_:
+    run(*GRID, f'--workdir={copy}')
+  assert exit_.value.code == 2
+  assert 'batch_size: 63 there, 64 now' in capsys.readouterr().err
+
+
 def test_wrong_cells_are_found_before_the_first_run(run, capsys, tmp_path):
   with pytest.raises(SystemExit) as exit_:
     run('degradation', '--depths=20,21', f'--workdir={tmp_path / "grid"}')
@@ -182,6 +262,10 @@ def test_responses_are_deviations_of_batch_norms(grid):
     patch.setitem(grids.RECIPES, 'digits', small)
     run = resolve(grids.config_of(experiment, data, cell))
   measured = responses.measure(run, str(grid / 'cells' / cell.name))
+  assert measured['mean_response'] == pytest.approx(
+    np.mean(measured['responses'])
+  )
+  measured = measured['responses']
   assert len(measured) == 7  # All layers but the last.
   # The first, by hand, over all images of the split.
   state = run.abstract_state()

@@ -2,12 +2,14 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from resnet.errors import InputError
-from resnet.training.reference import make_reference, read_reference
+from resnet.training.reference import Reference, make_reference, read_reference
 
 
 def make(values=(1.0, 2.0, 3.0), top1=(0.5, 0.5, 0.5), **config):
@@ -22,13 +24,21 @@ def make(values=(1.0, 2.0, 3.0), top1=(0.5, 0.5, 0.5), **config):
   return make_reference(configs, curves, num_eval_examples=100)
 
 
+def sigma_of(t, num_seeds):
+  """Where a normal distribution has the tail that Student's has at t."""
+  tail = stats.t.sf(abs(t), num_seeds - 1)
+  return math.copysign(stats.norm.isf(tail), t)
+
+
 def test_sigma_is_that_of_a_new_run_against_a_mean_of_three():
   reference = make()
   # The runs have mean 2 and deviation 1; the mean itself is uncertain by a
   # third of that variance.
-  assert reference.sigmas(5, 'train/loss', 4.0) == pytest.approx(
-    2 / math.sqrt(4 / 3)
-  )
+  for value in (4.0, 1.0, -30.0):
+    t = (value - 2) / math.sqrt(4 / 3)
+    assert reference.sigmas(5, 'train/loss', value) == pytest.approx(
+      sigma_of(t, 3)
+    )
   assert reference.sigmas(6, 'train/loss', 4.0) is None
   assert reference.sigmas(5, 'eval/top1', 4.0) is None
   assert reference.sigmas(5, 'train/loss', math.nan) == math.inf
@@ -36,20 +46,37 @@ def test_sigma_is_that_of_a_new_run_against_a_mean_of_three():
 
 def test_an_accuracy_has_a_deviation_of_one_image_at_least():
   sigma = make().sigmas(10, 'eval/top1', 0.46)
-  assert sigma == pytest.approx(-4 / math.sqrt(4 / 3))
+  assert sigma == pytest.approx(sigma_of(-4 / math.sqrt(4 / 3), 3))
+
+
+def test_a_good_run_seldom_leaves_the_band():
+  """As often as a normal value leaves three sigma, for few seeds too."""
+  rng = np.random.default_rng(0)
+  outside, num_trials = 0, 20_000
+  for values in rng.normal(size=(num_trials, 6)):
+    std = float(np.std(values[:5], ddof=1))
+    band = {0: (float(np.mean(values[:5])), std)}
+    reference = Reference(num_seeds=5, config={}, bands={'train/loss': band})
+    outside += bool(reference.warnings(0, 0.0, {'train/loss': values[5]}))
+  # 54 are expected of a binomial with a deviation of 7.
+  assert 0.0027 * num_trials == 54
+  assert 30 < outside < 80
 
 
 def test_leaving_the_band_is_said():
   reference = make()
-  values = {'train/loss': 5.6, 'learning_rate': 1.0}
+  # The 0.135 % quantile of Student's t with two degrees of freedom is 19.2.
+  values = {'train/loss': 2 + 22.5, 'learning_rate': 1.0}
   assert reference.warnings(5, 0.5, values) == [
-    'warning: epoch 0.5: train/loss 5.6000 is 3.1 sigma above reference'
+    'warning: epoch 0.5: train/loss 24.5000 is 3.0 sigma above reference'
     ' (2.0000)'
   ]
-  assert reference.warnings(5, 0.5, {'train/loss': 5.4}) == []
+  assert reference.warnings(5, 0.5, {'train/loss': 2 + 22.0}) == []
   assert reference.warnings(7, 0.7, {'train/loss': 99.0}) == []
-  (line,) = reference.warnings(10, 1.0, {'eval/top1': 0.40})
-  assert 'eval/top1 0.4000 is 8.7 sigma below reference (0.5000)' in line
+  (line,) = reference.warnings(10, 1.0, {'eval/top1': 0.0})
+  assert re.search(
+    r'top1 0\.0000 is 3\.\d sigma below reference \(0\.5000', line
+  )
   (line,) = reference.warnings(5, 0.5, {'train/loss': math.nan})
   assert 'nan is inf sigma above' in line
 
@@ -96,6 +123,9 @@ def test_only_seeds_may_differ():
     lambda fields: fields['bands']['train/loss'].update(std=[0.0, 1.0]),
     lambda fields: fields['bands']['train/loss'].update(mean=[1.0]),
     lambda fields: fields['bands'].update({'train/loss': 3}),
+    lambda fields: fields.update(config=[]),
+    lambda fields: fields['bands']['train/loss'].update(mean=[math.nan, 1.0]),
+    lambda fields: fields['bands']['train/loss'].update(std=[math.inf, 1.0]),
   ],
 )
 def test_a_damaged_file_is_refused(tmp_path, change):
