@@ -212,14 +212,15 @@ EXPERIMENTS: dict[str, Experiment] = {
     budget={'digits': '60 minutes'},
   ),
   'cifar': Experiment(
-    title='Residual nets on CIFAR-10, Table 6',
+    title='Residual nets of CIFAR size over depth',
     groups={'residual': _RESIDUAL},
     depths={
       'cifar10': (20, 32, 44, 56, 110, 1202),
       'digits': (20, 32, 44, 56, 110),
+      'fashion_mnist': (20,),
     },
     paper=_RESIDUAL_ON_CIFAR,
-    budget={'digits': '60 minutes'},
+    budget={'digits': '60 minutes', 'fashion_mnist': '2 hours'},
     num_seeds=1,
   ),
 }
