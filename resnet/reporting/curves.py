@@ -41,7 +41,7 @@ def panels(
     ('Error', 'top1', 'top-1 error, %', error_percent),
   ]
   result = []
-  for title, metric, label, convert in both:
+  for title, metric, y_label, convert in both:
     lines = []
     for i, (history, name) in enumerate(zip(histories, names, strict=True)):
       for split, bold in (('train', False), ('eval', True)):
@@ -52,7 +52,7 @@ def panels(
           figures.Line(label=label, style=i, x=x, y=convert(y), bold=bold)
         )
     result.append(
-      figures.Panel(title=title, x_label=_UPDATES, y_label=label, lines=lines)
+      figures.Panel(title=title, x_label=_UPDATES, y_label=y_label, lines=lines)
     )
   for title, metric, label, y_range in (
     ('Learning rate', 'learning_rate', 'learning rate', None),
