@@ -127,6 +127,7 @@ def _draw_panel(ax: Any, panel: Panel) -> None:
   ax.set_xlabel(panel.x_label)
   ax.set_ylabel(panel.y_label)
   ax.grid(alpha=0.3)
+  ax.xaxis.set_major_locator(ticker.MaxNLocator('auto', integer=True))
   ax.spines[['top', 'right']].set_visible(False)
   if panel.log:
     ax.set_yscale('log')
