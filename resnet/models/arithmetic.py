@@ -94,11 +94,12 @@ class Network:
 def trace(
   name: str, image_size: int, *, channels: int = 3, **overrides: Any
 ) -> Network:
-  """Traces the evaluation of a network on one RGB image.
+  """Traces the evaluation of a network on one image.
 
   Args:
     name: as `create_model` takes it.
     image_size: side of the image, pixels.
+    channels: of the image: 3, or 1 for grey.
     **overrides: of `create_model`.
   """
   model = create_model(name, **overrides)

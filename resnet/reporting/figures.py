@@ -63,7 +63,6 @@ class Panel:
     y_label: at the left.
     lines: in it; without any, the panel says so.
     y_range: lowest and highest value shown; None: of the lines.
-    log: whether y is logarithmic.
   """
 
   title: str
@@ -71,7 +70,6 @@ class Panel:
   y_label: str
   lines: Sequence[Line]
   y_range: tuple[float, float] | None = None
-  log: bool = False
 
 
 def draw(
@@ -129,8 +127,6 @@ def _draw_panel(ax: Any, panel: Panel) -> None:
   ax.grid(alpha=0.3)
   ax.xaxis.set_major_locator(ticker.MaxNLocator('auto', integer=True))
   ax.spines[['top', 'right']].set_visible(False)
-  if panel.log:
-    ax.set_yscale('log')
   for line in panel.lines:
     color, dash = _style(line)
     ax.plot(
@@ -155,7 +151,7 @@ def _draw_panel(ax: Any, panel: Panel) -> None:
     ax.set_ylim(*panel.y_range)
   if not any(np.isfinite(line.y).any() for line in panel.lines):
     ax.text(0.5, 0.5, 'nothing measured', transform=ax.transAxes, ha='center')
-  elif not panel.log:
+  else:
     ax.yaxis.set_major_formatter(ticker.FormatStrFormatter('%g'))
 
 

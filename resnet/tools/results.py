@@ -9,8 +9,6 @@ import re
 import statistics
 from typing import Any
 
-import jax
-
 from resnet.experiment import FREE_FIELDS, Experiment
 from resnet.models import arithmetic
 from resnet.reporting.history import History
@@ -241,10 +239,8 @@ def _size(
     name, image_size, channels=channels, num_classes=num_classes, **overrides
   )
   return {
-    'parameters': sum(leaf.size for leaf in jax.tree.leaves(network.params)),
-    'multiply_adds': sum(
-      cost.conv_multiply_adds for cost in network.costs.values()
-    ),
+    'parameters': network.num_params(),
+    'multiply_adds': network.total.conv_multiply_adds,
   }
 
 
