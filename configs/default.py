@@ -54,6 +54,10 @@ def get_config() -> ConfigDict:
   # Share of the running statistics that one update keeps; None: the network's
   # own, which is 0.9 as in the paper.
   model.bn_momentum = config_dict.placeholder(float)
+  # Convolutions of 1x1 by 'xla' or as a 'matmul'; None: the faster one on the
+  # backend at hand, which is 'matmul' on a CPU only. The sums are the same but
+  # for their order.
+  model.conv_backend = config_dict.placeholder(str)
 
   data = config.data = ConfigDict()
   # 'digits', 'fake', or any TFDS classification set: 'set/config:version'.

@@ -265,6 +265,7 @@ def _model_options(
   shortcut: str | None,
   bn_group_size: int | None,
   bn_momentum: float | None,
+  conv_backend: str | None,
 ) -> dict[str, Any]:
   """Returns the arguments of `create_model`, but for `num_classes`."""
   del num_classes  # The data set has a say in it: see _num_classes.
@@ -278,6 +279,7 @@ def _model_options(
     'shortcut': shortcut,
     'bn_group_size': bn_group_size,
     'bn_momentum': bn_momentum,
+    'conv_backend': conv_backend,
   }
   # None is the network's own; not every network has all of them.
   given = {key: value for key, value in options.items() if value is not None}

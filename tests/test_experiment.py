@@ -99,6 +99,7 @@ OTHER_VALUES = {
   'model.shortcut': 'B',
   'model.bn_group_size': 8,
   'model.bn_momentum': 0.5,
+  'model.conv_backend': 'xla',
   'data.name': 'digits',
   'data.data_dir': '/nowhere',
   'data.train_split': 'test',
@@ -129,6 +130,7 @@ OTHER_VALUES = {
   'loss.label_smoothing': 0.1,
 }
 BESIDES = {
+  'model.conv_backend': {'model__shortcut': 'B'},
   'schedule.name': {'schedule.decay_epochs': ()},
   'data.crop_area': {'data.crop': 'random_resized'},
   'data.crop_aspect': {'data.crop': 'random_resized'},

@@ -13,6 +13,7 @@ _LAYERS = (
   ('resnet.errors',),
   # Leaves: know nothing of each other, but for the chain in a package.
   (
+    'resnet.models.convolution',
     'resnet.models.layers',
     'resnet.models.shortcuts',
     'resnet.models.scan',

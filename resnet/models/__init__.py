@@ -15,6 +15,7 @@ from resnet.models.blocks import (
   PreActBasicBlock,
   PreActBottleneckBlock,
 )
+from resnet.models.convolution import CONV_BACKENDS
 from resnet.models.lecture import LectureResNet
 from resnet.models.resnet import ResNet
 from resnet.models.shortcuts import SHORTCUTS
@@ -186,6 +187,11 @@ def create_model(name: str, **overrides: Any) -> Any:
   if not isinstance(shortcut, str) or shortcut not in SHORTCUTS:
     raise InputError(
       f'model.shortcut={shortcut!r} is none of {", ".join(SHORTCUTS)}.'
+    )
+  backend = getattr(model, 'conv_backend', None)
+  if backend not in (None, *CONV_BACKENDS):
+    raise InputError(
+      f'model.conv_backend={backend!r} is none of {", ".join(CONV_BACKENDS)}.'
     )
   if shortcut == 'none' and getattr(model, 'zero_init_last_scale', False):
     raise InputError(

@@ -14,6 +14,8 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from resnet.models.convolution import matmul_conv
+
 ModuleDef = Callable[..., Any]
 
 # Goyal et al. 2017, section 5.1: a small normal for the last layer.
@@ -32,12 +34,14 @@ def conv(
   name: str,
   groups: int = 1,
   kernel_init: nn.initializers.Initializer = he_normal,
+  backend: str = 'xla',
   dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> nn.Conv:
   """A square convolution without bias, padded by (kernel_size - 1) / 2.
 
   Maps [B, H, W, C] to [B, H / strides, W / strides, filters], in `dtype`. With
-  `groups`, each group of output channels sees its own group of inputs.
+  `groups`, each group of output channels sees its own group of inputs. The
+  `backend` is one of `convolution.CONV_BACKENDS`.
   """
   return nn.Conv(
     filters,
@@ -47,6 +51,7 @@ def conv(
     feature_group_count=groups,
     use_bias=False,
     kernel_init=kernel_init,
+    conv_general_dilated=matmul_conv if backend == 'matmul' else None,
     dtype=dtype,
     name=name,
   )

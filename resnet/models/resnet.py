@@ -8,7 +8,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from resnet.models import layers
+from resnet.models import convolution, layers
 from resnet.models.blocks import PreActBlock
 from resnet.models.scan import scan_blocks
 from resnet.models.shortcuts import SHORTCUTS
@@ -37,6 +37,8 @@ class ResNet(nn.Module):
       the same results, but a key gives other first values.
     bn_group_size: images per group of batch statistics; None: whole batch.
     bn_momentum: share of the running statistics that one step keeps.
+    conv_backend: 'xla' or 'matmul', see `convolution`; None: the faster one on
+      JAX's default backend.
     dtype: of the computation; parameters and statistics are float32, logits
       too, or float64 for float64.
   """
@@ -53,6 +55,7 @@ class ResNet(nn.Module):
   scan_blocks: bool = False
   bn_group_size: int | None = None
   bn_momentum: float = 0.9
+  conv_backend: str | None = None
   dtype: jax.typing.DTypeLike = jnp.float32
 
   def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
@@ -77,7 +80,11 @@ class ResNet(nn.Module):
 
   @nn.compact
   def _forward(self, images: jax.Array, *, train: bool) -> dict[str, jax.Array]:
-    conv = functools.partial(layers.conv, dtype=self.dtype)
+    conv = functools.partial(
+      layers.conv,
+      backend=convolution.choose(self.conv_backend),
+      dtype=self.dtype,
+    )
     norm = functools.partial(
       layers.BatchNorm,
       use_running_average=not train,
