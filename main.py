@@ -1,5 +1,6 @@
 """Trains or evaluates a residual network: python main.py --help"""
 
+import errno
 import os
 import signal
 import sys
@@ -26,13 +27,27 @@ _WORKDIR = flags.DEFINE_string(
   ' Default: runs/<config name>.',
 )
 _MODE = flags.DEFINE_enum(
-  'mode', 'train', ['train', 'eval'], 'Train, or evaluate a checkpoint.'
+  'mode',
+  'train',
+  ['train', 'eval', 'replay'],
+  'Train, evaluate a checkpoint, or look into a step that was not finite.',
 )
 _CHECKPOINT = flags.DEFINE_enum(
   'checkpoint',
   'best',
   ['best', 'latest'],
   'What --mode=eval evaluates; the best is by eval top-1.',
+)
+_ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
+  'allow_config_change',
+  False,
+  'Let a run go on with other values of fields that only say what it logs,'
+  ' keeps and tolerates.',
+)
+_REPLAY_STEP = flags.DEFINE_integer(
+  'replay_step',
+  None,
+  'The step that --mode=replay looks into; default: the last bad one.',
 )
 _REFERENCE = flags.DEFINE_string(
   'reference',
@@ -41,10 +56,14 @@ _REFERENCE = flags.DEFINE_string(
 )
 
 
-def _fail(message: str) -> int:
-  """Says in one line that the input is wrong; returns the exit code."""
+# What a disk says when it is full, over quota, read-only or broken.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
+
+
+def _fail(message: str, code: int = 2) -> int:
+  """Says in one line what is wrong; returns the exit code, 2 for bad input."""
   print('error:', ' '.join(message.split()), file=sys.stderr)
-  return 2
+  return code
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -91,9 +110,11 @@ def main(argv: list[str]) -> int:
     return _fail("--workdir='' is no folder: leave it out, or name one.")
   # Imports that take seconds come after the flags are known to be good.
   from resnet import experiment
-  from resnet.errors import InputError
-  from resnet.training import evaluate, loop
+  from resnet.errors import InputError, RunError
+  from resnet.training import evaluate, replay
+  from resnet.training import run as run_lib
   from resnet.training.reference import read_reference
+  from resnet.training.stop import leave
 
   logging.set_verbosity(logging.ERROR)
   workdir = _default_workdir() if _WORKDIR.value is None else _WORKDIR.value
@@ -101,20 +122,32 @@ def main(argv: list[str]) -> int:
     reference = None
     if _REFERENCE.value is not None:
       reference = read_reference(_REFERENCE.value)
-    if reference and _MODE.value == 'eval':
-      return _fail('--reference is for training: leave it out of --mode=eval.')
+    if reference and _MODE.value != 'train':
+      return _fail(
+        f'--reference is for training: leave it out of --mode={_MODE.value}.'
+      )
     run = experiment.resolve(_CONFIG.value)
     if _MODE.value == 'eval':
       return evaluate.run(run, workdir, _CHECKPOINT.value)
-    return loop.run(run, workdir, _START_TIME, reference)
+    if _MODE.value == 'replay':
+      return replay.run(run, workdir, _REPLAY_STEP.value)
+    return run_lib.run(
+      run,
+      workdir,
+      start_time=_START_TIME,
+      reference=reference,
+      allow_config_change=_ALLOW_CONFIG_CHANGE.value,
+    )
   except InputError as error:
     return _fail(str(error))
-  except Exception:
-    # After a failed save, Orbax's threads would keep the process for ever.
+  # After a failed save, Orbax's threads would keep the process for ever.
+  except RunError as error:
+    leave(_fail(str(error), 1))
+  except Exception as error:
+    if getattr(error, 'errno', None) in _DISK_ERRORS:
+      leave(_fail(str(error), 1))
     traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1)
+    leave(1)
 
 
 if __name__ == '__main__':

@@ -33,6 +33,18 @@ def get_config() -> ConfigDict:
   config.save_every_steps = 1000
   # Latest checkpoints to keep, besides the best by eval top-1.
   config.keep_checkpoints = 3
+  # An update is skipped where loss or gradients are not finite; so many in a
+  # row end the run, and --mode=replay shows why.
+  config.max_bad_steps = 10
+  # Without progress for so many seconds, and 50 steps, the run writes what its
+  # threads do and ends; not while it compiles. None: it may hang for ever.
+  config.watchdog_seconds = 600.0
+  # From SIGTERM or Ctrl-C to the end of the process: the time to save.
+  config.preemption_grace_seconds = 30.0
+  # Share of the moving averages of weights and statistics that an update keeps,
+  # 0.9999 for long runs, less in the first steps; evaluated beside the weights.
+  # None: no averages.
+  config.ema_decay = config_dict.placeholder(float)
 
   model = config.model = ConfigDict()
   # One of resnet.models.list_models().

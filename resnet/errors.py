@@ -1,4 +1,4 @@
-"""The one error that means: the user's input is wrong, not the program."""
+"""The two errors that a user should read: bad input, and a lost machine."""
 
 from collections.abc import Iterable
 import difflib
@@ -9,6 +9,14 @@ class InputError(ValueError):
 
   The message says what is wrong, the value, what was expected, and what to
   type instead.
+  """
+
+
+class RunError(Exception):
+  """The run cannot go on, and its input is not to blame: disk, worker, NaN.
+
+  `main` prints it as one line on stderr and exits with 1. The message says
+  what happened and what to do.
   """
 
 

@@ -26,6 +26,19 @@ FREE_FIELDS = frozenset(
   for field in ('data_dir', 'num_workers', 'num_threads', 'prefetch_batches')
 )
 
+# What a run shows, keeps and tolerates: it may change on demand
+# (--allow_config_change), and the weights are the same as without.
+SAFE_FIELDS = frozenset(
+  (
+    'log_every_steps',
+    'eval_every_epochs',
+    'save_every_steps',
+    'keep_checkpoints',
+    'max_bad_steps',
+    'watchdog_seconds',
+    'preemption_grace_seconds',
+  )
+)
 
 # Steps are int32 on the device; a smaller interval is no use to anybody.
 _LEAST, _MOST = 1e-6, 2**31
@@ -44,6 +57,10 @@ class Experiment:
     eval_every_epochs: epochs from one evaluation to the next.
     save_every_steps: updates from one checkpoint to the next.
     keep_checkpoints: latest ones to keep, besides the best.
+    max_bad_steps: so many skipped updates in a row end the run.
+    watchdog_seconds: a silence longer than this, and than 50 steps, ends it;
+      None: it may hang for ever.
+    preemption_grace_seconds: from a signal to a forced end.
     task: model, optimizer, loss and normalisation.
     image_shape: [H, W, C] of the images that the network sees.
     train_reader: batches of training images.
@@ -59,6 +76,9 @@ class Experiment:
   eval_every_epochs: float
   save_every_steps: int
   keep_checkpoints: int
+  max_bad_steps: int
+  watchdog_seconds: float | None
+  preemption_grace_seconds: float
   task: Task
   image_shape: tuple[int, int, int]
   train_reader: BatchReader
@@ -88,6 +108,7 @@ class Experiment:
       model=self.task.model,
       tx=self.task.tx,
       image_shape=self.image_shape,
+      has_ema=self.task.ema_decay is not None,
     )
 
   def epoch(self, step: int) -> float:
@@ -157,6 +178,7 @@ def resolve(config: Any) -> Experiment:
     std=data.std,
     accumulation_steps=config.accumulation_steps,
     log_every_steps=config.log_every_steps,
+    ema_decay=config.ema_decay,
   )
   reader = functools.partial(
     _create_reader, sharding=sharding, num_classes=num_classes
@@ -170,6 +192,9 @@ def resolve(config: Any) -> Experiment:
     eval_every_epochs=config.eval_every_epochs,
     save_every_steps=config.save_every_steps,
     keep_checkpoints=config.keep_checkpoints,
+    max_bad_steps=config.max_bad_steps,
+    watchdog_seconds=config.watchdog_seconds,
+    preemption_grace_seconds=config.preemption_grace_seconds,
     task=task,
     image_shape=(size, size, data.train.channels),
     train_reader=reader(
@@ -220,11 +245,18 @@ def _check_ranges(config: Any) -> None:
     'eval_every_epochs',
     'save_every_steps',
     'keep_checkpoints',
+    'max_bad_steps',
+    'watchdog_seconds',
+    'preemption_grace_seconds',
   ):
+    if config[name] is None:
+      continue
     if not _LEAST < config[name] < _MOST:
       raise InputError(f'{name}={config[name]} must be positive, below 2**31.')
   if not 0 <= config.seed < 2**32:
     raise InputError(f'seed={config.seed} is not in 0 .. 2**32 - 1.')
+  if config.ema_decay is not None and not 0 < config.ema_decay < 1:
+    raise InputError(f'ema_decay={config.ema_decay} is not between 0 and 1.')
 
 
 def _check_batch_size(config: Any, num_devices: int) -> None:

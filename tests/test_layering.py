@@ -29,6 +29,7 @@ _LAYERS = (
     'resnet.training.metrics',
     'resnet.training.state',
     'resnet.training.sharding',
+    'resnet.training.guards',
     'resnet.training.checkpoint',
     'resnet.training.workdir',
     'resnet.training.writer',
@@ -36,6 +37,8 @@ _LAYERS = (
     'resnet.training.reference',
     'resnet.training.starts',
     'resnet.training.stop',
+    'resnet.training.watchdog',
+    'resnet.training.lock',
   ),
   (
     'resnet.models.resnet',
@@ -59,7 +62,10 @@ _LAYERS = (
   (
     'resnet.training.initialize',
     'resnet.training.evaluate',
+    'resnet.training.bad_steps',
     'resnet.training.loop',
+    'resnet.training.replay',
+    'resnet.training.run',
   ),
   # Nothing imports these two.
   (

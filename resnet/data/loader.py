@@ -98,6 +98,16 @@ class BatchReader:
     except InputError as error:
       return error
 
+  def keys(self, step: int) -> list[str]:
+    """Returns the names of the records of a training batch, not decoded."""
+    start = step * self.batch_size + self.row_start
+    indices = [
+      cast(int, self._order[position])
+      for position in range(start, start + self.row_count)
+    ]
+    records = self.source.read(indices)
+    return list(map(self.source.key, indices, records))
+
   def _example(
     self, position: int, index: int, record: Record
   ) -> tuple[np.ndarray, int]:

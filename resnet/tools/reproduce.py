@@ -26,7 +26,8 @@ from resnet.experiment import FREE_FIELDS, resolve
 from resnet.reporting import figures
 from resnet.reporting.history import read_history
 from resnet.tools import command, grid_figures, grids, responses, results
-from resnet.training import checkpoint, loop
+from resnet.training import checkpoint
+from resnet.training import run as run_lib
 from resnet.training import workdir as workdir_lib
 
 _GRID_FILE = 'grid.json'
@@ -74,7 +75,7 @@ def main(args: argparse.Namespace) -> None:
     print(where, flush=True)
     folder = _folder(args.workdir, cell)
     os.makedirs(os.path.dirname(folder), exist_ok=True)
-    outcome = loop.train(resolve(config), folder, start_time=time.time())
+    outcome = run_lib.train(resolve(config), folder, start_time=time.time())
     if outcome.signal is not None:
       print('Stopped; the same command goes on.')
       sys.exit(128 + outcome.signal)

@@ -1,16 +1,36 @@
-"""Checkpoints of a run: Orbax, asynchronous, the latest few and the best."""
+"""Checkpoints of a run: Orbax, asynchronous, the latest few and the best.
 
+With each state lies a checksum of its arrays, worked out on the devices before
+they are saved and again after they are restored: Orbax itself does not notice a
+flipped byte, nor a missing file of zeros.
+"""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import dataclasses
 import os
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from resnet.errors import InputError
+from resnet.errors import InputError, RunError
+from resnet.training import guards
 from resnet.training.state import TrainState
 
 FOLDER = 'checkpoints'
+# Beside it, so that Orbax does not see it.
+DAMAGED_FOLDER = 'damaged_checkpoints'
+
+
+class SaveError(RunError):
+  """A checkpoint could not be written."""
+
+
+class DamagedError(InputError):
+  """A checkpoint cannot be read, or is not what was saved."""
 
 
 def _top1(metrics: dict[str, Any]) -> float:
@@ -32,8 +52,12 @@ class Checkpoints:
       keep: how many of the latest checkpoints to keep, besides the best by
         'eval/top1'; None opens an existing folder to read only.
     """
-    folder = os.path.join(os.path.abspath(workdir), FOLDER)
-    if keep is None:
+    self._workdir = os.path.abspath(workdir)
+    self._keep = keep
+    self._manager = self._open()
+
+  def _open(self) -> ocp.CheckpointManager:
+    if self._keep is None:
       options = ocp.CheckpointManagerOptions(
         best_fn=_top1, read_only=True, create=False
       )
@@ -42,7 +66,7 @@ class Checkpoints:
         best_fn=_top1,
         preservation_policy=preservation_policy.AnyPreservationPolicy(
           [
-            preservation_policy.LatestN(keep),
+            preservation_policy.LatestN(self._keep),
             preservation_policy.BestN(
               n=1, get_metric_fn=_top1, keep_checkpoints_without_metrics=False
             ),
@@ -50,13 +74,19 @@ class Checkpoints:
         ),
         cleanup_tmp_directories=True,
       )
-    self._manager = ocp.CheckpointManager(
-      folder, options=options, item_handlers=ocp.StandardCheckpointHandler()
+    return ocp.CheckpointManager(
+      os.path.join(self._workdir, FOLDER),
+      options=options,
+      item_handlers=ocp.StandardCheckpointHandler(),
     )
 
   def latest_step(self) -> int | None:
     """Returns the step of the newest checkpoint, None if there is none."""
     return self._manager.latest_step()
+
+  def all_steps(self) -> list[int]:
+    """Returns the steps of all checkpoints, the oldest first."""
+    return sorted(self._manager.all_steps())
 
   def best_step(self) -> int | None:
     """Returns the step of the highest eval top-1, None without evaluation."""
@@ -76,15 +106,70 @@ class Checkpoints:
     Args:
       state: to save, under its own step.
       metrics: of the evaluation at this step, if there was one.
+
+    Raises:
+      RunError: a number is not finite; nothing is written.
+      SaveError: it could not be written, or the one before.
     """
-    self._manager.save(
-      int(state.step), args=ocp.args.StandardSave(state), metrics=metrics
-    )
+    checksum, is_finite = _inspect(state)
+    step = int(state.step)
+    if not is_finite:
+      raise RunError(
+        f'The state after step {step} holds numbers that are not finite: it is'
+        ' not saved, the last good checkpoint stays.'
+      )
+    with self._as_save_error():
+      self._manager.save(
+        step,
+        args=ocp.args.StandardSave(_saved_tree(state, checksum)),
+        metrics=metrics,
+      )
+
+  def save_now(
+    self,
+    state: TrainState,
+    metrics: dict[str, float] | None,
+    error: SaveError,
+    say: Callable[[str], None],
+  ) -> None:
+    """Tries again after `error`, a second time, and waits for the end.
+
+    Raises:
+      SaveError: it failed again; the checkpoints before are as they were.
+    """
+    say(f'warning: {error} Trying again.')
+    # The thread of the failed save would tell its error once more.
+    self._manager = self._open()
+    try:
+      if self.latest_step() != int(state.step):
+        self.save(state, metrics)
+      self.finish(expected_step=int(state.step))
+    except SaveError as again:
+      raise SaveError(
+        f'{again} The newest checkpoint is of step {self.latest_step()}.'
+        ' Mend that, and the same command goes on from there.'
+      ) from again
+
+  @contextlib.contextmanager
+  def _as_save_error(self) -> Iterator[None]:
+    try:
+      yield
+    except Exception as error:  # Whatever Orbax's threads ran into.
+      text = str(error).strip().splitlines()
+      raise SaveError(
+        f'A checkpoint could not be written to {self._manager.directory}:'
+        f' {text[-1][:300] if text else repr(error)}.'
+      ) from error
+
+  def delete(self, step: int) -> None:
+    """Removes a checkpoint, to save another one of this step."""
+    self._manager.delete(step)
 
   def restore(self, step: int, target: TrainState) -> TrainState:
     """Returns the state at `step`, placed as `target` (abstract) says.
 
     Raises:
+      DamagedError: it cannot be read, or is not what was saved.
       InputError: what is stored has not the tree, shapes and dtypes of
         `target`; nothing was read then.
     """
@@ -95,7 +180,9 @@ class Checkpoints:
       raise self._damaged(step, error) from error
     if not stored:
       raise self._damaged(step, 'its metadata are missing')
-    wanted = _describe(target)
+    checksum = jax.ShapeDtypeStruct((), 'uint32', sharding=target.step.sharding)
+    target_tree = _saved_tree(target, checksum)
+    wanted = _describe(target_tree)
     for path in sorted(stored.keys() | wanted.keys()):
       if stored.get(path) != wanted.get(path):
         raise InputError(
@@ -105,36 +192,82 @@ class Checkpoints:
         )
     try:
       restored: Any = self._manager.restore(
-        step, args=ocp.args.StandardRestore(target)
+        step, args=ocp.args.StandardRestore(target_tree)
       )
     except Exception as error:
       raise self._damaged(step, error) from error
-    return restored
+    checksum = restored.pop('checksum')
+    state = TrainState(**{'ema': None, **restored})
+    if _inspect(state)[0] != checksum:
+      raise self._damaged(step, 'its checksum does not fit')
+    return state
 
-  def _damaged(self, step: int, reason: object) -> InputError:
+  def restore_newest(
+    self, target: TrainState, say: Callable[[str], None]
+  ) -> TrainState | None:
+    """Restores the newest checkpoint that is whole; None: there is none.
+
+    Damaged ones are moved to `workdir/damaged_checkpoints`, and `say` tells.
+
+    Raises:
+      InputError: there were checkpoints, but all of them are damaged; or as
+        `restore`.
+    """
+    for step in reversed(self.all_steps()):
+      try:
+        self.metrics(step)
+        return self.restore(step, target)
+      except DamagedError as error:
+        say(f'warning: {error}')
+        self._set_aside(step)
+    damaged = os.path.join(self._workdir, DAMAGED_FOLDER)
+    if os.path.isdir(damaged):
+      raise InputError(
+        f'{self._workdir} has no whole checkpoint left; the damaged ones are in'
+        f' {damaged}. Put a good one into {self._manager.directory}, or begin'
+        ' anew with another --workdir.'
+      )
+    return None
+
+  def _set_aside(self, step: int) -> None:
+    """Moves a damaged checkpoint out of Orbax's sight."""
+    if jax.process_index() == 0:
+      folder = os.path.join(self._workdir, DAMAGED_FOLDER)
+      os.makedirs(folder, exist_ok=True)
+      names = (str(step), *(f'{step}_{i}' for i in range(1, 1000)))
+      free = next(
+        name for name in names if not os.path.lexists(f'{folder}/{name}')
+      )
+      os.rename(self._manager.directory / str(step), f'{folder}/{free}')
+    multihost_utils.sync_global_devices(f'set_aside_{step}')
+    self._manager.reload()
+
+  def _damaged(self, step: int, reason: object) -> DamagedError:
     text = str(reason).splitlines()[0] if str(reason) else repr(reason)
-    return InputError(
-      f'The checkpoint of step {step} in {self._manager.directory} cannot be'
-      f' read ({text[:200]}). Move the folder {step} away, and the run goes on'
-      ' from the one before it.'
+    return DamagedError(
+      f'The checkpoint of step {step} in {self._manager.directory} is damaged'
+      f' ({text[:200]}).'
     )
 
   def check(self) -> None:
-    """Raises what went wrong in a save that has ended; does not wait."""
-    if not self._manager.is_saving_in_progress():
-      # Orbax tells the errors of its last thread only to those who wait.
-      self._manager.wait_until_finished()
-    self._manager.check_for_errors()
+    """Raises SaveError if a save that has ended went wrong; does not wait."""
+    with self._as_save_error():
+      if not self._manager.is_saving_in_progress():
+        # Orbax tells the errors of its last thread only to those who wait.
+        self._manager.wait_until_finished()
+      self._manager.check_for_errors()
 
   def finish(self, expected_step: int) -> None:
     """Waits until all is written.
 
     Raises:
-      RuntimeError: the newest checkpoint is not that of `expected_step`.
+      SaveError: a save failed, or the newest checkpoint is not that of
+        `expected_step`.
     """
-    self._manager.wait_until_finished()
+    with self._as_save_error():
+      self._manager.wait_until_finished()
     if self.latest_step() != expected_step:
-      raise RuntimeError(
+      raise SaveError(
         f'The newest checkpoint is of step {self.latest_step()}, not'
         f' {expected_step}.'
       )
@@ -142,6 +275,23 @@ class Checkpoints:
   def close(self) -> None:
     """Waits for what is being written and lets go of the folder."""
     self._manager.close()
+
+
+@jax.jit
+def _inspect(state: TrainState) -> tuple[jax.Array, jax.Array]:
+  """Returns the checksum of a state, and whether all of it is finite."""
+  return guards.checksum(state), guards.all_finite(state)
+
+
+def _saved_tree(state: TrainState, checksum: Any) -> dict[str, Any]:
+  """What lies on disk: the fields of the state, and its checksum."""
+  tree = {
+    field.name: getattr(state, field.name)
+    for field in dataclasses.fields(state)
+  }
+  if tree['ema'] is None:
+    del tree['ema']
+  return {**tree, 'checksum': checksum}
 
 
 def _describe(tree: Any) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Exact evaluation: every example once, whatever the batch size."""
 
 from collections.abc import Mapping
+import functools
 import math
 from typing import Any
 
@@ -15,15 +16,24 @@ from resnet.training.checkpoint import Checkpoints
 from resnet.training.initialize import open_weights
 from resnet.training.state import TrainState
 from resnet.training.step import JittedSteps, jit_steps
+from resnet.training.stop import StopSignal
+from resnet.training.watchdog import Watchdog
 
 
 def evaluate(
-  experiment: Experiment, steps: JittedSteps, state: TrainState
-) -> dict[str, float]:
-  """Evaluates on the whole evaluation split.
+  experiment: Experiment,
+  steps: JittedSteps,
+  state: TrainState,
+  *,
+  stop: StopSignal | None = None,
+  watchdog: Watchdog | None = None,
+) -> dict[str, float] | None:
+  """Evaluates on the whole evaluation split, the moving averages too.
 
   Returns:
-    'eval/loss', 'eval/top1', 'eval/top5', 'eval/num_examples'.
+    'eval/loss', 'eval/top1', 'eval/top5', 'eval/num_examples', and the first
+    three of 'eval_ema/...' where the state has averages; None where `stop`
+    has received a signal before the end.
 
   Raises:
     RuntimeError: the number of examples counted is not that of the split.
@@ -36,17 +46,34 @@ def evaluate(
     first_step=0,
     num_steps=math.ceil(num_examples / reader.batch_size),
   )
-  sums = jax.device_put(metrics.zeros(), experiment.sharding.replicated)
-  for batch in DeviceLoader(batches, experiment.sharding.batch):
-    sums = steps.evaluate(state.variables, sums, batch)
-  counted = int(sums['num_examples'])
-  if counted != num_examples:
-    raise RuntimeError(
-      f'Evaluated {counted} of the {num_examples} examples of'
-      f' {reader.source.name}/{reader.source.split}.'
-    )
-  result = {f'eval/{k}': v for k, v in metrics.means(sums).items()}
-  return {**result, 'eval/num_examples': counted}
+  variables = {'eval': state.variables}
+  if state.ema is not None:
+    variables['eval_ema'] = state.ema
+  zeros = functools.partial(
+    jax.device_put, device=experiment.sharding.replicated
+  )
+  sums = {name: zeros(metrics.zeros()) for name in variables}
+  if watchdog:
+    watchdog.rest()  # The first batch may be compiled for.
+  for i, batch in enumerate(DeviceLoader(batches, experiment.sharding.batch)):
+    for name, values in variables.items():
+      sums[name] = steps.evaluate(values, sums[name], batch)
+    if watchdog:
+      watchdog.watch(f'evaluation after batch {i + 1}')
+    if stop and stop.received and jax.process_count() == 1:
+      batches.close()
+      return None
+  result = {}
+  for name, total in sums.items():
+    counted = int(total['num_examples'])
+    if counted != num_examples:
+      raise RuntimeError(
+        f'Evaluated {counted} of the {num_examples} examples of'
+        f' {reader.source.name}/{reader.source.split}.'
+      )
+    means = metrics.means(total).items()
+    result |= {f'{name}/{key}': value for key, value in means}
+  return {**result, 'eval/num_examples': num_examples}
 
 
 def run(experiment: Experiment, workdir: str, which: str) -> int:
@@ -76,7 +103,9 @@ def run(experiment: Experiment, workdir: str, which: str) -> int:
   else:
     step, state, experiment = _restore(experiment, workdir, saved, which)
   steps = jit_steps(experiment.task, experiment.sharding)
-  print(describe(step, evaluate(experiment, steps, state)))
+  values = evaluate(experiment, steps, state)
+  assert values is not None  # Nothing stops it.
+  print(describe(step, values))
   return 0
 
 
@@ -110,8 +139,14 @@ def _initial_state(experiment: Experiment) -> tuple[TrainState, Experiment]:
 
 def describe(step: int, values: Mapping[str, float]) -> str:
   """Returns an evaluation as one line."""
+  ema = ''
+  if 'eval_ema/top1' in values:
+    ema = (
+      f'  ema top1 {values["eval_ema/top1"]:.4f}'
+      f'  ema loss {values["eval_ema/loss"]:.4f}'
+    )
   return (
     f'eval at step {step}: top1 {values["eval/top1"]:.4f}'
-    f'  top5 {values["eval/top5"]:.4f}  loss {values["eval/loss"]:.4f}'
+    f'  top5 {values["eval/top5"]:.4f}  loss {values["eval/loss"]:.4f}{ema}'
     f'  ({values["eval/num_examples"]:,.0f} images)'
   )

@@ -40,12 +40,13 @@ class InitialWeights:
     def place(new: Any, old: jax.Array) -> jax.Array:
       return jax.device_put(new, old.sharding)
 
-    return state.replace(
+    state = state.replace(
       params=jax.tree.map(place, params, dict(state.params)),
       batch_stats=jax.tree.map(
         place, variables['batch_stats'], dict(state.batch_stats)
       ),
     )
+    return state.with_new_ema()
 
   def describe(self) -> str:
     """Returns a line that says where the weights are from."""

@@ -1,6 +1,7 @@
 """Metrics as sums on the device, so that any split of the images adds up."""
 
 from collections.abc import Mapping
+import math
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +60,12 @@ def add(sums: Sums, more: Sums) -> Sums:
 
 
 def means(sums: Mapping[str, jax.Array | np.ndarray]) -> dict[str, float]:
-  """Reads sums from the device; returns mean loss, top1, top5 (0 to 1)."""
+  """Reads sums from the device; returns mean loss, top1, top5 (0 to 1).
+
+  Over no images, where all updates of an interval were skipped: NaN.
+  """
   host = {name: float(value) for name, value in sums.items()}
   count = host.pop('num_examples')
-  return {name: value / count for name, value in host.items()}
+  return {
+    name: value / count if count else math.nan for name, value in host.items()
+  }

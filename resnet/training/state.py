@@ -22,6 +22,11 @@ class TrainState(struct.PyTreeNode):
     sums: training metrics since the last log line (see `training.metrics`);
       part of the state so that a resumed run writes the lines it would have
       written.
+    skipped_steps: updates that were left out, because loss or gradients were
+      not finite, int32 scalar.
+    skipped_in_row: of these, those since the last good one.
+    ema: exponential moving averages of 'params' and 'batch_stats'; None where
+      none are kept.
   """
 
   step: jax.Array
@@ -29,11 +34,21 @@ class TrainState(struct.PyTreeNode):
   batch_stats: Any
   opt_state: optax.OptState
   sums: metrics.Sums
+  skipped_steps: jax.Array
+  skipped_in_row: jax.Array
+  ema: Any = None
 
   @property
   def variables(self) -> dict[str, Any]:
     """What `model.apply` takes."""
     return {'params': self.params, 'batch_stats': self.batch_stats}
+
+  def with_new_ema(self) -> 'TrainState':
+    """Returns this state with averages that begin at its own values."""
+    if self.ema is None:
+      return self
+    # Copies: the step donates the state, and no buffer may be given twice.
+    return self.replace(ema=jax.tree.map(jnp.copy, self.variables))
 
 
 def create_state(
@@ -42,14 +57,19 @@ def create_state(
   model: nn.Module,
   tx: optax.GradientTransformation,
   image_shape: tuple[int, ...],
+  has_ema: bool = False,
 ) -> TrainState:
   """Initialises the network for images [H, W, C] and the optimizer."""
   images = jnp.zeros((1, *image_shape), jnp.float32)
   variables = model.init(key, images, train=False)
-  return TrainState(
+  state = TrainState(
     step=jnp.zeros((), jnp.int32),
     params=variables['params'],
     batch_stats=variables.get('batch_stats', {}),
     opt_state=tx.init(variables['params']),
     sums=metrics.zeros(),
+    skipped_steps=jnp.zeros((), jnp.int32),
+    skipped_in_row=jnp.zeros((), jnp.int32),
+    ema={} if has_ema else None,
   )
+  return state.with_new_ema()

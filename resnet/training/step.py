@@ -11,7 +11,7 @@ from jax import lax
 import jax.numpy as jnp
 import optax
 
-from resnet.training import losses, metrics
+from resnet.training import guards, losses, metrics
 from resnet.training.sharding import DataSharding
 from resnet.training.state import TrainState
 
@@ -33,6 +33,8 @@ class Task:
     accumulation_steps: parts in which a batch is worked off, one after the
       other, to save memory.
     log_every_steps: metrics are summed over so many steps.
+    ema_decay: share of the moving averages that an update keeps; None: none
+      are kept.
   """
 
   model: nn.Module
@@ -43,6 +45,7 @@ class Task:
   std: tuple[float, ...]
   accumulation_steps: int
   log_every_steps: int
+  ema_decay: float | None = None
 
   def normalize(self, images: jax.Array) -> jax.Array:
     """uint8 [B, H, W, C] -> (images - mean) / std, float32."""
@@ -57,40 +60,71 @@ class Task:
 def train_step(
   state: TrainState, batch: Batch, *, task: Task
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """One update.
+  """One update, left out where the loss or a gradient is not finite.
 
   Returns:
     The new state, and metrics as scalars on the device: the sums since the
-    last log line (see `training.metrics`) and 'learning_rate'.
+    last log line (see `training.metrics`), 'learning_rate', 'skipped_steps'
+    and 'skipped_in_row'.
   """
   parts = _split_batch(batch, task)
   if task.accumulation_steps == 1:
-    grads, batch_stats, sums = _gradients(state, parts, task=task)
+    grads, batch_stats, sums = gradients(state, parts, task=task)
   else:
     # Each part starts from the same statistics: the mean over parts of the
     # updated ones is what the whole batch would have given.
-    results = functools.partial(_gradients, state, task=task)
+    results = functools.partial(gradients, state, task=task)
     grads, batch_stats, sums = _mean_over_parts(results, parts)
     sums = jax.tree.map(lambda x: x * task.accumulation_steps, sums)
+  is_good = guards.all_finite((grads, batch_stats, sums['loss']))
   updates, opt_state = task.tx.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  choose = functools.partial(guards.choose, is_good)
   starts_interval = state.step % task.log_every_steps == 0
   sums = jax.tree.map(
     lambda old, new: jnp.where(starts_interval, new, old + new),
     state.sums,
-    sums,
+    choose(sums, metrics.zeros()),
   )
   new_state = TrainState(
     step=state.step + 1,
-    params=optax.apply_updates(state.params, updates),
-    batch_stats=batch_stats,
-    opt_state=opt_state,
+    params=choose(params, state.params),
+    batch_stats=choose(batch_stats, state.batch_stats),
+    opt_state=choose(opt_state, state.opt_state),
     sums=sums,
+    skipped_steps=state.skipped_steps + jnp.where(is_good, 0, 1),
+    skipped_in_row=jnp.where(is_good, 0, state.skipped_in_row + 1),
+    ema=state.ema,
   )
-  learning_rate = jnp.asarray(task.schedule(state.step), jnp.float32)
-  return new_state, {**sums, 'learning_rate': learning_rate}
+  new_state = _update_ema(new_state, task)
+  return new_state, {
+    **sums,
+    'learning_rate': jnp.asarray(task.schedule(state.step), jnp.float32),
+    'skipped_steps': new_state.skipped_steps,
+    'skipped_in_row': new_state.skipped_in_row,
+  }
 
 
-def _gradients(
+def _update_ema(state: TrainState, task: Task) -> TrainState:
+  """Moves the averages towards the weights, faster at first.
+
+    ema = d * ema + (1 - d) * value,  d = min(decay, (1 + step) / (10 + step))
+
+  so that the first, random weights are soon forgotten.
+  """
+  if task.ema_decay is None:
+    return state
+  step = state.step.astype(jnp.float32)
+  decay = jnp.minimum(task.ema_decay, (1.0 + step) / (10.0 + step))
+  ema = jax.tree.map(
+    lambda mean, value: decay * mean + (1.0 - decay) * value,
+    state.ema,
+    state.variables,
+  )
+  return state.replace(ema=ema)
+
+
+def gradients(
   state: TrainState, batch: Batch, *, task: Task
 ) -> tuple[Any, Any, metrics.Sums]:
   """Returns gradients of the mean loss, new batch_stats, sums of metrics."""

@@ -56,24 +56,45 @@ def check_same_config(
   saved: Mapping[str, Any],
   config: Mapping[str, Any],
   *,
-  ignore: Collection[str],
-) -> None:
+  ignore: Collection[str] = (),
+  safe: Collection[str] = (),
+  allow_change: bool = False,
+) -> list[str]:
   """Compares two configs by field.
 
+  Args:
+    workdir: of the saved one.
+    saved: the config of a run.
+    config: that it is to go on with.
+    ignore: fields that do not matter.
+    safe: fields that may change on demand: the run remains the same one.
+    allow_change: the demand.
+
+  Returns:
+    The differences that are allowed, to be shown.
+
   Raises:
-    InputError: they differ outside of `ignore`; the message shows where.
+    InputError: there are others; the message shows where.
   """
-  fields = sorted(saved.keys() | config.keys())
+  fields = [
+    field
+    for field in sorted(saved.keys() | config.keys())
+    if field not in ignore and saved.get(field) != config.get(field)
+  ]
   differences = [
     f'{field}: {saved.get(field)!r} there, {config.get(field)!r} now'
     for field in fields
-    if field not in ignore and saved.get(field) != config.get(field)
   ]
-  if differences:
-    raise InputError(
-      f'{workdir} holds a run of another config ({"; ".join(differences)}).'
-      ' Give the old values, or another --workdir.'
-    )
+  may_change = all(field in safe for field in fields)
+  if not differences or (may_change and allow_change):
+    return differences
+  remedy = 'Give the old values, or another --workdir'
+  if may_change:
+    remedy += '; --allow_config_change lets the run go on with the new ones'
+  raise InputError(
+    f'{workdir} holds a run of another config ({"; ".join(differences)}).'
+    f' {remedy}.'
+  )
 
 
 def check_writable(folder: str) -> None:
@@ -91,19 +112,31 @@ def check_writable(folder: str) -> None:
     raise InputError(f'{folder} cannot be written: {error.strerror}.') from None
 
 
-def create(
+def make(workdir: str) -> None:
+  """Makes the folder if need be.
+
+  Raises:
+    InputError: it cannot be made.
+  """
+  try:
+    os.makedirs(workdir, exist_ok=True)
+  except OSError as error:
+    raise InputError(
+      f'--workdir={workdir} cannot be made: {error.strerror}.'
+    ) from None
+
+
+def write_config(
   workdir: str, config: Mapping[str, Any], derived: Mapping[str, Any]
 ) -> None:
-  """Makes the folder and writes its config.
+  """Writes what `read_config` reads.
 
   Raises:
     InputError: it cannot be written.
   """
   text = json.dumps({'config': config, 'derived': derived}, indent=2) + '\n'
+  path = os.path.join(workdir, CONFIG_FILE)
   try:
-    os.makedirs(workdir, exist_ok=True)
-    write_atomically(os.path.join(workdir, CONFIG_FILE), text)
+    write_atomically(path, text)
   except OSError as error:
-    raise InputError(
-      f'--workdir={workdir} cannot be written: {error.strerror}.'
-    ) from None
+    raise InputError(f'{path} cannot be written: {error.strerror}.') from None

@@ -1,71 +1,124 @@
 """What a run writes and shows: metrics.jsonl, TensorBoard, progress."""
 
 from collections.abc import Mapping
+import contextlib
+import errno
+import itertools
 import json
 import math
 import os
 import sys
-from typing import TextIO
+from typing import Any, TextIO
 
 import tensorboardX
 import tqdm
 
-from resnet.errors import InputError
+from resnet.errors import InputError, RunError
 from resnet.training.workdir import METRICS_FILE, write_atomically
 
 
-class MetricsWriter:
-  """Appends to `metrics.jsonl` and to TensorBoard event files in a workdir.
+class JsonLines:
+  """A file of JSON objects, a line each, that never ends in half a line.
 
-  A line is a JSON object with 'step' and 'epoch'; a value that is not finite
-  is null. A run that goes on from step s first drops the lines after s, so
-  that no line stands twice, and half a line that a kill may have left.
+  Each line has 'step'. A run that goes on from step s first drops the lines
+  after s, so that no line stands twice, and half a line that a kill may have
+  left.
   """
 
-  def __init__(self, workdir: str, *, first_step: int):
-    path = os.path.join(workdir, METRICS_FILE)
-    _drop_lines_after(path, first_step)
-    self._file = open(path, 'a')  # noqa: SIM115 (until `close`)
-    self._events = tensorboardX.SummaryWriter(
-      workdir, purge_step=first_step + 1 if first_step else None
-    )
+  def __init__(self, path: str, *, first_step: int):
+    self.path = path
+    self.kept = _drop_lines_after(path, first_step)
+    self._file = open(path, 'ab', buffering=0)  # noqa: SIM115 (until `close`)
 
-  def write(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
-    """Writes one line."""
-    line = {'step': step, 'epoch': round(epoch, 6)}
-    for name, value in values.items():
-      line[name] = value if math.isfinite(value) else None
-      self._events.add_scalar(name, value, step)
-    self._file.write(json.dumps(line) + '\n')
-    self._file.flush()
+  def write(self, line: Mapping[str, Any]) -> None:
+    """Appends a line.
+
+    Raises:
+      RunError: it cannot be written; then the file is as it was before.
+    """
+    size = os.fstat(self._file.fileno()).st_size
+    data = (json.dumps(line) + '\n').encode()
+    try:
+      written = self._file.write(data)
+      if written != len(data):  # So much room was left; no more.
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+      with contextlib.suppress(OSError):
+        os.ftruncate(self._file.fileno(), size)
+      raise RunError(
+        f'{self.path} cannot be written: {error.strerror}. Mend that, and the'
+        ' same command goes on from the newest checkpoint.'
+      ) from error
 
   def sync(self) -> None:
     """Returns when all lines are on disk."""
     os.fsync(self._file.fileno())
 
   def close(self) -> None:
-    self.sync()
     self._file.close()
+
+
+class MetricsWriter:
+  """Appends to `metrics.jsonl` and to TensorBoard event files in a workdir.
+
+  A line is a JSON object with 'step' and 'epoch'; a value that is not finite
+  is null.
+  """
+
+  def __init__(self, workdir: str, *, first_step: int):
+    path = os.path.join(workdir, METRICS_FILE)
+    self._lines = JsonLines(path, first_step=first_step)
+    self._events = tensorboardX.SummaryWriter(
+      workdir, purge_step=first_step + 1 if first_step else None
+    )
+
+  def has_evaluation(self, step: int) -> bool:
+    """Whether an evaluation at `step` was there when the file was opened."""
+    return any(
+      line['step'] == step and 'eval/loss' in line for line in self._lines.kept
+    )
+
+  def write(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
+    """Writes one line; RunError: it cannot be written."""
+    line = {'step': step, 'epoch': round(epoch, 6)}
+    for name, value in values.items():
+      line[name] = value if math.isfinite(value) else None
+    # First the file that says when it is full.
+    self._lines.write(line)
+    for name, value in values.items():
+      self._events.add_scalar(name, value, step)
+
+  def sync(self) -> None:
+    """Returns when all lines are on disk."""
+    self._lines.sync()
+
+  def close(self) -> None:
+    self.sync()
+    self._lines.close()
     self._events.close()
 
 
-def _drop_lines_after(path: str, step: int) -> None:
+def _drop_lines_after(path: str, step: int) -> list[dict[str, Any]]:
+  """Returns the lines that stay."""
   try:
     with open(path) as file:
       lines = file.readlines()
   except FileNotFoundError:
-    return
+    return []
   except (OSError, UnicodeDecodeError) as error:
     raise InputError(f'{path} cannot be read: {error}.') from None
   whole = [line for line in lines if line.endswith('\n')]
   try:
-    kept = [line for line in whole if json.loads(line)['step'] <= step]
+    parsed = [json.loads(line) for line in whole]
+    kept = [line['step'] <= step for line in parsed]
   except (ValueError, KeyError, TypeError):
     raise InputError(
       f'{path} has a line that this program did not write: mend or move it.'
     ) from None
-  if kept != lines:
-    write_atomically(path, ''.join(kept))
+  text = list(itertools.compress(whole, kept))
+  if text != lines:
+    write_atomically(path, ''.join(text))
+  return list(itertools.compress(parsed, kept))
 
 
 class Progress:

@@ -13,7 +13,8 @@ from configs import fake
 from resnet import experiment
 from resnet.errors import InputError
 from resnet.models import weights
-from resnet.training import evaluate, loop
+from resnet.training import evaluate
+from resnet.training import run as run_lib
 from resnet.training.checkpoint import Checkpoints
 from resnet.training.initialize import open_weights
 
@@ -43,7 +44,7 @@ def first(tmp_path_factory, data_dir):
   del data_dir
   workdir = str(tmp_path_factory.mktemp('first'))
   run = resolve()
-  loop.train(run, workdir, start_time=0.0)
+  run_lib.train(run, workdir, start_time=0.0)
   checkpoints = Checkpoints(workdir)
   state = checkpoints.restore(checkpoints.best_step(), run.abstract_state())
   return workdir, jax.device_get(state)
@@ -119,7 +120,7 @@ def test_images_are_normalised_as_the_weights_are_used_to(file):
 def test_a_run_says_and_keeps_where_it_begins(file, tmp_path, capsys):
   workdir = str(tmp_path / 'run')
   changes = {'init_from': file, 'schedule__learning_rate': 1e-6}
-  outcome = loop.train(resolve(**changes), workdir, start_time=0.0)
+  outcome = run_lib.train(resolve(**changes), workdir, start_time=0.0)
   assert f'Weights from {file}' in capsys.readouterr().out
   saved = json.loads((pathlib.Path(workdir) / 'config.json').read_text())
   assert saved['config']['init_from'] == file
@@ -134,15 +135,15 @@ def test_a_checkpoint_in_the_workdir_goes_before_the_weights(
   source.write_bytes(pathlib.Path(file).read_bytes())
   workdir = str(tmp_path / 'run')
   changes = {'init_from': str(source)}
-  whole = loop.train(resolve(**changes), workdir, start_time=0.0)
+  whole = run_lib.train(resolve(**changes), workdir, start_time=0.0)
   newest = pathlib.Path(workdir) / 'checkpoints' / str(NUM_STEPS)
   source.unlink()
-  again = loop.train(resolve(**changes), workdir, start_time=0.0)
+  again = run_lib.train(resolve(**changes), workdir, start_time=0.0)
   assert again.was_complete
   # One step back: the run goes on from the checkpoint, not from the weights.
   shutil.rmtree(newest)
   capsys.readouterr()
-  resumed = loop.train(resolve(**changes), workdir, start_time=0.0)
+  resumed = run_lib.train(resolve(**changes), workdir, start_time=0.0)
   out = capsys.readouterr().out
   assert 'Continuing' in out
   assert 'Weights from' not in out
@@ -185,7 +186,7 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_written(
   workdir = tmp_path / 'run'
   run = resolve(**{'init_from': file, **changes})
   with pytest.raises(InputError, match=message):
-    loop.train(run, str(workdir), start_time=0.0)
+    run_lib.train(run, str(workdir), start_time=0.0)
   assert not workdir.exists()
 
 

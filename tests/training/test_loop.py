@@ -15,6 +15,7 @@ from resnet import experiment
 from resnet.data.loader import DeviceLoader
 from resnet.errors import InputError
 from resnet.training import evaluate, loop
+from resnet.training import run as run_lib
 from resnet.training.checkpoint import Checkpoints
 
 NUM_STEPS = 16
@@ -32,7 +33,7 @@ def resolve(**changes):
 
 
 def train(workdir, **changes):
-  return loop.train(resolve(**changes), str(workdir), start_time=0.0)
+  return run_lib.train(resolve(**changes), str(workdir), start_time=0.0)
 
 
 def lines(workdir):
@@ -204,7 +205,7 @@ def test_the_best_checkpoint_and_the_last_ones_are_kept(tmp_path, monkeypatch):
   monkeypatch.setattr(
     loop,
     'evaluate',
-    lambda *_: {
+    lambda *_, **__: {
       'eval/loss': 0.0,
       'eval/top1': next(top1),
       'eval/top5': 1.0,
@@ -235,7 +236,7 @@ def test_a_broken_record_stops_before_anything_is_written(
 
   monkeypatch.setattr(type(run.eval_reader.source.records), '_record', broken)
   with pytest.raises(InputError, match='record 9 of fake/'):
-    loop.train(run, str(tmp_path / 'run'), start_time=0.0)
+    run_lib.train(run, str(tmp_path / 'run'), start_time=0.0)
   assert not (tmp_path / 'run').exists()
 
 

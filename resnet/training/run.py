@@ -1,0 +1,271 @@
+"""A run from its command to its end: begin or continue, train, tell.
+
+The state is that of the newest whole checkpoint in the workdir; without one,
+of `init_from`; without that, random.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import time
+
+import jax
+
+from resnet.data.loader import DeviceLoader, read_ahead
+from resnet.errors import InputError
+from resnet.experiment import FREE_FIELDS, SAFE_FIELDS, Experiment
+from resnet.training import workdir as workdir_lib
+from resnet.training.checkpoint import FOLDER, Checkpoints
+from resnet.training.initialize import InitialWeights, open_weights
+from resnet.training.lock import Lock
+from resnet.training.loop import Loop, Outcome
+from resnet.training.reference import Reference
+from resnet.training.starts import record_end, record_start
+from resnet.training.state import TrainState
+from resnet.training.stop import StopSignal
+
+
+def run(
+  experiment: Experiment,
+  workdir: str,
+  *,
+  start_time: float,
+  reference: Reference | None = None,
+  allow_config_change: bool = False,
+) -> int:
+  """Trains, prints how it ended, returns the exit code; see `train`."""
+  outcome = train(
+    experiment,
+    workdir,
+    start_time=start_time,
+    reference=reference,
+    allow_config_change=allow_config_change,
+  )
+  num_steps = experiment.length.num_steps
+  if outcome.signal is not None:
+    saved = 'it is saved' if outcome.step else 'there was nothing to save'
+    print(
+      f'Stopped by {signal.Signals(outcome.signal).name} after step'
+      f' {outcome.step} of {num_steps}; {saved}. The same command goes on.'
+    )
+    return 128 + outcome.signal
+  if outcome.was_complete:
+    print(f'The run in {workdir} is complete: nothing to do.')
+  table = {'steps': f'{num_steps:,}'}
+  if outcome.metrics:
+    table |= {
+      'eval top-1': f'{outcome.metrics["eval/top1"]:.4f}',
+      'eval top-5': f'{outcome.metrics["eval/top5"]:.4f}',
+      'eval loss': f'{outcome.metrics["eval/loss"]:.4f}',
+    }
+  if outcome.images_per_second:
+    table['images/s'] = f'{outcome.images_per_second:,.0f}'
+  if not outcome.was_complete:
+    table['wall time'] = f'{time.time() - start_time:.1f} s'
+  table['files'] = workdir
+  width = max(map(len, table))
+  print(
+    *(f'  {name:<{width}}  {text}' for name, text in table.items()), sep='\n'
+  )
+  return 0
+
+
+def train(
+  experiment: Experiment,
+  workdir: str,
+  *,
+  start_time: float,
+  reference: Reference | None = None,
+  allow_config_change: bool = False,
+) -> Outcome:
+  """Trains in `workdir`, from its newest checkpoint if it has one.
+
+  Args:
+    experiment: the run.
+    workdir: is made if need be; nothing is written before the first batches
+      of both splits were read and found good.
+    start_time: time.time() at which the program began.
+    reference: where the run leaves its band, a warning is shown.
+    allow_config_change: a run that is there may go on with other values of
+      the fields in SAFE_FIELDS.
+
+  Raises:
+    InputError: the workdir is of another config, is in use or cannot be
+      written, or a record is broken.
+    RunError: the run could not go on: disk, workers, numbers.
+  """
+  with (
+    StopSignal(grace_seconds=experiment.preemption_grace_seconds) as stop,
+    contextlib.ExitStack() as cleanup,
+  ):
+    saved, experiment, changed = _check_workdir(
+      experiment, workdir, allow_config_change
+    )
+    checkpoints, state, initial = None, None, None
+    if saved:
+      if outcome := _complete(experiment, workdir):
+        return outcome
+      checkpoints = _open(experiment, workdir, cleanup)
+      with stop.at_once():
+        state = checkpoints.restore_newest(experiment.abstract_state(), print)
+    if experiment.init_from is not None and state is None:
+      initial, experiment = open_weights(experiment)
+    first_step = 0 if state is None else int(state.step)
+    batches = _start_reading(experiment, first_step)
+    cleanup.callback(batches.close)
+    if stop.received:
+      return Outcome(step=first_step, metrics=None, signal=stop.received)
+    if checkpoints is None:
+      workdir_lib.make(workdir)
+      checkpoints = _open(experiment, workdir, cleanup)
+    if changed or not saved:
+      workdir_lib.write_config(workdir, experiment.config, experiment.derived())
+    if state is None:
+      with stop.at_once():
+        state = _first_state(experiment, initial)
+    loop = Loop(experiment, workdir, checkpoints, first_step, reference, stop)
+    cleanup.callback(loop.close)
+    for line in (
+      _describe(experiment, first_step),
+      *changed,
+      initial and initial.describe(),
+      reference and reference.describe(experiment.config),
+    ):
+      if line:
+        loop.progress.say(line)
+    _record_start(experiment, workdir, first_step)
+    outcome = loop.run(state, batches, start_time)
+  if jax.process_index() == 0:
+    record_end(workdir, step=outcome.step)
+  if outcome.step == experiment.length.num_steps:
+    _draw_curves(workdir)
+  return outcome
+
+
+def _open(
+  experiment: Experiment, workdir: str, cleanup: contextlib.ExitStack
+) -> Checkpoints:
+  """Takes the workdir for this process; opens its checkpoints to write."""
+  if jax.process_index() == 0:
+    cleanup.callback(Lock(workdir).close)
+  checkpoints = Checkpoints(workdir, keep=experiment.keep_checkpoints)
+  cleanup.callback(checkpoints.close)
+  return checkpoints
+
+
+def _complete(experiment: Experiment, workdir: str) -> Outcome | None:
+  """Returns how a run ended before; None: there is something left to do."""
+  if not os.path.isdir(os.path.join(workdir, FOLDER)):
+    return None
+  checkpoints = Checkpoints(workdir)
+  step = checkpoints.latest_step()
+  if step is None or step < experiment.length.num_steps:
+    return None
+  _draw_curves(workdir)
+  return Outcome(
+    step=step, metrics=checkpoints.metrics(step), was_complete=True
+  )
+
+
+def _start_reading(experiment: Experiment, first_step: int) -> DeviceLoader:
+  """Reads the first batches of both splits, and ahead for training.
+
+  Raises:
+    InputError: a record is broken.
+  """
+  batches = DeviceLoader(
+    read_ahead(
+      experiment.train_reader,
+      experiment.loader,
+      first_step=first_step,
+      num_steps=experiment.length.num_steps,
+    ),
+    experiment.sharding.batch,
+  )
+  first_eval_batch = experiment.eval_reader(0)
+  if isinstance(first_eval_batch, InputError):
+    raise first_eval_batch
+  batches.start()
+  return batches
+
+
+def _first_state(
+  experiment: Experiment, initial: InitialWeights | None
+) -> TrainState:
+  state = experiment.create_state()
+  return initial.apply(state) if initial else state
+
+
+def _record_start(
+  experiment: Experiment, workdir: str, first_step: int
+) -> None:
+  if jax.process_index() == 0:
+    devices = experiment.sharding.mesh.devices.flatten().tolist()
+    record_start(workdir, step=first_step, devices=devices)
+
+
+def _draw_curves(workdir: str) -> None:
+  """Draws the curves, if a kill after the last step has not let them be."""
+  # Not at the top: a run need not wait for matplotlib to begin.
+  from resnet.reporting import curves
+
+  exists = os.path.exists(os.path.join(workdir, curves.CURVES_FILE))
+  if not exists and jax.process_index() == 0:
+    try:
+      curves.save_curves(workdir)
+    except OSError as error:  # A picture is no reason to fail a finished run.
+      print(f'No {curves.CURVES_FILE}: {error}', file=sys.stderr)
+
+
+def _check_workdir(
+  experiment: Experiment, workdir: str, allow_config_change: bool
+) -> tuple[bool, Experiment, list[str]]:
+  """Returns whether a run was begun in `workdir`; it must be this one.
+
+  And the experiment, with the statistics of that run where it began with the
+  weights of another, whose source may be gone by now; and the changes of its
+  config, which must be allowed.
+  """
+  saved = workdir_lib.read_config(workdir)
+  changed = []
+  if saved is None:
+    if os.path.isdir(os.path.join(workdir, FOLDER)):
+      raise InputError(
+        f'{workdir} has checkpoints but no config.json, so nobody can tell of'
+        ' what run they are: give another --workdir.'
+      )
+  else:
+    if experiment.init_from is not None:
+      experiment = experiment.with_statistics_of(saved['derived'])
+    changed = workdir_lib.check_same_config(
+      workdir,
+      saved['config'],
+      experiment.config,
+      ignore=FREE_FIELDS,
+      safe=SAFE_FIELDS,
+      allow_change=allow_config_change,
+    )
+    # The data may have been prepared anew since, under the same name.
+    workdir_lib.check_same_config(
+      workdir, saved['derived'], experiment.derived()
+    )
+  for folder in (workdir, os.path.join(workdir, FOLDER)):
+    workdir_lib.check_writable(folder)
+  return saved is not None, experiment, changed
+
+
+def _describe(experiment: Experiment, first_step: int) -> str:
+  model = experiment.config['model.name']
+  train, eval_ = (
+    reader.source
+    for reader in (experiment.train_reader, experiment.eval_reader)
+  )
+  devices = experiment.sharding.mesh.devices.flat
+  return (
+    f'{"Continuing" if first_step else "Training"} {model} on {train.name}'
+    f' ({len(train):,} {train.split}, {len(eval_):,} {eval_.split} images),'
+    f' steps {first_step + 1} to {experiment.length.num_steps},'
+    f' batch {experiment.length.batch_size},'
+    f' {len(devices)} x {devices[0].device_kind}'
+  )
