@@ -19,6 +19,7 @@ _LAYERS = (
     'resnet.models.scan',
     'resnet.models.blocks',
     'resnet.models.lecture',
+    'resnet.data.images',
     'resnet.data.transforms',
     'resnet.data.datasets',
     'resnet.data.digits',

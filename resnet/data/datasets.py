@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import constants, read_only_builder
 
-from resnet.data.transforms import decode_image
+from resnet.data.images import decode_image
 from resnet.errors import InputError, nearest
 
 Record = Mapping[str, Any]
