@@ -42,7 +42,7 @@ _REFERENCE = flags.DEFINE_string(
 
 
 def _fail(message: str) -> int:
-  """Says in one line that the input is wrong; returns the exit code."""
+  """Says in one line what is wrong; returns the exit code of wrong input."""
   print('error:', ' '.join(message.split()), file=sys.stderr)
   return 2
 
@@ -91,7 +91,7 @@ def main(argv: list[str]) -> int:
     return _fail("--workdir='' is no folder: leave it out, or name one.")
   # Imports that take seconds come after the flags are known to be good.
   from resnet import experiment
-  from resnet.errors import InputError
+  from resnet.errors import InputError, RunError
   from resnet.training import evaluate, loop
   from resnet.training.reference import read_reference
 
@@ -109,9 +109,12 @@ def main(argv: list[str]) -> int:
     return loop.run(run, workdir, _START_TIME, reference)
   except InputError as error:
     return _fail(str(error))
-  except Exception:
+  except Exception as error:
+    if isinstance(error, RunError):
+      _fail(str(error))
+    else:
+      traceback.print_exc()
     # After a failed save, Orbax's threads would keep the process for ever.
-    traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1)

@@ -1,4 +1,4 @@
-"""The one error that means: the user's input is wrong, not the program."""
+"""The errors that are told in one line, without a traceback."""
 
 from collections.abc import Iterable
 import difflib
@@ -9,6 +9,14 @@ class InputError(ValueError):
 
   The message says what is wrong, the value, what was expected, and what to
   type instead.
+  """
+
+
+class RunError(Exception):
+  """The run cannot go on, and neither the input nor the program is to blame.
+
+  `main` prints it as one line on stderr and exits with 1. The message says
+  what happened, the likely cause, and what to type instead.
   """
 
 

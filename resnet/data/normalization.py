@@ -3,6 +3,7 @@
 import numpy as np
 
 from resnet.data.datasets import Source
+from resnet.data.notes import too_many_bad_images
 from resnet.data.transforms import resize_and_center_crop
 from resnet.errors import InputError
 
@@ -20,12 +21,13 @@ _MAX_IMAGES = 1024
 
 
 def channel_statistics(
-  source: Source, image_size: int
+  source: Source, image_size: int, *, max_bad_images: int | None = None
 ) -> tuple[Channels, Channels]:
   """Returns mean and std of each channel, in units of 0..255 pixels.
 
   Published values where the set has them. Otherwise measured on up to 1,024
   images, evenly spaced over the split, so the result is always the same.
+  Up to `max_bad_images` of them may be broken and are left out; None: none.
 
   Raises:
     InputError: an image cannot be decoded, or a channel is constant.
@@ -37,12 +39,22 @@ def channel_statistics(
   count = min(len(source), _MAX_IMAGES)
   indices = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
   sums = np.zeros((2, source.channels))
+  num_bad = 0
   for index, record in zip(indices, source.read(indices), strict=True):
-    image = source.decode(index, record)
+    try:
+      image = source.decode(index, record)
+    except InputError as error:
+      num_bad += 1
+      if max_bad_images is None:
+        raise
+      if num_bad > max_bad_images or num_bad == count:
+        last = str(error)
+        raise too_many_bad_images(num_bad, max_bad_images, last) from None
+      continue
     image = resize_and_center_crop(image, image_size, image_size)
     pixels = image.reshape(-1, source.channels).astype(np.float64)
     sums += np.stack([pixels.mean(0), np.square(pixels).mean(0)])
-  mean, mean_of_square = sums / count
+  mean, mean_of_square = sums / (count - num_bad)
   std = np.sqrt(mean_of_square - np.square(mean))
   if not np.all(std > 1e-3):
     raise InputError(

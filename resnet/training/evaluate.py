@@ -5,8 +5,11 @@ import math
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
+import numpy as np
 
 from resnet.data.loader import DeviceLoader, read_ahead
+from resnet.data.notes import Notes
 from resnet.errors import InputError
 from resnet.experiment import Experiment
 from resnet.training import metrics
@@ -18,14 +21,23 @@ from resnet.training.step import JittedSteps, jit_steps
 
 
 def evaluate(
-  experiment: Experiment, steps: JittedSteps, state: TrainState
+  experiment: Experiment, steps: JittedSteps, state: TrainState, notes: Notes
 ) -> dict[str, float]:
   """Evaluates on the whole evaluation split.
 
+  Args:
+    experiment: with the split.
+    steps: of the experiment.
+    state: to evaluate.
+    notes: is told of images that are left out.
+
   Returns:
-    'eval/loss', 'eval/top1', 'eval/top5', 'eval/num_examples'.
+    'eval/loss', 'eval/top1', 'eval/top5', 'eval/num_examples'; where broken
+    images may be left out, also their number, 'eval/bad_images'.
 
   Raises:
+    InputError: an image is broken, or too many are.
+    RunError: data workers died.
     RuntimeError: the number of examples counted is not that of the split.
   """
   reader = experiment.eval_reader
@@ -35,18 +47,36 @@ def evaluate(
     experiment.loader,
     first_step=0,
     num_steps=math.ceil(num_examples / reader.batch_size),
+    notes=notes,
   )
+  loader = DeviceLoader(batches, experiment.sharding.batch, notes)
   sums = jax.device_put(metrics.zeros(), experiment.sharding.replicated)
-  for batch in DeviceLoader(batches, experiment.sharding.batch):
+  for batch in loader:
     sums = steps.evaluate(state.variables, sums, batch)
   counted = int(sums['num_examples'])
-  if counted != num_examples:
+  num_bad = _sum_over_processes(loader.num_left_out)
+  if counted + num_bad != num_examples:
     raise RuntimeError(
       f'Evaluated {counted} of the {num_examples} examples of'
-      f' {reader.source.name}/{reader.source.split}.'
+      f' {reader.source.name}/{reader.source.split}, {num_bad} of them broken.'
+    )
+  if not counted:
+    raise InputError(
+      f'No image of {reader.source.name}/{reader.source.split} can be decoded.'
     )
   result = {f'eval/{k}': v for k, v in metrics.means(sums).items()}
-  return {**result, 'eval/num_examples': counted}
+  result['eval/num_examples'] = counted
+  if reader.max_bad_images is not None:
+    result['eval/bad_images'] = num_bad
+  return result
+
+
+def _sum_over_processes(number: int) -> int:
+  """Each process knows of its own rows only."""
+  if jax.process_count() == 1:
+    return number
+  numbers = multihost_utils.process_allgather(np.int32(number))
+  return int(np.sum(numbers))
 
 
 def run(experiment: Experiment, workdir: str, which: str) -> int:
@@ -76,7 +106,13 @@ def run(experiment: Experiment, workdir: str, which: str) -> int:
   else:
     step, state, experiment = _restore(experiment, workdir, saved, which)
   steps = jit_steps(experiment.task, experiment.sharding)
-  print(describe(step, evaluate(experiment, steps, state)))
+  notes = Notes(experiment.eval_reader.max_bad_images)
+  try:
+    values = evaluate(experiment, steps, state, notes)
+  finally:
+    for line in notes.take():
+      print(line)
+  print(describe(step, values))
   return 0
 
 
@@ -110,8 +146,11 @@ def _initial_state(experiment: Experiment) -> tuple[TrainState, Experiment]:
 
 def describe(step: int, values: Mapping[str, float]) -> str:
   """Returns an evaluation as one line."""
+  left_out = ''
+  if num_bad := values.get('eval/bad_images'):
+    left_out = f', {num_bad:,.0f} broken left out'
   return (
     f'eval at step {step}: top1 {values["eval/top1"]:.4f}'
     f'  top5 {values["eval/top5"]:.4f}  loss {values["eval/loss"]:.4f}'
-    f'  ({values["eval/num_examples"]:,.0f} images)'
+    f'  ({values["eval/num_examples"]:,.0f} images{left_out})'
   )

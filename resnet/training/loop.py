@@ -25,8 +25,9 @@ from typing import Any
 import jax
 
 from resnet.data.loader import DeviceLoader, read_ahead
-from resnet.errors import InputError
-from resnet.experiment import FREE_FIELDS, Experiment
+from resnet.data.notes import Notes
+from resnet.errors import InputError, RunError
+from resnet.experiment import FORMER_VALUES, FREE_FIELDS, Experiment
 from resnet.training import metrics as metrics_lib
 from resnet.training import workdir as workdir_lib
 from resnet.training.checkpoint import FOLDER, Checkpoints
@@ -120,6 +121,7 @@ def train(
   Raises:
     InputError: the workdir is of another config or cannot be written, or a
       record is broken.
+    RunError: data workers died; in training, what was learned is saved.
   """
   with StopSignal() as stop:
     return _train(experiment, workdir, stop, start_time, reference)
@@ -146,14 +148,17 @@ def _train(
   for folder in (workdir, os.path.join(workdir, FOLDER)):
     workdir_lib.check_writable(folder)
 
+  notes = Notes(experiment.train_reader.max_bad_images)
   batches = DeviceLoader(
     read_ahead(
       experiment.train_reader,
       experiment.loader,
       first_step=first_step,
       num_steps=num_steps,
+      notes=notes,
     ),
     experiment.sharding.batch,
+    notes,
   )
   first_eval_batch = experiment.eval_reader(0)
   if isinstance(first_eval_batch, InputError):
@@ -173,7 +178,7 @@ def _train(
   else:
     state = experiment.create_state()
     state = initial.apply(state) if initial else state
-  run = _Run(experiment, workdir, checkpoints, first_step, reference)
+  run = _Run(experiment, workdir, checkpoints, first_step, reference, notes)
   try:
     run.progress.say(_describe(experiment, first_step))
     if initial:
@@ -222,12 +227,13 @@ def _check_workdir(
     return False, experiment
   if experiment.init_from is not None:
     experiment = experiment.with_statistics_of(saved['derived'])
-  for part, now, ignore in (
-    ('config', experiment.config, FREE_FIELDS),
+  config = {**FORMER_VALUES, **saved['config']}
+  for there, now, ignore in (
+    (config, experiment.config, FREE_FIELDS),
     # The data may have been prepared anew since, under the same name.
-    ('derived', experiment.derived(), ()),
+    (saved['derived'], experiment.derived(), ()),
   ):
-    workdir_lib.check_same_config(workdir, saved[part], now, ignore=ignore)
+    workdir_lib.check_same_config(workdir, there, now, ignore=ignore)
   return True, experiment
 
 
@@ -261,9 +267,11 @@ class _Run:
     checkpoints: Checkpoints,
     first_step: int,
     reference: Reference | None,
+    notes: Notes,
   ):
     self.experiment = experiment
     self.reference = reference
+    self.notes = notes
     self.checkpoints = checkpoints
     self.first_step = first_step
     self.steps = jit_steps(experiment.task, experiment.sharding)
@@ -276,8 +284,11 @@ class _Run:
     best_step = checkpoints.best_step()
     best = checkpoints.metrics(best_step) if best_step is not None else None
     self.best_top1 = best['eval/top1'] if best else -math.inf
-    # Steps that the device was told to do: (step, its metrics).
-    self.in_flight: collections.deque[tuple[int, Any]] = collections.deque()
+    # Steps that the device was told to do: (step, its metrics, broken images
+    # met up to its batch).
+    self.in_flight: collections.deque[tuple[int, Any, int]]
+    self.in_flight = collections.deque()
+    self.num_bad_logged = 0
 
   def loop(
     self,
@@ -293,9 +304,11 @@ class _Run:
     while step < length.num_steps:
       try:
         batch = next(batches)
-      except InputError:
+      except (InputError, RunError):
+        self.say_notes()
         self.keep(state, step, saved_step, meter)
         raise
+      self.say_notes()
       state, metrics = self.steps.train(state, batch)
       step += 1
       is_last = step == length.num_steps
@@ -305,13 +318,13 @@ class _Run:
         self.progress.say(f'First step done {seconds:.1f} s after the start.')
         meter.start(step)
 
-      self.in_flight.append((step, metrics))
+      self.in_flight.append((step, metrics, batches.num_left_out))
       self.finish_steps(meter, leave=MAX_STEPS_IN_FLIGHT)
 
       evaluation = None
       if self.experiment.is_eval_step(step) or is_last:
         with meter.paused(self.finish_steps):
-          evaluation = evaluate(self.experiment, self.steps, state)
+          evaluation = self.evaluate(state)
           self.write(step, evaluation)
           self.progress.say(describe(step, evaluation))
           self.compare(step, evaluation)
@@ -345,15 +358,26 @@ class _Run:
   def finish_steps(self, meter: Meter, *, leave: int = 0) -> None:
     """Waits until at most `leave` steps are in flight; logs what is due."""
     while len(self.in_flight) > leave:
-      step, metrics = self.in_flight.popleft()
+      step, metrics, num_bad = self.in_flight.popleft()
       jax.block_until_ready(metrics)
       self.progress.advance()
       is_last = step == self.experiment.length.num_steps
       if step % self.experiment.task.log_every_steps == 0 or is_last:
         self.checkpoints.check()
-        self.log(step, metrics, meter)
+        self.log(step, metrics, num_bad, meter)
 
-  def log(self, step: int, metrics: Any, meter: Meter) -> None:
+  def evaluate(self, state: TrainState) -> dict[str, float]:
+    try:
+      return evaluate(self.experiment, self.steps, state, self.notes)
+    finally:
+      self.say_notes()
+
+  def say_notes(self) -> None:
+    """Shows what happened to the data since the last call."""
+    for line in self.notes.take():
+      self.progress.say(line)
+
+  def log(self, step: int, metrics: Any, num_bad: int, meter: Meter) -> None:
     """Writes and shows the metrics of the interval that ends with `step`."""
     metrics = dict(metrics)
     learning_rate = float(metrics.pop('learning_rate'))
@@ -364,6 +388,9 @@ class _Run:
       'learning_rate': learning_rate,
       **meter.interval(step),
     }
+    if self.experiment.train_reader.max_bad_images is not None:
+      values['bad_images'] = num_bad - self.num_bad_logged
+      self.num_bad_logged = num_bad
     self.write(step, values)
     epoch = self.experiment.epoch(step)
     self.progress.metrics(step, epoch, values, meter.seconds_left(step))
