@@ -10,9 +10,9 @@ import time
 import grain.python as grain
 import jax
 
+from resnet.data import workers
 from resnet.data.notes import Notes
 from resnet.data.reader import LEFT_OUT, BatchReader, HostBatch
-from resnet.data.workers import WorkerDeath
 from resnet.errors import InputError
 
 
@@ -78,7 +78,7 @@ def read_ahead(
         yield batch
         step += 1
     except RuntimeError as error:
-      death = WorkerDeath.of(error)
+      death = workers.WorkerDeath.of(error)
       if death is None:
         raise
       if num_deaths >= options.max_worker_restarts:
@@ -100,6 +100,7 @@ def _pipeline(
     )
   )
   if options.num_workers:
+    workers.prepare()
     batches = batches.mp_prefetch(
       grain.MultiprocessingOptions(
         num_workers=options.num_workers,

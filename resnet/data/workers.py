@@ -3,8 +3,19 @@
 import dataclasses
 import re
 import signal
+import sys
 
 from resnet.errors import RunError
+
+# For Python's process that frees what a killed one has left behind: it does so
+# and says so, on stderr, below the one line that a person should read.
+_QUIET = 'ignore:resource_tracker:UserWarning'
+
+
+def prepare() -> None:
+  """Prepares this process for workers; before the first one."""
+  if _QUIET not in sys.warnoptions:
+    sys.warnoptions.append(_QUIET)  # Of new processes: this one's are fixed.
 
 
 @dataclasses.dataclass(frozen=True)
