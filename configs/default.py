@@ -104,6 +104,15 @@ def get_config() -> ConfigDict:
   data.num_threads = 8
   # Batches that wait, ready, in each of these processes.
   data.prefetch_batches = 8
+  # Of a training or evaluation image that cannot be decoded: 'error', or 'skip'
+  # it. In training the next record takes its place, in evaluation none does.
+  data.on_bad_image = 'error'
+  # For 'skip': different ones that a process may leave out before it is an
+  # error after all.
+  data.max_bad_images = 100
+  # Times that reading goes on after the death of a data worker process, such as
+  # by lack of memory; counted anew in each evaluation.
+  data.max_worker_restarts = 0
 
   optimizer = config.optimizer = ConfigDict()
   optimizer.name = 'sgd'

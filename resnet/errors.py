@@ -1,4 +1,4 @@
-"""The two errors that a user should read: bad input, and a lost machine."""
+"""The errors that are told in one line, without a traceback."""
 
 from collections.abc import Iterable
 import difflib
@@ -13,10 +13,10 @@ class InputError(ValueError):
 
 
 class RunError(Exception):
-  """The run cannot go on, and its input is not to blame: disk, worker, NaN.
+  """The run cannot go on, and neither the input nor the program is to blame.
 
   `main` prints it as one line on stderr and exits with 1. The message says
-  what happened and what to do.
+  what happened, the likely cause, and what to type instead.
   """
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from resnet.data.loader import BatchReader, LoaderOptions
+from resnet.data.loader import LoaderOptions
 from resnet.data.pipeline import Data, create_data
+from resnet.data.reader import BatchReader
 from resnet.errors import InputError
 from resnet.models import create_model
 from resnet.training.losses import create_loss
@@ -23,7 +24,14 @@ from resnet.training.step import Task
 # Where and how fast data are read: a run may go on with other values.
 FREE_FIELDS = frozenset(
   f'data.{field}'
-  for field in ('data_dir', 'num_workers', 'num_threads', 'prefetch_batches')
+  for field in (
+    'data_dir',
+    'num_workers',
+    'num_threads',
+    'prefetch_batches',
+    'max_bad_images',
+    'max_worker_restarts',
+  )
 )
 
 # What a run shows, keeps and tolerates: it may change on demand
@@ -39,6 +47,16 @@ SAFE_FIELDS = frozenset(
     'preemption_grace_seconds',
   )
 )
+
+# What a run did that was begun before there was the field.
+FORMER_VALUES = {
+  'model.conv_backend': None,
+  'data.on_bad_image': 'error',
+  'max_bad_steps': 10,
+  'watchdog_seconds': 600.0,
+  'preemption_grace_seconds': 30.0,
+  'ema_decay': None,
+}
 
 # Steps are int32 on the device; a smaller interval is no use to anybody.
 _LEAST, _MOST = 1e-6, 2**31
@@ -181,7 +199,10 @@ def resolve(config: Any) -> Experiment:
     ema_decay=config.ema_decay,
   )
   reader = functools.partial(
-    _create_reader, sharding=sharding, num_classes=num_classes
+    _create_reader,
+    sharding=sharding,
+    num_classes=num_classes,
+    max_bad_images=data.max_bad_images,
   )
   size = data.eval_transform.size
   return Experiment(

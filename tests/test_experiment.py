@@ -120,6 +120,9 @@ OTHER_VALUES = {
   'data.num_workers': 1,
   'data.num_threads': 3,
   'data.prefetch_batches': 3,
+  'data.on_bad_image': 'skip',
+  'data.max_bad_images': 3,
+  'data.max_worker_restarts': 3,
   'optimizer.name': 'none',
   'optimizer.momentum': 0.5,
   'optimizer.nesterov': True,
@@ -138,6 +141,7 @@ BESIDES = {
   'schedule.name': {'schedule.decay_epochs': ()},
   'data.crop_area': {'data.crop': 'random_resized'},
   'data.crop_aspect': {'data.crop': 'random_resized'},
+  'data.max_bad_images': {'data.on_bad_image': 'skip'},
 }
 
 
@@ -194,6 +198,8 @@ def observe(config, monkeypatch):
     run.task.log_every_steps,
     run.task.accumulation_steps,
     run.loader,
+    run.train_reader.max_bad_images,
+    run.eval_reader.max_bad_images,
     opened,
     shapes,
     str(jaxpr),
@@ -253,6 +259,7 @@ def test_every_field_is_read(field, monkeypatch):
     ({'model__num_classes': 2 * 10**9}, 'num_classes'),
     ({'data__image_size': 0}, 'image_size=0'),
     ({'data__num_threads': 0}, 'num_threads=0'),
+    ({'data__on_bad_image': 'drop'}, "'drop' is none of error, skip"),
     ({'data__name': 'fakes'}, 'Did you mean: fake'),
     ({'data__train_split': 'trian'}, 'There are: train, test'),
     ({'model__name': 'cifar_resnet21'}, 'Did you mean: .*cifar_resnet20'),

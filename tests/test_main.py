@@ -288,6 +288,21 @@ def test_a_broken_image_is_named(tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
+def test_a_broken_image_may_be_left_out(tmp_path):
+  _prepare_own_set(str(tmp_path), broken=17)
+  args = (*SMALL, *OWN_SET, '--config.data.on_bad_image=skip')
+  args += (f'--workdir={tmp_path / "run"}',)
+  result = main(*args, data_dir=str(tmp_path))
+  assert result.returncode == 0, result.stderr
+  assert result.stderr == ''
+  assert result.stdout.count('shape17.png') == 1
+  assert '(39 images, 1 broken left out)' in result.stdout
+  evaluated = main(*args, '--mode=eval', data_dir=str(tmp_path))
+  warning, line = evaluated.stdout.splitlines()
+  assert warning.startswith('warning: The image of record')
+  assert line in result.stdout
+
+
 def test_without_a_workdir_it_is_named_after_the_config(tmp_path, data_dir):
   result = subprocess.run(
     [sys.executable, str(ROOT / 'main.py'), '--mode=eval'],

@@ -16,7 +16,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import constants, read_only_builder
 
-from resnet.data.transforms import decode_image
+from resnet.data.fake import LENGTHS, FakeRecords
+from resnet.data.images import decode_image
 from resnet.errors import InputError, nearest
 
 Record = Mapping[str, Any]
@@ -220,40 +221,12 @@ def _prepare_digits(data_dir: str | None) -> None:
     ) from None
 
 
-@dataclasses.dataclass(frozen=True)
-class _FakeRecords:
-  """Noisy copies of one random 4x4 pattern a class; learnable, not real."""
-
-  length: int
-  stream: int
-  image_size: int
-  num_classes: int = 10
-
-  def __len__(self) -> int:
-    return self.length
-
-  def __getitems__(self, keys: Sequence[int], /) -> Sequence[Record]:
-    return [self._record(key) for key in keys]
-
-  def _record(self, index: int) -> Record:
-    label = index % self.num_classes
-    pattern = np.random.default_rng([0, label]).integers(64, 192, (4, 4, 3))
-    size = self.image_size
-    coarse = np.arange(size) * 4 // size
-    noise = np.random.default_rng([1, self.stream, index])
-    image = pattern[coarse][:, coarse] + noise.integers(
-      -63, 64, (size, size, 3)
-    )
-    return {'image': image.astype(np.uint8), 'label': label}
-
-
 def _fake_source(split: str, image_size: int) -> Source:
-  lengths = {'train': 512, 'test': 100}
-  if split not in lengths:
+  if split not in LENGTHS:
     raise InputError(
-      f"'fake' has no split {split!r}. There are: {', '.join(lengths)}"
+      f"'fake' has no split {split!r}. There are: {', '.join(LENGTHS)}"
     )
-  records = _FakeRecords(lengths[split], list(lengths).index(split), image_size)
+  records = FakeRecords(LENGTHS[split], list(LENGTHS).index(split), image_size)
   return Source(
     name='fake',
     split=split,

@@ -1,143 +1,19 @@
-"""Batches for the step: which records, in which order, at which step.
+"""Batches for the step, read ahead of their use and put on the devices.
 
-The place in the data is a function of (seed, step): a run that resumes at
-step n asks for batch n, and gets the bytes it would have got, whatever the
-number of threads, worker processes, JAX processes or devices.
+They come from `BatchReader`, which says what is in them: here is only when.
 """
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 import dataclasses
-import functools
 import time
-from typing import cast
 
-import cv2
 import grain.python as grain
 import jax
-import numpy as np
 
-from resnet.data.datasets import Record, Source
+from resnet.data import workers
+from resnet.data.notes import Notes
+from resnet.data.reader import LEFT_OUT, BatchReader, HostBatch
 from resnet.errors import InputError
-
-HostBatch = dict[str, np.ndarray]
-Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
-
-# One key each, so that the order says nothing about the crops.
-_ORDER_STREAM, _AUGMENT_STREAM = 0, 1
-
-
-def _derive(seed: int, stream: int) -> int:
-  """Returns 32 bits that differ for neighbouring seeds and streams.
-
-  Grain seeds epoch e with seed + e: without this, epoch 1 of seed 0 would
-  have the order of epoch 0 of seed 1.
-  """
-  return int(np.random.SeedSequence([seed, stream]).generate_state(1)[0])
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BatchReader:
-  """Reads this process's rows of global batch number `step`.
-
-  Global batch k holds the positions k * batch_size + (0 .. batch_size - 1) of
-  the stream of examples. A training stream is an endless row of epochs, each
-  a permutation of the whole set, so batches may span two epochs and no
-  example is dropped. An evaluation stream is the set in stored order; rows
-  past its end are zeros with mask False.
-
-  Attributes:
-    source: the records.
-    transform: (image, rng) -> image of one fixed shape.
-    batch_size: global, images.
-    num_classes: labels must be below.
-    seed: of order and augmentation; None reads in order, once.
-    row_start: the first row of the global batch that is this process's.
-    row_count: the number of its rows, images.
-  """
-
-  source: Source
-  transform: Transform
-  batch_size: int
-  num_classes: int
-  seed: int | None
-  row_start: int
-  row_count: int
-
-  @functools.cached_property
-  def _order(self) -> grain.MapDataset:
-    assert self.seed is not None
-    order = grain.MapDataset.range(len(self.source))
-    return order.shuffle(seed=_derive(self.seed, _ORDER_STREAM)).repeat()
-
-  @functools.cached_property
-  def _augment_key(self) -> int:
-    return _derive(self.seed or 0, _AUGMENT_STREAM)
-
-  def __call__(self, step: int) -> HostBatch | InputError:
-    """Returns 'image' uint8 [b, H, W, C], 'label' int32 [b], 'mask' bool [b].
-
-    An `InputError` is returned, not raised, so that it crosses the border of
-    a worker process as it is.
-    """
-    cv2.setNumThreads(0)  # The threads are Grain's.
-    start = step * self.batch_size + self.row_start
-    positions = range(start, start + self.row_count)
-    if self.seed is None:
-      positions = range(start, min(positions.stop, len(self.source)))
-      indices = list(positions)
-    else:
-      indices = [cast(int, self._order[position]) for position in positions]
-    try:
-      examples = [
-        self._example(*example)
-        for example in zip(
-          positions, indices, self.source.read(indices), strict=True
-        )
-      ]
-      return self._stack(examples)
-    except InputError as error:
-      return error
-
-  def keys(self, step: int) -> list[str]:
-    """Returns the names of the records of a training batch, not decoded."""
-    start = step * self.batch_size + self.row_start
-    indices = [
-      cast(int, self._order[position])
-      for position in range(start, start + self.row_count)
-    ]
-    records = self.source.read(indices)
-    return list(map(self.source.key, indices, records))
-
-  def _example(
-    self, position: int, index: int, record: Record
-  ) -> tuple[np.ndarray, int]:
-    label = int(record['label'])
-    if not 0 <= label < self.num_classes:
-      raise InputError(
-        f'The label of {self.source.key(index, record)} is {label}; expected'
-        f' 0 to {self.num_classes - 1} (model.num_classes={self.num_classes}).'
-      )
-    image = self.source.decode(index, record)
-    # The counter-based generator costs nothing to key by position.
-    rng = np.random.Generator(
-      np.random.Philox(key=[self._augment_key, position])
-    )
-    return self.transform(image, rng), label
-
-  def _stack(self, examples: list[tuple[np.ndarray, int]]) -> HostBatch:
-    shape = examples[0][0].shape if examples else self._image_shape
-    images = np.zeros((self.row_count, *shape), np.uint8)
-    labels = np.zeros(self.row_count, np.int32)
-    mask = np.zeros(self.row_count, bool)
-    for row, (image, label) in enumerate(examples):
-      images[row], labels[row], mask[row] = image, label, True
-    return {'image': images, 'label': labels, 'mask': mask}
-
-  @functools.cached_property
-  def _image_shape(self) -> tuple[int, ...]:
-    """Of a batch that is all padding: the shape of the first example."""
-    (record,) = self.source.read([0])
-    return self._example(0, 0, record)[0].shape
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -149,17 +25,21 @@ class LoaderOptions:
     num_threads: threads in each process; a thread makes whole batches.
     prefetch_batches: batches that wait, ready, in each process. The memory is
       prefetch_batches * max(num_workers, 1) batches of uint8 images.
+    max_worker_restarts: times that reading begins anew, where it was, after
+      the death of a worker.
   """
 
   num_workers: int
   num_threads: int
   prefetch_batches: int
+  max_worker_restarts: int
 
   def __post_init__(self):
     for name, least in (
       ('num_workers', 0),
       ('num_threads', 1),
       ('prefetch_batches', 1),
+      ('max_worker_restarts', 0),
     ):
       if getattr(self, name) < least:
         raise InputError(
@@ -173,14 +53,45 @@ def read_ahead(
   *,
   first_step: int,
   num_steps: int,
+  notes: Notes,
 ) -> Generator[HostBatch, None, None]:
   """Yields batches first_step .. num_steps - 1, read ahead of their use.
 
+  Args:
+    reader: makes the batches.
+    options: how fast.
+    first_step: of the first batch.
+    num_steps: the number of the batch that is not read any more.
+    notes: is told of a worker that died and was replaced.
+
   Raises:
     InputError: from the iterator, for a record that is broken.
+    RunError: from the iterator, for workers that die too often.
   """
-  if first_step >= num_steps:
-    return
+  step, num_deaths = first_step, 0
+  while step < num_steps:
+    iterator = iter(_pipeline(reader, options, step, num_steps))
+    try:
+      for batch in iterator:
+        if isinstance(batch, InputError):
+          raise batch
+        yield batch
+        step += 1
+    except RuntimeError as error:
+      death = workers.WorkerDeath.of(error)
+      if death is None:
+        raise
+      if num_deaths >= options.max_worker_restarts:
+        raise death.final(num_deaths, options.num_workers) from None
+      num_deaths += 1
+      notes.warn(death.restarted(num_deaths, options.max_worker_restarts, step))
+    finally:
+      iterator.close()
+
+
+def _pipeline(
+  reader: BatchReader, options: LoaderOptions, first_step: int, num_steps: int
+) -> grain.IterDataset:
   steps = grain.MapDataset.range(first_step, num_steps).map(reader)
   batches = steps.to_iter_dataset(
     grain.ReadOptions(
@@ -189,20 +100,14 @@ def read_ahead(
     )
   )
   if options.num_workers:
+    workers.prepare()
     batches = batches.mp_prefetch(
       grain.MultiprocessingOptions(
         num_workers=options.num_workers,
         per_worker_buffer_size=options.prefetch_batches,
       )
     )
-  iterator = iter(batches)
-  try:
-    for batch in iterator:
-      if isinstance(batch, InputError):
-        raise batch
-      yield batch
-  finally:
-    iterator.close()
+  return batches
 
 
 class DeviceLoader:
@@ -213,15 +118,20 @@ class DeviceLoader:
 
   Attributes:
     wait_seconds: time spent waiting for batches of the host so far.
+    num_left_out: broken images that were met in the batches so far.
   """
 
   def __init__(
     self,
     batches: Generator[HostBatch, None, None],
     sharding: jax.sharding.Sharding,
+    notes: Notes,
   ):
+    """Of the host's `batches`; `notes` is told which images are left out."""
     self._batches = batches
     self._sharding = sharding
+    self._notes = notes
+    self.num_left_out = 0
     self._first: HostBatch | None = None
     self.wait_seconds = 0.0
 
@@ -237,12 +147,21 @@ class DeviceLoader:
     return self
 
   def __next__(self) -> dict[str, jax.Array]:
+    """Puts the next batch on its way to the devices.
+
+    Raises:
+      InputError: a record is broken, or too many were left out.
+      RunError: workers died.
+    """
     start = time.monotonic()
     try:
       batch = self._first or next(self._batches)
     finally:
       self.wait_seconds += time.monotonic() - start
     self._first = None
+    left_out = batch.pop(LEFT_OUT, [])
+    self.num_left_out += len(left_out)
+    self._notes.leave_out(left_out)
     return {
       name: jax.make_array_from_process_local_data(self._sharding, rows)
       for name, rows in batch.items()

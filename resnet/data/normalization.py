@@ -1,8 +1,11 @@
 """Mean and standard deviation of a data set's channels, in pixel units."""
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 
 from resnet.data.datasets import Source
+from resnet.data.notes import too_many_bad_images
 from resnet.data.transforms import resize_and_center_crop
 from resnet.errors import InputError
 
@@ -20,12 +23,13 @@ _MAX_IMAGES = 1024
 
 
 def channel_statistics(
-  source: Source, image_size: int
+  source: Source, image_size: int, *, max_bad_images: int | None = None
 ) -> tuple[Channels, Channels]:
   """Returns mean and std of each channel, in units of 0..255 pixels.
 
   Published values where the set has them. Otherwise measured on up to 1,024
   images, evenly spaced over the split, so the result is always the same.
+  Up to `max_bad_images` of them may be broken and are left out; None: none.
 
   Raises:
     InputError: an image cannot be decoded, or a channel is constant.
@@ -36,13 +40,13 @@ def channel_statistics(
     return tuple(mean.tolist()), tuple(std.tolist())
   count = min(len(source), _MAX_IMAGES)
   indices = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
-  sums = np.zeros((2, source.channels))
-  for index, record in zip(indices, source.read(indices), strict=True):
-    image = source.decode(index, record)
+  sums, num_images = np.zeros((2, source.channels)), 0
+  for image in _decode(source, indices, max_bad_images):
     image = resize_and_center_crop(image, image_size, image_size)
     pixels = image.reshape(-1, source.channels).astype(np.float64)
     sums += np.stack([pixels.mean(0), np.square(pixels).mean(0)])
-  mean, mean_of_square = sums / count
+    num_images += 1
+  mean, mean_of_square = sums / num_images
   std = np.sqrt(mean_of_square - np.square(mean))
   if not np.all(std > 1e-3):
     raise InputError(
@@ -51,3 +55,20 @@ def channel_statistics(
       ' and data.std yourself.'
     )
   return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def _decode(
+  source: Source, indices: Sequence[int], max_bad_images: int | None
+) -> Iterator[np.ndarray]:
+  """Yields the images at `indices`, at least one, but for broken ones."""
+  num_bad = 0
+  for index, record in zip(indices, source.read(indices), strict=True):
+    try:
+      yield source.decode(index, record)
+    except InputError as error:
+      num_bad += 1
+      if max_bad_images is None:
+        raise
+      if num_bad > max_bad_images or num_bad == len(indices):
+        last = str(error)
+        raise too_many_bad_images(num_bad, max_bad_images, last) from None

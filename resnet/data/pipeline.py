@@ -26,6 +26,7 @@ class Data:
     mean: of each channel, in units of 0..255 pixels.
     std: likewise.
     loader: how fast to read.
+    max_bad_images: broken ones that may be left out; None: none is.
   """
 
   train: Source
@@ -35,6 +36,7 @@ class Data:
   mean: tuple[float, ...]
   std: tuple[float, ...]
   loader: LoaderOptions
+  max_bad_images: int | None
 
 
 def create_data(
@@ -55,6 +57,9 @@ def create_data(
   num_workers: int,
   num_threads: int,
   prefetch_batches: int,
+  on_bad_image: str,
+  max_bad_images: int,
+  max_worker_restarts: int,
 ) -> Data:
   """Opens both splits; the arguments are explained in configs/default.py.
 
@@ -73,7 +78,9 @@ def create_data(
     num_workers=num_workers,
     num_threads=num_threads,
     prefetch_batches=prefetch_batches,
+    max_worker_restarts=max_worker_restarts,
   )
+  limit = _max_bad_images(on_bad_image, max_bad_images)
   train_transform = TrainTransform(
     size=image_size,
     crop=crop,
@@ -88,7 +95,9 @@ def create_data(
     for split in (train_split, eval_split)
   )
   if mean is None or std is None:
-    measured_mean, measured_std = channel_statistics(train, image_size)
+    measured_mean, measured_std = channel_statistics(
+      train, image_size, max_bad_images=limit
+    )
     mean = measured_mean if mean is None else mean
     std = measured_std if std is None else std
   mean = _numbers('mean', mean, train.channels)
@@ -103,7 +112,20 @@ def create_data(
     mean=mean,
     std=std,
     loader=loader,
+    max_bad_images=limit,
   )
+
+
+def _max_bad_images(on_bad_image: str, limit: int) -> int | None:
+  """Returns the number of broken images to leave out; None: none is."""
+  choices = ('error', 'skip')
+  if on_bad_image not in choices:
+    raise InputError(
+      f'data.on_bad_image={on_bad_image!r} is none of {", ".join(choices)}.'
+    )
+  if limit < 0:
+    raise InputError(f'data.max_bad_images={limit} is too small: at least 0.')
+  return limit if on_bad_image == 'skip' else None
 
 
 def _pair(field: str, values: Sequence[Any]) -> tuple[float, float]:

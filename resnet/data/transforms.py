@@ -5,73 +5,15 @@ the generator's key. Resizing is OpenCV's: area averaging to shrink, bilinear
 to enlarge.
 """
 
-import contextlib
 import dataclasses
 import math
-import zlib
 
 import cv2
 import numpy as np
-import simplejpeg
 
 from resnet.errors import InputError
 
 Image = np.ndarray
-
-_PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
-
-
-def decode_image(data: bytes | np.ndarray, channels: int) -> Image:
-  """Decodes PNG or JPEG bytes; an array passes as it is.
-
-  Args:
-    data: the bytes of a file, or uint8 [H, W, channels].
-    channels: 1 for grey, 3 for RGB. EXIF orientation is ignored.
-
-  Raises:
-    ValueError: the bytes are not an image that can be decoded to its end.
-  """
-  if isinstance(data, np.ndarray):
-    return data
-  if data[:2] == b'\xff\xd8':
-    colorspace = 'GRAY' if channels == 1 else 'RGB'
-    try:
-      return simplejpeg.decode_jpeg(data, colorspace=colorspace, strict=True)
-    except ValueError as error:
-      if 'extraneous bytes' in str(error):  # Between two segments: no loss.
-        return simplejpeg.decode_jpeg(data, colorspace=colorspace, strict=False)
-      if 'subsampling' not in str(error):  # OpenCV knows the rare kinds, too.
-        raise
-  elif data[: len(_PNG_SIGNATURE)] == _PNG_SIGNATURE:
-    _check_png(data)
-  mode = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
-  buffer = np.frombuffer(data, np.uint8)
-  image = None
-  with contextlib.suppress(cv2.error):  # More pixels than OpenCV takes.
-    if buffer.size:
-      image = cv2.imdecode(buffer, mode | cv2.IMREAD_IGNORE_ORIENTATION)
-  if image is None:
-    raise ValueError('neither a PNG nor a JPEG image')
-  return image.reshape(*image.shape[:2], channels)
-
-
-def _check_png(data: bytes) -> None:
-  """Checks the sums of all chunks; libpng would complain on stderr.
-
-  Raises:
-    ValueError: a chunk is damaged, or the file ends too early.
-  """
-  start, kind = len(_PNG_SIGNATURE), b''
-  while kind != b'IEND':
-    length = int.from_bytes(data[start : start + 4])
-    kind = data[start + 4 : start + 8]
-    end = start + 8 + length
-    checksum = data[end : end + 4]
-    if len(checksum) < 4:
-      raise ValueError('the PNG file ends too early')
-    if zlib.crc32(data[start + 4 : end]) != int.from_bytes(checksum):
-      raise ValueError('the PNG file is damaged')
-    start = end + 4
 
 
 def resize(image: Image, height: int, width: int) -> Image:

@@ -1,13 +1,15 @@
 """Exact evaluation: every example once, whatever the batch size."""
 
 from collections.abc import Mapping
-import functools
 import math
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
+import numpy as np
 
 from resnet.data.loader import DeviceLoader, read_ahead
+from resnet.data.notes import Notes
 from resnet.errors import InputError
 from resnet.experiment import Experiment
 from resnet.training import metrics
@@ -24,18 +26,30 @@ def evaluate(
   experiment: Experiment,
   steps: JittedSteps,
   state: TrainState,
+  notes: Notes,
   *,
   stop: StopSignal | None = None,
   watchdog: Watchdog | None = None,
 ) -> dict[str, float] | None:
   """Evaluates on the whole evaluation split, the moving averages too.
 
+  Args:
+    experiment: with the split.
+    steps: of the experiment.
+    state: to evaluate.
+    notes: is told of images that are left out.
+    stop: cuts the evaluation off.
+    watchdog: is told of each batch.
+
   Returns:
-    'eval/loss', 'eval/top1', 'eval/top5', 'eval/num_examples', and the first
-    three of 'eval_ema/...' where the state has averages; None where `stop`
-    has received a signal before the end.
+    'eval/loss', 'eval/top1', 'eval/top5', 'eval/num_examples'; where broken
+    images may be left out, also their number, 'eval/bad_images'; where the
+    state has averages, the first three of them as 'eval_ema/...'. None where
+    a signal came before the end.
 
   Raises:
+    InputError: an image is broken, or too many are.
+    RunError: data workers died.
     RuntimeError: the number of examples counted is not that of the split.
   """
   reader = experiment.eval_reader
@@ -45,35 +59,55 @@ def evaluate(
     experiment.loader,
     first_step=0,
     num_steps=math.ceil(num_examples / reader.batch_size),
+    notes=notes,
   )
+  loader = DeviceLoader(batches, experiment.sharding.batch, notes)
   variables = {'eval': state.variables}
   if state.ema is not None:
     variables['eval_ema'] = state.ema
-  zeros = functools.partial(
-    jax.device_put, device=experiment.sharding.replicated
-  )
-  sums = {name: zeros(metrics.zeros()) for name in variables}
+  replicated = experiment.sharding.replicated
+  sums = {
+    name: jax.device_put(metrics.zeros(), replicated) for name in variables
+  }
   if watchdog:
     watchdog.rest()  # The first batch may be compiled for.
-  for i, batch in enumerate(DeviceLoader(batches, experiment.sharding.batch)):
+  for i, batch in enumerate(loader, start=1):
     for name, values in variables.items():
       sums[name] = steps.evaluate(values, sums[name], batch)
     if watchdog:
-      watchdog.watch(f'evaluation after batch {i + 1}')
+      watchdog.watch(f'evaluation after batch {i}')
+    # Several processes could not agree on the batch: they go on to the end.
     if stop and stop.received and jax.process_count() == 1:
-      batches.close()
+      loader.close()
       return None
-  result = {}
-  for name, total in sums.items():
-    counted = int(total['num_examples'])
-    if counted != num_examples:
-      raise RuntimeError(
-        f'Evaluated {counted} of the {num_examples} examples of'
-        f' {reader.source.name}/{reader.source.split}.'
-      )
-    means = metrics.means(total).items()
-    result |= {f'{name}/{key}': value for key, value in means}
-  return {**result, 'eval/num_examples': num_examples}
+  counted = int(sums['eval']['num_examples'])
+  num_bad = _sum_over_processes(loader.num_left_out)
+  if counted + num_bad != num_examples:
+    raise RuntimeError(
+      f'Evaluated {counted} of the {num_examples} examples of'
+      f' {reader.source.name}/{reader.source.split}, {num_bad} of them broken.'
+    )
+  if not counted:
+    raise InputError(
+      f'No image of {reader.source.name}/{reader.source.split} can be decoded.'
+    )
+  result = {
+    f'{name}/{key}': value
+    for name, total in sums.items()
+    for key, value in metrics.means(total).items()
+  }
+  result['eval/num_examples'] = counted
+  if reader.max_bad_images is not None:
+    result['eval/bad_images'] = num_bad
+  return result
+
+
+def _sum_over_processes(number: int) -> int:
+  """Each process knows of its own rows only."""
+  if jax.process_count() == 1:
+    return number
+  numbers = multihost_utils.process_allgather(np.int32(number))
+  return int(np.sum(numbers))
 
 
 def run(experiment: Experiment, workdir: str, which: str) -> int:
@@ -103,8 +137,13 @@ def run(experiment: Experiment, workdir: str, which: str) -> int:
   else:
     step, state, experiment = _restore(experiment, workdir, saved, which)
   steps = jit_steps(experiment.task, experiment.sharding)
-  values = evaluate(experiment, steps, state)
-  assert values is not None  # Nothing stops it.
+  notes = Notes(experiment.eval_reader.max_bad_images)
+  try:
+    values = evaluate(experiment, steps, state, notes)
+    assert values is not None  # Nothing stops it.
+  finally:
+    for line in notes.take():
+      print(line)
   print(describe(step, values))
   return 0
 
@@ -139,14 +178,16 @@ def _initial_state(experiment: Experiment) -> tuple[TrainState, Experiment]:
 
 def describe(step: int, values: Mapping[str, float]) -> str:
   """Returns an evaluation as one line."""
-  ema = ''
+  left_out = ema = ''
   if 'eval_ema/top1' in values:
     ema = (
       f'  ema top1 {values["eval_ema/top1"]:.4f}'
       f'  ema loss {values["eval_ema/loss"]:.4f}'
     )
+  if num_bad := values.get('eval/bad_images'):
+    left_out = f', {num_bad:,.0f} broken left out'
   return (
     f'eval at step {step}: top1 {values["eval/top1"]:.4f}'
     f'  top5 {values["eval/top5"]:.4f}  loss {values["eval/loss"]:.4f}{ema}'
-    f'  ({values["eval/num_examples"]:,.0f} images)'
+    f'  ({values["eval/num_examples"]:,.0f} images{left_out})'
   )

@@ -24,6 +24,7 @@ from typing import Any
 import jax
 
 from resnet.data.loader import DeviceLoader
+from resnet.data.notes import Notes
 from resnet.errors import InputError, RunError
 from resnet.experiment import Experiment
 from resnet.training import metrics as metrics_lib
@@ -71,9 +72,11 @@ class Loop:
     first_step: int,
     reference: Reference | None,
     stop: StopSignal,
+    notes: Notes,
   ):
     self.experiment = experiment
     self.reference = reference
+    self.notes = notes
     self.checkpoints = checkpoints
     self.first_step = self.saved_step = first_step
     self.stop = stop
@@ -91,8 +94,12 @@ class Loop:
     self.best_top1 = best['eval/top1'] if best else -math.inf
     # Of a save that went wrong, until one has gone well.
     self.save_error: SaveError | None = None
-    # Steps that the device was told to do: (step, its metrics).
-    self.in_flight: collections.deque[tuple[int, Any]] = collections.deque()
+    # Steps that the device was told to do: (step, its metrics, the number of
+    # broken images met until then).
+    self.in_flight: collections.deque[tuple[int, Any, int]] = (
+      collections.deque()
+    )
+    self.num_bad_logged = 0
 
   def run(
     self, state: TrainState, batches: DeviceLoader, start_time: float
@@ -108,6 +115,8 @@ class Loop:
       except (InputError, RunError):
         self.keep(state, step, meter)
         raise
+      finally:
+        self.say_notes()
       if step == self.first_step:
         state, metrics = self.first(state, batch, start_time)
         meter.start(step + 1)
@@ -115,13 +124,17 @@ class Loop:
         state, metrics = self.steps.train(state, batch)
       step += 1
       is_last = step == length.num_steps
-      self.in_flight.append((step, metrics))
+      self.in_flight.append((step, metrics, batches.num_left_out))
       self.finish_steps(meter, leave=MAX_STEPS_IN_FLIGHT)
 
       evaluation = None
       if self.experiment.is_eval_step(step) or is_last:
         with meter.paused(self.finish_steps):
-          evaluation = self.evaluate(state, step)
+          try:
+            evaluation = self.evaluate(state, step)
+          except (InputError, RunError):
+            self.keep(state, step, meter)
+            raise
 
       is_best = evaluation and evaluation['eval/top1'] > self.best_top1
       is_due = step % self.experiment.save_every_steps == 0
@@ -151,18 +164,27 @@ class Loop:
 
   def evaluate(self, state: TrainState, step: int) -> dict[str, float] | None:
     """Evaluates, writes and shows; None: a signal came before the end."""
-    evaluation = evaluate(
-      self.experiment,
-      self.steps,
-      state,
-      stop=self.stop,
-      watchdog=self.watchdog,
-    )
+    try:
+      evaluation = evaluate(
+        self.experiment,
+        self.steps,
+        state,
+        self.notes,
+        stop=self.stop,
+        watchdog=self.watchdog,
+      )
+    finally:
+      self.say_notes()
     if evaluation:
       self.write(step, evaluation)
       self.progress.say(describe(step, evaluation))
       self.compare(step, evaluation)
     return evaluation
+
+  def say_notes(self) -> None:
+    """Shows what happened to the data since the last call."""
+    for line in self.notes.take():
+      self.progress.say(line)
 
   def evaluate_late(self, state: TrainState) -> dict[str, float] | None:
     """Makes the evaluation that a signal has cut off, if there is one."""
@@ -184,7 +206,7 @@ class Loop:
   def finish_steps(self, meter: Meter, *, leave: int = 0) -> None:
     """Waits until at most `leave` steps are in flight; logs what is due."""
     while len(self.in_flight) > leave:
-      step, metrics = self.in_flight.popleft()
+      step, metrics, num_bad = self.in_flight.popleft()
       jax.block_until_ready(metrics)
       self.watchdog.step_done(f'training after step {step}')
       self.progress.advance()
@@ -195,13 +217,13 @@ class Loop:
         self.progress.say(line)
       is_last = step == self.experiment.length.num_steps
       if step % self.experiment.task.log_every_steps == 0 or is_last:
-        self.log(step, metrics, meter)
+        self.log(step, metrics, num_bad, meter)
         try:
           self.checkpoints.check()
         except SaveError as error:
           self.save_error = error
 
-  def log(self, step: int, metrics: Any, meter: Meter) -> None:
+  def log(self, step: int, metrics: Any, num_bad: int, meter: Meter) -> None:
     """Writes and shows the metrics of the interval that ends with `step`."""
     learning_rate = float(metrics.pop('learning_rate'))
     skipped_steps = int(metrics.pop('skipped_steps'))
@@ -213,6 +235,9 @@ class Loop:
       **({'skipped_steps': skipped_steps} if skipped_steps else {}),
       **meter.interval(step),
     }
+    if self.experiment.train_reader.max_bad_images is not None:
+      values['bad_images'] = num_bad - self.num_bad_logged
+      self.num_bad_logged = num_bad
     self.write(step, values)
     epoch = self.experiment.epoch(step)
     self.progress.metrics(step, epoch, values, meter.seconds_left(step))

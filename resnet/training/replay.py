@@ -10,8 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet.data.loader import DeviceLoader, read_ahead
+from resnet.data.notes import Notes
 from resnet.errors import InputError
-from resnet.experiment import FREE_FIELDS, SAFE_FIELDS, Experiment
+from resnet.experiment import (
+  FORMER_VALUES,
+  FREE_FIELDS,
+  SAFE_FIELDS,
+  Experiment,
+)
 from resnet.training import workdir as workdir_lib
 from resnet.training.bad_steps import FILE, record_keys
 from resnet.training.checkpoint import Checkpoints
@@ -40,21 +46,24 @@ def run(experiment: Experiment, workdir: str, step: int | None) -> int:
     raise InputError(f'{workdir} holds no run: give its --workdir.')
   workdir_lib.check_same_config(
     workdir,
-    saved['config'],
+    {**FORMER_VALUES, **saved['config']},
     experiment.config,
     ignore=FREE_FIELDS | SAFE_FIELDS,
   )
   experiment = experiment.with_statistics_of(saved['derived'])
   step = _check_step(experiment, workdir, step)
   first_step, state = _state_before(experiment, workdir, step)
+  notes = Notes(experiment.train_reader.max_bad_images)
   batches = DeviceLoader(
     read_ahead(
       experiment.train_reader,
       experiment.loader,
       first_step=first_step,
       num_steps=step,
+      notes=notes,
     ),
     experiment.sharding.batch,
+    notes,
   )
   steps = jit_steps(experiment.task, experiment.sharding)
   print(f'Step {step}, from the checkpoint of step {first_step}.')

@@ -13,8 +13,14 @@ import time
 import jax
 
 from resnet.data.loader import DeviceLoader, read_ahead
+from resnet.data.notes import Notes
 from resnet.errors import InputError
-from resnet.experiment import FREE_FIELDS, SAFE_FIELDS, Experiment
+from resnet.experiment import (
+  FORMER_VALUES,
+  FREE_FIELDS,
+  SAFE_FIELDS,
+  Experiment,
+)
 from resnet.training import workdir as workdir_lib
 from resnet.training.checkpoint import FOLDER, Checkpoints
 from resnet.training.initialize import InitialWeights, open_weights
@@ -112,7 +118,8 @@ def train(
     if experiment.init_from is not None and state is None:
       initial, experiment = open_weights(experiment)
     first_step = 0 if state is None else int(state.step)
-    batches = _start_reading(experiment, first_step)
+    notes = Notes(experiment.train_reader.max_bad_images)
+    batches = _start_reading(experiment, first_step, notes)
     cleanup.callback(batches.close)
     if stop.received:
       return Outcome(step=first_step, metrics=None, signal=stop.received)
@@ -124,7 +131,9 @@ def train(
     if state is None:
       with stop.at_once():
         state = _first_state(experiment, initial)
-    loop = Loop(experiment, workdir, checkpoints, first_step, reference, stop)
+    loop = Loop(
+      experiment, workdir, checkpoints, first_step, reference, stop, notes
+    )
     cleanup.callback(loop.close)
     for line in (
       _describe(experiment, first_step),
@@ -168,7 +177,9 @@ def _complete(experiment: Experiment, workdir: str) -> Outcome | None:
   )
 
 
-def _start_reading(experiment: Experiment, first_step: int) -> DeviceLoader:
+def _start_reading(
+  experiment: Experiment, first_step: int, notes: Notes
+) -> DeviceLoader:
   """Reads the first batches of both splits, and ahead for training.
 
   Raises:
@@ -180,8 +191,10 @@ def _start_reading(experiment: Experiment, first_step: int) -> DeviceLoader:
       experiment.loader,
       first_step=first_step,
       num_steps=experiment.length.num_steps,
+      notes=notes,
     ),
     experiment.sharding.batch,
+    notes,
   )
   first_eval_batch = experiment.eval_reader(0)
   if isinstance(first_eval_batch, InputError):
@@ -240,7 +253,7 @@ def _check_workdir(
       experiment = experiment.with_statistics_of(saved['derived'])
     changed = workdir_lib.check_same_config(
       workdir,
-      saved['config'],
+      {**FORMER_VALUES, **saved['config']},
       experiment.config,
       ignore=FREE_FIELDS,
       safe=SAFE_FIELDS,

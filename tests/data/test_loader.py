@@ -9,6 +9,7 @@ import pytest
 
 from resnet.data import loader
 from resnet.data.datasets import open_source
+from resnet.data.notes import Notes
 from resnet.data.transforms import EvalTransform, TrainTransform
 from resnet.errors import InputError
 from tests.data.in_memory import encode, make_source
@@ -38,13 +39,28 @@ def make_reader(source, batch_size, seed, *, transform=KEEP, rows=None):
 
 
 def read_ahead(
-  reader, first_step, num_steps, *, workers=0, threads=2, prefetch=2
+  reader,
+  first_step,
+  num_steps,
+  *,
+  workers=0,
+  threads=2,
+  prefetch=2,
+  restarts=0,
+  notes=None,
 ):
   options = loader.LoaderOptions(
-    num_workers=workers, num_threads=threads, prefetch_batches=prefetch
+    num_workers=workers,
+    num_threads=threads,
+    prefetch_batches=prefetch,
+    max_worker_restarts=restarts,
   )
   return loader.read_ahead(
-    reader, options, first_step=first_step, num_steps=num_steps
+    reader,
+    options,
+    first_step=first_step,
+    num_steps=num_steps,
+    notes=notes or Notes(),
   )
 
 
@@ -233,6 +249,7 @@ def test_reading_ahead_is_bounded_and_ends_with_close(threads, prefetch):
     ({'workers': -1}, 'num_workers=-1'),
     ({'threads': 0}, 'num_threads=0'),
     ({'prefetch': 0}, 'prefetch_batches=0'),
+    ({'restarts': -1}, 'max_worker_restarts=-1'),
   ],
 )
 def test_bad_option_is_named(argument, field):
@@ -248,7 +265,9 @@ def sharding():
 
 def test_device_loader_gives_global_arrays_over_eight_devices(sharding):
   reader = make_reader(numbered(100), 16, 0)
-  loaded = list(loader.DeviceLoader(read_ahead(reader, 0, 3), sharding))
+  loaded = list(
+    loader.DeviceLoader(read_ahead(reader, 0, 3), sharding, Notes())
+  )
   assert_equal_batches(loaded, map(reader, range(3)))
   for array in jax.tree.leaves(loaded):
     assert array.sharding.is_equivalent_to(sharding, array.ndim)
@@ -264,7 +283,7 @@ def test_device_loader_counts_waiting_and_nothing_else(sharding):
       time.sleep(0.1)
       yield reader(step)
 
-  batches = loader.DeviceLoader(slow_batches(), sharding)
+  batches = loader.DeviceLoader(slow_batches(), sharding, Notes())
   assert batches.wait_seconds == 0
   start = time.monotonic()
   for _ in batches:
@@ -280,7 +299,7 @@ def test_closing_the_device_loader_drops_what_was_to_be_read(sharding):
   source = numbered(100)
   reader = make_reader(source, 8, 0, transform=slow)
   ahead = read_ahead(reader, 0, 1000, threads=1, prefetch=9)
-  batches = loader.DeviceLoader(ahead, sharding)
+  batches = loader.DeviceLoader(ahead, sharding, Notes())
   next(batches)
   batches.close()
   with pytest.raises(StopIteration):

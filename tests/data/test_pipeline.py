@@ -28,6 +28,7 @@ def test_fields_become_sources_transforms_and_options(data_dir):
     num_workers=4,
     num_threads=5,
     prefetch_batches=6,
+    max_worker_restarts=7,
   )
   assert (data.train.split, len(data.train)) == ('train', 1437)
   assert (data.eval.split, len(data.eval)) == ('test', 360)
@@ -38,8 +39,16 @@ def test_fields_become_sources_transforms_and_options(data_dir):
   assert data.eval_transform == EvalTransform(size=8, resize_size=9)
   assert (data.mean, data.std) == channel_statistics(data.train, 8)
   assert data.loader == LoaderOptions(
-    num_workers=4, num_threads=5, prefetch_batches=6
+    num_workers=4, num_threads=5, prefetch_batches=6, max_worker_restarts=7
   )
+
+
+def test_broken_images_may_be_left_out_up_to_a_number(data_dir):
+  assert create(data_dir, max_bad_images=3).max_bad_images is None
+  data = create(data_dir, on_bad_image='skip', max_bad_images=3)
+  assert data.max_bad_images == 3
+  with pytest.raises(InputError, match="'ignore' is none of error, skip"):
+    create(data_dir, on_bad_image='ignore')
 
 
 def test_given_statistics_stand_and_the_other_is_measured(data_dir):
@@ -70,6 +79,10 @@ def test_given_statistics_stand_and_the_other_is_measured(data_dir):
     ('num_workers', -1),
     ('num_threads', 0),
     ('prefetch_batches', 0),
+    ('on_bad_image', 'ignore'),
+    ('on_bad_image', ''),
+    ('max_bad_images', -1),
+    ('max_worker_restarts', -1),
   ],
 )
 def test_bad_value_is_named_by_its_field(field, value, data_dir):

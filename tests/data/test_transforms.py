@@ -1,92 +1,16 @@
-"""Decoding against Pillow, geometry in pixels, randomness in numbers."""
+"""Geometry in pixels, randomness in numbers."""
 
-import io
 import math
 
 import cv2
 import numpy as np
-from PIL import Image
 import pytest
 from scipy import stats
 
 from resnet.data import transforms
-from resnet.data.transforms import EvalTransform, TrainTransform, decode_image
+from resnet.data.transforms import EvalTransform, TrainTransform
 from resnet.errors import InputError
-from tests.data.in_memory import encode, smooth_image
-
-COLOURS = smooth_image(37, 53)
-
-FILES = {
-  'jpeg': encode(COLOURS, 'JPEG'),
-  'jpeg 4:4:4': encode(COLOURS, 'JPEG', quality=95, subsampling=0),
-  'jpeg progressive': encode(COLOURS, 'JPEG', progressive=True),
-  'jpeg grey': encode(COLOURS, 'JPEG', 'L'),
-  'jpeg cmyk': encode(COLOURS, 'JPEG', 'CMYK'),
-  'png': encode(COLOURS, 'PNG'),
-  'png alpha': encode(COLOURS, 'PNG', 'RGBA'),
-  'png palette': encode(COLOURS, 'PNG', 'P'),
-  'png grey': encode(COLOURS, 'PNG', 'L'),
-  'png 16 bit': encode(COLOURS[..., 0] * np.uint16(257), 'PNG'),
-}
-
-# Well formed chunks that promise 40,000 by 40,000 pixels and have none.
-HUGE_PNG = bytes.fromhex(
-  '89504e470d0a1a0a0000000d4948445200009c4000009c400802000000de6e9952'
-  '000000004944415435af061e0000000049454e44ae426082'
-)
-
-
-@pytest.mark.parametrize('channels', [1, 3])
-@pytest.mark.parametrize('name', FILES)
-def test_decoding_agrees_with_pillow(name, channels):
-  picture = Image.open(io.BytesIO(FILES[name]))
-  if name == 'png 16 bit':  # Pillow would clip, not scale.
-    picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-  picture = picture.convert('L' if channels == 1 else 'RGB')
-  expected = np.asarray(picture, int).reshape(37, 53, channels)
-  image = decode_image(FILES[name], channels)
-  assert (image.shape, image.dtype) == (expected.shape, np.uint8)
-  # PNG in its own channels is exact. The weights of grey, the inks of CMYK and
-  # the chroma of JPEG may be rounded differently.
-  exact = name.startswith('png') and (channels == 3 or 'grey' in name)
-  assert np.abs(image - expected).max() <= (0 if exact else 2)
-
-
-@pytest.mark.parametrize('file_format', ['JPEG', 'PNG'])
-def test_exif_orientation_is_ignored(file_format):
-  exif = Image.Exif()
-  exif[0x0112] = 6  # Orientation: turn by a quarter.
-  plain = decode_image(encode(COLOURS, file_format), 3)
-  turned = decode_image(encode(COLOURS, file_format, exif=exif), 3)
-  np.testing.assert_array_equal(turned, plain)
-
-
-@pytest.mark.parametrize('channels', [1, 3])
-@pytest.mark.parametrize('name', FILES)
-def test_file_that_is_cut_anywhere_is_an_error(name, channels):
-  data = FILES[name]
-  for length in [*range(0, len(data), 23), len(data) - 1]:
-    with pytest.raises(ValueError):
-      decode_image(data[:length], channels)
-
-
-def test_png_with_any_byte_flipped_is_an_error():
-  data = encode(COLOURS[:6, :5], 'PNG')
-  for place in range(len(data) - 4):  # The last four are of the empty IEND.
-    broken = bytearray(data)
-    broken[place] ^= 1
-    with pytest.raises(ValueError):
-      decode_image(bytes(broken), 3)
-
-
-@pytest.mark.parametrize(
-  'data',
-  [b'', b'no image', b'\xff\xd8', bytes(99), HUGE_PNG],
-  ids=['empty', 'text', 'start of jpeg', 'zeros', 'huge png'],
-)
-def test_bytes_that_are_no_image_are_an_error(data):
-  with pytest.raises(ValueError):
-    decode_image(data, 3)
+from tests.data.in_memory import smooth_image
 
 
 def test_shrinking_averages_and_enlarging_interpolates():

@@ -52,7 +52,7 @@ def test_another_network_is_refused(run, tmp_path):
 def test_a_missing_last_checkpoint_is_an_error(run, tmp_path):
   checkpoints = Checkpoints(str(tmp_path), keep=1)
   checkpoints.save(run.create_state(), None)
-  with pytest.raises(SaveError, match="of step 0, not 5"):
+  with pytest.raises(SaveError, match='of step 0, not 5'):
     checkpoints.finish(expected_step=5)
 
 

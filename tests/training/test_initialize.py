@@ -11,6 +11,7 @@ import pytest
 
 from configs import fake
 from resnet import experiment
+from resnet.data.notes import Notes
 from resnet.errors import InputError
 from resnet.models import weights
 from resnet.training import evaluate
@@ -164,7 +165,7 @@ def test_weights_are_evaluated_where_there_is_no_run(
   assert not nothing.exists()
   run = resolve(**statistics)
   steps = evaluate.jit_steps(run.task, run.sharding)
-  expected = evaluate.evaluate(run, steps, state)
+  expected = evaluate.evaluate(run, steps, state, Notes())
   assert evaluate.describe(0, expected) in out
   with pytest.raises(InputError, match='nothing to evaluate'):
     evaluate.run(

@@ -13,7 +13,7 @@ import pytest
 from configs import fake
 from resnet import experiment
 from resnet.data.loader import DeviceLoader
-from resnet.errors import InputError
+from resnet.errors import InputError, RunError
 from resnet.training import evaluate, loop
 from resnet.training import run as run_lib
 from resnet.training.checkpoint import Checkpoints
@@ -254,6 +254,77 @@ def test_a_broken_record_met_later_is_named_after_saving(tmp_path, monkeypatch):
     with pytest.raises(InputError, match='record 9'):
       train(tmp_path)
   assert Checkpoints(str(tmp_path)).latest_step() == 5
+
+
+def test_broken_records_are_left_out_named_once_and_counted(
+  whole, tmp_path, monkeypatch, capsys
+):
+  records = type(resolve().train_reader.source.records)
+  real = records._record
+
+  def broken(self, index):
+    record = real(self, index)
+    is_bad = index in (9, 77) and len(self) == 512
+    return {**record, 'image': b'no image'} if is_bad else record
+
+  with monkeypatch.context() as patch:
+    patch.setattr(records, '_record', broken)
+    outcome = train(tmp_path / 'a', data__on_bad_image='skip')
+    out = capsys.readouterr().out
+    with pytest.raises(InputError, match=r'2 broken .*max_bad_images=1'):
+      train(
+        tmp_path / 'b',
+        data__on_bad_image='skip',
+        data__max_bad_images=1,
+      )
+    # Another limit is another try.
+    train(tmp_path / 'b', data__on_bad_image='skip')
+  assert outcome.metrics['eval/num_examples'] == 100
+  assert outcome.metrics['eval/bad_images'] == 0
+  warnings = [x for x in out.splitlines() if x.startswith('warning')]
+  assert len(warnings) == 2
+  for index in (9, 77):
+    assert sum(f'record {index} of fake/train' in x for x in warnings) == 1
+  counts = [x['bad_images'] for x in lines(tmp_path / 'a') if 'train/loss' in x]
+  # In each of the two epochs, of two lines each, both are met.
+  assert len(counts) == 4
+  assert sum(counts[:2]) == sum(counts[2:]) == 2
+  assert [x.get('train/loss') for x in lines(tmp_path / 'b')] == [
+    x.get('train/loss') for x in lines(tmp_path / 'a')
+  ]
+  # They are not those of the whole set.
+  assert lines(tmp_path / 'a')[-1] != lines(whole[0])[-1]
+
+
+def test_without_broken_records_nothing_changes_but_the_count(whole, tmp_path):
+  train(tmp_path, data__on_bad_image='skip')
+  names = ('bad_images', 'eval/bad_images')
+  found = untimed(tmp_path)
+  assert {line.pop(name) for line in found for name in names if name in line}
+  assert found == untimed(whole[0])
+
+
+def test_death_of_a_worker_ends_the_run_after_saving(tmp_path, monkeypatch):
+  def die():
+    raise RunError('a worker died')
+
+  with monkeypatch.context() as patch:
+    at_batch(patch, 6, die)
+    with pytest.raises(RunError, match='a worker died'):
+      train(tmp_path)
+  assert Checkpoints(str(tmp_path)).latest_step() == 5
+
+
+def test_a_run_from_before_a_field_goes_on(whole, tmp_path):
+  workdir = tmp_path / 'run'
+  shutil.copytree(whole[0], workdir)
+  saved = json.loads((workdir / 'config.json').read_text())
+  for field in ('on_bad_image', 'max_bad_images', 'max_worker_restarts'):
+    del saved['config'][f'data.{field}']
+  (workdir / 'config.json').write_text(json.dumps(saved))
+  assert train(workdir).was_complete
+  with pytest.raises(InputError, match=r"data\.on_bad_image: 'error' there"):
+    train(workdir, data__on_bad_image='skip')
 
 
 def test_a_signal_while_the_state_is_made_is_not_lost(

@@ -1,0 +1,185 @@
+"""Batches for the step: which records, in which order, at which step.
+
+The place in the data is a function of (seed, step): a run that resumes at
+step n asks for batch n, and gets the bytes it would have got, whatever the
+number of threads, worker processes, JAX processes or devices.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+from typing import Any, cast
+
+import cv2
+import grain.python as grain
+import numpy as np
+
+from resnet.data.datasets import Record, Source
+from resnet.data.notes import too_many_bad_images
+from resnet.errors import InputError
+
+# Arrays by name; where images were left out, beside them LEFT_OUT.
+HostBatch = dict[str, Any]
+LEFT_OUT = 'left_out'
+Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+Example = tuple[np.ndarray, int]
+
+# One key each, so that the order says nothing about the crops.
+_ORDER_STREAM, _AUGMENT_STREAM = 0, 1
+
+
+def _derive(seed: int, stream: int) -> int:
+  """Returns 32 bits that differ for neighbouring seeds and streams.
+
+  Grain seeds epoch e with seed + e: without this, epoch 1 of seed 0 would
+  have the order of epoch 0 of seed 1.
+  """
+  return int(np.random.SeedSequence([seed, stream]).generate_state(1)[0])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchReader:
+  """Reads this process's rows of global batch number `step`.
+
+  Global batch k holds the positions k * batch_size + (0 .. batch_size - 1) of
+  the stream of examples. A training stream is an endless row of epochs, each
+  a permutation of the whole set, so batches may span two epochs and no
+  example is dropped. An evaluation stream is the set in stored order; rows
+  past its end are zeros with mask False.
+
+  An image that cannot be decoded is an error, or is left out. Then the next
+  record that decodes takes its place in training, whatever its label, and in
+  evaluation its row is zeros with mask False. So a batch depends on the data
+  only, not on who reads it or what was read before.
+
+  Attributes:
+    source: the records.
+    transform: (image, rng) -> image of one fixed shape.
+    batch_size: global, images.
+    num_classes: labels must be below.
+    seed: of order and augmentation; None reads in order, once.
+    row_start: the first row of the global batch that is this process's.
+    row_count: the number of its rows, images.
+    max_bad_images: broken images that may be left out; None: none is.
+  """
+
+  source: Source
+  transform: Transform
+  batch_size: int
+  num_classes: int
+  seed: int | None
+  row_start: int
+  row_count: int
+  max_bad_images: int | None = None
+
+  @functools.cached_property
+  def _order(self) -> grain.MapDataset:
+    assert self.seed is not None
+    order = grain.MapDataset.range(len(self.source))
+    return order.shuffle(seed=_derive(self.seed, _ORDER_STREAM)).repeat()
+
+  @functools.cached_property
+  def _augment_key(self) -> int:
+    return _derive(self.seed or 0, _AUGMENT_STREAM)
+
+  def __call__(self, step: int) -> HostBatch | InputError:
+    """Returns 'image' uint8 [b, H, W, C], 'label' int32 [b], 'mask' bool [b].
+
+    Where images were left out there is also LEFT_OUT, a list of sentences
+    that name them. An `InputError` is returned, not raised, so that it crosses
+    the border of a worker process as it is.
+    """
+    cv2.setNumThreads(0)  # The threads are Grain's.
+    start = step * self.batch_size + self.row_start
+    positions = range(start, start + self.row_count)
+    if self.seed is None:
+      positions = range(start, min(positions.stop, len(self.source)))
+      indices = list(positions)
+    else:
+      indices = [cast(int, self._order[position]) for position in positions]
+    left_out: list[str] = []
+    try:
+      examples = [
+        self._example(*example, left_out)
+        for example in zip(
+          positions, indices, self.source.read(indices), strict=True
+        )
+      ]
+      batch = self._stack(examples)
+    except InputError as error:
+      return error
+    return {**batch, LEFT_OUT: left_out} if left_out else batch
+
+  def keys(self, step: int) -> list[str]:
+    """Returns the names of the records of a training batch, not decoded."""
+    start = step * self.batch_size + self.row_start
+    positions = range(start, start + self.row_count)
+    indices = [cast(int, self._order[position]) for position in positions]
+    records = self.source.read(indices)
+    return list(map(self.source.key, indices, records))
+
+  def _example(
+    self, position: int, index: int, record: Record, left_out: list[str]
+  ) -> Example | None:
+    """Returns image and label; None: the image is left out."""
+    found = self._decode(index, record, left_out)
+    if found is None:
+      return None
+    index, record, image = found
+    label = int(record['label'])
+    if not 0 <= label < self.num_classes:
+      raise InputError(
+        f'The label of {self.source.key(index, record)} is {label}; expected'
+        f' 0 to {self.num_classes - 1} (model.num_classes={self.num_classes}).'
+      )
+    # The counter-based generator costs nothing to key by position.
+    rng = np.random.Generator(
+      np.random.Philox(key=[self._augment_key, position])
+    )
+    return self.transform(image, rng), label
+
+  def _decode(
+    self, index: int, record: Record, left_out: list[str]
+  ) -> tuple[int, Record, np.ndarray] | None:
+    """Returns the first record from `index` on that decodes, and its image.
+
+    In evaluation None where that would be another one.
+    """
+    for _ in range(len(self.source)):
+      try:
+        return index, record, self.source.decode(index, record)
+      except InputError as error:
+        if self.max_bad_images is None:
+          raise
+        left_out.append(str(error))
+      count = len(set(left_out))
+      if count > self.max_bad_images:
+        raise too_many_bad_images(count, self.max_bad_images, left_out[-1])
+      if self.seed is None:
+        return None
+      index = (index + 1) % len(self.source)
+      (record,) = self.source.read([index])
+    raise InputError(f'No image can be decoded. The last one: {left_out[-1]}')
+
+  def _stack(self, examples: Sequence[Example | None]) -> HostBatch:
+    shape = next((e[0].shape for e in examples if e), None)
+    shape = shape or self._image_shape
+    images = np.zeros((self.row_count, *shape), np.uint8)
+    labels = np.zeros(self.row_count, np.int32)
+    mask = np.zeros(self.row_count, bool)
+    for row, example in enumerate(examples):
+      if example:
+        images[row], labels[row] = example
+        mask[row] = True
+    return {'image': images, 'label': labels, 'mask': mask}
+
+  @functools.cached_property
+  def _image_shape(self) -> tuple[int, ...]:
+    """Of a batch without images: the shape of the first one that there is."""
+    for index in range(len(self.source)):
+      (record,) = self.source.read([index])
+      if example := self._example(0, index, record, []):
+        return example[0].shape
+    raise InputError(
+      f'No image of {self.source.name}/{self.source.split} can be decoded.'
+    )

@@ -1,0 +1,61 @@
+"""What is said of a data worker process that died."""
+
+import dataclasses
+import re
+import signal
+import sys
+
+from resnet.errors import RunError
+
+# For Python's process that frees what a killed one has left behind: it does so
+# and says so, on stderr, below the one line that a person should read.
+_QUIET = 'ignore:resource_tracker:UserWarning'
+
+
+def prepare() -> None:
+  """Prepares this process for workers; before the first one."""
+  if _QUIET not in sys.warnoptions:
+    sys.warnoptions.append(_QUIET)  # Of new processes: this one's are fixed.
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkerDeath:
+  """How a worker ended: minus the signal, or its exit code."""
+
+  exit_code: int
+
+  @classmethod
+  def of(cls, error: RuntimeError) -> 'WorkerDeath | None':
+    """Returns the death that Grain's error tells of; None: it is another."""
+    # Grain has no class for it.
+    match = re.search(r'terminated unexpectedly.*code (-?\d+)', str(error))
+    return cls(int(match[1])) if match else None
+
+  def __str__(self) -> str:
+    if self.exit_code >= 0:
+      return f'A data worker process ended with exit code {self.exit_code}'
+    try:
+      name = signal.Signals(-self.exit_code).name
+    except ValueError:
+      name = f'signal {-self.exit_code}'
+    cause = ''
+    if self.exit_code == -signal.SIGKILL:
+      cause = ', most likely because the machine ran out of memory'
+    return f'A data worker process was killed by {name}{cause}'
+
+  def restarted(self, nth: int, most: int, step: int) -> str:
+    """Returns the warning that reading begins anew at batch `step`."""
+    return (
+      f'{self}. Reading goes on from batch {step + 1} in new processes'
+      f' (restart {nth} of {most}).'
+    )
+
+  def final(self, num_restarts: int, num_workers: int) -> RunError:
+    """Returns the error of a run without restarts left."""
+    after = f' after {num_restarts} restarts' if num_restarts else ''
+    fewer = f'--config.data.num_workers={num_workers - 1}'
+    return RunError(
+      f'{self}{after}. Use fewer ({fewer}) or less read-ahead'
+      ' (--config.data.prefetch_batches=1), or let them be replaced:'
+      f' --config.data.max_worker_restarts={num_restarts + 10}'
+    )
