@@ -65,10 +65,13 @@ _LAYERS = (
   # Nothing imports these two.
   (
     'resnet.tools.command',
+    'resnet.tools.doctor',
     'resnet.tools.grid_figures',
     'resnet.tools.grids',
+    'resnet.tools.machine',
     'resnet.tools.prepare',
     'resnet.tools.reference',
+    'resnet.tools.rehearsal',
     'resnet.tools.report',
     'resnet.tools.reproduce',
     'resnet.tools.responses',
