@@ -10,10 +10,9 @@ import traceback
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from resnet import config_flag
+
 _START_TIME = time.time()
-_DEFAULT_CONFIG = os.path.join(
-  os.path.dirname(os.path.abspath(__file__)), 'configs', 'digits.py'
-)
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
@@ -75,31 +74,11 @@ def _parse_flags(argv: list[str]) -> list[str]:
     if any(arg.lstrip('-').startswith('help') for arg in argv):
       sys.exit(0)  # absl would exit with 1.
     sys.exit(_fail('The config file ended the program.'))
-  except (AttributeError, KeyError) as error:
-    # ml_collections: the name, and the nearest one that there is.
-    cause = error.args[0] if error.args else error
-    while isinstance(cause, Exception) and cause.args:
-      cause = cause.args[0]
-    what = 'There is no config field'
-    if ' has no attribute ' in str(cause):
-      what = 'The config file is not one:'
-    sys.exit(_fail(f'{what} {cause}'))
   except Exception as error:  # A config file may raise anything.
-    # Of a traceback that ml_collections put into the message, the last line.
-    message, _, trace = str(error).partition('Traceback')
-    last_line = trace.strip().rpartition('\n')[2].strip()
-    kind = '' if isinstance(error, flags.Error) else f'{type(error).__name__}:'
-    sys.exit(_fail(f'{kind} {message} {last_line}'))
+    sys.exit(_fail(config_flag.explain(error)))
   if len(rest) > 1:
     sys.exit(_fail(f'{rest[1]!r} is not a flag; flags begin with --.'))
   return rest
-
-
-def _default_workdir() -> str:
-  path = config_flags.get_config_filename(flags.FLAGS['config'])
-  path, _, argument = path.partition(':')
-  stem = os.path.splitext(os.path.basename(path))[0]
-  return os.path.join('runs', f'{stem}_{argument}' if argument else stem)
 
 
 def main(argv: list[str]) -> int:
@@ -117,7 +96,10 @@ def main(argv: list[str]) -> int:
   from resnet.training.stop import leave
 
   logging.set_verbosity(logging.ERROR)
-  workdir = _default_workdir() if _WORKDIR.value is None else _WORKDIR.value
+  workdir = _WORKDIR.value
+  if workdir is None:
+    path = config_flags.get_config_filename(flags.FLAGS['config'])
+    workdir = config_flag.default_workdir(path)
   try:
     reference = None
     if _REFERENCE.value is not None:
@@ -151,7 +133,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == '__main__':
-  if not any(arg.lstrip('-').split('=')[0] == 'config' for arg in sys.argv):
-    # Not a default of the flag: that would be read before the other flags.
-    sys.argv.insert(1, f'--config={_DEFAULT_CONFIG}')
+  sys.argv = config_flag.with_default(sys.argv)
   app.run(main, flags_parser=_parse_flags)

@@ -4,8 +4,9 @@ import argparse
 from collections.abc import Callable
 import logging
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from resnet import config_flag
 from resnet.errors import InputError
 
 
@@ -14,6 +15,17 @@ class Parser(argparse.ArgumentParser):
 
   def error(self, message: str) -> NoReturn:
     _fail(f'{message}. See {self.prog} --help')
+
+
+class ConfigParser(Parser):
+  """A Parser that knows --config and --config.FIELD too, as main.py does."""
+
+  def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+    """Adds to what was declared: `config`, `config_path`."""
+    namespace, rest = self.parse_known_args(args, namespace)
+    config = config_flag.read([self.prog, *rest])
+    namespace.config, namespace.config_path = config
+    return namespace
 
 
 def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> None:

@@ -1,0 +1,77 @@
+"""The flags --config and --config.FIELD, and what is wrong with them."""
+
+from collections.abc import Sequence
+import os
+import pathlib
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from resnet.errors import InputError
+
+_DEFAULT_CONFIG = pathlib.Path(__file__).parents[1] / 'configs' / 'digits.py'
+
+
+def with_default(argv: Sequence[str]) -> list[str]:
+  """Returns the command line, with configs/digits.py where it has no config."""
+  if any(arg.lstrip('-').split('=')[0] == 'config' for arg in argv):
+    return list(argv)
+  # Not a default of the flag: that would be read before the other flags.
+  return [*argv[:1], f'--config={_DEFAULT_CONFIG}', *argv[1:]]
+
+
+def read(argv: Sequence[str]) -> tuple[Any, str]:
+  """Reads the flags of a command line that has no others.
+
+  Args:
+    argv: the program, and its flags.
+
+  Returns:
+    The config, and the path of its file as it was given.
+
+  Raises:
+    InputError: a flag or the config file is wrong.
+  """
+  argv = with_default(argv)
+  values = flags.FlagValues()
+  config = config_flags.DEFINE_config_file(
+    'config', flag_values=values, sys_argv=argv
+  )
+  try:
+    rest = values(argv)
+    _ = config.value.seed  # A config file that failed to load raises here.
+  except SystemExit:
+    raise InputError('The config file ended the program.') from None
+  except Exception as error:  # A config file may raise anything.
+    raise InputError(explain(error)) from None
+  if len(rest) > 1:
+    raise InputError(f'{rest[1]!r} is not a flag; flags begin with --.')
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS(argv[:1])  # Grain's worker processes ask for this.
+  return config.value, config_flags.get_config_filename(values['config'])
+
+
+def explain(error: Exception) -> str:
+  """Returns in one line what was wrong with the flags or the config file."""
+  if isinstance(error, (AttributeError, KeyError)):
+    # ml_collections: the name, and the nearest one that there is.
+    cause = error.args[0] if error.args else error
+    while isinstance(cause, Exception) and cause.args:
+      cause = cause.args[0]
+    what = 'There is no config field'
+    if ' has no attribute ' in str(cause):
+      what = 'The config file is not one:'
+    return f'{what} {cause}'
+  # Of a traceback that ml_collections put into the message, the last line.
+  message, _, trace = str(error).partition('Traceback')
+  last_line = trace.strip().rpartition('\n')[2].strip()
+  kind = '' if isinstance(error, flags.Error) else f'{type(error).__name__}:'
+  return f'{kind} {message} {last_line}'
+
+
+def default_workdir(path: str) -> str:
+  """Returns 'runs/<config name>' of a config file, 'file.py:argument'."""
+  path, _, argument = path.partition(':')
+  stem = os.path.splitext(os.path.basename(path))[0]
+  return os.path.join('runs', f'{stem}_{argument}' if argument else stem)
