@@ -1,7 +1,6 @@
 """Trains or evaluates a residual network: python main.py --help"""
 
 import errno
-import os
 import signal
 import sys
 import time
@@ -95,7 +94,8 @@ def main(argv: list[str]) -> int:
   from resnet.training.reference import read_reference
   from resnet.training.stop import leave
 
-  logging.set_verbosity(logging.ERROR)
+  # Orbax logs the tracebacks of its threads, of errors that are told below.
+  logging.set_verbosity(logging.FATAL)
   workdir = _WORKDIR.value
   if workdir is None:
     path = config_flags.get_config_filename(flags.FLAGS['config'])

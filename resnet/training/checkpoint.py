@@ -139,8 +139,9 @@ class Checkpoints:
     """
     say(f'warning: {error} Trying again.')
     # The thread of the failed save would tell its error once more.
-    self._manager = self._open()
     try:
+      with self._as_save_error():
+        self._manager = self._open()
       if self.latest_step() != int(state.step):
         self.save(state, metrics)
       self.finish(expected_step=int(state.step))

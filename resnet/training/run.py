@@ -112,6 +112,7 @@ def train(
     if saved:
       if outcome := _complete(experiment, workdir):
         return outcome
+      workdir_lib.check_writable(workdir)
       checkpoints = _open(experiment, workdir, cleanup)
       with stop.at_once():
         state = checkpoints.restore_newest(experiment.abstract_state(), print)
@@ -119,6 +120,8 @@ def train(
       initial, experiment = open_weights(experiment)
     first_step = 0 if state is None else int(state.step)
     notes = Notes(experiment.train_reader.max_bad_images)
+    for folder in (workdir, os.path.join(workdir, FOLDER)):
+      workdir_lib.check_writable(folder)
     batches = _start_reading(experiment, first_step, notes)
     cleanup.callback(batches.close)
     if stop.received:
@@ -263,8 +266,6 @@ def _check_workdir(
     workdir_lib.check_same_config(
       workdir, saved['derived'], experiment.derived()
     )
-  for folder in (workdir, os.path.join(workdir, FOLDER)):
-    workdir_lib.check_writable(folder)
   return saved is not None, experiment, changed
 
 

@@ -93,9 +93,10 @@ class MetricsWriter:
     self._lines.sync()
 
   def close(self) -> None:
-    self.sync()
-    self._lines.close()
-    self._events.close()
+    # Of a full disk was told before, and that error must not be lost.
+    for finish in (self.sync, self._lines.close, self._events.close):
+      with contextlib.suppress(OSError):
+        finish()
 
 
 def _drop_lines_after(path: str, step: int) -> list[dict[str, Any]]:

@@ -70,7 +70,7 @@ def test_a_failed_save_is_told_without_waiting_for_the_next(run, tmp_path):
   (tmp_path / 'checkpoints').rmdir()
   (tmp_path / 'checkpoints').write_text('in the way')
   # The save fails at once, or in the background and is told by `check`.
-  with pytest.raises(OSError, match=r'exists|directory'):  # noqa: PT012
+  with pytest.raises(SaveError, match=r'exists|directory'):  # noqa: PT012
     checkpoints.save(run.create_state(), None)
     for _ in range(100):
       checkpoints.check()

@@ -327,23 +327,6 @@ def test_a_run_from_before_a_field_goes_on(whole, tmp_path):
     train(workdir, data__on_bad_image='skip')
 
 
-def test_a_signal_while_the_state_is_made_is_not_lost(
-  whole, tmp_path, monkeypatch
-):
-  real = experiment.Experiment.create_state
-
-  def interrupted(self):
-    os.kill(os.getpid(), signal.SIGTERM)
-    return real(self)
-
-  with monkeypatch.context() as patch:
-    patch.setattr(experiment.Experiment, 'create_state', interrupted)
-    outcome = train(tmp_path)
-  assert (outcome.signal, outcome.step) == (signal.SIGTERM, 1)
-  train(tmp_path)
-  assert_same_run(tmp_path, whole[0])
-
-
 def test_data_prepared_anew_are_refused(whole, monkeypatch):
   workdir, _, _ = whole
   real = experiment.Experiment.derived
@@ -367,5 +350,5 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
   train(tmp_path)
   folder = tmp_path / 'checkpoints' / str(NUM_STEPS)
   shutil.rmtree(folder / 'default')
-  with pytest.raises(InputError, match=f'step {NUM_STEPS} .*cannot be read'):
+  with pytest.raises(InputError, match=f'step {NUM_STEPS} .*is damaged'):
     evaluate.run(resolve(), str(tmp_path), 'latest')
