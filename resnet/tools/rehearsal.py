@@ -13,6 +13,7 @@ import numpy as np
 
 from resnet.data.datasets import Source
 from resnet.data.loader import read_ahead
+from resnet.data.notes import Notes
 from resnet.errors import InputError
 from resnet.experiment import Experiment
 from resnet.tools.machine import Finding
@@ -143,7 +144,11 @@ def input_speed(experiment: Experiment, step_rate: float | None) -> Finding:
     loader.num_workers, 1
   )
   batches = read_ahead(
-    reader, loader, first_step=0, num_steps=_MAX_BATCHES + num_ahead
+    reader,
+    loader,
+    first_step=0,
+    num_steps=_MAX_BATCHES + num_ahead,
+    notes=Notes(reader.max_bad_images),
   )
   with contextlib.closing(batches):
     for _ in range(num_ahead):
