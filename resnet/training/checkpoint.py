@@ -159,7 +159,7 @@ class Checkpoints:
       text = str(error).strip().splitlines()
       raise SaveError(
         f'A checkpoint could not be written to {self._manager.directory}:'
-        f' {text[-1][:300] if text else repr(error)}.'
+        f' {text[-1][:1000] if text else repr(error)}.'
       ) from error
 
   def delete(self, step: int) -> None:
