@@ -48,14 +48,12 @@ SAFE_FIELDS = frozenset(
   )
 )
 
-# What a run did that was begun before there was the field.
+# What a run did that was begun before there was the field; None needs no line.
 FORMER_VALUES = {
-  'model.conv_backend': None,
   'data.on_bad_image': 'error',
   'max_bad_steps': 10,
   'watchdog_seconds': 600.0,
   'preemption_grace_seconds': 30.0,
-  'ema_decay': None,
 }
 
 # Steps are int32 on the device; a smaller interval is no use to anybody.

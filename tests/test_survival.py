@@ -238,6 +238,18 @@ needs_mount = pytest.mark.skipif(
 )
 
 
+def on_a_disk(script):
+  return subprocess.run(
+    [*_ON_A_DISK, script],
+    cwd=ROOT,
+    env=environment(),
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+
+
 @needs_mount
 def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(tmp_path):
   # Room for some checkpoints of about 2 MB, then filled up to the last page.
@@ -254,15 +266,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(tmp_path):
     ls {tmp_path}/run/checkpoints
     exit $code
   """
-  result = subprocess.run(
-    [*_ON_A_DISK, script],
-    cwd=ROOT,
-    env=environment(),
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
-  )
+  result = on_a_disk(script)
   assert result.returncode == 1, result.stdout + result.stderr
   # Orbax's threads have their say before.
   error = result.stderr.splitlines()[-1]
@@ -283,15 +287,7 @@ def test_a_folder_that_becomes_read_only_ends_the_run(tmp_path):
     ) &
     {' '.join(command(tmp_path / 'run', '--config.num_epochs=100'))}
   """
-  result = subprocess.run(
-    [*_ON_A_DISK, script],
-    cwd=ROOT,
-    env=environment(),
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
-  )
+  result = on_a_disk(script)
   assert result.returncode == 1, result.stdout + result.stderr
   (error,) = result.stderr.splitlines()
   assert error.startswith('error: A checkpoint could not be written to ')

@@ -7,7 +7,7 @@ import sys
 from typing import Any, NoReturn
 
 from resnet import config_flag
-from resnet.errors import InputError
+from resnet.errors import InputError, RunError
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,10 +35,12 @@ def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> None:
     main(parser.parse_args())
   except InputError as error:
     _fail(str(error))
+  except RunError as error:  # In a run that the tool has made.
+    _fail(str(error), 1)
   except BrokenPipeError:  # `... | head` has seen enough.
     sys.stderr.close()
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, code: int = 2) -> NoReturn:
   print('error:', ' '.join(message.split()), file=sys.stderr)
-  sys.exit(2)
+  sys.exit(code)

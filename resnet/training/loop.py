@@ -133,7 +133,8 @@ class Loop:
           try:
             evaluation = self.evaluate(state, step)
           except (InputError, RunError):
-            self.keep(state, step, meter)
+            if not is_last:  # A run with all steps saved is complete.
+              self.keep(state, step, meter)
             raise
 
       is_best = evaluation and evaluation['eval/top1'] > self.best_top1
@@ -142,7 +143,10 @@ class Loop:
       if is_best or is_due or is_last or self.stop.received:
         with meter.paused(self.finish_steps):
           self.save(state, step, evaluation)
-    self.finish(state, step)
+    if step > self.saved_step:  # The signal came after the last look at it.
+      with meter.paused(self.finish_steps):
+        self.save(state, step, evaluation)
+    self.finish(state, step, evaluation)
     return Outcome(
       step=step,
       metrics=evaluation,
@@ -163,14 +167,18 @@ class Loop:
     return state, metrics
 
   def evaluate(self, state: TrainState, step: int) -> dict[str, float] | None:
-    """Evaluates, writes and shows; None: a signal came before the end."""
+    """Evaluates, writes and shows; None: a signal came before the end.
+
+    (Not that of the last step: a run with all steps saved is complete.)
+    """
+    is_last = step == self.experiment.length.num_steps
     try:
       evaluation = evaluate(
         self.experiment,
         self.steps,
         state,
         self.notes,
-        stop=self.stop,
+        stop=None if is_last else self.stop,
         watchdog=self.watchdog,
       )
     finally:
@@ -189,16 +197,15 @@ class Loop:
   def evaluate_late(self, state: TrainState) -> dict[str, float] | None:
     """Makes the evaluation that a signal has cut off, if there is one."""
     step = self.first_step
-    is_last = step == self.experiment.length.num_steps
-    is_due = step and (self.experiment.is_eval_step(step) or is_last)
     if (
-      not is_due
+      not step
+      or not self.experiment.is_eval_step(step)
       or self.checkpoints.metrics(step)
       or (self.writer and self.writer.has_evaluation(step))
     ):
       return None
     evaluation = self.evaluate(state, step)
-    if evaluation and (is_last or evaluation['eval/top1'] > self.best_top1):
+    if evaluation and evaluation['eval/top1'] > self.best_top1:
       self.checkpoints.delete(step)
       self.save(state, step, evaluation)
     return evaluation
@@ -276,15 +283,17 @@ class Loop:
     self.finish_steps(meter)
     if step > self.saved_step:
       self.save(state, step, None)
-      self.finish(state, step)
+      self.finish(state, step, None)
 
-  def finish(self, state: TrainState, step: int) -> None:
+  def finish(
+    self, state: TrainState, step: int, evaluation: dict[str, float] | None
+  ) -> None:
     """Waits until the last checkpoint is on disk."""
     self.watchdog.watch(f'saving step {step}')
     try:
       self.checkpoints.finish(expected_step=self.saved_step)
     except SaveError as error:
-      self.checkpoints.save_now(state, None, error, self.progress.say)
+      self.checkpoints.save_now(state, evaluation, error, self.progress.say)
     self.watchdog.rest()
 
   def close(self) -> None:

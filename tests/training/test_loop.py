@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 import signal
+import time
 
 import jax
 import numpy as np
@@ -352,3 +353,27 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
   shutil.rmtree(folder / 'default')
   with pytest.raises(InputError, match=f'step {NUM_STEPS} .*is damaged'):
     evaluate.run(resolve(), str(tmp_path), 'latest')
+
+
+@pytest.mark.parametrize('number', [1, 2])
+def test_a_signal_in_an_evaluation_is_made_up_for(
+  whole, tmp_path, monkeypatch, number
+):
+  """The first of two evaluations is cut off; the last one is not."""
+  calls, real = [], loop.evaluate
+
+  def interrupted(*args, **kwargs):
+    calls.append(None)
+    if len(calls) == number:
+      os.kill(os.getpid(), signal.SIGTERM)
+      while kwargs['stop'] and not kwargs['stop'].received:
+        time.sleep(0.01)
+    return real(*args, **kwargs)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(loop, 'evaluate', interrupted)
+    outcome = train(tmp_path)
+  assert outcome.signal == signal.SIGTERM
+  assert (outcome.metrics is None) == (outcome.step < NUM_STEPS)
+  train(tmp_path)
+  assert_same_run(tmp_path, whole[0])
