@@ -19,9 +19,9 @@ from configs import default
 def get_config(net='resnet20'):
   config = default.get_config()
   config.batch_size = 128
-  epochs = config.num_epochs = 20.0
+  epochs = config.num_epochs = 18.0
   config.log_every_steps = 11  # About an epoch.
-  config.eval_every_epochs = 1.0
+  config.eval_every_epochs = 2.0
   config.save_every_steps = 200
   config.keep_checkpoints = 1
 

@@ -34,7 +34,7 @@ def read_config(workdir: str) -> dict[str, Any] | None:
   """Returns {'config': fields, 'derived': numbers}, None where no run began.
 
   Raises:
-    InputError: the file is not one that `create` wrote.
+    InputError: the file is not one that `write_config` wrote.
   """
   path = os.path.join(workdir, CONFIG_FILE)
   try:

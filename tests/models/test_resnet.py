@@ -389,7 +389,12 @@ def test_bfloat16_is_for_the_computation_only(name, num_convs):
   jaxpr, outputs = jax.make_jaxpr(train, return_shape=True)(variables, images)
   leaves = jax.tree.leaves((variables, outputs))  # With logits, statistics.
   assert {leaf.dtype for leaf in leaves} == {_FLOAT32}
-  convs = [e for e in jaxpr.eqns if e.primitive.name == 'conv_general_dilated']
+  primitives = ('conv_general_dilated', 'dot_general')  # The head's is 2D.
+  convs = [
+    e
+    for e in jaxpr.eqns
+    if e.primitive.name in primitives and e.invars[0].aval.ndim == 4
+  ]
   assert len(convs) == num_convs
   operands = [v for e in convs for v in (*e.invars, *e.outvars)]
   assert {v.aval.dtype for v in operands} == {_BFLOAT16}

@@ -230,7 +230,7 @@ def test_a_kill_at_a_bad_moment_is_survived(grid, copy, run, damage):
 
 def test_a_part_of_the_grid_file_is_no_grid(run, tmp_path, monkeypatch):
   (tmp_path / '.grid.json.abc').write_text('{')
-  monkeypatch.setattr(reproduce.loop, 'train', lambda *_, **__: sys.exit(99))
+  monkeypatch.setattr(reproduce.run_lib, 'train', lambda *_, **__: sys.exit(99))
   with pytest.raises(SystemExit) as exit_:
     run(*GRID, f'--workdir={tmp_path}')
   assert exit_.value.code == 99

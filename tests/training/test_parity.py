@@ -99,6 +99,8 @@ def _our_run(name, schedule, dtype):
     batch_stats=variables['batch_stats'],
     opt_state=task.tx.init(variables['params']),
     sums={**sums, 'loss': sums['loss'].astype(dtype)},
+    skipped_steps=jnp.zeros((), jnp.int32),
+    skipped_in_row=jnp.zeros((), jnp.int32),
   )
   step_fn = jax.jit(functools.partial(train_step, task=task), donate_argnums=0)
   losses = []

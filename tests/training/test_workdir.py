@@ -22,10 +22,11 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
   assert [p.name for p in tmp_path.iterdir()] == ['file']
 
 
-def test_what_was_created_is_read_back(tmp_path):
+def test_what_was_written_is_read_back(tmp_path):
   folder = str(tmp_path / 'a' / 'run')
   assert workdir.read_config(folder) is None
-  workdir.create(folder, {'seed': 1, 'data.mean': None}, {'num_steps': 3})
+  workdir.make(folder)
+  workdir.write_config(folder, {'seed': 1, 'data.mean': None}, {'num_steps': 3})
   assert workdir.read_config(folder) == {
     'config': {'seed': 1, 'data.mean': None},
     'derived': {'num_steps': 3},
@@ -56,4 +57,4 @@ def test_differing_fields_are_shown():
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(InputError, match='Not a directory'):
-    workdir.create(str(tmp_path / 'file' / 'run'), {}, {})
+    workdir.make(str(tmp_path / 'file' / 'run'))
