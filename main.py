@@ -5,11 +5,13 @@ import signal
 import sys
 import time
 import traceback
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from resnet import config_flag
+from resnet.errors import InputError, RunError
 
 _START_TIME = time.time()
 
@@ -52,6 +54,32 @@ _REFERENCE = flags.DEFINE_string(
   None,
   'A file of resnet.tools.reference: training warns when it leaves the band.',
 )
+_COORDINATOR_ADDRESS = flags.DEFINE_string(
+  'coordinator_address',
+  None,
+  'HOST:PORT of process 0, where several processes are started by hand; with'
+  ' --num_processes and --process_id.',
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  'num_processes', None, 'How many processes the run has.'
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  'process_id', None, 'Which of them this one is, from 0.'
+)
+_DISTRIBUTED = flags.DEFINE_bool(
+  'distributed',
+  None,
+  'Whether this is one process of many on a TPU pod, Slurm or GKE. By default'
+  ' JAX finds out; --distributed makes it an error to find none.',
+)
+_JOIN_SECONDS = flags.DEFINE_integer(
+  'join_seconds', 300, 'How long to wait for the other processes to come.'
+)
+_HEARTBEAT_SECONDS = flags.DEFINE_integer(
+  'heartbeat_seconds',
+  60,
+  'How long another process may be silent before it counts as dead.',
+)
 
 
 # What a disk says when it is full, over quota, read-only or broken.
@@ -87,49 +115,89 @@ def main(argv: list[str]) -> int:
   if _WORKDIR.value == '':
     return _fail("--workdir='' is no folder: leave it out, or name one.")
   # Imports that take seconds come after the flags are known to be good.
-  from resnet import experiment
-  from resnet.errors import InputError, RunError
-  from resnet.training import evaluate, replay
-  from resnet.training import run as run_lib
-  from resnet.training.reference import read_reference
   from resnet.training.stop import leave
 
   # Orbax logs the tracebacks of its threads, of errors that are told below.
   logging.set_verbosity(logging.FATAL)
+  cluster = None
+
+  def fail(error: Exception, code: int) -> int:
+    if cluster:  # The others would wait for this process to take part.
+      cluster.fail(str(error), code)
+      leave(_fail(str(error), code))
+    return _fail(str(error), code)
+
+  try:
+    cluster = _join()
+    code = _run(cluster)
+    if cluster:
+      cluster.close()
+    return code
+  except InputError as error:
+    return fail(error, 2)
+  # After a failed save, Orbax's threads would keep the process for ever.
+  except RunError as error:
+    leave(fail(error, 1))
+  except Exception as error:
+    if getattr(error, 'errno', None) in _DISK_ERRORS:
+      leave(fail(error, 1))
+    if cluster:
+      cluster.wait_for_news()
+      cluster.fail(repr(error), 1)
+    traceback.print_exc()
+    leave(1)
+
+
+def _join() -> Any:
+  """Returns the cluster of several processes; None: there is one."""
+  from resnet.training import cluster
+
+  options = cluster.Options(
+    coordinator_address=_COORDINATOR_ADDRESS.value,
+    num_processes=_NUM_PROCESSES.value,
+    process_id=_PROCESS_ID.value,
+    required=bool(_DISTRIBUTED.value),
+    join_seconds=_JOIN_SECONDS.value,
+    heartbeat_seconds=_HEARTBEAT_SECONDS.value,
+  )
+  return None if _DISTRIBUTED.value is False else cluster.join(options)
+
+
+def _run(cluster: Any) -> int:
+  """Does what the flags ask for; returns the exit code."""
+  from resnet import experiment
+  from resnet.training import evaluate, replay
+  from resnet.training import run as run_lib
+  from resnet.training.reference import read_reference
+  from resnet.training.starts import commit
+
   workdir = _WORKDIR.value
   if workdir is None:
     path = config_flags.get_config_filename(flags.FLAGS['config'])
     workdir = config_flag.default_workdir(path)
-  try:
-    reference = None
-    if _REFERENCE.value is not None:
-      reference = read_reference(_REFERENCE.value)
-    if reference and _MODE.value != 'train':
-      return _fail(
-        f'--reference is for training: leave it out of --mode={_MODE.value}.'
-      )
-    run = experiment.resolve(_CONFIG.value)
-    if _MODE.value == 'eval':
-      return evaluate.run(run, workdir, _CHECKPOINT.value)
-    if _MODE.value == 'replay':
-      return replay.run(run, workdir, _REPLAY_STEP.value)
-    return run_lib.run(
-      run,
-      workdir,
-      start_time=_START_TIME,
-      reference=reference,
-      allow_config_change=_ALLOW_CONFIG_CHANGE.value,
+  reference = None
+  if _REFERENCE.value is not None:
+    reference = read_reference(_REFERENCE.value)
+  if reference and _MODE.value != 'train':
+    raise InputError(
+      f'--reference is for training: leave it out of --mode={_MODE.value}.'
     )
-  except InputError as error:
-    return _fail(str(error))
-  # After a failed save, Orbax's threads would keep the process for ever.
-  except RunError as error:
-    leave(_fail(str(error), 1))
-  except Exception as error:
-    if getattr(error, 'errno', None) in _DISK_ERRORS:
-      leave(_fail(str(error), 1))
-    traceback.print_exc()
-    leave(1)
+  run = experiment.resolve(_CONFIG.value)
+  if cluster:
+    cluster.agree({**run.facts(), '--mode': _MODE.value, 'code': commit()})
+  if _MODE.value == 'eval':
+    return evaluate.run(run, workdir, _CHECKPOINT.value)
+  if _MODE.value == 'replay':
+    if cluster:
+      raise InputError('--mode=replay is for one process.')
+    return replay.run(run, workdir, _REPLAY_STEP.value)
+  return run_lib.run(
+    run,
+    workdir,
+    start_time=_START_TIME,
+    reference=reference,
+    allow_config_change=_ALLOW_CONFIG_CHANGE.value,
+  )
 
 
 if __name__ == '__main__':

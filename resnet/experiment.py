@@ -154,6 +154,11 @@ class Experiment:
       'std': list(self.task.std),
     }
 
+  def facts(self) -> dict[str, Any]:
+    """Returns what must be the same in all processes of the run."""
+    config = {k: v for k, v in self.config.items() if k not in FREE_FIELDS}
+    return {**config, **self.derived(), 'version of jax': jax.__version__}
+
   def with_statistics_of(self, derived: Mapping[str, Any]) -> 'Experiment':
     """Returns this experiment with the normalisation of another run."""
     task = dataclasses.replace(

@@ -44,6 +44,8 @@ _LAYERS = (
     'resnet.training.stop',
     'resnet.training.watchdog',
     'resnet.training.lock',
+    'resnet.training.roll_call',
+    'resnet.training.cluster',
   ),
   (
     'resnet.models.resnet',

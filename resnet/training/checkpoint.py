@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
@@ -215,12 +216,18 @@ class Checkpoints:
         `restore`.
     """
     for step in reversed(self.all_steps()):
+      state, damage = None, f'Step {step} is damaged for a process.'
       try:
         self.metrics(step)
-        return self.restore(step, target)
+        state = self.restore(step, target)
       except DamagedError as error:
-        say(f'warning: {error}')
-        self._set_aside(step)
+        damage = str(error)
+      # It may be that only one process has come upon it.
+      is_good = multihost_utils.process_allgather(np.int32(state is not None))
+      if np.all(is_good):
+        return state
+      say(f'warning: {damage}')
+      self._set_aside(step)
     damaged = os.path.join(self._workdir, DAMAGED_FOLDER)
     if os.path.isdir(damaged):
       raise InputError(

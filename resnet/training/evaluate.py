@@ -18,7 +18,7 @@ from resnet.training.checkpoint import Checkpoints
 from resnet.training.initialize import open_weights
 from resnet.training.state import TrainState
 from resnet.training.step import JittedSteps, jit_steps
-from resnet.training.stop import StopSignal
+from resnet.training.stop import AgreedSignal
 from resnet.training.watchdog import Watchdog
 
 
@@ -28,7 +28,7 @@ def evaluate(
   state: TrainState,
   notes: Notes,
   *,
-  stop: StopSignal | None = None,
+  stop: AgreedSignal | None = None,
   watchdog: Watchdog | None = None,
 ) -> dict[str, float] | None:
   """Evaluates on the whole evaluation split, the moving averages too.
@@ -76,8 +76,7 @@ def evaluate(
       sums[name] = steps.evaluate(values, sums[name], batch)
     if watchdog:
       watchdog.watch(f'evaluation after batch {i}')
-    # Several processes could not agree on the batch: they go on to the end.
-    if stop and stop.received and jax.process_count() == 1:
+    if stop and stop.poll():
       loader.close()
       return None
   counted = int(sums['eval']['num_examples'])
@@ -144,7 +143,8 @@ def run(experiment: Experiment, workdir: str, which: str) -> int:
   finally:
     for line in notes.take():
       print(line)
-  print(describe(step, values))
+  if jax.process_index() == 0:
+    print(describe(step, values))
   return 0
 
 
@@ -172,7 +172,8 @@ def _initial_state(experiment: Experiment) -> tuple[TrainState, Experiment]:
       f'{initial.source.name} is for another number of classes than the data:'
       ' there is nothing to evaluate before it is trained.'
     )
-  print(initial.describe())
+  if jax.process_index() == 0:
+    print(initial.describe())
   return initial.apply(experiment.create_state()), experiment
 
 

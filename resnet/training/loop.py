@@ -22,6 +22,8 @@ import time
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
+import numpy as np
 
 from resnet.data.loader import DeviceLoader
 from resnet.data.notes import Notes
@@ -35,7 +37,7 @@ from resnet.training.meter import Meter
 from resnet.training.reference import Reference
 from resnet.training.state import TrainState
 from resnet.training.step import jit_steps
-from resnet.training.stop import StopSignal
+from resnet.training.stop import AgreedSignal, StopSignal
 from resnet.training.watchdog import Watchdog
 from resnet.training.writer import MetricsWriter, Progress
 
@@ -80,6 +82,7 @@ class Loop:
     self.checkpoints = checkpoints
     self.first_step = self.saved_step = first_step
     self.stop = stop
+    self.signal = AgreedSignal(stop, experiment.sharding.batch)
     self.steps = jit_steps(experiment.task, experiment.sharding)
     self.writer = None
     if jax.process_index() == 0:
@@ -87,7 +90,9 @@ class Loop:
     self.bad_steps = BadSteps(experiment, workdir, first_step=first_step)
     self.watchdog = Watchdog(workdir, seconds=experiment.watchdog_seconds)
     self.progress = Progress(
-      first_step=first_step, num_steps=experiment.length.num_steps
+      first_step=first_step,
+      num_steps=experiment.length.num_steps,
+      process_index=jax.process_index(),
     )
     best_step = checkpoints.best_step()
     best = checkpoints.metrics(best_step) if best_step is not None else None
@@ -108,7 +113,7 @@ class Loop:
     length = self.experiment.length
     meter = Meter(length, batches, self.first_step)
     step, evaluation = self.first_step, self.evaluate_late(state)
-    while step < length.num_steps and not self.stop.received:
+    while step < length.num_steps and not self.signal.poll():
       self.watchdog.watch(f'waiting for batch {step + 1}')
       try:
         batch = next(batches)
@@ -140,7 +145,7 @@ class Loop:
       is_best = evaluation and evaluation['eval/top1'] > self.best_top1
       is_due = step % self.experiment.save_every_steps == 0
       is_due |= self.save_error is not None
-      if is_best or is_due or is_last or self.stop.received:
+      if is_best or is_due or is_last or self.signal.number:
         with meter.paused(self.finish_steps):
           self.save(state, step, evaluation)
     if step > self.saved_step:  # The signal came after the last look at it.
@@ -151,7 +156,7 @@ class Loop:
       step=step,
       metrics=evaluation,
       images_per_second=meter.mean,
-      signal=self.stop.received,
+      signal=self.signal.number,
     )
 
   def first(
@@ -178,7 +183,7 @@ class Loop:
         self.steps,
         state,
         self.notes,
-        stop=None if is_last else self.stop,
+        stop=None if is_last else self.signal,
         watchdog=self.watchdog,
       )
     finally:
@@ -192,7 +197,7 @@ class Loop:
   def say_notes(self) -> None:
     """Shows what happened to the data since the last call."""
     for line in self.notes.take():
-      self.progress.say(line)
+      self.progress.say_anywhere(line)
 
   def evaluate_late(self, state: TrainState) -> dict[str, float] | None:
     """Makes the evaluation that a signal has cut off, if there is one."""
@@ -201,7 +206,7 @@ class Loop:
       not step
       or not self.experiment.is_eval_step(step)
       or self.checkpoints.metrics(step)
-      or (self.writer and self.writer.has_evaluation(step))
+      or _of_process_0(self.writer and self.writer.has_evaluation(step))
     ):
       return None
     evaluation = self.evaluate(state, step)
@@ -228,6 +233,8 @@ class Loop:
         try:
           self.checkpoints.check()
         except SaveError as error:
+          if jax.process_count() > 1:  # The others know nothing of it.
+            raise
           self.save_error = error
 
   def log(self, step: int, metrics: Any, num_bad: int, meter: Meter) -> None:
@@ -275,11 +282,18 @@ class Loop:
         raise self.save_error
       self.checkpoints.save(state, evaluation)
     except SaveError as error:  # It may be that of the save before.
+      if jax.process_count() > 1:
+        raise
       self.checkpoints.save_now(state, evaluation, error, self.progress.say)
     self.saved_step, self.save_error = step, None
 
   def keep(self, state: TrainState, step: int, meter: Meter) -> None:
-    """Saves what is not saved yet, before the run ends by an error."""
+    """Saves what is not saved yet, before the run ends by an error.
+
+    (Not where there are several processes: the others have gone on.)
+    """
+    if jax.process_count() > 1:
+      return
     self.finish_steps(meter)
     if step > self.saved_step:
       self.save(state, step, None)
@@ -293,6 +307,8 @@ class Loop:
     try:
       self.checkpoints.finish(expected_step=self.saved_step)
     except SaveError as error:
+      if jax.process_count() > 1:
+        raise
       self.checkpoints.save_now(state, evaluation, error, self.progress.say)
     self.watchdog.rest()
 
@@ -301,3 +317,8 @@ class Loop:
     self.progress.close()
     if self.writer:
       self.writer.close()
+
+
+def _of_process_0(value: bool | None) -> bool:
+  """Returns in all processes what is true in the one that writes."""
+  return bool(multihost_utils.broadcast_one_to_all(np.int32(bool(value))))

@@ -11,6 +11,8 @@ import sys
 import time
 
 import jax
+from jax.experimental import multihost_utils
+import numpy as np
 
 from resnet.data.loader import DeviceLoader, read_ahead
 from resnet.data.notes import Notes
@@ -48,14 +50,22 @@ def run(
     reference=reference,
     allow_config_change=allow_config_change,
   )
-  num_steps = experiment.length.num_steps
+  if jax.process_index() == 0:
+    _tell(outcome, experiment.length.num_steps, workdir, start_time)
+  return 0 if outcome.signal is None else 128 + outcome.signal
+
+
+def _tell(
+  outcome: Outcome, num_steps: int, workdir: str, start_time: float
+) -> None:
+  """Prints how a run ended."""
   if outcome.signal is not None:
     saved = 'it is saved' if outcome.step else 'there was nothing to save'
     print(
       f'Stopped by {signal.Signals(outcome.signal).name} after step'
       f' {outcome.step} of {num_steps}; {saved}. The same command goes on.'
     )
-    return 128 + outcome.signal
+    return
   if outcome.was_complete:
     print(f'The run in {workdir} is complete: nothing to do.')
   table = {'steps': f'{num_steps:,}'}
@@ -74,7 +84,6 @@ def run(
   print(
     *(f'  {name:<{width}}  {text}' for name, text in table.items()), sep='\n'
   )
-  return 0
 
 
 def train(
@@ -115,7 +124,7 @@ def train(
       workdir_lib.check_writable(workdir)
       checkpoints = _open(experiment, workdir, cleanup)
       with stop.at_once():
-        state = checkpoints.restore_newest(experiment.abstract_state(), print)
+        state = checkpoints.restore_newest(experiment.abstract_state(), _say)
     if experiment.init_from is not None and state is None:
       initial, experiment = open_weights(experiment)
     first_step = 0 if state is None else int(state.step)
@@ -124,13 +133,13 @@ def train(
       workdir_lib.check_writable(folder)
     batches = _start_reading(experiment, first_step, notes)
     cleanup.callback(batches.close)
-    if stop.received:
+    if stop.received and jax.process_count() == 1:
       return Outcome(step=first_step, metrics=None, signal=stop.received)
     if checkpoints is None:
       workdir_lib.make(workdir)
       checkpoints = _open(experiment, workdir, cleanup)
     if changed or not saved:
-      workdir_lib.write_config(workdir, experiment.config, experiment.derived())
+      _write_config(experiment, workdir)
     if state is None:
       with stop.at_once():
         state = _first_state(experiment, initial)
@@ -244,6 +253,9 @@ def _check_workdir(
   config, which must be allowed.
   """
   saved = workdir_lib.read_config(workdir)
+  # Before any process has written something.
+  if not _is_same_everywhere(saved is not None):
+    raise _not_shared(workdir)
   changed = []
   if saved is None:
     if os.path.isdir(os.path.join(workdir, FOLDER)):
@@ -267,6 +279,31 @@ def _check_workdir(
       workdir, saved['derived'], experiment.derived()
     )
   return saved is not None, experiment, changed
+
+
+def _is_same_everywhere(value: bool) -> bool:
+  values = multihost_utils.process_allgather(np.int32(value))
+  return len(np.unique(values)) == 1
+
+
+def _not_shared(workdir: str) -> InputError:
+  return InputError(
+    f'--workdir={workdir} is not the same folder for all'
+    f' {jax.process_count()} processes: name one that they share.'
+  )
+
+
+def _write_config(experiment: Experiment, workdir: str) -> None:
+  if jax.process_index() == 0:
+    workdir_lib.write_config(workdir, experiment.config, experiment.derived())
+  multihost_utils.sync_global_devices('config.json')
+  if workdir_lib.read_config(workdir) is None:
+    raise _not_shared(workdir)
+
+
+def _say(text: str) -> None:
+  if jax.process_index() == 0:
+    print(text)
 
 
 def _describe(experiment: Experiment, first_step: int) -> str:

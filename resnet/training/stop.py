@@ -1,5 +1,6 @@
 """Stopping a run from outside, and leaving it in a hurry."""
 
+import collections
 from collections.abc import Iterator
 import contextlib
 import multiprocessing
@@ -10,6 +11,10 @@ import sys
 import threading
 from typing import Any, NoReturn
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 
 class StopSignal:
   """SIGTERM or SIGINT: the run stops after the step, and saves.
@@ -18,6 +23,9 @@ class StopSignal:
   there is nothing to lose (`at_once`), or when `grace_seconds` have passed: it
   is a thread that waits for signals, because Python's own handlers are only
   called when the main thread comes back from XLA's compiler.
+
+  One of several processes never leaves by itself before `grace_seconds` have
+  passed: the others would wait for it.
 
   Attributes:
     received: number of the first signal, None before.
@@ -50,7 +58,7 @@ class StopSignal:
   @contextlib.contextmanager
   def at_once(self) -> Iterator[None]:
     """Within the block a signal ends the process: all that counts is saved."""
-    self._may_leave = True
+    self._may_leave = jax.process_count() == 1
     try:
       yield
     finally:
@@ -91,6 +99,43 @@ class StopSignal:
       file=sys.stderr,
     )
     leave(128 + number)
+
+
+class AgreedSignal:
+  """The signal that all processes know of, from the same step on.
+
+  A signal may come to one of them, or to all at different steps. At each step
+  the highest number is worked out on the devices, and looked at when it has
+  long been there, so that nobody waits for it.
+  """
+
+  _LAG = 2
+
+  def __init__(self, stop: StopSignal, sharding: jax.sharding.Sharding):
+    """Of signals to this process; `sharding` splits an array over devices."""
+    self._stop = stop
+    self._sharding = sharding
+    self._max = jax.jit(jnp.max)
+    self._votes: collections.deque[jax.Array] = collections.deque()
+    self._agreed: int | None = None
+
+  @property
+  def number(self) -> int | None:
+    """Of the signal; None: there was none."""
+    is_alone = jax.process_count() == 1
+    return self._stop.received if is_alone else self._agreed
+
+  def poll(self) -> int | None:
+    """Returns `number`; all processes call this equally often."""
+    if jax.process_count() > 1 and self._agreed is None:
+      mine = np.full(jax.local_device_count(), self._stop.received or 0)
+      votes = jax.make_array_from_process_local_data(
+        self._sharding, mine.astype(np.int32)
+      )
+      self._votes.append(self._max(votes))
+      if len(self._votes) > self._LAG:
+        self._agreed = int(self._votes.popleft()) or None
+    return self.number
 
 
 def leave(code: int) -> NoReturn:

@@ -123,11 +123,17 @@ def _drop_lines_after(path: str, step: int) -> list[dict[str, Any]]:
 
 
 class Progress:
-  """Lines; on a terminal a bar below them."""
+  """Lines; on a terminal a bar below them. Of several processes, one shows."""
 
   def __init__(
-    self, *, first_step: int, num_steps: int, stream: TextIO | None = None
+    self,
+    *,
+    first_step: int,
+    num_steps: int,
+    process_index: int = 0,
+    stream: TextIO | None = None,
   ):
+    self._process_index = process_index
     self._stream = stream or sys.stdout
     self._num_steps = num_steps
     self._bar = tqdm.tqdm(
@@ -135,7 +141,7 @@ class Progress:
       initial=first_step,
       unit='step',
       file=self._stream,
-      disable=not self._stream.isatty(),
+      disable=process_index > 0 or not self._stream.isatty(),
       dynamic_ncols=True,
     )
 
@@ -165,7 +171,14 @@ class Progress:
     self.say(f'step {step}/{self._num_steps}  epoch {epoch:.1f}  {text}')
 
   def say(self, text: str) -> None:
-    """Prints a line, above the bar if there is one."""
+    """Prints a line, above the bar if there is one; only in process 0."""
+    if self._process_index == 0:
+      self.say_anywhere(text)
+
+  def say_anywhere(self, text: str) -> None:
+    """Prints a line in any process: of what has happened there alone."""
+    if self._process_index > 0:
+      text = f'process {self._process_index}: {text}'
     tqdm.tqdm.write(text, file=self._stream)
     self._stream.flush()
 

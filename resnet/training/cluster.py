@@ -1,0 +1,253 @@
+"""Several processes: all there, of one mind, and told when one is gone.
+
+JAX's runtime connects them. Where one is missing or dies it ends the others
+with a page of C++ log; here it is told before, in one line and by name.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from typing import Any
+
+import jax
+from jax._src import distributed
+
+from resnet.errors import InputError, RunError
+from resnet.training import roll_call
+from resnet.training.stop import leave
+
+_BEAT_SECONDS = 1.0
+# JAX's own heartbeat is there for the case that ours is not heard.
+_JAX_LATER_SECONDS = 60
+_PREFIX = 'resnet/processes/'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+  """How this process finds the others.
+
+  Attributes:
+    coordinator_address: 'HOST:PORT' of process 0, which need not be reached by
+      others than the processes; None: JAX finds it, on TPU pods, Slurm, GKE.
+    num_processes: of the run; None as above.
+    process_id: of this one, from 0; None as above.
+    required: without an address, finding nothing is an error.
+    join_seconds: for the others to come.
+    heartbeat_seconds: of silence, after which a process counts as dead.
+  """
+
+  coordinator_address: str | None
+  num_processes: int | None
+  process_id: int | None
+  required: bool
+  join_seconds: int
+  heartbeat_seconds: int
+
+  def __post_init__(self):
+    given = {
+      '--coordinator_address': self.coordinator_address,
+      '--num_processes': self.num_processes,
+      '--process_id': self.process_id,
+    }
+    missing = [flag for flag, value in given.items() if value is None]
+    if 0 < len(missing) < len(given):
+      raise InputError(
+        f'{" and ".join(missing)} are missing: several processes need'
+        ' --coordinator_address=HOST:PORT --num_processes=N --process_id=I.'
+      )
+    if self.num_processes is not None and self.process_id is not None:
+      if self.num_processes < 1:
+        raise InputError(f'--num_processes={self.num_processes}: at least 1.')
+      if not 0 <= self.process_id < self.num_processes:
+        raise InputError(
+          f'--process_id={self.process_id} is none of {self.num_processes}'
+          f' processes: they are 0 to {self.num_processes - 1}.'
+        )
+    for name in ('join_seconds', 'heartbeat_seconds'):
+      if getattr(self, name) < 1:
+        raise InputError(f'--{name}={getattr(self, name)}: at least 1.')
+
+
+def join(options: Options) -> 'Cluster | None':
+  """Connects this process with the others; before JAX does anything else.
+
+  Returns:
+    None where there is one process.
+
+  Raises:
+    InputError: the address, or the environment, is wrong.
+    RunError: others have not come in time; the message says which.
+  """
+  if options.coordinator_address is not None:
+    assert options.num_processes is not None and options.process_id is not None
+    if options.num_processes == 1:
+      return None
+    roll_call.hold(
+      options.coordinator_address,
+      num_processes=options.num_processes,
+      process_id=options.process_id,
+      seconds=options.join_seconds,
+    )
+  try:
+    jax.distributed.initialize(
+      options.coordinator_address,
+      options.num_processes,
+      options.process_id,
+      cluster_detection_method=(
+        None if options.coordinator_address is None else 'deactivate'
+      ),
+      initialization_timeout=options.join_seconds,
+      heartbeat_timeout_seconds=options.heartbeat_seconds + _JAX_LATER_SECONDS,
+    )
+  except ValueError as error:  # JAX has found no cluster.
+    if options.required:
+      raise InputError(
+        f'--distributed: no TPU pod, Slurm or GKE was found ({error}) Give'
+        ' --coordinator_address=HOST:PORT --num_processes=N --process_id=I.'
+      ) from None
+    return None
+  # JAX's handler would keep the signal from us.
+  signal.signal(signal.SIGTERM, signal.SIG_DFL)
+  if jax.process_count() == 1:
+    return None
+  return Cluster(options)
+
+
+class Cluster:
+  """This process among the others, told by a thread how they are.
+
+  They write what they have to say into the key-value store of JAX's runtime,
+  which has no public name yet.
+  """
+
+  def __init__(self, options: Options):
+    self._client: Any = distributed.global_state.client
+    self._join_seconds = options.join_seconds
+    self._heartbeat_seconds = options.heartbeat_seconds
+    self._index, self._count = jax.process_index(), jax.process_count()
+    self._owner = f'{socket.gethostname()}, pid {os.getpid()}'
+    self._beats = 0
+    self._lock = threading.Lock()
+    self._end: dict[str, Any] | None = None
+    # Of each process: what it said last, and since when.
+    self._heard: dict[int, tuple[str, float]] = {}
+    threading.Thread(target=self._watch, daemon=True).start()
+
+  def agree(self, facts: Mapping[str, Any]) -> None:
+    """Compares what should be the same in all processes.
+
+    Raises:
+      InputError: in all of them, if it is not; the message says where.
+      RunError: some have not come to this point in time.
+    """
+    name = 'resnet/facts/'
+    self._client.key_value_set(f'{name}{self._index}', json.dumps(dict(facts)))
+    try:
+      self._client.wait_at_barrier(name, self._join_seconds * 1000)
+    except jax.errors.JaxRuntimeError:
+      there = {int(key.rpartition('/')[2]) for key, _ in self._read(name)}
+      missing = sorted(set(range(self._count)) - there)
+      raise RunError(
+        f'Waited {self._join_seconds} s (--join_seconds) for process'
+        f' {", ".join(map(str, missing))} to read its config and data.'
+      ) from None
+    all_facts = {
+      int(key.rpartition('/')[2]): json.loads(text)
+      for key, text in self._read(name)
+    }
+    if differences := _differences(all_facts):
+      raise InputError(
+        f'The processes differ: {"; ".join(differences)}. Start all of them'
+        ' with the same code, command and data.'
+      )
+
+  def fail(self, message: str, code: int) -> None:
+    """Lets the others end with the reason why this process does."""
+    self._say_end({'state': 'failed', 'message': message, 'code': code})
+    if self._index == 0:
+      # Without process 0 the others would not hear of it.
+      time.sleep(3 * _BEAT_SECONDS)
+
+  def wait_for_news(self) -> None:
+    """After an error that may come of the death of another process.
+
+    The thread ends this one, if that is so, when it is sure.
+    """
+    time.sleep(self._heartbeat_seconds + 3 * _BEAT_SECONDS)
+
+  def close(self) -> None:
+    """Says that this process is done."""
+    self._say_end({'state': 'done'})
+
+  def _say_end(self, end: dict[str, Any]) -> None:
+    with self._lock:
+      self._end = end
+    self._beat()
+
+  def _beat(self) -> None:
+    with self._lock:
+      self._beats += 1
+      said = self._end or {'state': 'alive', 'beat': self._beats}
+      text = json.dumps({**said, 'owner': self._owner})
+      self._client.key_value_set(
+        f'{_PREFIX}{self._index}', text, allow_overwrite=True
+      )
+
+  def _read(self, prefix: str) -> list[tuple[str, str]]:
+    return self._client.key_value_dir_get(prefix)
+
+  def _watch(self) -> None:
+    try:
+      while self._end is None:
+        self._beat()
+        for key, text in self._read(_PREFIX):
+          self._hear(int(key.rpartition('/')[2]), text)
+        time.sleep(_BEAT_SECONDS)
+    except jax.errors.JaxRuntimeError as error:
+      if self._end is None:
+        self._leave(f'Process 0 does not answer ({str(error).splitlines()[0]})')
+
+  def _hear(self, index: int, text: str) -> None:
+    """Ends this process if process `index` has failed, or is silent."""
+    now = time.monotonic()
+    if index not in self._heard or self._heard[index][0] != text:
+      self._heard[index] = (text, now)
+    said, silence = json.loads(text), now - self._heard[index][1]
+    name = f'Process {index} ({said["owner"]})'
+    if index == self._index or said['state'] == 'done':
+      return
+    if said['state'] == 'failed':
+      self._leave(f'{name} ended: {said["message"]}', said['code'])
+    if silence > self._heartbeat_seconds:
+      self._leave(
+        f'{name} has not been heard of for {silence:.0f} s'
+        ' (--heartbeat_seconds)'
+      )
+
+  def _leave(self, message: str, code: int = 1) -> None:
+    if code == 1:
+      message += '. The same commands go on from the newest checkpoint.'
+    print('error:', message, file=sys.stderr)
+    if self._index == 0:
+      time.sleep(3 * _BEAT_SECONDS)  # For the others to see it themselves.
+    leave(code)
+
+
+def _differences(all_facts: Mapping[int, Mapping[str, Any]]) -> list[str]:
+  """Returns where processes differ from process 0, a sentence a field."""
+  result = []
+  for index in sorted(all_facts):
+    mine, first = all_facts[index], all_facts[0]
+    result += [
+      f'{field} is {first.get(field)!r} in process 0, {mine.get(field)!r} in'
+      f' process {index}'
+      for field in sorted(mine.keys() | first.keys())
+      if mine.get(field) != first.get(field)
+    ]
+  return result[:5]

@@ -1,0 +1,156 @@
+"""Whether all processes are there, before JAX connects them.
+
+Process 0 listens where JAX's coordinator will, and every other one says its
+number there; so a process that is missing can be named, and no wrong address
+is waited for without a word.
+"""
+
+import json
+import socket
+import time
+
+from resnet.errors import InputError, RunError
+
+_OK = 'ok'
+
+
+def hold(
+  address: str, *, num_processes: int, process_id: int, seconds: float
+) -> None:
+  """Returns when all processes have come.
+
+  Args:
+    address: 'HOST:PORT' of process 0.
+    num_processes: how many there are.
+    process_id: of this one; 0 calls the roll, the others answer.
+    seconds: to wait.
+
+  Raises:
+    InputError: the address is wrong or in use, a number is taken.
+    RunError: some have not come; the message, in all that have, says which.
+  """
+  host, _, port = address.rpartition(':')
+  if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+    raise InputError(
+      f'--coordinator_address={address} is no HOST:PORT, such as 10.0.0.1:1234.'
+    )
+  deadline = time.monotonic() + seconds
+  if process_id == 0:
+    _call(int(port), num_processes, seconds, deadline)
+  else:
+    _answer((host, int(port)), num_processes, process_id, deadline)
+
+
+def _call(
+  port: int, num_processes: int, seconds: float, deadline: float
+) -> None:
+  try:
+    has_ipv6 = socket.has_dualstack_ipv6()
+    server = socket.create_server(
+      ('', port),
+      family=socket.AF_INET6 if has_ipv6 else socket.AF_INET,
+      dualstack_ipv6=has_ipv6,
+      backlog=num_processes,
+    )
+  except OSError as error:
+    raise InputError(
+      f'Port {port} of --coordinator_address cannot be listened at:'
+      f' {error.strerror}. Choose another.'
+    ) from None
+  present: dict[int, socket.socket] = {}
+  with server:
+    error = None
+    while len(present) < num_processes - 1 and error is None:
+      server.settimeout(max(deadline - time.monotonic(), 0.001))
+      try:
+        connection, _ = server.accept()
+      except TimeoutError:
+        missing = sorted(set(range(1, num_processes)) - present.keys())
+        error = RunError(
+          f'Process {", ".join(map(str, missing))} of {num_processes} has not'
+          f' come within {seconds:g} s (--join_seconds).'
+        )
+        break
+      error = _enter(connection, present, num_processes)
+    for connection in present.values():
+      with connection:
+        connection.sendall(f'{error or _OK}\n'.encode())
+  if error:
+    raise error
+
+
+def _enter(
+  connection: socket.socket,
+  present: dict[int, socket.socket],
+  num_processes: int,
+) -> InputError | None:
+  """Notes who has come; returns what is wrong with it."""
+  connection.settimeout(5.0)
+  try:
+    said = json.loads(_read_line(connection))
+    index, their_number = said['process_id'], said['num_processes']
+  except (OSError, ValueError, KeyError, TypeError):
+    connection.close()  # Not one of ours.
+    return None
+  error = None
+  if their_number != num_processes:
+    error = InputError(
+      f'--num_processes is {num_processes} in process 0, {their_number} in'
+      f' process {index}.'
+    )
+  elif index in present:
+    error = InputError(f'--process_id={index} was given to two processes.')
+  if error:
+    connection.sendall(f'{error}\n'.encode())
+    connection.close()
+  else:
+    present[index] = connection
+  return error
+
+
+def _answer(
+  address: tuple[str, int],
+  num_processes: int,
+  process_id: int,
+  deadline: float,
+) -> None:
+  host, port = address
+  said = {'process_id': process_id, 'num_processes': num_processes}
+  start, reason = time.monotonic(), ''
+  while time.monotonic() < deadline:
+    try:
+      left = deadline - time.monotonic()
+      with socket.create_connection(address, max(min(left, 5.0), 0.01)) as conn:
+        conn.sendall(f'{json.dumps(said)}\n'.encode())
+        # Process 0 began to wait before this one, or later.
+        conn.settimeout(2 * (deadline - start) + 5)
+        reply = _read_line(conn)
+    except socket.gaierror as error:
+      raise InputError(
+        f'--coordinator_address={host}:{port}: {host} is no known host'
+        f' ({error.strerror}).'
+      ) from None
+    except OSError as error:
+      reason = error.strerror or str(error)
+      time.sleep(0.2)
+      continue
+    if reply == _OK:
+      return
+    if reply:
+      raise RunError(reply)
+  raise RunError(
+    f'Process 0 cannot be reached at {host}:{port} for'
+    f' {deadline - start:.0f} s ({reason}): is it started, is the address its'
+    ' own, does a firewall let the port through?'
+  )
+
+
+def _read_line(connection: socket.socket) -> str:
+  """Reads up to a line end, or up to the end."""
+  data = b''
+  while not data.endswith(b'\n') and len(data) < 10_000:
+    part = connection.recv(4096)
+    if not part:
+      break
+    data += part
+  return data.decode().strip()
