@@ -5,6 +5,7 @@ with a page of C++ log; here it is told before, in one line and by name.
 """
 
 from collections.abc import Mapping
+import contextlib
 import dataclasses
 import json
 import os
@@ -84,11 +85,12 @@ def join(options: Options) -> 'Cluster | None':
     InputError: the address, or the environment, is wrong.
     RunError: others have not come in time; the message says which.
   """
+  connections = []
   if options.coordinator_address is not None:
     assert options.num_processes is not None and options.process_id is not None
     if options.num_processes == 1:
       return None
-    roll_call.hold(
+    connections = roll_call.hold(
       options.coordinator_address,
       num_processes=options.num_processes,
       process_id=options.process_id,
@@ -116,7 +118,7 @@ def join(options: Options) -> 'Cluster | None':
   signal.signal(signal.SIGTERM, signal.SIG_DFL)
   if jax.process_count() == 1:
     return None
-  return Cluster(options)
+  return Cluster(options, connections)
 
 
 class Cluster:
@@ -126,7 +128,8 @@ class Cluster:
   which has no public name yet.
   """
 
-  def __init__(self, options: Options):
+  def __init__(self, options: Options, connections: list[socket.socket]):
+    """Of `options`, and the connections that the roll call has left."""
     self._client: Any = distributed.global_state.client
     self._join_seconds = options.join_seconds
     self._heartbeat_seconds = options.heartbeat_seconds
@@ -138,6 +141,9 @@ class Cluster:
     # Of each process: what it said last, and since when.
     self._heard: dict[int, tuple[str, float]] = {}
     threading.Thread(target=self._watch, daemon=True).start()
+    self._connections = connections
+    if connections and self._index > 0:
+      threading.Thread(target=self._watch_process_0, daemon=True).start()
 
   def agree(self, facts: Mapping[str, Any]) -> None:
     """Compares what should be the same in all processes.
@@ -212,6 +218,13 @@ class Cluster:
     except jax.errors.JaxRuntimeError as error:
       if self._end is None:
         self._leave(f'Process 0 does not answer ({str(error).splitlines()[0]})')
+
+  def _watch_process_0(self) -> None:
+    """Its death makes JAX abort this process at once: be there before."""
+    with contextlib.suppress(OSError):
+      self._connections[0].recv(1)
+    if self._end is None:
+      self._leave('Process 0 is gone')
 
   def _hear(self, index: int, text: str) -> None:
     """Ends this process if process `index` has failed, or is silent."""

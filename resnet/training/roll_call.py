@@ -16,14 +16,18 @@ _OK = 'ok'
 
 def hold(
   address: str, *, num_processes: int, process_id: int, seconds: float
-) -> None:
-  """Returns when all processes have come.
+) -> list[socket.socket]:
+  """Waits until all processes have come.
 
   Args:
     address: 'HOST:PORT' of process 0.
     num_processes: how many there are.
     process_id: of this one; 0 calls the roll, the others answer.
     seconds: to wait.
+
+  Returns:
+    Connections between process 0 and the others, in both: their ends tell that
+    a process has ended.
 
   Raises:
     InputError: the address is wrong or in use, a number is taken.
@@ -36,14 +40,13 @@ def hold(
     )
   deadline = time.monotonic() + seconds
   if process_id == 0:
-    _call(int(port), num_processes, seconds, deadline)
-  else:
-    _answer((host, int(port)), num_processes, process_id, deadline)
+    return _call(int(port), num_processes, seconds, deadline)
+  return [_answer((host, int(port)), num_processes, process_id, deadline)]
 
 
 def _call(
   port: int, num_processes: int, seconds: float, deadline: float
-) -> None:
+) -> list[socket.socket]:
   try:
     has_ipv6 = socket.has_dualstack_ipv6()
     server = socket.create_server(
@@ -73,10 +76,12 @@ def _call(
         break
       error = _enter(connection, present, num_processes)
     for connection in present.values():
-      with connection:
-        connection.sendall(f'{error or _OK}\n'.encode())
+      connection.sendall(f'{error or _OK}\n'.encode())
   if error:
+    for connection in present.values():
+      connection.close()
     raise error
+  return list(present.values())
 
 
 def _enter(
@@ -113,18 +118,19 @@ def _answer(
   num_processes: int,
   process_id: int,
   deadline: float,
-) -> None:
+) -> socket.socket:
   host, port = address
   said = {'process_id': process_id, 'num_processes': num_processes}
   start, reason = time.monotonic(), ''
+  reply, connection = '', None
   while time.monotonic() < deadline:
     try:
       left = deadline - time.monotonic()
-      with socket.create_connection(address, max(min(left, 5.0), 0.01)) as conn:
-        conn.sendall(f'{json.dumps(said)}\n'.encode())
-        # Process 0 began to wait before this one, or later.
-        conn.settimeout(2 * (deadline - start) + 5)
-        reply = _read_line(conn)
+      connection = socket.create_connection(address, max(min(left, 5.0), 0.01))
+      connection.sendall(f'{json.dumps(said)}\n'.encode())
+      # Process 0 began to wait before this one, or later.
+      connection.settimeout(2 * (deadline - start) + 5)
+      reply = _read_line(connection)
     except socket.gaierror as error:
       raise InputError(
         f'--coordinator_address={host}:{port}: {host} is no known host'
@@ -134,8 +140,12 @@ def _answer(
       reason = error.strerror or str(error)
       time.sleep(0.2)
       continue
+    finally:
+      if connection and reply != _OK:
+        connection.close()
     if reply == _OK:
-      return
+      connection.settimeout(None)
+      return connection
     if reply:
       raise RunError(reply)
   raise RunError(
