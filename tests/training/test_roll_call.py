@@ -1,4 +1,4 @@
-"""The roll call, with threads for processes: who is missing, and wrong calls."""
+"""The roll call, with threads for processes: who is missing, wrong calls."""
 
 import concurrent.futures
 import socket

@@ -1,0 +1,305 @@
+"""Several real processes on one machine: the same numbers, the same end."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from resnet.training.checkpoint import Checkpoints
+
+ROOT = pathlib.Path(__file__).parent.parent
+SMALL = (
+  '--config=configs/fake.py',
+  '--config.data.image_size=8',
+  '--config.data.eval_resize=8',
+  '--config.num_epochs=2.5',
+  '--config.eval_every_epochs=1.0',
+  '--config.log_every_steps=1',
+  '--config.save_every_steps=5',
+  '--config.ema_decay=0.9',
+)
+NUM_STEPS, NUM_EVAL_EXAMPLES = 20, 100
+
+
+class Processes:
+  """Runs of main.py in a number of processes."""
+
+  def __init__(self, cache_dir):
+    self._cache_dir = cache_dir
+
+  def start(self, count, workdir, *args, devices=1, own_args=None):
+    """Returns the running processes; `own_args` are of the last one alone."""
+    with socket.create_server(('127.0.0.1', 0)) as server:
+      port = server.getsockname()[1]
+    processes = []
+    for index in range(count):
+      cluster = (
+        f'--coordinator_address=127.0.0.1:{port}',
+        f'--num_processes={count}',
+        f'--process_id={index}',
+        '--heartbeat_seconds=5',
+      )
+      own = own_args if own_args and index == count - 1 else ()
+      processes.append(
+        subprocess.Popen(
+          [
+            *(sys.executable, 'main.py', *SMALL, f'--workdir={workdir}'),
+            *(cluster if count > 1 else ()),
+            *args,
+            *own,
+          ],
+          cwd=ROOT,
+          env={
+            **os.environ,
+            'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+            'JAX_COMPILATION_CACHE_DIR': self._cache_dir,
+          },
+          stdout=subprocess.PIPE,
+          stderr=subprocess.PIPE,
+          text=True,
+        )
+      )
+    return processes
+
+  def run(self, *args, expected=0, **options):
+    """Runs to the end; returns what process 0 printed."""
+    ends = finish(self.start(*args, **options))
+    for code, _, err in ends:
+      assert code == expected, err
+    return ends[0][1]
+
+
+def finish(processes):
+  """Returns (exit code, stdout, stderr) of each."""
+  try:
+    ends = [process.communicate(timeout=240) for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  return [
+    (process.returncode, *end)
+    for process, end in zip(processes, ends, strict=True)
+  ]
+
+
+@pytest.fixture(scope='module')
+def processes(tmp_path_factory):
+  return Processes(str(tmp_path_factory.mktemp('compiled')))
+
+
+def read(workdir, name):
+  """Returns the values of a metric over steps."""
+  text = (workdir / 'metrics.jsonl').read_text()
+  lines = [json.loads(line) for line in text.splitlines()]
+  return {line['step']: line[name] for line in lines if name in line}
+
+
+def assert_same_numbers(workdir, other, rtol):
+  for name in ('train/loss', 'eval/loss', 'eval_ema/loss'):
+    ours, theirs = read(workdir, name), read(other, name)
+    assert list(ours) == list(theirs)
+    np.testing.assert_allclose(
+      list(ours.values()), list(theirs.values()), rtol=rtol
+    )
+  counts = read(workdir, 'eval/num_examples')
+  assert set(counts.values()) == {NUM_EVAL_EXAMPLES}
+  assert list(counts) == [8, 16, 20]
+
+
+def raw_state(workdir):
+  """The arrays of the last checkpoint, read without a target."""
+  checkpoints = Checkpoints(str(workdir))
+  assert checkpoints.latest_step() == NUM_STEPS
+  return checkpoints._manager.restore(NUM_STEPS)
+
+
+def wait_for_step(workdir, step, processes):
+  while True:
+    assert all(process.poll() is None for process in processes)
+    path = workdir / 'metrics.jsonl'
+    if path.exists() and f'"step": {step},' in path.read_text():
+      return
+    time.sleep(0.02)
+
+
+def test_processes_that_differ_all_say_so(processes, tmp_path):
+  ends = finish(
+    processes.start(
+      2,
+      tmp_path / 'run',
+      own_args=('--config.batch_size=32', '--config.seed=7'),
+    )
+  )
+  for code, out, err in ends:
+    assert code == 2, err
+    assert not out
+    assert 'error: The processes differ: batch_size is 64 in process 0' in err
+    assert 'batch_size is 64 in process 0, 32 in process 1' in err
+    assert 'seed is 0 in process 0, 7 in process 1' in err
+  assert not (tmp_path / 'run').exists()
+
+
+def test_bad_input_of_one_process_ends_all(processes, tmp_path):
+  ends = finish(
+    processes.start(2, tmp_path / 'run', own_args=('--config.data.name=none',))
+  )
+  assert [code for code, _, _ in ends] == [2, 2]
+  for _, _, err in ends:
+    assert "'none'" in err.splitlines()[-1]
+  assert re.search(r'error: Process 1 \(.*pid \d+\) ended: ', ends[0][2])
+
+
+@pytest.mark.parametrize(
+  ('args', 'message'),
+  [
+    (('--num_processes=2',), '--coordinator_address and --process_id are miss'),
+    (
+      (
+        '--num_processes=2',
+        '--process_id=2',
+        '--coordinator_address=127.0.0.1:1',
+      ),
+      '--process_id=2 is none of 2 processes: they are 0 to 1',
+    ),
+    (('--distributed',), '--distributed: no TPU pod, Slurm or GKE was found'),
+  ],
+)
+def test_wrong_flags(processes, tmp_path, args, message):
+  ((code, _, err),) = finish(processes.start(1, tmp_path / 'run', *args))
+  assert code == 2
+  assert message in err
+
+
+@pytest.fixture(scope='module')
+def one(processes, tmp_path_factory):
+  """(number of devices) -> the workdir of a run of one process."""
+  folder = tmp_path_factory.mktemp('one')
+
+  def one(devices):
+    workdir = folder / str(devices)
+    if not workdir.exists():
+      processes.run(1, workdir, devices=devices)
+    return workdir
+
+  return one
+
+
+@pytest.fixture(scope='module')
+def two(processes, tmp_path_factory):
+  """The workdir of a run of two processes."""
+  workdir = tmp_path_factory.mktemp('two') / 'run'
+  out = processes.run(2, workdir)
+  assert 'steps 1 to 20, batch 64, 2 x cpu' in out
+  return workdir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('devices', [1, 2, 4])
+@pytest.mark.parametrize('count', [2, 4])
+def test_many_processes_learn_what_one_does(
+  processes, one, tmp_path, count, devices
+):
+  workdir = tmp_path / 'run'
+  processes.run(count, workdir, devices=devices)
+  assert_same_numbers(workdir, one(count * devices), rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('which', [(0,), (1,), (0, 1)])
+def test_a_signal_to_one_stops_all_at_the_same_step(
+  processes, two, tmp_path, which
+):
+  workdir = tmp_path / 'run'
+  running = processes.start(2, workdir)
+  wait_for_step(workdir, 3, running)
+  for index in which:
+    running[index].send_signal(signal.SIGTERM)
+  ends = finish(running)
+  assert [code for code, _, _ in ends] == [143, 143], ends
+  (step,) = re.findall(r'Stopped by SIGTERM after step (\d+) of 20', ends[0][1])
+  assert Checkpoints(str(workdir)).latest_step() == int(step) < NUM_STEPS
+  assert not ends[1][1]  # Process 0 speaks for both.
+  processes.run(2, workdir)
+  assert_same_numbers(workdir, two, rtol=0)
+  for ours, theirs in zip(
+    jax.tree.leaves(raw_state(workdir)),
+    jax.tree.leaves(raw_state(two)),
+    strict=True,
+  ):
+    np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('victim', [0, 1])
+def test_the_death_of_one_ends_the_others_by_name(
+  processes, two, tmp_path, victim
+):
+  workdir = tmp_path / 'run'
+  running = processes.start(2, workdir)
+  wait_for_step(workdir, 7, running)
+  running[victim].kill()
+  killed = time.monotonic()
+  code, _, err = finish(running)[1 - victim]
+  assert time.monotonic() - killed < 20  # --heartbeat_seconds=5, and to end.
+  assert code == 1
+  assert f'error: Process {victim} ' in err
+  assert 'The same commands go on from the newest checkpoint.' in err
+  processes.run(2, workdir)
+  assert_same_numbers(workdir, two, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('count', 'devices'), [(1, 1), (1, 8), (4, 1)])
+def test_a_run_goes_on_with_other_processes(
+  processes, two, tmp_path, count, devices
+):
+  workdir = tmp_path / 'run'
+  shutil.copytree(two, workdir)
+  shutil.rmtree(workdir / 'checkpoints' / str(NUM_STEPS))
+  step = Checkpoints(str(workdir)).latest_step()
+  out = processes.run(count, workdir, devices=devices)
+  assert f'steps {step + 1} to 20, batch 64, {count * devices} x cpu' in out
+  assert_same_numbers(workdir, two, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_with_two(processes, one, tmp_path):
+  workdir = tmp_path / 'run'
+  shutil.copytree(one(1), workdir)
+  shutil.rmtree(workdir / 'checkpoints' / str(NUM_STEPS))
+  processes.run(2, workdir)
+  assert_same_numbers(workdir, one(1), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_not_shared_is_refused(processes, tmp_path):
+  ends = finish(
+    processes.start(
+      2, tmp_path / 'a', own_args=(f'--workdir={tmp_path / "b"}',)
+    )
+  )
+  assert [code for code, _, _ in ends] == [2, 2], ends
+  assert 'not the same folder for all 2 processes' in ends[1][2]
+
+
+@pytest.mark.slow
+def test_a_second_run_is_refused_in_all_processes(processes, tmp_path):
+  workdir = tmp_path / 'run'
+  running = processes.start(2, workdir)
+  wait_for_step(workdir, 2, running)
+  ends = finish(processes.start(2, workdir))
+  assert [code for code, _, _ in ends] == [2, 2], ends
+  assert 'is in use by process' in ends[0][2]
+  assert 'error: Process 0 ' in ends[1][2]
+  assert 'is in use by process' in ends[1][2]
+  assert [code for code, _, _ in finish(running)] == [0, 0]
