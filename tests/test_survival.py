@@ -200,6 +200,23 @@ def test_a_damaged_checkpoint_is_set_aside(whole, stopped, tmp_path, damage):
   assert_same_run(workdir, whole)
 
 
+def test_an_older_checkpoint_without_its_metrics_is_set_aside(
+  whole, stopped, tmp_path
+):
+  workdir = tmp_path / 'run'
+  shutil.copytree(stopped, workdir)
+  # The best one stays when others go; it is older than the newest.
+  best = Checkpoints(str(workdir)).best_step()
+  assert best < max(map(int, os.listdir(workdir / 'checkpoints')))
+  (path,) = (workdir / 'checkpoints' / str(best) / 'metrics').iterdir()
+  path.write_bytes(path.read_bytes()[:10])
+  result = main(workdir)
+  assert result.returncode == 0, result.stderr
+  assert f'warning: The checkpoint of step {best}' in result.stdout
+  assert (workdir / 'damaged_checkpoints' / str(best)).is_dir()
+  assert lines(workdir) == lines(whole)
+
+
 def test_without_a_whole_checkpoint_nothing_begins_anew(stopped, tmp_path):
   workdir = tmp_path / 'run'
   shutil.copytree(stopped, workdir)
@@ -319,6 +336,47 @@ def test_a_worker_that_hangs_is_noticed(tmp_path):
   assert 'waiting for batch' in err
   (stacks,) = workdir.glob('stacks_*.txt')
   assert 'loop.py' in stacks.read_text()
+
+
+_HANGING_SAVE = """
+import sys, time
+import orbax.checkpoint as ocp
+save = ocp.CheckpointManager.save
+def hang(self, step, *args, **options):
+  if step == 6:
+    time.sleep(1000)
+  return save(self, step, *args, **options)
+ocp.CheckpointManager.save = hang
+sys.argv[0] = 'main.py'
+exec(compile(open('main.py').read(), 'main.py', 'exec'))
+"""
+
+
+def test_a_save_that_hangs_is_noticed(tmp_path):
+  workdir = tmp_path / 'run'
+  result = subprocess.run(
+    [
+      *(sys.executable, '-c', _HANGING_SAVE, *SMALL),
+      *(f'--workdir={workdir}', '--config.watchdog_seconds=3'),
+    ],
+    cwd=ROOT,
+    env=environment(),
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=False,
+  )
+  assert result.returncode == 1, result.stdout + result.stderr
+  assert 'error: saving step 6 has hung for' in result.stderr
+  assert 'goes on from the newest checkpoint' in result.stderr
+  (stacks,) = workdir.glob('stacks_*.txt')
+  assert 'in hang' in stacks.read_text()
+  assert main(workdir).returncode == 2  # The config is another.
+  resumed = main(
+    workdir, '--config.watchdog_seconds=600', '--allow_config_change'
+  )
+  assert resumed.returncode == 0, resumed.stderr
+  assert 'steps 4 to 24' in resumed.stdout
 
 
 def test_a_second_run_in_a_workdir_is_refused(tmp_path):

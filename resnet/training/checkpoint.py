@@ -5,10 +5,12 @@ they are saved and again after they are restored: Orbax itself does not notice a
 flipped byte, nor a missing file of zeros.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
+import json
 import os
+import pathlib
 from typing import Any
 
 import jax
@@ -45,17 +47,33 @@ class Checkpoints:
   `check` after it ended.
   """
 
-  def __init__(self, workdir: str, *, keep: int | None = None):
+  def __init__(
+    self,
+    workdir: str,
+    *,
+    keep: int | None = None,
+    say: Callable[[str], None] = print,
+  ):
     """Opens the folder.
 
     Args:
       workdir: of the run.
       keep: how many of the latest checkpoints to keep, besides the best by
         'eval/top1'; None opens an existing folder to read only.
+      say: is told of checkpoints whose metrics are damaged: they are moved to
+        `workdir/damaged_checkpoints`.
+
+    Raises:
+      DamagedError: there are such, and the folder is to be read only.
     """
     self._workdir = os.path.abspath(workdir)
     self._keep = keep
+    self._check_metrics(say)
     self._manager = self._open()
+
+  @property
+  def _folder(self) -> str:
+    return os.path.join(self._workdir, FOLDER)
 
   def _open(self) -> ocp.CheckpointManager:
     if self._keep is None:
@@ -76,7 +94,7 @@ class Checkpoints:
         cleanup_tmp_directories=True,
       )
     return ocp.CheckpointManager(
-      os.path.join(self._workdir, FOLDER),
+      self._folder,
       options=options,
       item_handlers=ocp.StandardCheckpointHandler(),
     )
@@ -159,7 +177,7 @@ class Checkpoints:
     except Exception as error:  # Whatever Orbax's threads ran into.
       text = str(error).strip().splitlines()
       raise SaveError(
-        f'A checkpoint could not be written to {self._manager.directory}:'
+        f'A checkpoint could not be written to {self._folder}:'
         f' {text[-1][:1000] if text else repr(error)}.'
       ) from error
 
@@ -188,7 +206,7 @@ class Checkpoints:
     for path in sorted(stored.keys() | wanted.keys()):
       if stored.get(path) != wanted.get(path):
         raise InputError(
-          f'The checkpoint of step {step} in {self._manager.directory} does not'
+          f'The checkpoint of step {step} in {self._folder} does not'
           f' fit this config: {path} is {stored.get(path, "missing")} there,'
           f' {wanted.get(path, "missing")} here.'
         )
@@ -216,44 +234,60 @@ class Checkpoints:
         `restore`.
     """
     for step in reversed(self.all_steps()):
-      state, damage = None, f'Step {step} is damaged for a process.'
+      state, damage = None, f'Step {step} is damaged for another process.'
       try:
-        self.metrics(step)
         state = self.restore(step, target)
       except DamagedError as error:
         damage = str(error)
-      # It may be that only one process has come upon it.
+      # All processes use it, or none.
       is_good = multihost_utils.process_allgather(np.int32(state is not None))
       if np.all(is_good):
         return state
       say(f'warning: {damage}')
-      self._set_aside(step)
+      self._set_aside([step])
+      self._manager.reload()
     damaged = os.path.join(self._workdir, DAMAGED_FOLDER)
     if os.path.isdir(damaged):
       raise InputError(
         f'{self._workdir} has no whole checkpoint left; the damaged ones are in'
-        f' {damaged}. Put a good one into {self._manager.directory}, or begin'
+        f' {damaged}. Put a good one into {self._folder}, or begin'
         ' anew with another --workdir.'
       )
     return None
 
-  def _set_aside(self, step: int) -> None:
-    """Moves a damaged checkpoint out of Orbax's sight."""
-    if jax.process_index() == 0:
-      folder = os.path.join(self._workdir, DAMAGED_FOLDER)
+  def _check_metrics(self, say: Callable[[str], None]) -> None:
+    """Sets aside what Orbax would fail at when it opens the folder."""
+    damaged = []
+    for path in sorted(pathlib.Path(self._folder).glob('*/metrics/metrics')):
+      step = path.parts[-3]
+      try:
+        json.loads(path.read_text())
+      except (OSError, ValueError) as error:
+        if step.isdigit():
+          damaged.append(int(step))
+          message = self._damaged(int(step), f'its metrics: {error}')
+          if self._keep is None:
+            raise message from None
+          say(f'warning: {message}')
+    multihost_utils.sync_global_devices('metrics are read')
+    self._set_aside(damaged)
+
+  def _set_aside(self, steps: Sequence[int]) -> None:
+    """Moves damaged checkpoints out of Orbax's sight."""
+    folder = os.path.join(self._workdir, DAMAGED_FOLDER)
+    for step in steps if jax.process_index() == 0 else ():
       os.makedirs(folder, exist_ok=True)
       names = (str(step), *(f'{step}_{i}' for i in range(1, 1000)))
       free = next(
         name for name in names if not os.path.lexists(f'{folder}/{name}')
       )
-      os.rename(self._manager.directory / str(step), f'{folder}/{free}')
-    multihost_utils.sync_global_devices(f'set_aside_{step}')
-    self._manager.reload()
+      os.rename(os.path.join(self._folder, str(step)), f'{folder}/{free}')
+    multihost_utils.sync_global_devices('damaged checkpoints are set aside')
 
   def _damaged(self, step: int, reason: object) -> DamagedError:
     text = str(reason).splitlines()[0] if str(reason) else repr(reason)
     return DamagedError(
-      f'The checkpoint of step {step} in {self._manager.directory} is damaged'
+      f'The checkpoint of step {step} in {self._folder} is damaged'
       f' ({text[:200]}).'
     )
 

@@ -5,10 +5,10 @@ with a page of C++ log; here it is told before, in one line and by name.
 """
 
 from collections.abc import Mapping
-import contextlib
 import dataclasses
 import json
 import os
+import selectors
 import signal
 import socket
 import sys
@@ -85,7 +85,7 @@ def join(options: Options) -> 'Cluster | None':
     InputError: the address, or the environment, is wrong.
     RunError: others have not come in time; the message says which.
   """
-  connections = []
+  connections = {}
   if options.coordinator_address is not None:
     assert options.num_processes is not None and options.process_id is not None
     if options.num_processes == 1:
@@ -128,7 +128,7 @@ class Cluster:
   which has no public name yet.
   """
 
-  def __init__(self, options: Options, connections: list[socket.socket]):
+  def __init__(self, options: Options, connections: dict[int, socket.socket]):
     """Of `options`, and the connections that the roll call has left."""
     self._client: Any = distributed.global_state.client
     self._join_seconds = options.join_seconds
@@ -142,8 +142,8 @@ class Cluster:
     self._heard: dict[int, tuple[str, float]] = {}
     threading.Thread(target=self._watch, daemon=True).start()
     self._connections = connections
-    if connections and self._index > 0:
-      threading.Thread(target=self._watch_process_0, daemon=True).start()
+    if connections:
+      threading.Thread(target=self._watch_connections, daemon=True).start()
 
   def agree(self, facts: Mapping[str, Any]) -> None:
     """Compares what should be the same in all processes.
@@ -177,7 +177,7 @@ class Cluster:
     """Lets the others end with the reason why this process does."""
     self._say_end({'state': 'failed', 'message': message, 'code': code})
     if self._index == 0:
-      # Without process 0 the others would not hear of it.
+      # With process 0 goes what it has said.
       time.sleep(3 * _BEAT_SECONDS)
 
   def wait_for_news(self) -> None:
@@ -219,12 +219,19 @@ class Cluster:
       if self._end is None:
         self._leave(f'Process 0 does not answer ({str(error).splitlines()[0]})')
 
-  def _watch_process_0(self) -> None:
-    """Its death makes JAX abort this process at once: be there before."""
-    with contextlib.suppress(OSError):
-      self._connections[0].recv(1)
+  def _watch_connections(self) -> None:
+    """Notices at once that a process has ended.
+
+    The end of process 0 makes JAX abort this one: be there before.
+    """
+    with selectors.DefaultSelector() as selector:
+      for index, connection in self._connections.items():
+        selector.register(connection, selectors.EVENT_READ, index)
+      gone = selector.select()[0][0].data
+    if gone > 0:
+      time.sleep(2 * _BEAT_SECONDS)  # It may have said why.
     if self._end is None:
-      self._leave('Process 0 is gone')
+      self._leave(f'{self._name(gone)} is gone')
 
   def _hear(self, index: int, text: str) -> None:
     """Ends this process if process `index` has failed, or is silent."""
@@ -232,7 +239,7 @@ class Cluster:
     if index not in self._heard or self._heard[index][0] != text:
       self._heard[index] = (text, now)
     said, silence = json.loads(text), now - self._heard[index][1]
-    name = f'Process {index} ({said["owner"]})'
+    name = self._name(index)
     if index == self._index or said['state'] == 'done':
       return
     if said['state'] == 'failed':
@@ -243,12 +250,18 @@ class Cluster:
         ' (--heartbeat_seconds)'
       )
 
+  def _name(self, index: int) -> str:
+    """Returns who a process is, as far as it has been heard of."""
+    if index not in self._heard:
+      return f'Process {index}'
+    return f'Process {index} ({json.loads(self._heard[index][0])["owner"]})'
+
   def _leave(self, message: str, code: int = 1) -> None:
     if code == 1:
       message += '. The same commands go on from the newest checkpoint.'
     print('error:', message, file=sys.stderr)
     if self._index == 0:
-      time.sleep(3 * _BEAT_SECONDS)  # For the others to see it themselves.
+      self.fail(message, code)
     leave(code)
 
 

@@ -16,7 +16,7 @@ _OK = 'ok'
 
 def hold(
   address: str, *, num_processes: int, process_id: int, seconds: float
-) -> list[socket.socket]:
+) -> dict[int, socket.socket]:
   """Waits until all processes have come.
 
   Args:
@@ -26,8 +26,8 @@ def hold(
     seconds: to wait.
 
   Returns:
-    Connections between process 0 and the others, in both: their ends tell that
-    a process has ended.
+    Connections, by the process at the other end: process 0 has one with each.
+    That one ends tells that the process has ended.
 
   Raises:
     InputError: the address is wrong or in use, a number is taken.
@@ -41,12 +41,12 @@ def hold(
   deadline = time.monotonic() + seconds
   if process_id == 0:
     return _call(int(port), num_processes, seconds, deadline)
-  return [_answer((host, int(port)), num_processes, process_id, deadline)]
+  return {0: _answer((host, int(port)), num_processes, process_id, deadline)}
 
 
 def _call(
   port: int, num_processes: int, seconds: float, deadline: float
-) -> list[socket.socket]:
+) -> dict[int, socket.socket]:
   try:
     has_ipv6 = socket.has_dualstack_ipv6()
     server = socket.create_server(
@@ -81,7 +81,7 @@ def _call(
     for connection in present.values():
       connection.close()
     raise error
-  return list(present.values())
+  return present
 
 
 def _enter(

@@ -24,7 +24,7 @@ from resnet.experiment import (
   Experiment,
 )
 from resnet.training import workdir as workdir_lib
-from resnet.training.checkpoint import FOLDER, Checkpoints
+from resnet.training.checkpoint import FOLDER, Checkpoints, DamagedError
 from resnet.training.initialize import InitialWeights, open_weights
 from resnet.training.lock import Lock
 from resnet.training.loop import Loop, Outcome
@@ -170,7 +170,7 @@ def _open(
   """Takes the workdir for this process; opens its checkpoints to write."""
   if jax.process_index() == 0:
     cleanup.callback(Lock(workdir).close)
-  checkpoints = Checkpoints(workdir, keep=experiment.keep_checkpoints)
+  checkpoints = Checkpoints(workdir, keep=experiment.keep_checkpoints, say=_say)
   cleanup.callback(checkpoints.close)
   return checkpoints
 
@@ -179,7 +179,10 @@ def _complete(experiment: Experiment, workdir: str) -> Outcome | None:
   """Returns how a run ended before; None: there is something left to do."""
   if not os.path.isdir(os.path.join(workdir, FOLDER)):
     return None
-  checkpoints = Checkpoints(workdir)
+  try:
+    checkpoints = Checkpoints(workdir)
+  except DamagedError:  # It is mended where the run goes on.
+    return None
   step = checkpoints.latest_step()
   if step is None or step < experiment.length.num_steps:
     return None

@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 
+from resnet.training.workdir import write_atomically
+
 STARTS_FILE = 'starts.jsonl'
 _ROOT = pathlib.Path(__file__).parents[2]
 
@@ -39,9 +41,11 @@ def _now() -> str:
 
 
 def _append(workdir: str, line: dict[str, Any]) -> None:
-  # A kill may have left half a line before: begin with a line end.
-  with open(os.path.join(workdir, STARTS_FILE), 'a') as file:
-    file.write(f'\n{json.dumps(line)}\n')
+  lines = [*_read(workdir), line]
+  write_atomically(
+    os.path.join(workdir, STARTS_FILE),
+    ''.join(f'{json.dumps(line)}\n' for line in lines),
+  )
 
 
 def _read(workdir: str) -> list[dict[str, Any]]:

@@ -1,0 +1,230 @@
+"""Kills, stops, damages and resizes small runs at random, and compares.
+
+  PYTHONPATH=. python tests/soak.py --minutes=10 --output=docs/results/soak.json
+
+Rounds are made until the time is over. In each one run of `main.py` is killed
+(-9), stopped (SIGTERM, SIGINT, twice) or left alone at random moments, its
+newest checkpoint is damaged now and then, and it is started again until it is
+complete. In the rounds named 'same' all starts have the same processes and
+devices, and the run must be bit-equal to one that was never stopped: lines of
+metrics, parameters, statistics, optimizer, averages. In the rounds named
+'resized' every start has others, and losses must agree to rounding.
+"""
+
+import argparse
+import collections
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+import jax
+import numpy as np
+
+from resnet.training.checkpoint import Checkpoints
+from resnet.training.workdir import write_atomically
+
+ROOT = pathlib.Path(__file__).parent.parent
+NUM_STEPS = 96
+COMMAND = (
+  sys.executable,
+  'main.py',
+  '--config=configs/fake.py',
+  '--config.data.image_size=8',
+  '--config.data.eval_resize=8',
+  '--config.num_epochs=12',
+  '--config.log_every_steps=2',
+  '--config.save_every_steps=5',
+  '--config.keep_checkpoints=5',
+  '--config.ema_decay=0.99',
+  # So low that rounding stays rounding.
+  '--config.schedule.learning_rate=0.001',
+)
+SIZES = ((1, 1), (1, 2), (1, 4), (2, 1), (2, 2))  # (processes, devices of each)
+RTOL = 1e-4
+# JAX may abort before our own word on the death of process 0.
+GOOD_CODES = {0, 1, 130, 143, -signal.SIGKILL, -signal.SIGABRT}
+
+
+class Soak:
+  def __init__(self, folder, seed):
+    self.folder = folder
+    self.rng = np.random.default_rng(seed)
+    self.events = collections.Counter()
+
+  def start(self, workdir, size, num_workers):
+    count, devices = size
+    with socket.create_server(('127.0.0.1', 0)) as server:
+      port = server.getsockname()[1]
+    environment = {
+      **os.environ,
+      'JAX_PLATFORMS': 'cpu',
+      'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+      'JAX_COMPILATION_CACHE_DIR': str(self.folder / 'compiled'),
+    }
+    cluster = (
+      f'--coordinator_address=127.0.0.1:{port}',
+      f'--num_processes={count}',
+      '--heartbeat_seconds=30',
+    )
+    return [
+      subprocess.Popen(
+        [
+          *COMMAND,
+          f'--workdir={workdir}',
+          f'--config.data.num_workers={num_workers}',
+          *((*cluster, f'--process_id={i}') if count > 1 else ()),
+        ],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+      )
+      for i in range(count)
+    ]
+
+  def finish(self, processes):
+    """Waits; returns the exit codes. A code that should not be ends it all."""
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    codes = [process.returncode for process in processes]
+    for code, output in zip(codes, outputs, strict=True):
+      if code not in GOOD_CODES or 'Traceback' in output:
+        raise SystemExit(f'exit code {code}:\n{output}')
+    return codes
+
+  def disturb(self, processes):
+    """Does one thing to running processes, at a random moment."""
+    time.sleep(self.rng.uniform(0.5, 20.0))
+    event = self.rng.choice(['kill -9', 'SIGTERM', 'SIGINT', 'SIGTERM twice'])
+    victims = [process for process in processes if self.rng.random() < 0.5]
+    for process in victims or processes[-1:]:
+      with contextlib.suppress(ProcessLookupError):
+        if event == 'kill -9':
+          process.kill()
+        elif event == 'SIGINT':
+          process.send_signal(signal.SIGINT)
+        else:
+          process.terminate()
+          if event == 'SIGTERM twice':
+            time.sleep(self.rng.uniform(0.0, 0.3))
+            process.terminate()
+    self.events[event] += 1
+
+  def damage(self, workdir):
+    """Damages the newest checkpoint, if there is one to go back to."""
+    folder = workdir / 'checkpoints'
+    steps = []
+    if folder.is_dir():
+      steps = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+    if len(steps) < 2 or self.rng.random() < 0.7:
+      return
+    files = [p for p in (folder / str(steps[-1])).rglob('*') if p.is_file()]
+    path = max(files, key=lambda p: p.stat().st_size)
+    event = str(self.rng.choice(['truncated', 'bit flipped', 'half deleted']))
+    if event == 'truncated':
+      os.truncate(path, path.stat().st_size // 2)
+    elif event == 'bit flipped':
+      data = bytearray(path.read_bytes())
+      data[self.rng.integers(len(data))] ^= 1 << self.rng.integers(8)
+      path.write_bytes(data)
+    else:
+      for path in files[::2]:
+        path.unlink()
+    self.events[event] += 1
+
+  def round(self, number, resized):
+    """Makes a run in many lives; returns its workdir and their number."""
+    workdir = self.folder / f'round_{number}'
+    size, lives = (1, 1), 0
+    while True:
+      if resized:
+        size = SIZES[self.rng.integers(len(SIZES))]
+      processes = self.start(workdir, size, self.rng.choice([0, 2]))
+      lives += 1
+      if lives < 12:
+        self.disturb(processes)
+      if all(code == 0 for code in self.finish(processes)):
+        return workdir, lives
+      self.damage(workdir)
+
+
+def lines(workdir):
+  """Lines of metrics, without what depends on the clock."""
+  clock = ('images_per_second', 'data_wait')
+  text = (workdir / 'metrics.jsonl').read_text()
+  return [
+    {k: v for k, v in json.loads(line).items() if k not in clock}
+    for line in text.splitlines()
+  ]
+
+
+def arrays(workdir):
+  checkpoints = Checkpoints(str(workdir))
+  assert checkpoints.latest_step() == NUM_STEPS, checkpoints.all_steps()
+  return jax.tree.leaves(checkpoints._manager.restore(NUM_STEPS))
+
+
+def compare(workdir, whole, resized):
+  """Raises AssertionError where a run is not what it should be."""
+  ours, theirs = lines(workdir), lines(whole)
+  assert [x.keys() for x in ours] == [x.keys() for x in theirs]
+  assert [x['step'] for x in ours] == [x['step'] for x in theirs]
+  names = [p.name for p in (workdir / 'checkpoints').iterdir()]
+  assert all(name.isdigit() for name in names), names
+  if resized:
+    for name in ('train/loss', 'eval/loss', 'eval_ema/loss'):
+      pairs = [
+        (a[name], b[name])
+        for a, b in zip(ours, theirs, strict=True)
+        if name in a
+      ]
+      np.testing.assert_allclose(*zip(*pairs, strict=True), rtol=RTOL)
+  else:
+    assert ours == theirs
+    for a, b in zip(arrays(workdir), arrays(whole), strict=True):
+      np.testing.assert_array_equal(a, b)
+
+
+def main():
+  parser = argparse.ArgumentParser(
+    description=(__doc__ or '').partition('\n')[0]
+  )
+  parser.add_argument('--minutes', type=float, default=10.0)
+  parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--output', help='JSON file of the result.')
+  args = parser.parse_args()
+  folder = pathlib.Path(tempfile.mkdtemp(prefix='soak_'))
+  soak = Soak(folder, args.seed)
+  whole = folder / 'whole'
+  assert soak.finish(soak.start(whole, (1, 1), 0)) == [0]
+  rounds, start = [], time.monotonic()
+  while time.monotonic() - start < 60 * args.minutes:
+    resized = len(rounds) % 2 == 1
+    workdir, lives = soak.round(len(rounds), resized)
+    compare(workdir, whole, resized)
+    kind = 'resized' if resized else 'same'
+    rounds.append({'kind': kind, 'starts': lives})
+    print(f'round {len(rounds)} ({kind}): {lives} starts, as it should be')
+  result = {
+    'seed': args.seed,
+    'minutes': round((time.monotonic() - start) / 60, 1),
+    'rounds': rounds,
+    'events': dict(sorted(soak.events.items())),
+  }
+  text = json.dumps(result, indent=2) + '\n'
+  print(text, end='')
+  if args.output:
+    write_atomically(args.output, text)
+  shutil.rmtree(folder)
+
+
+if __name__ == '__main__':
+  main()
