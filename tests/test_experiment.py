@@ -192,7 +192,8 @@ def observe(config, monkeypatch):
   params = {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)}
   opt_state, updates = tx.init(params), []
   for _ in range(2):
-    update, opt_state = tx.update(params, opt_state, params)
+    with jax.numpy_dtype_promotion('standard'):  # Optax's Adam: float ** count.
+      update, opt_state = tx.update(params, opt_state, params)
     updates.append(update)
   rates = [float(run.task.schedule(s)) for s in range(run.length.num_steps)]
   losses = run.task.loss_fn(jnp.eye(4), jnp.arange(4, dtype=jnp.int32))

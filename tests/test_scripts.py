@@ -1,4 +1,4 @@
-"""The scripts of scripts/: linted, and run with stand-ins for what they call."""
+"""The scripts of scripts/: linted, and run with stand-ins for their tools."""
 
 import contextlib
 import os

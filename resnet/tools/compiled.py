@@ -23,8 +23,12 @@ _KNOWN_SETS = {
   'cifar10': (10, 50_000),
   'cifar100': (100, 50_000),
 }
-_OUT_OF_MEMORY = re.compile(r'Used ([\d.]+)([KMG]?) of ([\d.]+)([KMG]?) hbm')
-_UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30}
+# Two wordings of the compiler.
+_OUT_OF_MEMORY = re.compile(
+  r'(?:Used |\()([\d.]+)([KMG])(?: of |\) exceeds available HBM \()'
+  r'([\d.]+)([KMG])'
+)
+_UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30}
 
 
 class OutOfMemoryError(Exception):

@@ -98,9 +98,11 @@ def open_topology(name: str) -> Topology:
       f'--topology={name} needs the compiler for TPUs, libtpu, which is not'
       " installed: pip install 'jax[tpu]'"
     )
-  # Without these libtpu asks the network for the slice that it runs on.
+  # Without these libtpu asks the network for the slice that it runs on. The
+  # type is that of no slice here, but libtpu warns where it knows none.
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
   os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
+  os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5litepod-8')
   described = topologies.get_topology_desc(platform='tpu', topology_name=name)
   return Topology(name=name, devices=tuple(described.devices), chip=chip)
 

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import sys
 
+import jax
 import pytest
 
 from configs import fake, resnet50, resnet50_lars
@@ -209,6 +210,29 @@ def test_the_search_ends_at_the_largest_batch_that_fits(
   config.model.bn_group_size = 8
   assert aot._search(config, pod, guess) == largest
   assert len(tried) <= 6
+
+
+@pytest.mark.parametrize(
+  'message',
+  [
+    'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.00G of'
+    ' 15.75G hbm. Exceeded hbm capacity by 4.25G.',
+    'RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required'
+    ' for HLO temporaries (20.00G) exceeds available HBM (15.75G).',
+  ],
+)
+def test_the_compiler_says_that_memory_is_short(message):
+  class Step:
+    def lower(self, *_):
+      return self
+
+    def compile(self):
+      raise jax.errors.JaxRuntimeError(message)
+
+  with pytest.raises(OutOfMemoryError) as error:
+    compiled._compile(Step())
+  assert error.value.needed_bytes == 20 * 2**30
+  assert error.value.hbm_bytes == 15.75 * 2**30
 
 
 def test_too_large_a_batch_is_told_with_one_that_fits(monkeypatch, pod):
