@@ -56,7 +56,6 @@ FORMER_VALUES = {
   'max_bad_steps': 10,
   'watchdog_seconds': 600.0,
   'preemption_grace_seconds': 30.0,
-  'sharding.fsdp': 1,
   'optimizer.trust_coefficient': 0.001,
   'optimizer.b2': 0.999,
   'optimizer.eps': 1e-6,

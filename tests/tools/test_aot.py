@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import pathlib
 import sys
 
 import jax
@@ -14,10 +15,24 @@ from resnet.tools import aot, collectives, command, compiled, topologies
 from resnet.tools.compiled import Compiled, OutOfMemoryError
 from resnet.tools.topologies import CHIPS, Topology
 
-SMALL = ('--config=configs/fake.py', '--config.model.bn_group_size=8')
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIG = f'--config={ROOT}/configs/fake.py'
+SMALL = (CONFIG, '--config.model.bn_group_size=8')
 needs_libtpu = pytest.mark.skipif(
   importlib.util.find_spec('libtpu') is None, reason='no libtpu'
 )
+
+
+# ml_collections loads config files in a way that Python 3.12 will not know.
+pytestmark = pytest.mark.filterwarnings(
+  'ignore:.*load_module:DeprecationWarning'
+)
+
+
+@pytest.fixture(autouse=True)
+def _eight_devices():
+  """JAX has begun: the tool must take the devices that there are."""
+  assert len(jax.devices()) == 8
 
 
 @pytest.fixture
@@ -64,9 +79,7 @@ def test_groups_on_a_device_leave_the_gradients_to_reduce(run):
 
 
 def test_the_whole_batch_as_a_group_costs_collectives_in_each_layer(run):
-  report = json.loads(
-    run('--config=configs/fake.py', '--topology=cpu:8', '--json')
-  )
+  report = json.loads(run(CONFIG, '--topology=cpu:8', '--json'))
   layers = [row for row in rows(report, per_layer=True) if row['layers']]
   assert sum(row['count'] for row in layers) >= 2 * 7
   names = {name for row in layers for name in row['layers']}
@@ -88,8 +101,8 @@ def test_a_person_reads_lines(run):
   text = run(*SMALL, '--topology=cpu:8')
   lines = text.splitlines()
   assert lines[0] == (
-    'configs/fake.py on cpu:8: 8 chips (data 8 x fsdp 1), batch 64, 8 a chip.'
-    ' Of one chip:'
+    f'{ROOT}/configs/fake.py on cpu:8: 8 chips (data 8 x fsdp 1), batch 64, 8'
+    ' a chip. Of one chip:'
   )
   assert [line.split()[0] for line in lines[1:6]] == [
     'train:',
