@@ -82,6 +82,9 @@ def compile_train_step(name):
     name='sgd',
     momentum=0.9,
     nesterov=False,
+    trust_coefficient=0.001,
+    b2=0.999,
+    eps=1e-6,
     weight_decay=1e-4,
     decay_rule='all',
   )

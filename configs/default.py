@@ -114,18 +114,35 @@ def get_config() -> ConfigDict:
   # by lack of memory; counted anew in each evaluation.
   data.max_worker_restarts = 0
 
+  # All devices of all processes, a mesh of data x fsdp; both split the batch.
+  sharding = config.sharding = ConfigDict()
+  # Devices over which the state is replicated; None: what fsdp leaves.
+  sharding.data = config_dict.placeholder(int)
+  # Devices over which kernels and their optimizer state are split (Rajbhandari
+  # et al. 2020, ZeRO), in a dim that they divide: less memory, more traffic.
+  sharding.fsdp = 1
+
   optimizer = config.optimizer = ConfigDict()
+  # 'sgd'; for batches of 8,192 and more 'lars' (You et al. 2017) or 'lamb' (You
+  # et al. 2020), which take decay_rule='kernels'.
   optimizer.name = 'sgd'
+  # For 'lamb' the decay of the first moment.
   optimizer.momentum = 0.9
   # Nesterov's momentum; the paper has the classical one.
   optimizer.nesterov = False
-  # L2, added to the gradient.
+  # For 'lars': of norm(kernel) / norm(gradient), eta in the paper.
+  optimizer.trust_coefficient = 0.001
+  # For 'lamb': decay of the second moment, and what is added to its root.
+  optimizer.b2 = 0.999
+  optimizer.eps = 1e-6
+  # L2, added to the gradient; for 'lamb' to the direction, as in AdamW.
   optimizer.weight_decay = 1e-4
   # 'all' parameters (He et al. 2016) or 'kernels' (Goyal et al. 2017).
   optimizer.decay_rule = 'all'
 
   schedule = config.schedule = ConfigDict()
-  # 'step' (He et al. 2016) or 'cosine' (Loshchilov and Hutter 2017).
+  # 'step' (He et al. 2016), 'cosine' (Loshchilov and Hutter 2017), or
+  # 'polynomial' (MLPerf, You et al. 2017).
   schedule.name = 'step'
   # At a batch of base_batch_size images; scales with batch_size.
   schedule.learning_rate = 0.1
@@ -135,6 +152,8 @@ def get_config() -> ConfigDict:
   # For 'step': epochs after which the rate is multiplied by decay_factor.
   schedule.decay_epochs = (30.0, 60.0)
   schedule.decay_factor = 0.1
+  # For 'polynomial': 1 is a straight line to zero.
+  schedule.decay_power = 2.0
 
   loss = config.loss = ConfigDict()
   # Szegedy et al. 2016; 0 is plain cross entropy.

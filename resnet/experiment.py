@@ -1,6 +1,6 @@
 """From a config to the objects of a run; the only reader of a ConfigDict."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import json
@@ -21,16 +21,18 @@ from resnet.training.sharding import DataSharding, create_sharding
 from resnet.training.state import TrainState, create_state
 from resnet.training.step import Task
 
-# Where and how fast data are read: a run may go on with other values.
+# Where and how fast data are read, and on how many devices the state lies: a
+# run may go on with other values.
 FREE_FIELDS = frozenset(
-  f'data.{field}'
-  for field in (
-    'data_dir',
-    'num_workers',
-    'num_threads',
-    'prefetch_batches',
-    'max_bad_images',
-    'max_worker_restarts',
+  (
+    'data.data_dir',
+    'data.num_workers',
+    'data.num_threads',
+    'data.prefetch_batches',
+    'data.max_bad_images',
+    'data.max_worker_restarts',
+    'sharding.data',
+    'sharding.fsdp',
   )
 )
 
@@ -54,6 +56,10 @@ FORMER_VALUES = {
   'max_bad_steps': 10,
   'watchdog_seconds': 600.0,
   'preemption_grace_seconds': 30.0,
+  'optimizer.trust_coefficient': 0.001,
+  'optimizer.b2': 0.999,
+  'optimizer.eps': 1e-6,
+  'schedule.decay_power': 2.0,
 }
 
 # Steps are int32 on the device; a smaller interval is no use to anybody.
@@ -104,18 +110,21 @@ class Experiment:
 
   def create_state(self) -> TrainState:
     """Returns the state at step 0, on the devices."""
-    return jax.jit(self._create_state, out_shardings=self.sharding.replicated)(
-      jax.random.key(self.seed)
-    )
+    key = jax.random.key(self.seed)
+    shapes = jax.eval_shape(self._create_state, key)
+    return jax.jit(
+      self._create_state, out_shardings=self.sharding.of_state(shapes)
+    )(key)
 
   def abstract_state(self) -> TrainState:
     """Returns shapes, dtypes and shardings of the state."""
     state = jax.eval_shape(self._create_state, jax.random.key(self.seed))
     return jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(
-        x.shape, x.dtype, sharding=self.sharding.replicated
+      lambda x, sharding: jax.ShapeDtypeStruct(
+        x.shape, x.dtype, sharding=sharding
       ),
       state,
+      self.sharding.of_state(state),
     )
 
   def _create_state(self, key: jax.Array) -> TrainState:
@@ -167,13 +176,20 @@ class Experiment:
     return dataclasses.replace(self, task=task)
 
 
-def resolve(config: Any) -> Experiment:
+def resolve(
+  config: Any,
+  *,
+  devices: Sequence[Any] | None = None,
+  data: Data | None = None,
+) -> Experiment:
   """Builds the objects of a run; compiles nothing, writes nothing.
 
   (But the set `digits` is prepared in its data folder on first use.)
 
   Args:
     config: a `ConfigDict` with the fields of configs/default.py.
+    devices: to run on; None: all that JAX sees.
+    data: instead of those that the config names.
 
   Raises:
     InputError: a value is wrong; the message says what to type instead.
@@ -181,12 +197,12 @@ def resolve(config: Any) -> Experiment:
   _check_ranges(config)
   if config.init_from == '':
     raise InputError("init_from='' is no source: leave it out, or name one.")
-  sharding = create_sharding()
+  sharding = create_sharding(devices, **config.sharding)
   num_devices = sharding.mesh.devices.size
   _check_batch_size(config, num_devices)
   model_options = _model_options(**config.model)
   _check_groups(config, num_devices)
-  data = create_data(**config.data)
+  data = data or create_data(**config.data)
   num_classes = _num_classes(config.model.num_classes, data)
   length = _run_length(config, len(data.train))
   schedule = create_schedule(length, **config.schedule)

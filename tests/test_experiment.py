@@ -45,8 +45,12 @@ def _imagenet_and_cifar(monkeypatch):
     if name in ('digits', 'fake'):
       return real(name, split, **kwargs)
     source = real('fake', 'train', **kwargs)
-    num_classes = 1000 if name == 'imagenet2012' else 10
-    return dataclasses.replace(source, name=name, num_classes=num_classes)
+    if name != 'imagenet2012':
+      return dataclasses.replace(source, name=name)
+    records = dataclasses.replace(source.records, length=1_281_167)
+    return dataclasses.replace(
+      source, name=name, num_classes=1000, records=records
+    )
 
   monkeypatch.setattr('resnet.data.pipeline.open_source', open_source)
 
@@ -123,9 +127,14 @@ OTHER_VALUES = {
   'data.on_bad_image': 'skip',
   'data.max_bad_images': 3,
   'data.max_worker_restarts': 3,
+  'sharding.data': 8,
+  'sharding.fsdp': 2,
   'optimizer.name': 'none',
   'optimizer.momentum': 0.5,
   'optimizer.nesterov': True,
+  'optimizer.trust_coefficient': 0.01,
+  'optimizer.b2': 0.99,
+  'optimizer.eps': 0.1,
   'optimizer.weight_decay': 0.1,
   'optimizer.decay_rule': 'kernels',
   'schedule.name': 'cosine',
@@ -134,9 +143,20 @@ OTHER_VALUES = {
   'schedule.warmup_epochs': 0.5,
   'schedule.decay_epochs': (0.5,),
   'schedule.decay_factor': 0.5,
+  'schedule.decay_power': 1.0,
   'loss.label_smoothing': 0.1,
 }
+LAMB = {'optimizer.name': 'lamb', 'optimizer.decay_rule': 'kernels'}
 BESIDES = {
+  # Of another number of devices the run says that they are not all.
+  'sharding.data': {'sharding.fsdp': 2},
+  'optimizer.trust_coefficient': {**LAMB, 'optimizer.name': 'lars'},
+  'optimizer.b2': LAMB,
+  'optimizer.eps': LAMB,
+  'schedule.decay_power': {
+    'schedule.name': 'polynomial',
+    'schedule.decay_epochs': (),
+  },
   'model.conv_backend': {'model__shortcut': 'B'},
   'schedule.name': {'schedule.decay_epochs': ()},
   'data.crop_area': {'data.crop': 'random_resized'},
@@ -172,7 +192,8 @@ def observe(config, monkeypatch):
   params = {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)}
   opt_state, updates = tx.init(params), []
   for _ in range(2):
-    update, opt_state = tx.update(params, opt_state, params)
+    with jax.numpy_dtype_promotion('standard'):  # Optax's Adam: float ** count.
+      update, opt_state = tx.update(params, opt_state, params)
     updates.append(update)
   rates = [float(run.task.schedule(s)) for s in range(run.length.num_steps)]
   losses = run.task.loss_fn(jnp.eye(4), jnp.arange(4, dtype=jnp.int32))
@@ -198,6 +219,7 @@ def observe(config, monkeypatch):
     run.task.log_every_steps,
     run.task.accumulation_steps,
     run.loader,
+    dict(run.sharding.mesh.shape),
     run.train_reader.max_bad_images,
     run.eval_reader.max_bad_images,
     opened,
@@ -272,6 +294,12 @@ def test_every_field_is_read(field, monkeypatch):
     ),
     ({'model__bn_group_size': 7}, 'does not divide batch_size, 64 images'),
     ({'model__bn_momentum': 1.5}, 'bn_momentum'),
+    ({'sharding__fsdp': 3}, r'fsdp=3 .* 8 devices: take one of 1, 2, 4, 8'),
+    ({'sharding__fsdp': 0}, 'fsdp=0'),
+    (
+      {'sharding__data': 8, 'sharding__fsdp': 2},
+      r'data=8 times sharding.fsdp=2 .* 8: .*sharding.data=4',
+    ),
     ({'model__num_classes': 5}, r'0\s+to 9.*num_classes=10'),
   ],
 )

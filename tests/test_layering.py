@@ -77,7 +77,10 @@ _LAYERS = (
   ),
   # Nothing imports these two.
   (
+    'resnet.tools.aot',
+    'resnet.tools.collectives',
     'resnet.tools.command',
+    'resnet.tools.compiled',
     'resnet.tools.doctor',
     'resnet.tools.grid_figures',
     'resnet.tools.grids',
@@ -90,6 +93,7 @@ _LAYERS = (
     'resnet.tools.responses',
     'resnet.tools.results',
     'resnet.tools.summary',
+    'resnet.tools.topologies',
     'resnet.tools.weights',
   ),
   ('main',),

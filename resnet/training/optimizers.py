@@ -17,6 +17,8 @@ DECAY_RULES: dict[str, Callable[[jax.Array], bool]] = {
   'kernels': lambda param: param.ndim > 1,
 }
 
+OPTIMIZERS = ('sgd', 'lars', 'lamb')
+
 
 def decay_mask(params: Any, rule: str) -> Any:
   """Returns a tree like `params`: True where weight decay applies."""
@@ -29,35 +31,74 @@ def create_optimizer(
   name: str,
   momentum: float,
   nesterov: bool,
+  trust_coefficient: float,
+  b2: float,
+  eps: float,
   weight_decay: float,
   decay_rule: str,
 ) -> optax.GradientTransformation:
-  """Returns SGD with momentum and L2 weight decay, as in Caffe and PyTorch.
+  """Returns an optimizer by name; g is the gradient, p the parameter.
 
-    g = gradient + weight_decay * param      (where the rule says so)
-    v = momentum * v + g
-    param -= learning_rate * v               (g + momentum * v with Nesterov)
+    'sgd', with L2 weight decay as in Caffe and PyTorch:
+      d = g + weight_decay * p                 (where the rule says so)
+      v = momentum * v + d
+      p -= learning_rate * v                   (d + momentum * v with Nesterov)
+    'lars' (You et al. 2017, Algorithm 1), with d as above:
+      v = momentum * v + learning_rate * trust_coefficient * |p| / |d| * d
+      p -= v
+    'lamb' (You et al. 2020, Algorithm 2), with m and v as in Adam, b1 being
+      the momentum:
+      d = m / (sqrt(v) + eps) + weight_decay * p
+      p -= learning_rate * |p| / |d| * d
+
+  The last two adapt and decay kernels only: biases, and scales of batch norm,
+  are neither decayed nor scaled by a ratio of norms, as in the papers' code.
 
   Raises:
     InputError: an unknown name or rule, or a number out of its range.
   """
-  if name != 'sgd':
-    raise InputError(f"optimizer.name={name!r} is none of 'sgd'.")
+  if name not in OPTIMIZERS:
+    raise InputError(
+      f'optimizer.name={name!r} is none of {", ".join(OPTIMIZERS)}.'
+    )
   if decay_rule not in DECAY_RULES:
     raise InputError(
       f'optimizer.decay_rule={decay_rule!r} is none of'
       f' {", ".join(DECAY_RULES)}.'
     )
-  if not 0 <= momentum < 1:
-    raise InputError(f'optimizer.momentum={momentum} is not in [0, 1).')
-  if not 0 <= weight_decay < math.inf:
+  if name != 'sgd' and decay_rule != 'kernels':
     raise InputError(
-      f'optimizer.weight_decay={weight_decay} is not a number from 0 up.'
+      f'optimizer.decay_rule={decay_rule!r} is not for {name!r}, which leaves'
+      ' out biases and scales: --config.optimizer.decay_rule=kernels'
     )
-  return optax.chain(
-    optax.add_decayed_weights(
-      weight_decay, mask=lambda params: decay_mask(params, decay_rule)
-    ),
-    optax.trace(decay=momentum, nesterov=nesterov),
-    optax.scale_by_learning_rate(schedule),
+  if name == 'lamb' and nesterov:
+    raise InputError("optimizer.nesterov=True means nothing to 'lamb'.")
+  for field, value in (('momentum', momentum), ('b2', b2)):
+    if not 0 <= value < 1:
+      raise InputError(f'optimizer.{field}={value} is not in [0, 1).')
+  for field, value in (
+    ('trust_coefficient', trust_coefficient),
+    ('eps', eps),
+    ('weight_decay', weight_decay),
+  ):
+    if not 0 <= value < math.inf:
+      raise InputError(f'optimizer.{field}={value} is not a number from 0 up.')
+  decay = optax.add_decayed_weights(
+    weight_decay, mask=lambda params: decay_mask(params, decay_rule)
+  )
+  rate = optax.scale_by_learning_rate(schedule)
+  trace = optax.trace(decay=momentum, nesterov=nesterov)
+  if name == 'lars':
+    return optax.chain(decay, _adapt_kernels(trust_coefficient), rate, trace)
+  if name == 'lamb':
+    adam = optax.scale_by_adam(b1=momentum, b2=b2, eps=eps)
+    return optax.chain(adam, decay, _adapt_kernels(1.0), rate)
+  return optax.chain(decay, trace, rate)
+
+
+def _adapt_kernels(coefficient: float) -> optax.GradientTransformation:
+  """Scales the update u of each kernel p by coefficient * |p| / |u|."""
+  return optax.masked(
+    optax.scale_by_trust_ratio(trust_coefficient=coefficient),
+    lambda params: decay_mask(params, 'kernels'),
   )

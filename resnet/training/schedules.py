@@ -9,6 +9,8 @@ import optax
 
 from resnet.errors import InputError
 
+SCHEDULES = ('step', 'cosine', 'polynomial')
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunLength:
@@ -38,6 +40,7 @@ def create_schedule(
   warmup_epochs: float,
   decay_epochs: Sequence[float],
   decay_factor: float,
+  decay_power: float,
 ) -> optax.Schedule:
   """Returns the learning rate of update `step` (0 is the first).
 
@@ -48,14 +51,21 @@ def create_schedule(
       (Loshchilov and Hutter 2017, without restarts)
     'step': peak * decay_factor ** (number of `decay_epochs` that are over)
       (He et al. 2016, section 3.4)
+    'polynomial': peak * (1 - (step - w) / (num_steps - w)) ** decay_power
+      (You et al. 2017, with power 2)
 
   Raises:
     InputError: an unknown name, or numbers that make no schedule.
   """
+  if name not in SCHEDULES:
+    raise InputError(
+      f'schedule.name={name!r} is none of {", ".join(SCHEDULES)}.'
+    )
   for field, value in (
     ('learning_rate', learning_rate),
     ('base_batch_size', base_batch_size),
     ('decay_factor', decay_factor),
+    ('decay_power', decay_power),
   ):
     if not 0 < value < math.inf:
       raise InputError(f'schedule.{field}={value} must be positive.')
@@ -74,14 +84,17 @@ def create_schedule(
       f'schedule.warmup_epochs={warmup_epochs} is {warmup_steps} steps;'
       f' expected 0 to less than the {length.num_steps} steps of the run.'
     )
+  main_steps = length.num_steps - warmup_steps
+  if name != 'step' and decay_epochs:
+    raise InputError(
+      f'schedule.decay_epochs={tuple(decay_epochs)} means nothing to {name!r}:'
+      " set it to (), or take schedule.name='step'."
+    )
   if name == 'cosine':
-    if decay_epochs:
-      raise InputError(
-        f"schedule.decay_epochs={tuple(decay_epochs)} means nothing to 'cosine'"
-        ": set it to (), or take schedule.name='step'."
-      )
-    main = optax.cosine_decay_schedule(peak, length.num_steps - warmup_steps)
-  elif name == 'step':
+    main = optax.cosine_decay_schedule(peak, main_steps)
+  elif name == 'polynomial':
+    main = optax.polynomial_schedule(peak, 0.0, decay_power, main_steps)
+  else:
     boundaries = [length.steps(e) - warmup_steps for e in decay_epochs]
     if sorted(set(boundaries)) != boundaries or min(boundaries, default=1) <= 0:
       raise InputError(
@@ -91,8 +104,6 @@ def create_schedule(
     main = optax.piecewise_constant_schedule(
       peak, dict.fromkeys(boundaries, decay_factor)
     )
-  else:
-    raise InputError(f"schedule.name={name!r} is none of 'cosine', 'step'.")
   if warmup_steps:
     warmup = optax.linear_schedule(peak / warmup_steps, peak, warmup_steps - 1)
     main = optax.join_schedules([warmup, main], [warmup_steps])

@@ -58,24 +58,28 @@ class Task:
 
 
 def train_step(
-  state: TrainState, batch: Batch, *, task: Task
+  state: TrainState,
+  batch: Batch,
+  *,
+  task: Task,
+  sharding: DataSharding | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One update, left out where the loss or a gradient is not finite.
+
+  With a `sharding` whose axis `fsdp` is larger than 1, the parameters are
+  gathered for the gradients, and these split before the update.
 
   Returns:
     The new state, and metrics as scalars on the device: the sums since the
     last log line (see `training.metrics`), 'learning_rate', 'skipped_steps'
     and 'skipped_in_row'.
   """
-  parts = _split_batch(batch, task)
-  if task.accumulation_steps == 1:
-    grads, batch_stats, sums = gradients(state, parts, task=task)
-  else:
-    # Each part starts from the same statistics: the mean over parts of the
-    # updated ones is what the whole batch would have given.
-    results = functools.partial(gradients, state, task=task)
-    grads, batch_stats, sums = _mean_over_parts(results, parts)
-    sums = jax.tree.map(lambda x: x * task.accumulation_steps, sums)
+  whole = state
+  if sharding:
+    whole = state.replace(params=sharding.gather(state.params))
+  grads, batch_stats, sums = _gradients_in_parts(whole, batch, task)
+  if sharding:
+    grads = sharding.split(grads)
   is_good = guards.all_finite((grads, batch_stats, sums['loss']))
   updates, opt_state = task.tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
@@ -97,6 +101,8 @@ def train_step(
     ema=state.ema,
   )
   new_state = _update_ema(new_state, task)
+  if sharding:
+    new_state = sharding.split(new_state)
   return new_state, {
     **sums,
     'learning_rate': jnp.asarray(task.schedule(state.step), jnp.float32),
@@ -144,6 +150,21 @@ def gradients(
   return grads, batch_stats, sums
 
 
+def _gradients_in_parts(
+  state: TrainState, batch: Batch, task: Task
+) -> tuple[Any, Any, metrics.Sums]:
+  """As `gradients`, with the memory of `accumulation_steps` parts."""
+  parts = _split_batch(batch, task)
+  if task.accumulation_steps == 1:
+    return gradients(state, parts, task=task)
+  # Each part starts from the same statistics: the mean over parts of the
+  # updated ones is what the whole batch would have given.
+  results = functools.partial(gradients, state, task=task)
+  grads, batch_stats, sums = _mean_over_parts(results, parts)
+  sums = jax.tree.map(lambda x: x * task.accumulation_steps, sums)
+  return grads, batch_stats, sums
+
+
 def _split_batch(batch: Batch, task: Task) -> Batch:
   """[B, ...] -> [parts, B / parts, ...]; as it is, for one part.
 
@@ -178,9 +199,16 @@ def _mean_over_parts(fn: Callable[[Batch], Any], parts: Batch) -> Any:
 
 
 def eval_step(
-  variables: Any, sums: metrics.Sums, batch: Batch, *, task: Task
+  variables: Any,
+  sums: metrics.Sums,
+  batch: Batch,
+  *,
+  task: Task,
+  sharding: DataSharding | None = None,
 ) -> metrics.Sums:
   """Adds a batch to the sums; the loss is plain cross entropy."""
+  if sharding:
+    variables = sharding.gather(variables)
   images = task.normalize(batch['image'])
   logits: Any = task.model.apply(variables, images, train=False)
   losses_ = losses.cross_entropy(logits, batch['label'])
@@ -203,18 +231,20 @@ class JittedSteps:
 
 
 def jit_steps(task: Task, sharding: DataSharding) -> JittedSteps:
-  """Jits both steps: batches split over the mesh, the rest replicated."""
+  """Jits both steps: batches split over the mesh, the state as it lies."""
   replicated, batch = sharding.replicated, sharding.batch
+  # None: as the argument lies, and as `DataSharding.split` says.
+  state = replicated if sharding.fsdp == 1 else None
   return JittedSteps(
     train=jax.jit(
-      functools.partial(train_step, task=task),
-      in_shardings=(replicated, batch),
-      out_shardings=(replicated, replicated),
+      functools.partial(train_step, task=task, sharding=sharding),
+      in_shardings=(state, batch),
+      out_shardings=(state, replicated),
       donate_argnums=0,
     ),
     evaluate=jax.jit(
-      functools.partial(eval_step, task=task),
-      in_shardings=(replicated, replicated, batch),
+      functools.partial(eval_step, task=task, sharding=sharding),
+      in_shardings=(state, replicated, batch),
       out_shardings=replicated,
       donate_argnums=1,
     ),

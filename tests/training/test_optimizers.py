@@ -14,6 +14,9 @@ FIELDS = {
   'name': 'sgd',
   'momentum': 0.9,
   'nesterov': False,
+  'trust_coefficient': 0.001,
+  'b2': 0.999,
+  'eps': 1e-6,
   'weight_decay': 0.01,
   'decay_rule': 'all',
 }
@@ -54,6 +57,112 @@ def test_three_updates_follow_the_formula(nesterov, decay_rule):
     np.testing.assert_allclose(ours[name], params[name], rtol=1e-5, atol=1e-6)
 
 
+def _three_updates(tx, params, grads):
+  """Returns float32 parameters after an update for each of the gradients."""
+  ours = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+  state = tx.init(ours)
+  for grad in grads:
+    updates, state = tx.update(
+      jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), grad), state, ours
+    )
+    ours = optax.apply_updates(ours, updates)
+  return ours
+
+
+def _large_batch_case(name):
+  """Returns the optimizer and float64 parameters and gradients."""
+  rng = np.random.default_rng(1)
+  shapes = {'kernel': (2, 3), 'scale': (3,), 'bias': (3,)}
+  params = {key: rng.normal(size=shape) for key, shape in shapes.items()}
+  grads = [
+    {key: rng.normal(size=shape) for key, shape in shapes.items()}
+    for _ in RATES
+  ]
+  tx = create_optimizer(
+    lambda step: jnp.asarray(RATES, jnp.float32)[step],
+    **{
+      **FIELDS,
+      'name': name,
+      'decay_rule': 'kernels',
+      'trust_coefficient': 0.1,
+      'b2': 0.99,
+    },
+  )
+  return tx, params, grads
+
+
+def test_lars_is_algorithm_1_for_kernels_and_sgd_for_the_rest():
+  tx, params, grads = _large_batch_case('lars')
+  ours = _three_updates(tx, params, grads)
+  velocity = dict.fromkeys(params, 0.0)
+  for rate, grad in zip(RATES, grads, strict=True):
+    for name, param in params.items():
+      d, ratio = grad[name], 1.0
+      if name == 'kernel':  # The others: neither decayed nor adapted.
+        d = d + 0.01 * param
+        ratio = 0.1 * np.linalg.norm(param) / np.linalg.norm(d)
+      velocity[name] = 0.9 * velocity[name] + rate * ratio * d
+      params[name] = param - velocity[name]
+  for name in params:
+    np.testing.assert_allclose(ours[name], params[name], rtol=1e-5, atol=1e-6)
+
+
+def test_lamb_is_algorithm_2_for_kernels_and_adam_for_the_rest():
+  tx, params, grads = _large_batch_case('lamb')
+  with jax.numpy_dtype_promotion('standard'):  # Optax: float ** count.
+    ours = _three_updates(tx, params, grads)
+  m, v = dict.fromkeys(params, 0.0), dict.fromkeys(params, 0.0)
+  for step, (rate, grad) in enumerate(zip(RATES, grads, strict=True), start=1):
+    for name, param in params.items():
+      m[name] = 0.9 * m[name] + 0.1 * grad[name]
+      v[name] = 0.99 * v[name] + 0.01 * np.square(grad[name])
+      m_hat, v_hat = m[name] / (1 - 0.9**step), v[name] / (1 - 0.99**step)
+      d, ratio = m_hat / (np.sqrt(v_hat) + 1e-6), 1.0
+      if name == 'kernel':
+        d = d + 0.01 * param
+        ratio = np.linalg.norm(param) / np.linalg.norm(d)
+      params[name] = param - rate * ratio * d
+  for name in params:
+    np.testing.assert_allclose(ours[name], params[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize('name', ['lars', 'lamb'])
+def test_of_a_network_kernels_alone_are_adapted_and_decayed(name):
+  """What is adapted moves in proportion to the size of the weights."""
+  model = create_model('cifar_resnet8')
+  shapes = jax.eval_shape(
+    lambda: model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
+  )['params']
+  ones = jax.tree.map(lambda x: jnp.ones(x.shape, jnp.float32), shapes)
+  fields = {**FIELDS, 'decay_rule': 'kernels', 'name': name}
+
+  def updates(weight_decay, size):
+    tx = create_optimizer(
+      optax.constant_schedule(0.1), **{**fields, 'weight_decay': weight_decay}
+    )
+    params = jax.tree.map(lambda x: size * x, ones)
+    # One gradient points up, the next down: decay turns a kernel's update.
+    grads = jax.tree.map(
+      lambda x: jnp.where(jnp.arange(x.size) % 2 == 0, 1.0, -1.0).reshape(
+        x.shape
+      ),
+      ones,
+    )
+    with jax.numpy_dtype_promotion('standard'):  # Optax: float ** count.
+      return tx.update(grads, tx.init(params), params)[0]
+
+  base = jax.tree_util.tree_leaves_with_path(updates(0.0, 1.0))
+  decayed = jax.tree.leaves(updates(0.5, 1.0))
+  large = jax.tree.leaves(updates(0.0, 3.0))
+  for (path, update), with_decay, of_large in zip(
+    base, decayed, large, strict=True
+  ):
+    is_kernel = path[-1].key == 'kernel'
+    assert is_kernel == (not np.allclose(update, with_decay)), path
+    factor = 3.0 if is_kernel else 1.0
+    np.testing.assert_allclose(of_large, factor * update, rtol=1e-5)
+
+
 def test_kernels_decay_and_scales_and_biases_do_not():
   model = create_model('cifar_resnet20')
   params = jax.eval_shape(
@@ -74,7 +183,15 @@ def test_kernels_decay_and_scales_and_biases_do_not():
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'name': 'adam'}, "'adam' is none of 'sgd'"),
+    ({'name': 'adam'}, "'adam' is none of sgd, lars, lamb"),
+    ({'name': 'lars'}, r"'all' is not for 'lars'.*decay_rule=kernels"),
+    (
+      {'name': 'lamb', 'decay_rule': 'kernels', 'nesterov': True},
+      "nothing to 'lamb'",
+    ),
+    ({'b2': 1.0}, 'b2=1.0'),
+    ({'eps': -1.0}, 'eps=-1.0'),
+    ({'trust_coefficient': float('inf')}, 'trust_coefficient=inf'),
     ({'decay_rule': 'some'}, 'all, kernels'),
     ({'momentum': 1.0}, 'momentum'),
     ({'weight_decay': -1.0}, 'weight_decay=-1.0'),

@@ -125,6 +125,7 @@ def _task(name, schedule, dtype):
     warmup_epochs=_WARMUP_STEPS / 10,
     decay_epochs=(_DECAY_STEP / 10,) if schedule == 'step' else (),
     decay_factor=_DECAY_FACTOR,
+    decay_power=2.0,
   )
   return Task(
     model=create_model(name, num_classes=_NUM_CLASSES, dtype=dtype),
@@ -133,6 +134,9 @@ def _task(name, schedule, dtype):
       name='sgd',
       momentum=_MOMENTUM,
       nesterov=True,
+      trust_coefficient=0.001,
+      b2=0.999,
+      eps=1e-6,
       weight_decay=_WEIGHT_DECAY,
       decay_rule='all',
     ),

@@ -16,6 +16,7 @@ FIELDS = {
   'warmup_epochs': 0.5,
   'decay_epochs': (),
   'decay_factor': 0.1,
+  'decay_power': 2.0,
 }
 PEAK = 0.2  # 0.1 * 512 / 256
 
@@ -57,18 +58,35 @@ def test_one_step_of_warmup_is_at_the_peak():
   )
 
 
+@pytest.mark.parametrize('power', [1.0, 2.0])
+def test_polynomial_falls_to_zero_after_the_last_step(power):
+  actual = rates(name='polynomial', decay_power=power)
+  expected = [
+    PEAK * (step + 1) / 5 if step < 5 else PEAK * (1 - (step - 5) / 95) ** power
+    for step in range(100)
+  ]
+  np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-8)
+  schedule = create_schedule(LENGTH, **{**FIELDS, 'name': 'polynomial'})
+  assert float(schedule(100)) == 0.0
+
+
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'name': 'cosin'}, "'cosine', 'step'"),
+    ({'name': 'cosin'}, 'step, cosine, polynomial'),
     ({'learning_rate': 0.0}, 'positive'),
     ({'base_batch_size': -1}, 'positive'),
     ({'learning_rate': math.nan}, 'learning_rate=nan'),
     ({'decay_factor': -0.1}, 'decay_factor=-0.1'),
+    ({'decay_power': 0.0}, 'decay_power=0.0'),
     ({'warmup_epochs': -1.0}, 'warmup_epochs'),
     ({'name': 'step', 'decay_epochs': ('abc',)}, 'must be numbers'),
     ({'warmup_epochs': 10.0}, 'less than the 100 steps'),
     ({'decay_epochs': (3.0,)}, "means nothing to 'cosine'"),
+    (
+      {'name': 'polynomial', 'decay_epochs': (3.0,)},
+      "means nothing to 'polynomial'",
+    ),
     ({'name': 'step', 'decay_epochs': (6.0, 3.0)}, 'must rise'),
     ({'name': 'step', 'decay_epochs': (0.5,)}, 'after the 0.5 epochs'),
   ],

@@ -1,0 +1,182 @@
+"""The steps of a run, compiled for devices that need not be there."""
+
+import dataclasses
+import re
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from resnet.data import pipeline
+from resnet.data.fake import LENGTHS
+from resnet.errors import InputError
+from resnet.experiment import Experiment, resolve
+from resnet.tools import collectives
+from resnet.tools.topologies import Topology
+from resnet.training import metrics
+from resnet.training.step import jit_steps
+
+# Sets that need not be here: classes and training images.
+_KNOWN_SETS = {
+  'imagenet2012': (1000, 1_281_167),
+  'cifar10': (10, 50_000),
+  'cifar100': (100, 50_000),
+}
+# Two wordings of the compiler.
+_OUT_OF_MEMORY = re.compile(
+  r'(?:Used |\()([\d.]+)([KMG])(?: of |\) exceeds available HBM \()'
+  r'([\d.]+)([KMG])'
+)
+_UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30}
+
+
+class OutOfMemoryError(Exception):
+  """The compiler needs more memory than a chip has.
+
+  Attributes:
+    needed_bytes: what it would take.
+    hbm_bytes: what there is.
+  """
+
+  def __init__(self, needed_bytes: float, hbm_bytes: float):
+    super().__init__(needed_bytes, hbm_bytes)
+    self.needed_bytes, self.hbm_bytes = needed_bytes, hbm_bytes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compiled:
+  """What the compiler says of a program; all of one chip.
+
+  Attributes:
+    seconds: that it took to compile.
+    argument_bytes: what the program is given.
+    temporary_bytes: what it needs besides while it runs.
+    peak_bytes: most memory at any time: arguments, temporaries, results that
+      do not take the place of arguments, and code.
+    flops: floating-point operations, a multiply-add being two.
+    accessed_bytes: traffic to memory.
+    collectives: see `collectives.summarize`.
+  """
+
+  seconds: float
+  argument_bytes: int
+  temporary_bytes: int
+  peak_bytes: int
+  flops: float
+  accessed_bytes: float
+  collectives: list[dict[str, Any]]
+
+
+def prepare(config: Any, topology: Topology) -> Experiment:
+  """Resolves a config for a topology; its data set need not be here.
+
+  Raises:
+    InputError: a value is wrong.
+  """
+  run = resolve(config, devices=topology.devices, data=_stand_in(config))
+  model = run.task.model
+  if topology.chip and getattr(model, 'conv_backend', '') is None:
+    # Chosen by the backend at hand, which is not the one compiled for.
+    model = model.clone(conv_backend='xla')
+  return dataclasses.replace(
+    run, task=dataclasses.replace(run.task, model=model)
+  )
+
+
+def _stand_in(config: Any) -> pipeline.Data | None:
+  """Returns data of the shapes of a set that need not be here."""
+  name = config.data.name.partition(':')[0]
+  if name not in _KNOWN_SETS:
+    return None
+  num_classes, num_examples = _KNOWN_SETS[name]
+  train, test = LENGTHS
+  data = pipeline.create_data(
+    **{
+      **config.data,
+      'name': 'fake',
+      'train_split': train,
+      'eval_split': test,
+      'mean': config.data.mean or (127.5,) * 3,
+      'std': config.data.std or (127.5,) * 3,
+    }
+  )
+  records: Any = data.train.records
+  source = dataclasses.replace(
+    data.train,
+    name=config.data.name,
+    num_classes=num_classes,
+    records=dataclasses.replace(records, length=num_examples),
+  )
+  return dataclasses.replace(data, train=source, eval=source)
+
+
+def compile_train(run: Experiment) -> Compiled:
+  """Compiles the update.
+
+  Raises:
+    OutOfMemoryError: a chip has not enough memory.
+  """
+  steps = jit_steps(run.task, run.sharding)
+  batch = _abstract_batch(run, run.length.batch_size)
+  return _compile(steps.train, run.abstract_state(), batch)
+
+
+def compile_eval(run: Experiment) -> Compiled:
+  """Compiles the evaluation of a batch; raises as `compile_train`."""
+  steps = jit_steps(run.task, run.sharding)
+  sums = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=run.sharding.replicated
+    ),
+    jax.eval_shape(metrics.zeros),
+  )
+  batch = _abstract_batch(run, run.eval_reader.batch_size)
+  return _compile(steps.evaluate, run.abstract_state().variables, sums, batch)
+
+
+def _abstract_batch(
+  run: Experiment, batch_size: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+  fields = {
+    'image': (run.image_shape, jnp.uint8),
+    'label': ((), jnp.int32),
+    'mask': ((), jnp.bool_),
+  }
+  return {
+    name: jax.ShapeDtypeStruct(
+      (batch_size, *shape), dtype, sharding=run.sharding.batch
+    )
+    for name, (shape, dtype) in fields.items()
+  }
+
+
+def _compile(step: Any, *args: Any) -> Compiled:
+  start = time.monotonic()
+  lowered = step.lower(*args)
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    if match := _OUT_OF_MEMORY.search(str(error)):
+      needed, unit, limit, limit_unit = match.groups()
+      raise OutOfMemoryError(
+        float(needed) * _UNITS[unit], float(limit) * _UNITS[limit_unit]
+      ) from None
+    raise InputError(
+      f'The compiler refuses: {str(error).strip().splitlines()[0]}'
+    ) from error
+  seconds = time.monotonic() - start
+  memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+  return Compiled(
+    seconds=seconds,
+    argument_bytes=memory.argument_size_in_bytes,
+    temporary_bytes=memory.temp_size_in_bytes,
+    peak_bytes=memory.argument_size_in_bytes
+    + memory.temp_size_in_bytes
+    + memory.output_size_in_bytes
+    - memory.alias_size_in_bytes
+    + memory.generated_code_size_in_bytes,
+    flops=cost['flops'],
+    accessed_bytes=cost['bytes accessed'],
+    collectives=collectives.summarize(collectives.find(compiled.as_text())),
+  )
