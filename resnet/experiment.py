@@ -165,7 +165,11 @@ class Experiment:
 
   def facts(self) -> dict[str, Any]:
     """Returns what must be the same in all processes of the run."""
-    config = {k: v for k, v in self.config.items() if k not in FREE_FIELDS}
+    config = {
+      field: value
+      for field, value in self.config.items()
+      if field not in FREE_FIELDS or field.startswith('sharding.')
+    }
     return {**config, **self.derived(), 'version of jax': jax.__version__}
 
   def with_statistics_of(self, derived: Mapping[str, Any]) -> 'Experiment':
