@@ -15,6 +15,8 @@ import jax
 import numpy as np
 import pytest
 
+from configs import fake
+from resnet import experiment
 from resnet.training.checkpoint import Checkpoints
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -116,18 +118,21 @@ def assert_same_numbers(workdir, other, rtol):
   assert list(counts) == [8, 16, 20]
 
 
-def raw_state(workdir):
-  """The arrays of the last checkpoint, read without a target."""
+def final_state(workdir):
+  config = fake.get_config()
+  config.data.image_size = config.data.eval_resize = 8
+  config.ema_decay = 0.9
   checkpoints = Checkpoints(str(workdir))
   assert checkpoints.latest_step() == NUM_STEPS
-  return checkpoints._manager.restore(NUM_STEPS)
+  target = experiment.resolve(config).abstract_state()
+  return checkpoints.restore(NUM_STEPS, target)
 
 
 def assert_same_run(workdir, other):
   assert_same_numbers(workdir, other, rtol=0)
   for ours, theirs in zip(
-    jax.tree.leaves(raw_state(workdir)),
-    jax.tree.leaves(raw_state(other)),
+    jax.tree.leaves(final_state(workdir)),
+    jax.tree.leaves(final_state(other)),
     strict=True,
   ):
     np.testing.assert_array_equal(ours, theirs)
@@ -238,7 +243,7 @@ def test_a_signal_to_one_stops_all_at_the_same_step(
   assert [code for code, _, _ in ends] == [143, 143], ends
   (step,) = re.findall(r'Stopped by SIGTERM after step (\d+) of 20', ends[0][1])
   assert Checkpoints(str(workdir)).latest_step() == int(step) < NUM_STEPS
-  assert not ends[1][1]  # Process 0 speaks for both.
+  assert 'Stopped' not in ends[1][1]  # Process 0 speaks for both.
   processes.run(2, workdir)
   assert_same_run(workdir, two)
 
@@ -299,11 +304,13 @@ def test_a_folder_that_is_not_shared_is_refused(processes, tmp_path):
 @pytest.mark.slow
 def test_a_second_run_is_refused_in_all_processes(processes, tmp_path):
   workdir = tmp_path / 'run'
-  running = processes.start(2, workdir)
+  more = '--config.num_epochs=300'
+  running = processes.start(2, workdir, more)
   wait_for_step(workdir, 2, running)
-  ends = finish(processes.start(2, workdir))
+  ends = finish(processes.start(2, workdir, more))
   assert [code for code, _, _ in ends] == [2, 2], ends
   assert 'is in use by process' in ends[0][2]
   assert 'error: Process 0 ' in ends[1][2]
   assert 'is in use by process' in ends[1][2]
-  assert [code for code, _, _ in finish(running)] == [0, 0]
+  running[0].terminate()
+  assert [code for code, _, _ in finish(running)] == [143, 143]
