@@ -28,7 +28,8 @@ def ip(*args, check=True):
 
 
 def _tear_down():
-  for host in HOSTS:
+  for i, host in enumerate(HOSTS):
+    ip('link', 'del', f'rn{i}', check=False)
     ip('netns', 'del', host, check=False)
     shutil.rmtree(f'/etc/netns/{host}', ignore_errors=True)
   ip('link', 'del', BRIDGE, check=False)
@@ -60,8 +61,8 @@ def hosts():
   ip('link', 'set', BRIDGE, 'up')
   for i, (host, address) in enumerate(HOSTS.items()):
     ip('netns', 'add', host)
-    ip('link', 'add', f'rn{i}', 'type', 'veth', 'peer', 'name', 'eth0')
-    ip('link', 'set', 'eth0', 'netns', host)
+    peer = ('peer', 'name', 'eth0', 'netns', host)
+    ip('link', 'add', f'rn{i}', 'type', 'veth', *peer)
     ip('link', 'set', f'rn{i}', 'master', BRIDGE, 'up')
     inside = ('netns', 'exec', host, 'ip')
     ip(*inside, 'addr', 'add', f'{address}/24', 'dev', 'eth0')
