@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 
+from absl import logging
 import jax
 import numpy as np
 
@@ -32,15 +33,15 @@ from resnet.training.checkpoint import Checkpoints
 from resnet.training.workdir import write_atomically
 
 ROOT = pathlib.Path(__file__).parent.parent
-NUM_STEPS = 96
+NUM_STEPS = 320
 COMMAND = (
   sys.executable,
   'main.py',
   '--config=configs/fake.py',
   '--config.data.image_size=8',
   '--config.data.eval_resize=8',
-  '--config.num_epochs=12',
-  '--config.log_every_steps=2',
+  '--config.num_epochs=40',
+  '--config.log_every_steps=4',
   '--config.save_every_steps=5',
   '--config.keep_checkpoints=5',
   '--config.ema_decay=0.99',
@@ -107,7 +108,7 @@ class Soak:
 
   def disturb(self, processes):
     """Does one thing to running processes, at a random moment."""
-    time.sleep(self.rng.uniform(0.5, 20.0))
+    time.sleep(self.rng.uniform(0.5, 15.0))
     event = self.rng.choice(['kill -9', 'SIGTERM', 'SIGINT', 'SIGTERM twice'])
     victims = [process for process in processes if self.rng.random() < 0.5]
     for process in victims or processes[-1:]:
@@ -206,6 +207,7 @@ def main():
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--output', help='JSON file of the result.')
   args = parser.parse_args()
+  logging.set_verbosity(logging.ERROR)  # Orbax says much.
   folder = pathlib.Path(tempfile.mkdtemp(prefix='soak_'))
   soak = Soak(folder, args.seed)
   whole = folder / 'whole'
