@@ -92,6 +92,15 @@ def _fail(message: str, code: int = 2) -> int:
   return code
 
 
+def _show_unraisable(unraisable: Any) -> None:
+  """Shows what a thread cannot raise, but for the echo of a failed checkpoint.
+
+  TensorStore's threads tell it hundreds of times, after Orbax has given up.
+  """
+  if str(unraisable.exc_value) != 'Event loop is closed':
+    sys.__unraisablehook__(unraisable)
+
+
 def _parse_flags(argv: list[str]) -> list[str]:
   """Parses the command line; what is wrong in it ends the program."""
   try:
@@ -119,6 +128,7 @@ def main(argv: list[str]) -> int:
 
   # Orbax logs the tracebacks of its threads, of errors that are told below.
   logging.set_verbosity(logging.FATAL)
+  sys.unraisablehook = _show_unraisable
   cluster = None
 
   def fail(error: Exception, code: int) -> int:

@@ -306,7 +306,7 @@ def test_a_folder_that_becomes_read_only_ends_the_run(tmp_path):
   """
   result = on_a_disk(script)
   assert result.returncode == 1, result.stdout + result.stderr
-  error = result.stderr.splitlines()[-1]
+  (error,) = result.stderr.splitlines()
   assert error.startswith('error: A checkpoint could not be written to ')
   assert 'Read-only file system' in error
   assert 'warning: A checkpoint could not be written' in result.stdout
