@@ -31,7 +31,9 @@ class Collective:
     num_bytes: of its result on one device.
     num_tensors: that it moves together.
     layer: that alone it belongs to, such as 'stage1_block1/bn1'; None where it
-      moves tensors of several layers, or of none.
+      moves tensors of several layers, or of none. (XLA keeps one name where
+      it joins many; one layer has at most two tensors of one shape to add up:
+      the two sums of a batch norm, or the gradients of its scale and bias.)
   """
 
   kind: str
@@ -46,20 +48,22 @@ def find(hlo: str) -> list[Collective]:
   for line in hlo.splitlines():
     if not (match := _INSTRUCTION.search(line)):
       continue
+    shapes = _TENSOR.findall(match['shape'])
     tensors = [
       math.prod(map(int, filter(None, dims.split(',')))) * _num_bytes(dtype)
-      for dtype, dims in _TENSOR.findall(match['shape'])
+      for dtype, dims in shapes
     ]
     if match['start'] and match['kind'] != 'all-reduce':
       # (operands, results, and what the hardware needs besides).
       tensors = [max(tensors)] if len(tensors) < 4 else tensors[1::2]
-    layers = set(_LAYER.findall(line))
+    layer = _LAYER.search(line)
+    is_of_one = len(tensors) <= 2 and len(set(shapes)) == 1
     found.append(
       Collective(
         kind=match['kind'],
         num_bytes=sum(tensors),
         num_tensors=len(tensors),
-        layer=layers.pop() if len(tensors) == len(layers) == 1 else None,
+        layer=layer[1] if layer and is_of_one else None,
       )
     )
   return found
