@@ -18,7 +18,7 @@ _INSTRUCTION = re.compile(
   rf'= (?P<shape>.*?) (?P<kind>{"|".join(KINDS)})(?P<start>-start)?\('
 )
 _TENSOR = re.compile(r'([a-z]+\d*)\[([\d,]*)\]')
-_LAYER = re.compile(r'/((?:stem|stage\d+_block\d+|head)\w*(?:/(?:\w+))?)/')
+_LAYER = re.compile(r'[/(:]((?:stem|stage\d+_block\d+|head)\w*(?:/(?:\w+))?)/')
 _BITS = re.compile(r'\d+')
 
 
@@ -30,10 +30,10 @@ class Collective:
     kind: one of KINDS.
     num_bytes: of its result on one device.
     num_tensors: that it moves together.
-    layer: that alone it belongs to, such as 'stage1_block1/bn1'; None where it
-      moves tensors of several layers, or of none. (XLA keeps one name where
-      it joins many; one layer has at most two tensors of one shape to add up:
-      the two sums of a batch norm, or the gradients of its scale and bias.)
+    layer: that it belongs to, such as 'stage1_block1/bn1'; None where it moves
+      tensors of many layers, or of none. XLA joins collectives, and for some
+      devices keeps one of the names: an instruction is a layer's if it moves
+      one tensor, or the two alike of a batch norm and at most one besides.
   """
 
   kind: str
@@ -56,14 +56,15 @@ def find(hlo: str) -> list[Collective]:
     if match['start'] and match['kind'] != 'all-reduce':
       # (operands, results, and what the hardware needs besides).
       tensors = [max(tensors)] if len(tensors) < 4 else tensors[1::2]
-    layer = _LAYER.search(line)
-    is_of_one = len(tensors) <= 2 and len(set(shapes)) == 1
+    layers = collections.Counter(_LAYER.findall(line)).most_common(1)
+    has_pair = len(set(shapes)) < len(shapes)
+    is_of_one = len(shapes) == 1 or (len(shapes) <= 3 and has_pair)
     found.append(
       Collective(
         kind=match['kind'],
         num_bytes=sum(tensors),
         num_tensors=len(tensors),
-        layer=layer[1] if layer and is_of_one else None,
+        layer=layers[0][0] if layers and is_of_one else None,
       )
     )
   return found
