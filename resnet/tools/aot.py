@@ -166,7 +166,7 @@ def _lines_of(name: str, of: dict[str, Any]) -> list[str]:
     f'  memory       {_size(of["peak_bytes"])}: arguments'
     f' {_size(of["argument_bytes"])}, temporaries'
     f' {_size(of["temporary_bytes"])}',
-    f'  arithmetic   {of["flops"] / 1e12:.3f} TFLOP',
+    f'  arithmetic   {of["flops"] / 1e9:,.2f} GFLOP',
     f'  traffic      {of["accessed_bytes"] / 1e9:.2f} GB',
   ]
   for row in of['collectives']:

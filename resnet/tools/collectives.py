@@ -18,7 +18,7 @@ _INSTRUCTION = re.compile(
   rf'= (?P<shape>.*?) (?P<kind>{"|".join(KINDS)})(?P<start>-start)?\('
 )
 _TENSOR = re.compile(r'([a-z]+\d*)\[([\d,]*)\]')
-_LAYER = re.compile(r'/((?:stem|stage\d+_block\d+|head)\w*(?:/(?:\w+))?)/')
+_LAYER = re.compile(r'[/(:]((?:stem|stage\d+_block\d+|head)\w*(?:/(?:\w+))?)/')
 _BITS = re.compile(r'\d+')
 
 
@@ -30,8 +30,10 @@ class Collective:
     kind: one of KINDS.
     num_bytes: of its result on one device.
     num_tensors: that it moves together.
-    layer: that alone it belongs to, such as 'stage1_block1/bn1'; None where it
-      moves tensors of several layers, or of none.
+    layer: that it belongs to, such as 'stage1_block1/bn1'; None where it moves
+      tensors of many layers, or of none. XLA joins collectives, and for some
+      devices keeps one of the names: an instruction is a layer's if it moves
+      one tensor, or the two alike of a batch norm and at most one besides.
   """
 
   kind: str
@@ -46,20 +48,23 @@ def find(hlo: str) -> list[Collective]:
   for line in hlo.splitlines():
     if not (match := _INSTRUCTION.search(line)):
       continue
+    shapes = _TENSOR.findall(match['shape'])
     tensors = [
       math.prod(map(int, filter(None, dims.split(',')))) * _num_bytes(dtype)
-      for dtype, dims in _TENSOR.findall(match['shape'])
+      for dtype, dims in shapes
     ]
     if match['start'] and match['kind'] != 'all-reduce':
       # (operands, results, and what the hardware needs besides).
       tensors = [max(tensors)] if len(tensors) < 4 else tensors[1::2]
-    layers = set(_LAYER.findall(line))
+    layers = collections.Counter(_LAYER.findall(line)).most_common(1)
+    has_pair = len(set(shapes)) < len(shapes)
+    is_of_one = len(shapes) == 1 or (len(shapes) <= 3 and has_pair)
     found.append(
       Collective(
         kind=match['kind'],
         num_bytes=sum(tensors),
         num_tensors=len(tensors),
-        layer=layers.pop() if len(tensors) == len(layers) == 1 else None,
+        layer=layers[0][0] if layers and is_of_one else None,
       )
     )
   return found
