@@ -54,6 +54,7 @@ FORMER_VALUES = {
   'max_bad_steps': 10,
   'watchdog_seconds': 600.0,
   'preemption_grace_seconds': 30.0,
+  'optimizer.backbone_multiplier': 1.0,
 }
 
 # Steps are int32 on the device; a smaller interval is no use to anybody.
@@ -187,7 +188,11 @@ def resolve(config: Any) -> Experiment:
   schedule = create_schedule(length, **config.schedule)
   task = Task(
     model=create_model(num_classes=num_classes, **model_options),
-    tx=create_optimizer(schedule, **config.optimizer),
+    tx=create_optimizer(
+      schedule,
+      frozen_stages=config.model.frozen_stages or 0,
+      **config.optimizer,
+    ),
     schedule=schedule,
     loss_fn=create_loss(**config.loss),
     mean=data.mean,
@@ -316,6 +321,8 @@ def _model_options(
   shortcut: str | None,
   bn_group_size: int | None,
   bn_momentum: float | None,
+  frozen_stages: int | None,
+  frozen_bn: bool | None,
   conv_backend: str | None,
 ) -> dict[str, Any]:
   """Returns the arguments of `create_model`, but for `num_classes`."""
@@ -330,6 +337,8 @@ def _model_options(
     'shortcut': shortcut,
     'bn_group_size': bn_group_size,
     'bn_momentum': bn_momentum,
+    'frozen_stages': frozen_stages,
+    'frozen_bn': frozen_bn,
     'conv_backend': conv_backend,
   }
   # None is the network's own; not every network has all of them.

@@ -64,6 +64,17 @@ _LAYERS = (
     'resnet.reporting.history',
     'resnet.reporting.curves',
   ),
+  (
+    'resnet.inference.export',
+    'resnet.inference.exported',
+    'resnet.inference.features',
+    'resnet.inference.files',
+    'resnet.inference.maps',
+    'resnet.inference.network',
+    'resnet.inference.onnx',
+    'resnet.inference.preprocessing',
+    'resnet.inference.predictor',
+  ),
   ('resnet.experiment',),
   (
     'resnet.training.initialize',
@@ -77,9 +88,11 @@ _LAYERS = (
   (
     'resnet.tools.command',
     'resnet.tools.doctor',
+    'resnet.tools.export',
     'resnet.tools.grid_figures',
     'resnet.tools.grids',
     'resnet.tools.machine',
+    'resnet.tools.predict',
     'resnet.tools.prepare',
     'resnet.tools.reference',
     'resnet.tools.rehearsal',
@@ -95,7 +108,10 @@ _LAYERS = (
 _LAYER_OF = {name: i for i, layer in enumerate(_LAYERS) for name in layer}
 _EMPTY = {
   'resnet',
-  *(f'resnet.{name}' for name in ('data', 'reporting', 'tools', 'training')),
+  *(
+    f'resnet.{name}'
+    for name in ('data', 'inference', 'reporting', 'tools', 'training')
+  ),
 }
 _FILES = {
   '.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix(
