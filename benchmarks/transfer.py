@@ -1,13 +1,13 @@
 """Does a network that knows some classes learn others from fewer labels?
 
-  PYTHONPATH=. python benchmarks/transfer.py --idx=FOLDER --workdir=runs/transfer
+  PYTHONPATH=. python benchmarks/transfer.py --idx=FOLDER --workdir=DIR
 
 ResNet-8 learns Fashion-MNIST's classes 0 to 6 (2,000 images a class). Then it
 learns classes 7 to 9 from 20 labels a class, drawn by seeds 0 to 4: fine-tuned,
-and from random weights with the same recipe, at the same and at ten times the
-rate. Accuracy is that of the last step on the 3,000 test images of classes 7 to
-9. FOLDER has the idx files, as Debian's dataset-fashion-mnist. Prints a
-Markdown table and writes results.json into the workdir.
+and from random weights, by the same recipe at the same two rates. Accuracy is
+that of the last step on the 3,000 test images of classes 7 to 9. FOLDER has the
+idx files, as Debian's dataset-fashion-mnist. Prints a Markdown table and writes
+results.json into the workdir.
 """
 
 import argparse
@@ -34,6 +34,7 @@ _ARMS = {
   'fine-tuned, rate 0.01': (0.01, True),
   'from scratch, rate 0.01': (0.01, False),
   'from scratch, rate 0.1': (0.1, False),
+  'fine-tuned, rate 0.1': (0.1, True),
 }
 
 

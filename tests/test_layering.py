@@ -75,6 +75,11 @@ _LAYERS = (
     'resnet.inference.preprocessing',
     'resnet.inference.predictor',
   ),
+  (
+    'resnet.serving.app',
+    'resnet.serving.batcher',
+    'resnet.serving.limits',
+  ),
   ('resnet.experiment',),
   (
     'resnet.training.initialize',
@@ -93,6 +98,7 @@ _LAYERS = (
     'resnet.tools.grids',
     'resnet.tools.machine',
     'resnet.tools.predict',
+    'resnet.tools.probe',
     'resnet.tools.prepare',
     'resnet.tools.reference',
     'resnet.tools.rehearsal',
@@ -100,6 +106,7 @@ _LAYERS = (
     'resnet.tools.reproduce',
     'resnet.tools.responses',
     'resnet.tools.results',
+    'resnet.tools.serve',
     'resnet.tools.summary',
     'resnet.tools.weights',
   ),
@@ -110,7 +117,14 @@ _EMPTY = {
   'resnet',
   *(
     f'resnet.{name}'
-    for name in ('data', 'inference', 'reporting', 'tools', 'training')
+    for name in (
+      'data',
+      'inference',
+      'reporting',
+      'serving',
+      'tools',
+      'training',
+    )
   ),
 }
 _FILES = {

@@ -81,16 +81,19 @@ def open_exported(folder: str) -> Network:
   program = load_program(program_path, format_)
 
   def compile_(batch_size: int, outputs: tuple[str, ...]) -> Function:
-    del batch_size  # Compiled when it is first called.
-    return functools.partial(_run, program, preprocessing, inside, outputs)
+    run = functools.partial(_run, program, preprocessing, inside, outputs)
+    # The first call compiles.
+    run(np.zeros((batch_size, *network.image_shape), np.uint8))
+    return run
 
-  return Network(
+  network = Network(
     name=folder,
     preprocessing=preprocessing,
     class_names=names,
     outputs=('logits', 'probabilities'),
     compile=compile_,
   )
+  return network
 
 
 def _run(
