@@ -78,6 +78,7 @@ _LAYERS = (
   (
     'resnet.serving.app',
     'resnet.serving.batcher',
+    'resnet.serving.body',
     'resnet.serving.limits',
   ),
   ('resnet.experiment',),

@@ -45,6 +45,33 @@ def list_images(paths: Sequence[str]) -> list[str]:
   return files
 
 
+def name_targets(
+  paths: Sequence[str], files: Sequence[str], folder: str
+) -> dict[str, str]:
+  """Returns a place in `folder` for what is made of each file.
+
+  Args:
+    paths: as `list_images` was given.
+    files: as it returned: those of a folder keep their place in it.
+    folder: of the targets.
+
+  Raises:
+    InputError: two files would have the same.
+  """
+  roots = [path for path in paths if os.path.isdir(path)]
+  targets, taken = {}, {}
+  for file in files:
+    root = next((r for r in roots if file.startswith(os.path.join(r, ''))), '')
+    name = os.path.relpath(file, root) if root else os.path.basename(file)
+    target = targets[file] = os.path.join(folder, name)
+    if taken.setdefault(target, file) != file:
+      raise InputError(
+        f'What is made of {file} and of {taken[target]} would both be {target}:'
+        ' take them one by one.'
+      )
+  return targets
+
+
 def decode_ahead(
   files: Iterable[str],
   decode: Callable[[bytes], np.ndarray],

@@ -12,7 +12,6 @@ from typing import Any
 import cv2
 import numpy as np
 import prometheus_client as prometheus
-import python_multipart
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -23,10 +22,10 @@ from starlette.routing import Route
 from resnet.inference.predictor import Predictor
 from resnet.inference.preprocessing import ImageTransform, overlay
 from resnet.serving.batcher import Batcher
+from resnet.serving.body import read_files
 from resnet.serving.limits import BodyLimits
 
 _PAGE = pathlib.Path(__file__).parent / 'page'
-_TYPES = ('image/png', 'image/jpeg', 'application/octet-stream')
 _TOP = 5
 # A header may claim so many; the rest of the process must live beside them.
 MAX_PIXELS = 2**25
@@ -121,7 +120,7 @@ class Server:
 
   async def _answer(self, request: Request) -> dict[str, Any]:
     self._admit(1)  # At once, before anything is read.
-    files = await _read_files(request)
+    files = await read_files(request)
     self._admit(len(files))
     images = await asyncio.gather(
       *(self._in_thread(self._decode, name, data) for name, data in files)
@@ -227,39 +226,3 @@ async def _error(request: Request, error: Any) -> Response:
     status_code=getattr(error, 'status_code', 500),
     headers=getattr(error, 'headers', None),
   )
-
-
-async def _read_files(request: Request) -> list[tuple[str, bytes]]:
-  """Returns name and bytes of each image of a request, kept in memory."""
-  kind = request.headers.get('content-type', '').partition(';')[0].strip()
-  if kind in _TYPES:
-    return [('', await request.body())]
-  if kind != 'multipart/form-data':
-    raise HTTPException(
-      415,
-      f'The type is {kind!r}; expected {", ".join(_TYPES)} or'
-      ' multipart/form-data.',
-    )
-  body = await request.body()
-  files = []
-
-  def on_file(file: Any) -> None:
-    file.file_object.seek(0)
-    name = (file.file_name or b'').decode(errors='replace')
-    files.append((name, file.file_object.read()))
-
-  try:
-    parser = python_multipart.create_form_parser(
-      {'Content-Type': request.headers['content-type'].encode()},
-      None,
-      on_file,
-      # Nothing goes to the disk.
-      config={'MAX_MEMORY_FILE_SIZE': len(body) + 1},
-    )
-    parser.write(body)
-    parser.finalize()
-  except Exception as error:
-    raise HTTPException(400, f'The form cannot be read: {error}') from None
-  if not files:
-    raise HTTPException(400, 'The form holds no file.')
-  return files

@@ -26,7 +26,12 @@ import tqdm
 from resnet.errors import InputError
 from resnet.inference.exported import is_exported, open_exported
 from resnet.inference.features import FeaturesFile
-from resnet.inference.files import decode_ahead, in_batches, list_images
+from resnet.inference.files import (
+  decode_ahead,
+  in_batches,
+  list_images,
+  name_targets,
+)
 from resnet.inference.network import (
   DTYPES,
   Network,
@@ -43,7 +48,7 @@ def main(args: argparse.Namespace) -> None:
   """Predicts; told apart from the parser for tests."""
   _check(args)
   files = list_images(args.images)
-  maps = _map_paths(args, files)
+  maps = name_targets(args.images, files, args.explain) if args.explain else {}
   network = _open(args)
   transform = ImageTransform(
     preprocessing=network.preprocessing, views=_views(args)
@@ -183,30 +188,6 @@ def _check(args: argparse.Namespace) -> None:
     )
   if args.stage and not args.explain:
     raise InputError('--stage needs --explain=DIR.')
-
-
-def _map_paths(args: argparse.Namespace, files: list[str]) -> dict[str, str]:
-  """Returns where the maps of each image go, without kind and suffix.
-
-  Raises:
-    InputError: two images would have the same.
-  """
-  if not args.explain:
-    return {}
-  roots = [path for path in args.images if os.path.isdir(path)]
-  paths = {}
-  for file in files:
-    root = next((r for r in roots if file.startswith(os.path.join(r, ''))), '')
-    relative = os.path.relpath(file, root) if root else os.path.basename(file)
-    paths[file] = os.path.join(args.explain, relative)
-  by_path = {path: file for file, path in paths.items()}
-  for file, path in paths.items():
-    if by_path[path] != file:
-      raise InputError(
-        f'The maps of {file} and {by_path[path]} would both be'
-        f' {path}.cam.png: explain them one by one.'
-      )
-  return paths
 
 
 def _make_folders(paths: Any) -> None:

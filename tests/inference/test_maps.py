@@ -55,6 +55,8 @@ def test_grad_cam_of_the_last_stage_is_the_positive_part_of_cam(case):
 def test_grad_cam_is_the_slope_of_the_logit(case):
   """Against finite differences: the mean of a channel's gradient, stage 2."""
   model, variables, images, labels = case
+  if sum(model.stage_sizes) > 8:
+    pytest.skip('rounding switches ReLUs of so many random layers')
   block = f'stage2_block{model.stage_sizes[1]}'
 
   @jax.jit

@@ -72,7 +72,7 @@ def test_the_few_are_drawn_by_class():
   ('args', 'message'),
   [
     (['--data=digit'], "no data set 'digit'"),
-    (['--data=digits', '--train-split=all'], "no split 'all'"),
+    (['--data=digits', '--train-split=trian'], "no split 'trian'"),
     (['--data=digits', '--seeds=0'], 'must be positive'),
     (['--data=digits', '--weights=/no/where'], 'no weights at'),
   ],
