@@ -66,6 +66,12 @@ def get_config() -> ConfigDict:
   # Share of the running statistics that one update keeps; None: the network's
   # own, which is 0.9 as in the paper.
   model.bn_momentum = config_dict.placeholder(float)
+  # For fine-tuning: the stem and so many stages stay as they are, their batch
+  # norms too; None: none.
+  model.frozen_stages = config_dict.placeholder(int)
+  # For fine-tuning: batch norms normalise with their running statistics in
+  # training too, and keep them; None: no.
+  model.frozen_bn = config_dict.placeholder(bool)
   # Convolutions of 1x1 by 'xla' or as a 'matmul'; None: the faster one on the
   # backend at hand, which is 'matmul' on a CPU only. The sums are the same but
   # for their order.
@@ -139,6 +145,9 @@ def get_config() -> ConfigDict:
   optimizer.weight_decay = 1e-4
   # 'all' parameters (He et al. 2016) or 'kernels' (Goyal et al. 2017).
   optimizer.decay_rule = 'all'
+  # For fine-tuning: share of the learning rate, 0 to 1, that all parameters but
+  # those of the head have.
+  optimizer.backbone_multiplier = 1.0
 
   schedule = config.schedule = ConfigDict()
   # 'step' (He et al. 2016), 'cosine' (Loshchilov and Hutter 2017), or

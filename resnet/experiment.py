@@ -60,6 +60,7 @@ FORMER_VALUES = {
   'optimizer.b2': 0.999,
   'optimizer.eps': 1e-6,
   'schedule.decay_power': 2.0,
+  'optimizer.backbone_multiplier': 1.0,
 }
 
 # Steps are int32 on the device; a smaller interval is no use to anybody.
@@ -212,7 +213,11 @@ def resolve(
   schedule = create_schedule(length, **config.schedule)
   task = Task(
     model=create_model(num_classes=num_classes, **model_options),
-    tx=create_optimizer(schedule, **config.optimizer),
+    tx=create_optimizer(
+      schedule,
+      frozen_stages=config.model.frozen_stages or 0,
+      **config.optimizer,
+    ),
     schedule=schedule,
     loss_fn=create_loss(**config.loss),
     mean=data.mean,
@@ -341,6 +346,8 @@ def _model_options(
   shortcut: str | None,
   bn_group_size: int | None,
   bn_momentum: float | None,
+  frozen_stages: int | None,
+  frozen_bn: bool | None,
   conv_backend: str | None,
 ) -> dict[str, Any]:
   """Returns the arguments of `create_model`, but for `num_classes`."""
@@ -355,6 +362,8 @@ def _model_options(
     'shortcut': shortcut,
     'bn_group_size': bn_group_size,
     'bn_momentum': bn_momentum,
+    'frozen_stages': frozen_stages,
+    'frozen_bn': frozen_bn,
     'conv_backend': conv_backend,
   }
   # None is the network's own; not every network has all of them.

@@ -66,6 +66,23 @@ _LAYERS = (
     'resnet.reporting.history',
     'resnet.reporting.curves',
   ),
+  (
+    'resnet.inference.export',
+    'resnet.inference.exported',
+    'resnet.inference.features',
+    'resnet.inference.files',
+    'resnet.inference.maps',
+    'resnet.inference.network',
+    'resnet.inference.onnx',
+    'resnet.inference.preprocessing',
+    'resnet.inference.predictor',
+  ),
+  (
+    'resnet.serving.app',
+    'resnet.serving.batcher',
+    'resnet.serving.body',
+    'resnet.serving.limits',
+  ),
   ('resnet.experiment',),
   (
     'resnet.training.initialize',
@@ -82,9 +99,12 @@ _LAYERS = (
     'resnet.tools.command',
     'resnet.tools.compiled',
     'resnet.tools.doctor',
+    'resnet.tools.export',
     'resnet.tools.grid_figures',
     'resnet.tools.grids',
     'resnet.tools.machine',
+    'resnet.tools.predict',
+    'resnet.tools.probe',
     'resnet.tools.prepare',
     'resnet.tools.reference',
     'resnet.tools.rehearsal',
@@ -92,6 +112,7 @@ _LAYERS = (
     'resnet.tools.reproduce',
     'resnet.tools.responses',
     'resnet.tools.results',
+    'resnet.tools.serve',
     'resnet.tools.summary',
     'resnet.tools.topologies',
     'resnet.tools.weights',
@@ -101,7 +122,17 @@ _LAYERS = (
 _LAYER_OF = {name: i for i, layer in enumerate(_LAYERS) for name in layer}
 _EMPTY = {
   'resnet',
-  *(f'resnet.{name}' for name in ('data', 'reporting', 'tools', 'training')),
+  *(
+    f'resnet.{name}'
+    for name in (
+      'data',
+      'inference',
+      'reporting',
+      'serving',
+      'tools',
+      'training',
+    )
+  ),
 }
 _FILES = {
   '.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix(

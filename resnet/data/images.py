@@ -19,7 +19,9 @@ _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD9)})
 
 
-def decode_image(data: bytes | np.ndarray, channels: int) -> np.ndarray:
+def decode_image(
+  data: bytes | np.ndarray, channels: int, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
   """Decodes PNG or JPEG bytes; an array passes as it is.
 
   What the bytes are is told by the bytes, not by a file's name. The pixels
@@ -31,21 +33,22 @@ def decode_image(data: bytes | np.ndarray, channels: int) -> np.ndarray:
   Args:
     data: the bytes of a file, or uint8 [H, W, channels].
     channels: 1 for grey, 3 for RGB, whatever the file holds.
+    max_pixels: more of them are refused.
 
   Returns:
     uint8 [H, W, channels].
 
   Raises:
     ValueError: the bytes are not an image that can be decoded to its end, or
-      the header claims more than MAX_PIXELS pixels.
+      the header claims more than `max_pixels`.
   """
   if isinstance(data, np.ndarray):
     return data
   if data.startswith(_JPEG_SIGNATURE):
-    _check_size(*_jpeg_size(data))
+    _check_size(*_jpeg_size(data), max_pixels)
     return _decode_jpeg(data, channels)
   if data.startswith(_PNG_SIGNATURE):
-    _check_size(*_png_size(data))
+    _check_size(*_png_size(data), max_pixels)
     _check_png(data)
     return _decode_by_opencv(data, channels, 'PNG')
   if not data:
@@ -55,10 +58,10 @@ def decode_image(data: bytes | np.ndarray, channels: int) -> np.ndarray:
   )
 
 
-def _check_size(width: int, height: int) -> None:
-  if width * height > MAX_PIXELS:
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+  if width * height > max_pixels:
     raise ValueError(
-      f'the header claims {width} x {height} pixels, more than {MAX_PIXELS:,}'
+      f'the header claims {width} x {height} pixels, more than {max_pixels:,}'
     )
 
 

@@ -64,7 +64,7 @@ def _cifar(
     'num_classes': 10,
     'num_filters': 16,
     'stem': layers.cifar_stem,
-    'stem_pool': False,
+    'stem_pool': None,
     'shortcut': 'A',
     # A thousand layers take too long to compile one by one.
     'scan_blocks': depth > 1000,
@@ -192,6 +192,12 @@ def create_model(name: str, **overrides: Any) -> Any:
   if backend not in (None, *CONV_BACKENDS):
     raise InputError(
       f'model.conv_backend={backend!r} is none of {", ".join(CONV_BACKENDS)}.'
+    )
+  frozen, sizes = getattr(model, 'frozen_stages', 0), model.stage_sizes
+  if not 0 <= frozen <= len(sizes):
+    raise InputError(
+      f'model.frozen_stages={frozen} is not in 0 .. {len(sizes)}, the stages of'
+      f' {name}.'
     )
   if shortcut == 'none' and getattr(model, 'zero_init_last_scale', False):
     raise InputError(

@@ -6,6 +6,7 @@ from typing import Any
 
 from flax import linen as nn
 import jax
+from jax import lax
 import jax.numpy as jnp
 
 from resnet.models import convolution, layers
@@ -27,7 +28,8 @@ class ResNet(nn.Module):
       halves the resolution.
     stem: (x, filters, *, conv, norm) -> array.
     stem_filters: width of the stem; None: that of the first stage.
-    stem_pool: max-pool between stem and first stage (the ImageNet nets).
+    stem_pool: x -> max-pooled x, between stem and first stage (the ImageNet
+      nets); None: none.
     shortcut: 'A', 'B', 'C', 'D' or 'none', see `shortcuts.SHORTCUTS`.
     zero_init_last_scale: start each block as the identity: the scale of its
       last batch norm is zero (Goyal et al. 2017, section 5.1); in v2, where no
@@ -37,6 +39,11 @@ class ResNet(nn.Module):
       the same results, but a key gives other first values.
     bn_group_size: images per group of batch statistics; None: whole batch.
     bn_momentum: share of the running statistics that one step keeps.
+    frozen_stages: no gradient reaches the stem and so many stages, and their
+      batch norms stay as they are; 0: all are trained. (It is the optimizer
+      that leaves out their weight decay.)
+    frozen_bn: batch norms normalise with their running statistics in training
+      too, and leave them as they are.
     conv_backend: 'xla' or 'matmul', see `convolution`; None: the faster one on
       JAX's default backend.
     dtype: of the computation; parameters and statistics are float32, logits
@@ -49,12 +56,14 @@ class ResNet(nn.Module):
   num_filters: int = 64
   stem: Callable[..., jax.Array] = layers.imagenet_stem
   stem_filters: int | None = None
-  stem_pool: bool = True
+  stem_pool: Callable[[jax.Array], jax.Array] | None = layers.stem_max_pool
   shortcut: str = 'B'
   zero_init_last_scale: bool = False
   scan_blocks: bool = False
   bn_group_size: int | None = None
   bn_momentum: float = 0.9
+  frozen_stages: int = 0
+  frozen_bn: bool = False
   conv_backend: str | None = None
   dtype: jax.typing.DTypeLike = jnp.float32
 
@@ -85,9 +94,10 @@ class ResNet(nn.Module):
       backend=convolution.choose(self.conv_backend),
       dtype=self.dtype,
     )
+    is_fixed = not train or self.frozen_bn
     norm = functools.partial(
       layers.BatchNorm,
-      use_running_average=not train,
+      use_running_average=is_fixed,
       group_size=self.bn_group_size,
       momentum=self.bn_momentum,
       dtype=self.dtype,
@@ -108,21 +118,26 @@ class ResNet(nn.Module):
     features = {}
     x = images.astype(self.dtype)
     filters = self.stem_filters or self.num_filters
-    x = features['stem'] = self.stem(x, filters, conv=conv, norm=norm)
+    fixed_norm = functools.partial(norm, use_running_average=True)
+    stem_norm = fixed_norm if self.frozen_stages else norm
+    x = features['stem'] = self.stem(x, filters, conv=conv, norm=stem_norm)
     if self.stem_pool:
-      x = layers.stem_max_pool(x)
+      x = self.stem_pool(x)
     for i, num_blocks in enumerate(self.stage_sizes, start=1):
-      filters = self.num_filters * 2 ** (i - 1)
+      stage_norm = fixed_norm if i <= self.frozen_stages else norm
+      fields = {'filters': self.num_filters * 2 ** (i - 1), 'norm': stage_norm}
       x = (first_block if i == 1 else block)(
-        filters=filters, strides=1 if i == 1 else 2, name=f'stage{i}_block1'
+        strides=1 if i == 1 else 2, name=f'stage{i}_block1', **fields
       )(x)
-      others = functools.partial(block, filters=filters, strides=1)
+      others = functools.partial(block, strides=1, **fields)
       names = [f'stage{i}_block{j}' for j in range(2, num_blocks + 1)]
       if self.scan_blocks and names:
         x = scan_blocks(self, others, x, names)
       else:
         for name in names:
           x = others(name=name)(x)
+      if i == self.frozen_stages:
+        x = lax.stop_gradient(x)
       features[f'stage{i}'] = x
     if is_preact:
       x = nn.relu(norm(name='head_bn')(x))

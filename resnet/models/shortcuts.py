@@ -77,7 +77,7 @@ def average_pool_shortcut(
     pooled = nn.avg_pool(
       # Flax divides by counts in float32.
       activated.astype(accumulation_dtype(activated)),
-      (strides, strides),
+      window_shape=(strides, strides),
       strides=(strides, strides),
       padding=pads,  # pyright: ignore[reportArgumentType]
       count_include_pad=False,

@@ -1,7 +1,9 @@
 """Optimizers: Optax chains by name, and the rules of weight decay."""
 
 from collections.abc import Callable
+import functools
 import math
+import re
 from typing import Any
 
 import jax
@@ -36,6 +38,8 @@ def create_optimizer(
   eps: float,
   weight_decay: float,
   decay_rule: str,
+  backbone_multiplier: float = 1.0,
+  frozen_stages: int = 0,
 ) -> optax.GradientTransformation:
   """Returns an optimizer by name; g is the gradient, p the parameter.
 
@@ -53,6 +57,9 @@ def create_optimizer(
 
   The last two adapt and decay kernels only: biases, and scales of batch norm,
   are neither decayed nor scaled by a ratio of norms, as in the papers' code.
+
+  All parameters but those of the head learn at `backbone_multiplier` times the
+  rate; those of the stem and the first `frozen_stages` stages not at all.
 
   Raises:
     InputError: an unknown name or rule, or a number out of its range.
@@ -83,17 +90,23 @@ def create_optimizer(
   ):
     if not 0 <= value < math.inf:
       raise InputError(f'optimizer.{field}={value} is not a number from 0 up.')
+  if not 0 <= backbone_multiplier <= 1:
+    raise InputError(
+      f'optimizer.backbone_multiplier={backbone_multiplier} is not in 0 .. 1.'
+    )
   decay = optax.add_decayed_weights(
     weight_decay, mask=lambda params: decay_mask(params, decay_rule)
   )
   rate = optax.scale_by_learning_rate(schedule)
   trace = optax.trace(decay=momentum, nesterov=nesterov)
   if name == 'lars':
-    return optax.chain(decay, _adapt_kernels(trust_coefficient), rate, trace)
-  if name == 'lamb':
+    steps = [decay, _adapt_kernels(trust_coefficient), rate, trace]
+  elif name == 'lamb':
     adam = optax.scale_by_adam(b1=momentum, b2=b2, eps=eps)
-    return optax.chain(adam, decay, _adapt_kernels(1.0), rate)
-  return optax.chain(decay, trace, rate)
+    steps = [adam, decay, _adapt_kernels(1.0), rate]
+  else:
+    steps = [decay, trace, rate]
+  return optax.chain(*steps, *_slower(backbone_multiplier, frozen_stages))
 
 
 def _adapt_kernels(coefficient: float) -> optax.GradientTransformation:
@@ -102,3 +115,40 @@ def _adapt_kernels(coefficient: float) -> optax.GradientTransformation:
     optax.scale_by_trust_ratio(trust_coefficient=coefficient),
     lambda params: decay_mask(params, 'kernels'),
   )
+
+
+def _slower(
+  backbone_multiplier: float, frozen_stages: int
+) -> list[optax.GradientTransformation]:
+  """Returns what is done to the updates of a network that is fine-tuned."""
+  steps = []
+  # Only where asked for: each is another entry in the state of a checkpoint.
+  if backbone_multiplier != 1:
+    steps.append(
+      optax.masked(
+        optax.scale(backbone_multiplier),
+        functools.partial(_mask, lambda module: module != 'head'),
+      )
+    )
+  if frozen_stages:
+    steps.append(
+      optax.masked(
+        optax.set_to_zero(),
+        functools.partial(_mask, lambda m: _is_frozen(m, frozen_stages)),
+      )
+    )
+  return steps
+
+
+def _mask(choose: Callable[[str], bool], params: Any) -> Any:
+  """Returns a tree like `params`: True in the modules that are chosen."""
+  return {
+    module: jax.tree.map(lambda _, name=module: choose(name), leaves)
+    for module, leaves in params.items()
+  }
+
+
+def _is_frozen(module: str, frozen_stages: int) -> bool:
+  """Whether a module is of the stem or of the first stages."""
+  stage = re.match(r'stage(\d+)_', module)
+  return int(stage[1]) <= frozen_stages if stage else module.startswith('stem')

@@ -1,6 +1,6 @@
 """One update, and one batch of evaluation: pure functions, jitted below."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -49,12 +49,23 @@ class Task:
 
   def normalize(self, images: jax.Array) -> jax.Array:
     """uint8 [B, H, W, C] -> (images - mean) / std, float32."""
-    mean = jnp.asarray(self.mean, jnp.float32)
-    std = jnp.asarray(self.std, jnp.float32)
-    shape = (1, 1, 1, -1)
-    return (images.astype(jnp.float32) - mean.reshape(shape)) / std.reshape(
-      shape
-    )
+    return normalize(images, self.mean, self.std)
+
+
+def normalize(
+  images: jax.Array, mean: Sequence[float], std: Sequence[float]
+) -> jax.Array:
+  """uint8 [B, H, W, C] -> (images - mean) / std, float32.
+
+  Args:
+    images: of C channels.
+    mean: of each channel, in units of uint8 pixels.
+    std: likewise.
+  """
+  shape = (1, 1, 1, -1)
+  mean_ = jnp.asarray(mean, jnp.float32).reshape(shape)
+  std_ = jnp.asarray(std, jnp.float32).reshape(shape)
+  return (images.astype(jnp.float32) - mean_) / std_
 
 
 def train_step(

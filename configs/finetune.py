@@ -1,0 +1,59 @@
+"""Any weights on any data set: a new head, a gentle recipe.
+
+  python main.py --config=configs/finetune.py:SOURCE,DATASET --workdir=DIR
+
+SOURCE is what --config.init_from takes: a workdir, a .safetensors file,
+hf-hub:OWNER/NAME@REVISION. Network, image size, mean and standard deviation are
+those of the weights where they say so; otherwise ResNet-50 at 224 pixels.
+DATASET is a TFDS name; its evaluation split is 'test' unless
+--config.data.eval_split says otherwise.
+
+  --config.model.frozen_stages=2              keep the stem and two stages
+  --config.model.frozen_bn=True               keep the running statistics
+  --config.optimizer.backbone_multiplier=0.1  all but the head learn slowly
+
+Hardware: that of the network; minutes on a CPU for small ones.
+Aim: none; benchmarks/transfer.py compares it with training from scratch.
+"""
+
+from configs import default
+from resnet.errors import InputError
+from resnet.models.weights import open_source
+
+
+def get_config(source_and_dataset=''):
+  source, _, dataset = source_and_dataset.rpartition(',')
+  if not source or not dataset:
+    raise InputError(
+      'Say what to begin with and what to learn:'
+      ' --config=configs/finetune.py:SOURCE,DATASET'
+    )
+  metadata = open_source(source).metadata
+  config = default.get_config()
+  config.init_from = source
+  config.batch_size = 64
+  config.num_epochs = 10.0
+  config.log_every_steps = 20
+  config.save_every_steps = 200
+
+  config.model.name = metadata.model or 'resnet50'
+  config.model.shortcut = metadata.shortcut
+
+  config.data.name = dataset
+  config.data.eval_split = 'test'
+  if metadata.preprocessing:
+    size = metadata.preprocessing.image_size
+    config.data.image_size = size
+    config.data.eval_resize = round(size / metadata.preprocessing.crop_share)
+  # Milder than for ImageNet: there are few images to begin with.
+  config.data.crop_area = (0.5, 1.0)
+
+  # As Kornblith et al. 2019, "Do better ImageNet models transfer better?":
+  # Nesterov and a cosine; a tenth of the rate from scratch.
+  config.optimizer.nesterov = True
+  config.optimizer.decay_rule = 'kernels'
+  config.schedule.name = 'cosine'
+  config.schedule.learning_rate = 0.01
+  config.schedule.base_batch_size = 64
+  config.schedule.decay_epochs = ()
+  return config

@@ -1,0 +1,101 @@
+"""Where in an image a network sees a class: CAM and Grad-CAM."""
+
+from collections.abc import Callable
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def class_activation_map(
+  model: nn.Module, variables: Any, images: jax.Array, labels: jax.Array
+) -> jax.Array:
+  """The share of each place in a logit (Zhou et al. 2016, eq. 2).
+
+    map[y, x] = sum_c activation[y, x, c] * kernel[c, label]
+
+  Exact for a network that ends in a global average pool and a dense layer: the
+  mean of the map plus the bias is the logit.
+
+  Args:
+    model: ends in that.
+    variables: of the model.
+    images: normalised, [B, H, W, C].
+    labels: int32 [B].
+
+  Returns:
+    float32 [B, h, w], with the resolution of the last stage.
+  """
+  features, normed = _with_outputs_of(
+    'head_bn',
+    lambda: model.apply(variables, images, train=False, method='features'),
+  )
+  # v2 nets activate the last stage once more.
+  last = features[max(name for name in features if name.startswith('stage'))]
+  last = nn.relu(normed[0]) if normed else last
+  kernel = variables['params']['head']['kernel'][:, labels]
+  return jnp.einsum('bhwc,cb->bhw', last.astype(jnp.float32), kernel)
+
+
+def grad_cam(
+  model: Any, variables: Any, images: jax.Array, labels: jax.Array, stage: int
+) -> jax.Array:
+  """What a stage does for a logit (Selvaraju et al. 2017, eq. 1 and 2).
+
+    weight[c] = mean over places of d logit / d activation[c]
+    map       = relu(sum_c weight[c] * activation[c])
+
+  Args:
+    model: with `stage_sizes`.
+    variables: of the model.
+    images: normalised, [B, H, W, C].
+    labels: int32 [B].
+    stage: 1 is the first.
+
+  Returns:
+    float32 [B, h, w], with the resolution of the stage.
+  """
+  block = f'stage{stage}_block{model.stage_sizes[stage - 1]}'
+  features = jax.eval_shape(
+    lambda: model.apply(variables, images, train=False, method='features')
+  )
+  shape = features[f'stage{stage}']
+
+  def score(change: jax.Array) -> tuple[jax.Array, jax.Array]:
+    logits, outputs = _with_outputs_of(
+      block,
+      lambda: model.apply(variables, images, train=False),
+      change=lambda y: y + change,
+    )
+    chosen = jnp.take_along_axis(logits, labels[:, None], axis=1)
+    return jnp.sum(chosen), outputs[0]
+
+  # An image has no part in the logits of another one.
+  grads, activations = jax.grad(score, has_aux=True)(
+    jnp.zeros(shape.shape, shape.dtype)
+  )
+  weights = jnp.mean(grads.astype(jnp.float32), axis=(1, 2))
+  return nn.relu(
+    jnp.einsum('bhwc,bc->bhw', activations.astype(jnp.float32), weights)
+  )
+
+
+def _with_outputs_of(
+  name: str,
+  call: Callable[[], Any],
+  change: Callable[[jax.Array], jax.Array] = lambda y: y,
+) -> tuple[Any, list[jax.Array]]:
+  """Returns call(), and the outputs, changed, of the modules called `name`."""
+  outputs = []
+
+  def intercept(function: Any, args: Any, kwargs: Any, context: Any) -> Any:
+    y = function(*args, **kwargs)
+    if context.module.name == name and context.method_name == '__call__':
+      y = change(y)
+      outputs.append(y)
+    return y
+
+  with nn.intercept_methods(intercept):
+    result = call()
+  return result, outputs

@@ -1,0 +1,214 @@
+"""A trained network, ready for use: weights, preprocessing, class names.
+
+Predicting, probing, exporting and serving all begin here.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from resnet.errors import InputError
+from resnet.inference import maps
+from resnet.inference.preprocessing import normalize
+from resnet.models import create_model
+from resnet.models.weights import Preprocessing, open_source, read_source
+
+DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+
+# uint8 images [B, S, S, C] -> arrays by name.
+Function = Callable[[np.ndarray], Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Network:
+  """What can be asked about images.
+
+  Attributes:
+    name: where it comes from, for people.
+    preprocessing: of its images.
+    class_names: of its logits, in order; numbers where the source has none.
+    outputs: names of what `compile` can give: 'logits' and 'probabilities'
+      [B, K], 'stem', 'stage1' .., 'pooled' as `ResNet.features`, and maps of
+      the likeliest class [B, h, w], 'cam' and 'gradcam_stage1' ..
+    compile: (batch size, names) -> a function for batches of just that size.
+  """
+
+  name: str
+  preprocessing: Preprocessing
+  class_names: tuple[str, ...]
+  outputs: tuple[str, ...]
+  compile: Callable[[int, tuple[str, ...]], Function]
+
+  @property
+  def image_shape(self) -> tuple[int, int, int]:
+    """Returns [S, S, C] of its images."""
+    size = self.preprocessing.image_size
+    return size, size, len(self.preprocessing.mean)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Weights:
+  """A network's module and variables, with what is recorded of them.
+
+  Attributes:
+    name: where they come from.
+    model_name: as `create_model` takes it.
+    model: the linen module.
+    variables: float32, NumPy.
+    preprocessing: of the images.
+    class_names: of the logits.
+  """
+
+  name: str
+  model_name: str
+  model: Any
+  variables: dict[str, Any]
+  preprocessing: Preprocessing
+  class_names: tuple[str, ...]
+
+  def logits(self, variables: Any, images: jax.Array) -> jax.Array:
+    """uint8 images [B, S, S, C] -> logits [B, K]."""
+    images = normalize(images, self.preprocessing)
+    return self.model.apply(variables, images, train=False)
+
+
+def read_weights(
+  source: str,
+  model: str | None = None,
+  *,
+  dtype: str = 'float32',
+  **options: Any,
+) -> Weights:
+  """Reads the weights of a source that says how its images are prepared.
+
+  Args:
+    source: as `weights.open_source` takes it.
+    model: name of the network; None: the one that the source names.
+    dtype: of the computation, one of `DTYPES`.
+    **options: of `create_model`, that leave the variables as they are.
+
+  Raises:
+    InputError: there is no such source, it does not fit the network, or it
+      does not say what must be known.
+  """
+  found = open_source(source)
+  metadata = found.metadata
+  model = model or metadata.model
+  if model is None:
+    raise InputError(
+      f'{source} does not say of what network it is: give --model=NAME;'
+      f' `python -m resnet.tools.weights inspect {source}` says what fits.'
+    )
+  if metadata.preprocessing is None:
+    raise InputError(
+      f'{source} does not say how its images are prepared. Write a copy that'
+      f' does: python -m resnet.tools.weights convert {source}'
+      f' NEW.safetensors --model={model} --mean=0.485,0.456,0.406'
+      ' --std=0.229,0.224,0.225 --image-size=224 --crop-share=0.875'
+      ' --interpolation=bilinear (these are the numbers of most ImageNet'
+      ' networks)'
+    )
+  variables = read_source(found, model, **metadata.overrides)
+  num_classes = len(variables['params']['head']['bias'])
+  names = metadata.class_names or tuple(map(str, range(num_classes)))
+  if len(names) != num_classes:
+    raise InputError(
+      f'{source} has {len(names)} class names for {num_classes} classes.'
+    )
+  return Weights(
+    name=found.name,
+    model_name=model,
+    model=create_model(
+      model,
+      num_classes=num_classes,
+      dtype=DTYPES[dtype],
+      **metadata.overrides,
+      **options,
+    ),
+    variables=variables,
+    preprocessing=metadata.preprocessing,
+    class_names=names,
+  )
+
+
+def create_network(weights: Weights) -> Network:
+  """Returns the network of weights; they are put on the default device."""
+  channels = len(weights.preprocessing.mean)
+  params = weights.variables['params']
+  stem = params.get('stem_conv') or params['stem_conv1']
+  if stem['kernel'].shape[2] != channels:
+    raise InputError(
+      f'{weights.name} has a network for {stem["kernel"].shape[2]} channels and'
+      f' preprocessing for {channels}.'
+    )
+  stages = [f'stage{i + 1}' for i in range(len(weights.model.stage_sizes))]
+  on_device: list[Any] = []
+
+  def compile_(batch_size: int, outputs: tuple[str, ...]) -> Function:
+    if not on_device:
+      on_device.append(jax.device_put(weights.variables))
+    variables = on_device[0]
+    size = weights.preprocessing.image_size
+    images = jax.ShapeDtypeStruct((batch_size, size, size, channels), jnp.uint8)
+    function = functools.partial(_forward, weights, outputs)
+    compiled = jax.jit(function).lower(variables, images).compile()
+    return functools.partial(compiled, variables)
+
+  return Network(
+    name=weights.name,
+    preprocessing=weights.preprocessing,
+    class_names=weights.class_names,
+    outputs=(
+      'logits',
+      'probabilities',
+      'stem',
+      *stages,
+      'pooled',
+      'cam',
+      *(f'gradcam_{stage}' for stage in stages),
+    ),
+    compile=compile_,
+  )
+
+
+def _forward(
+  weights: Weights, outputs: tuple[str, ...], variables: Any, images: jax.Array
+) -> dict[str, jax.Array]:
+  model = weights.model
+  # What is asked for twice, XLA computes once.
+  logits = weights.logits(variables, images)
+  labels = jnp.argmax(logits, axis=1).astype(jnp.int32)
+  normalized = normalize(images, weights.preprocessing)
+  results = {}
+  for name in outputs:
+    if name == 'logits':
+      results[name] = logits
+    elif name == 'probabilities':
+      results[name] = jax.nn.softmax(logits)
+    elif name == 'cam':
+      results[name] = maps.class_activation_map(
+        model, variables, normalized, labels
+      )
+    elif name.startswith('gradcam_stage'):
+      stage = int(name.removeprefix('gradcam_stage'))
+      results[name] = maps.grad_cam(
+        # A loop over equal blocks has no last block.
+        model.clone(scan_blocks=False)
+        if getattr(model, 'scan_blocks', False)
+        else model,
+        variables,
+        normalized,
+        labels,
+        stage,
+      )
+    else:
+      features = model.apply(
+        variables, normalized, train=False, method='features'
+      )
+      results[name] = features[name].astype(jnp.float32)
+  return results

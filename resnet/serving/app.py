@@ -1,0 +1,228 @@
+"""The web application: a page, POST /predict, /healthz, /metrics."""
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+import contextlib
+import pathlib
+import time
+from typing import Any
+
+import cv2
+import numpy as np
+import prometheus_client as prometheus
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from resnet.inference.predictor import Predictor
+from resnet.inference.preprocessing import ImageTransform, overlay
+from resnet.serving.batcher import Batcher
+from resnet.serving.body import read_files
+from resnet.serving.limits import BodyLimits
+
+_PAGE = pathlib.Path(__file__).parent / 'page'
+_TOP = 5
+# A header may claim so many; the rest of the process must live beside them.
+MAX_PIXELS = 2**25
+# The page is all there is: nothing from elsewhere is loaded.
+_PAGE_HEADERS = {
+  'Content-Security-Policy': "default-src 'self'; img-src 'self' data: blob:",
+  'X-Content-Type-Options': 'nosniff',
+  'Cache-Control': 'no-cache',
+}
+
+
+class Metrics:
+  """What Prometheus is told."""
+
+  def __init__(self, batcher: Batcher):
+    """Of a server; `batcher` knows how many images wait."""
+    self.registry = prometheus.CollectorRegistry()
+    shared = {'registry': self.registry, 'namespace': 'resnet'}
+    self.requests = prometheus.Counter(
+      'requests', 'Answers of /predict', ['status'], **shared
+    )
+    self.seconds = prometheus.Histogram(
+      'request_seconds', 'From a request for /predict to its answer', **shared
+    )
+    self.batches = prometheus.Histogram(
+      'batch_images',
+      'Images predicted at once',
+      buckets=(1, 2, 4, 8, 16, 32, 64),
+      **shared,
+    )
+    waiting = prometheus.Gauge('waiting_images', 'Not answered yet', **shared)
+    waiting.set_function(lambda: batcher.waiting)
+
+
+class Server:
+  """Answers requests with a network."""
+
+  def __init__(
+    self,
+    predictor: Predictor,
+    *,
+    wait_seconds: float,
+    max_waiting: int,
+    num_threads: int,
+  ):
+    """Compiles nothing: `predictor` must have been.
+
+    Args:
+      predictor: for 'probabilities' and, where there are maps, 'cam'.
+      wait_seconds: for more images, after the first of a batch.
+      max_waiting: images that may wait; more are refused.
+      num_threads: that decode images.
+    """
+    self._network = predictor.network
+    self._transform = ImageTransform(
+      preprocessing=predictor.network.preprocessing, max_pixels=MAX_PIXELS
+    )
+    self._max_waiting = max_waiting
+    self._pool = ThreadPoolExecutor(num_threads, 'decode')
+    self._batcher = Batcher(
+      predictor,
+      max_batch=predictor.batch_sizes[-1],
+      wait_seconds=wait_seconds,
+      on_batch=lambda count: self._metrics.batches.observe(count),
+    )
+    self._metrics = Metrics(self._batcher)
+
+  @contextlib.asynccontextmanager
+  async def lifespan(self, app: Any) -> AsyncIterator[None]:
+    """Starts with the application; at its end, answers what was accepted."""
+    del app
+    cv2.setNumThreads(0)  # The threads are ours.
+    self._batcher.start()
+    yield
+    await self._batcher.close()
+    self._pool.shutdown()
+
+  async def predict(self, request: Request) -> Response:
+    """POST /predict: an image, or several as multipart/form-data."""
+    start = time.monotonic()
+    status = 500
+    try:
+      response = JSONResponse(await self._answer(request))
+      status = response.status_code
+      return response
+    except HTTPException as error:
+      status = error.status_code
+      raise
+    finally:
+      self._metrics.requests.labels(status).inc()
+      self._metrics.seconds.observe(time.monotonic() - start)
+
+  async def _answer(self, request: Request) -> dict[str, Any]:
+    self._admit(1)  # At once, before anything is read.
+    files = await read_files(request)
+    self._admit(len(files))
+    images = await asyncio.gather(
+      *(self._in_thread(self._decode, name, data) for name, data in files)
+    )
+    rows = await self._batcher(images)
+    wants_map = request.query_params.get('map') == '1' and 'cam' in rows[0]
+    answers = []
+    for (name, _), image, row in zip(files, images, rows, strict=True):
+      answer = {'file': name, 'classes': self._classes(row['probabilities'])}
+      if wants_map:
+        png = await self._in_thread(overlay, image, row['cam'])
+        data = base64.b64encode(png).decode()
+        answer['map'] = f'data:image/png;base64,{data}'
+      answers.append(answer)
+    return {'images': answers}
+
+  def _admit(self, count: int) -> None:
+    if self._batcher.waiting + count > self._max_waiting:
+      raise HTTPException(
+        503,
+        f'{self._batcher.waiting} images wait already: try again.',
+        headers={'Retry-After': '1'},
+      )
+
+  async def _in_thread(self, function: Any, *args: Any) -> Any:
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(self._pool, function, *args)
+
+  def _decode(self, name: str, data: bytes) -> np.ndarray:
+    try:
+      return self._transform(data)[0]
+    except ValueError as error:
+      status = 413 if 'the header claims' in str(error) else 400
+      what = f'{name}: ' if name else ''
+      raise HTTPException(
+        status, f'{what}no image that can be read: {error}.'
+      ) from None
+
+  def _classes(self, probabilities: np.ndarray) -> list[dict[str, Any]]:
+    order = np.argsort(-probabilities, kind='stable')[:_TOP]
+    return [
+      {
+        'index': int(index),
+        'name': self._network.class_names[index],
+        'probability': float(probabilities[index]),
+      }
+      for index in order
+    ]
+
+  async def healthz(self, request: Request) -> Response:
+    """GET /healthz."""
+    del request
+    return JSONResponse({'status': 'ok', 'network': self._network.name})
+
+  async def metrics(self, request: Request) -> Response:
+    """GET /metrics, in Prometheus's text format."""
+    del request
+    return Response(
+      prometheus.generate_latest(self._metrics.registry),
+      media_type=prometheus.CONTENT_TYPE_LATEST,
+    )
+
+
+def create_app(
+  server: Server, *, max_bytes: int = 10_000_000, max_seconds: float = 10.0
+) -> Starlette:
+  """Returns the ASGI application of a server.
+
+  Args:
+    server: answers.
+    max_bytes: of a body.
+    max_seconds: that a body may take to come in.
+  """
+
+  def page(name: str) -> Any:
+    async def send(request: Request) -> Response:
+      del request
+      return FileResponse(_PAGE / name, headers=_PAGE_HEADERS)
+
+    return send
+
+  return Starlette(
+    routes=[
+      Route('/', page('index.html')),
+      Route('/page.css', page('page.css')),
+      Route('/page.js', page('page.js')),
+      Route('/predict', server.predict, methods=['POST']),
+      Route('/healthz', server.healthz),
+      Route('/metrics', server.metrics),
+    ],
+    lifespan=server.lifespan,
+    middleware=[
+      Middleware(BodyLimits, max_bytes=max_bytes, max_seconds=max_seconds)
+    ],
+    exception_handlers={HTTPException: _error, Exception: _error},
+  )
+
+
+async def _error(request: Request, error: Any) -> Response:
+  del request
+  return JSONResponse(
+    {'error': ' '.join(str(getattr(error, 'detail', 'a bug here')).split())},
+    status_code=getattr(error, 'status_code', 500),
+    headers=getattr(error, 'headers', None),
+  )

@@ -1,0 +1,115 @@
+"""Images of many requests through the network together."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+Row = dict[str, np.ndarray]
+
+
+class Batcher:
+  """Collects images for a moment, then predicts them at once.
+
+  While one batch is predicted, in a thread, the next one is collected, so that
+  the busier the server, the larger the batches. Use it from one event loop.
+
+  Attributes:
+    waiting: images that were accepted and not answered yet.
+  """
+
+  def __init__(
+    self,
+    predict: Callable[[np.ndarray], Row],
+    *,
+    max_batch: int,
+    wait_seconds: float,
+    on_batch: Callable[[int], None] = lambda _: None,
+  ):
+    """Starts nothing yet.
+
+    Args:
+      predict: images [B, H, W, C] -> arrays [B, ...] by name.
+      max_batch: images that are predicted at once.
+      wait_seconds: for more, after the first one.
+      on_batch: is told of the images of each batch.
+    """
+    self._predict = predict
+    self._max_batch = max_batch
+    self._wait_seconds = wait_seconds
+    self._on_batch = on_batch
+    self._queue: asyncio.Queue[Any] = asyncio.Queue()
+    self._pool = ThreadPoolExecutor(1, 'predict')
+    self._task: asyncio.Task[None] | None = None
+    self.waiting = 0
+
+  def start(self) -> None:
+    """Begins to work, in the running event loop."""
+    self._task = asyncio.create_task(self._work())
+
+  async def close(self) -> None:
+    """Ends after what was accepted is answered."""
+    await self._queue.put(None)
+    if self._task:
+      await self._task
+    self._pool.shutdown()
+
+  async def __call__(self, images: Sequence[np.ndarray]) -> list[Row]:
+    """Returns the outputs for each image [H, W, C].
+
+    Raises:
+      Exception: of `predict`.
+    """
+    loop = asyncio.get_running_loop()
+    futures = [loop.create_future() for _ in images]
+    self.waiting += len(images)
+    try:
+      for image, future in zip(images, futures, strict=True):
+        self._queue.put_nowait((image, future))
+      return list(await asyncio.gather(*futures))
+    finally:
+      self.waiting -= len(images)
+
+  async def _work(self) -> None:
+    loop = asyncio.get_running_loop()
+    is_open = True
+    while is_open:
+      batch, is_open = await self._collect()
+      if not batch:
+        continue
+      self._on_batch(len(batch))
+      images = np.stack([image for image, _ in batch])
+      try:
+        outputs = await loop.run_in_executor(self._pool, self._predict, images)
+      except Exception as error:  # Whoever asked is told.
+        for _, future in batch:
+          if not future.done():
+            future.set_exception(error)
+        continue
+      for i, (_, future) in enumerate(batch):
+        if not future.done():  # Whoever asked may have gone.
+          future.set_result({name: rows[i] for name, rows in outputs.items()})
+
+  async def _collect(self) -> tuple[list[Any], bool]:
+    """Returns images with their futures, and whether there will be more."""
+    batch = []
+    item = await self._queue.get()
+    deadline = asyncio.get_running_loop().time() + self._wait_seconds
+    while item is not None:
+      batch.append(item)
+      if len(batch) == self._max_batch:
+        return batch, True
+      try:
+        async with asyncio.timeout_at(deadline):
+          item = await self._queue.get()
+      except TimeoutError:
+        # What came in the meantime need not wait for the next batch.
+        while len(batch) < self._max_batch and not self._queue.empty():
+          item = self._queue.get_nowait()
+          if item is None:
+            return batch, False
+          batch.append(item)
+        return batch, True
+    return batch, False

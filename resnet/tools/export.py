@@ -1,0 +1,67 @@
+"""A trained network for other programs: StableHLO or ONNX.
+
+  export='python -m resnet.tools.export --weights=SOURCE'
+  $export --format=stablehlo --platforms=cpu,cuda,tpu --out=DIR
+  $export --format=onnx --with-preprocessing --out=DIR
+
+DIR gets the program, weights inside, for any batch size, and manifest.json:
+class names, preprocessing, versions, checksum. It is run beside the network
+before it is kept: StableHLO must give the same bits on a CPU, ONNX the logits
+within 1e-5. `resnet.tools.predict --weights=DIR` uses it.
+"""
+
+import argparse
+
+from resnet.inference import onnx
+from resnet.inference.export import FILES, export
+from resnet.inference.network import read_weights
+from resnet.tools import command
+
+
+def main(args: argparse.Namespace) -> None:
+  """Exports and says what was checked."""
+  weights = read_weights(args.weights, args.model)
+  manifest = export(
+    weights,
+    args.out,
+    format_=args.format,
+    platforms=args.platforms.split(','),
+    with_preprocessing=args.with_preprocessing,
+  )
+  shape = ', '.join(map(str, manifest['input']['shape']))
+  print(
+    f'{args.out}: {manifest["model"]} as {args.format},'
+    f' {manifest["input"]["dtype"]} [{shape}] -> logits [batch,'
+    f' {len(manifest["class_names"])}]'
+  )
+  for batch, difference in manifest['largest_relative_difference'].items():
+    print(f'  batch {batch}: differs from the network by {difference:.1e}')
+
+
+def _parser() -> command.Parser:
+  parser = command.Parser(
+    prog='python -m resnet.tools.export',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  add = parser.add_argument
+  add('--weights', metavar='SOURCE', required=True)
+  add('--model', help='default: the one that SOURCE names')
+  add(
+    '--format',
+    choices=tuple(FILES),
+    required=True,
+    help=f'onnx needs: {onnx.INSTALL}',
+  )
+  add('--out', metavar='DIR', required=True, help='a new folder')
+  add('--platforms', default='cpu', help='for StableHLO: cpu,cuda,tpu')
+  add(
+    '--with-preprocessing',
+    action='store_true',
+    help='take uint8 pixels, and normalise them inside',
+  )
+  return parser
+
+
+if __name__ == '__main__':
+  command.run(main, _parser())

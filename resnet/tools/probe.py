@@ -1,0 +1,152 @@
+"""How well do features separate classes? A linear classifier on them.
+
+  python -m resnet.tools.probe --weights=SOURCE --data=digits
+
+The pooled features of SOURCE (see resnet.tools.predict) for the images of a
+TFDS set are standardised, and a logistic regression is fitted to 5, 20, 100 and
+all labels a class. The few are drawn by --seeds random seeds; shown are mean
+and standard deviation of the accuracy on the evaluation split.
+"""
+
+import argparse
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+import json
+from typing import Any
+
+import numpy as np
+
+from resnet.data.datasets import Source, open_source
+from resnet.errors import InputError
+from resnet.inference.network import DTYPES, create_network, read_weights
+from resnet.inference.predictor import Predictor
+from resnet.inference.preprocessing import ImageTransform
+from resnet.tools import command
+
+_COUNTS = (5, 20, 100, None)
+
+
+def main(args: argparse.Namespace) -> None:
+  """Extracts features of both splits, fits, prints."""
+  if min(args.seeds, args.batch_size) < 1:
+    raise InputError('--seeds and --batch-size must be positive.')
+  sources = [
+    open_source(args.data, split, data_dir=args.data_dir)
+    for split in (args.train_split, args.eval_split)
+  ]
+  network = create_network(
+    read_weights(args.weights, args.model, dtype=args.dtype)
+  )
+  predictor = Predictor(network, ['pooled'], [args.batch_size])
+  transform = ImageTransform(preprocessing=network.preprocessing)
+  train, test = (_features(predictor, transform, s) for s in sources)
+  if not args.json:
+    print(
+      f'{network.name} on {args.data}: {len(train[1]):,} training and'
+      f' {len(test[1]):,} test images, {train[0].shape[1]} features'
+    )
+    print('labels a class   top-1')
+  for count in _COUNTS:
+    if count and count >= np.bincount(train[1]).max():
+      continue  # There are no more than that: it is the line of all.
+    seeds = args.seeds if count else 1
+    scores = [_score(train, test, count, seed) for seed in range(seeds)]
+    _print(args, count, scores)
+
+
+def _print(
+  args: argparse.Namespace, count: int | None, scores: list[float]
+) -> None:
+  mean, std = float(np.mean(scores)), float(np.std(scores))
+  if args.json:
+    line = {'labels_a_class': count, 'top1': mean, 'std': std}
+    print(json.dumps({**line, 'seeds': len(scores)}))
+  else:
+    spread = f' ± {std:.4f}' if len(scores) > 1 else ''
+    print(f'{count or "all":>14}   {mean:.4f}{spread}')
+
+
+def _features(
+  predictor: Predictor, transform: ImageTransform, source: Source
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns pooled features [N, C] and labels [N] of a split.
+
+  Raises:
+    InputError: an image cannot be decoded.
+  """
+  size = predictor.batch_sizes[-1]
+
+  def decode(item: tuple[int, Any]) -> np.ndarray:
+    index, record = item
+    try:
+      return transform(record['image'])
+    except ValueError as error:
+      raise InputError(
+        f'The image of {source.key(index, record)} cannot be decoded: {error}.'
+      ) from None
+
+  def batches(pool: ThreadPoolExecutor) -> Iterator[tuple[Any, np.ndarray]]:
+    for start in range(0, len(source), size):
+      indices = range(start, min(start + size, len(source)))
+      records = source.read(indices)
+      images = pool.map(decode, zip(indices, records, strict=True))
+      labels = [int(record['label']) for record in records]
+      yield labels, np.concatenate(list(images))
+
+  labels, features = [], []
+  with ThreadPoolExecutor() as pool:
+    for some, outputs in predictor.stream(batches(pool)):
+      labels += some
+      features.append(outputs['pooled'])
+  return np.concatenate(features), np.array(labels)
+
+
+def _score(
+  train: tuple[np.ndarray, np.ndarray],
+  test: tuple[np.ndarray, np.ndarray],
+  count: int | None,
+  seed: int,
+) -> float:
+  """Returns the test accuracy with `count` labels a class; None: all."""
+  from sklearn.linear_model import LogisticRegression  # A slow import.
+  from sklearn.pipeline import make_pipeline
+  from sklearn.preprocessing import StandardScaler
+
+  features, labels = train
+  if count:
+    order = np.random.default_rng(seed).permutation(len(labels))
+    rows = np.concatenate(
+      [order[labels[order] == label][:count] for label in np.unique(labels)]
+    )
+    features, labels = features[rows], labels[rows]
+  classifier = make_pipeline(
+    StandardScaler(), LogisticRegression(max_iter=1000)
+  )
+  classifier.fit(features, labels)
+  return float(classifier.score(*test))
+
+
+def _parser() -> command.Parser:
+  parser = command.Parser(
+    prog='python -m resnet.tools.probe',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  add = parser.add_argument
+  add('--weights', metavar='SOURCE', required=True)
+  add('--model', help='default: the one that SOURCE names')
+  add('--dtype', choices=tuple(DTYPES), default='float32')
+  add('--data', metavar='NAME', required=True, help='TFDS set')
+  add(
+    '--data-dir', metavar='DIR', help="where TFDS keeps sets; default: TFDS's"
+  )
+  add('--train-split', default='train')
+  add('--eval-split', default='test')
+  add('--batch-size', type=int, default=64, help='images')
+  add('--seeds', type=int, default=5, help='draws of the few labels')
+  add('--json', action='store_true', help='a JSON object a line')
+  return parser
+
+
+if __name__ == '__main__':
+  command.run(main, _parser())

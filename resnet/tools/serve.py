@@ -1,0 +1,134 @@
+"""A network behind a web page and POST /predict.
+
+  python -m resnet.tools.serve --weights=SOURCE
+  curl 127.0.0.1:8000/predict -F image=@cat.jpg -F image=@dog.jpg
+
+SOURCE is as for resnet.tools.predict. The page is http://127.0.0.1:8000; other
+machines reach it only with --host. Images of all requests are predicted
+together; Prometheus finds numbers at /metrics. SIGTERM or Ctrl-C: what was
+accepted is answered first. Needs: pip install -r requirements-serve.txt
+"""
+
+import argparse
+import socket
+from typing import Any
+
+from resnet.errors import InputError
+from resnet.inference.exported import is_exported, open_exported
+from resnet.inference.network import DTYPES, create_network, read_weights
+from resnet.inference.predictor import Predictor
+from resnet.tools import command
+
+# Of compiled batches, up to --max-batch.
+_SIZES = (1, 2, 4, 8, 16, 32, 64)
+
+
+def main(args: argparse.Namespace) -> None:
+  """Compiles, then serves until a signal."""
+  _check(args)
+  try:
+    import uvicorn
+
+    from resnet.serving.app import Server, create_app
+  except ImportError as error:
+    raise InputError(
+      f'Serving needs packages ({error}): pip install -r requirements-serve.txt'
+    ) from None
+  listener = _listen(args.host, args.port)
+  predictor = _predictor(args)
+  predictor.compile()
+  server = Server(
+    predictor,
+    wait_seconds=args.wait_milliseconds / 1000,
+    max_waiting=args.max_waiting,
+    num_threads=args.num_threads,
+  )
+  config = uvicorn.Config(
+    create_app(server),
+    log_level='warning',
+    access_log=False,
+    timeout_graceful_shutdown=args.grace_seconds,
+  )
+  host, port = listener.getsockname()[:2]
+  print(f'{predictor.network.name}: http://{host}:{port}', flush=True)
+  uvicorn.Server(config).run(sockets=[listener])
+
+
+def _check(args: argparse.Namespace) -> None:
+  if args.max_batch not in _SIZES:
+    raise InputError(
+      f'--max-batch={args.max_batch} is none of {", ".join(map(str, _SIZES))}.'
+    )
+  for name in ('max_waiting', 'num_threads', 'grace_seconds'):
+    if getattr(args, name) < 1:
+      raise InputError(
+        f'--{name.replace("_", "-")}={getattr(args, name)} must be positive.'
+      )
+  if not 0 <= args.wait_milliseconds <= 1000:
+    raise InputError(
+      f'--wait-milliseconds={args.wait_milliseconds} is not in 0 .. 1000.'
+    )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+  """Takes the port, before anything is compiled."""
+  try:
+    return socket.create_server((host, port), backlog=1024)
+  except (OSError, OverflowError) as error:
+    raise InputError(
+      f'--host={host} --port={port} cannot be had:'
+      f' {getattr(error, "strerror", None) or error}. Name another --port.'
+    ) from None
+
+
+def _predictor(args: argparse.Namespace) -> Predictor:
+  if is_exported(args.weights):
+    network = open_exported(args.weights)
+  else:
+    network = create_network(
+      read_weights(args.weights, args.model, dtype=args.dtype)
+    )
+  outputs: Any = [
+    name for name in ('probabilities', 'cam') if name in network.outputs
+  ]
+  sizes = [size for size in _SIZES if size <= args.max_batch]
+  return Predictor(network, outputs, sizes)
+
+
+def _parser() -> command.Parser:
+  parser = command.Parser(
+    prog='python -m resnet.tools.serve',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  add = parser.add_argument
+  add('--weights', metavar='SOURCE', required=True)
+  add('--model', help='default: the one that SOURCE names')
+  add('--dtype', choices=tuple(DTYPES), default='float32')
+  add('--host', default='127.0.0.1', help='0.0.0.0 is for all machines')
+  add('--port', type=int, default=8000, help='0: any that is free')
+  add('--max-batch', type=int, default=16, help='images predicted at once')
+  add(
+    '--wait-milliseconds',
+    type=float,
+    default=5.0,
+    help='for more images, after the first of a batch',
+  )
+  add(
+    '--max-waiting',
+    type=int,
+    default=256,
+    help='images; more are answered with 503',
+  )
+  add('--num-threads', type=int, default=4, help='that decode')
+  add(
+    '--grace-seconds',
+    type=int,
+    default=30,
+    help='after a signal, to answer what was accepted',
+  )
+  return parser
+
+
+if __name__ == '__main__':
+  command.run(main, _parser())

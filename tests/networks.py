@@ -1,0 +1,30 @@
+"""Networks with random weights, and statistics as trained ones have them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from resnet.models import create_model
+
+
+def make_variables(name, *, size, num_classes, channels=3):
+  """Returns the module, and variables whose activations do not vanish.
+
+  Running statistics are those of a random batch; the head has a bias.
+  """
+  images = jax.random.normal(jax.random.key(1), (4, size, size, channels))
+  learner = create_model(name, num_classes=num_classes, bn_momentum=0.0)
+
+  @jax.jit
+  def make(key):
+    variables = learner.init(key, images, train=False)
+    _, updates = learner.apply(
+      variables, images, train=True, mutable=['batch_stats']
+    )
+    return {'params': variables['params'], **updates}
+
+  variables = jax.tree.map(np.array, dict(make(jax.random.key(0))))
+  head = variables['params']['head']
+  head['kernel'] *= 10
+  head['bias'] += jnp.arange(num_classes, dtype=jnp.float32) / 10
+  return create_model(name, num_classes=num_classes), variables

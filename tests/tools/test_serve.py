@@ -1,0 +1,272 @@
+"""The server, as clients meet it: in a process of its own."""
+
+from concurrent.futures import ThreadPoolExecutor
+import http.client
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+from resnet.models import weights
+from resnet.tools import command, serve
+from tests.networks import make_variables
+
+pytest.importorskip('starlette', reason='an optional extra')
+pytest.importorskip('uvicorn', reason='an optional extra')
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def encode(seed=0, size=40):
+  rng = np.random.default_rng(seed)
+  pixels = rng.integers(0, 256, (size, size, 3), np.uint8)
+  return cv2.imencode('.png', pixels)[1].tobytes()
+
+
+@pytest.fixture(scope='module')
+def source(tmp_path_factory):
+  _, variables = make_variables('cifar_resnet8', size=32, num_classes=6)
+  path = str(tmp_path_factory.mktemp('serve') / 'net.safetensors')
+  metadata = weights.Metadata(
+    model='cifar_resnet8',
+    preprocessing=weights.Preprocessing(
+      mean=(0.5, 0.5, 0.5),
+      std=(0.25, 0.25, 0.25),
+      image_size=32,
+      crop_share=1.0,
+      interpolation='bilinear',
+    ),
+    class_names=('ant', 'bee', 'cat', 'dog', 'eel', 'fox'),
+  )
+  weights.save_weights(variables, path, metadata=metadata)
+  return path
+
+
+class Service:
+  """A server in a process of its own."""
+
+  def __init__(self, source, *args):
+    environment = {**os.environ, 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'}
+    self.process = subprocess.Popen(
+      [
+        *(sys.executable, '-m', 'resnet.tools.serve', f'--weights={source}'),
+        *('--port=0', '--max-batch=4', *args),
+      ],
+      cwd=ROOT,
+      env=environment,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    assert self.process.stdout
+    self.url = self.process.stdout.readline().split()[-1]
+    self.port = int(self.url.rpartition(':')[2])
+
+  def ask(self, method, path, body=b'', headers=None):
+    """Returns status, parsed JSON or text."""
+    connection = http.client.HTTPConnection('127.0.0.1', self.port, timeout=60)
+    connection.request(method, path, body, headers or {})
+    response = connection.getresponse()
+    text = response.read().decode()
+    connection.close()
+    if response.headers['content-type'] == 'application/json':
+      return response.status, json.loads(text)
+    return response.status, text
+
+  def predict(self, body, kind='image/png', query=''):
+    return self.ask('POST', f'/predict{query}', body, {'Content-Type': kind})
+
+  def stop(self):
+    """Returns the exit code."""
+    self.process.send_signal(signal.SIGTERM)
+    self.process.communicate(timeout=60)
+    return self.process.returncode
+
+
+@pytest.fixture(scope='module')
+def service(source):
+  service = Service(source)
+  yield service
+  service.stop()
+
+
+def form(files):
+  """Returns body and type of a multipart form."""
+  parts = b''.join(
+    b'--xyz\r\nContent-Disposition: form-data; name="image"; filename="'
+    + name.encode()
+    + b'"\r\nContent-Type: image/png\r\n\r\n'
+    + data
+    + b'\r\n'
+    for name, data in files
+  )
+  return parts + b'--xyz--\r\n', 'multipart/form-data; boundary=xyz'
+
+
+def test_one_image_gives_five_classes_and_a_map(service):
+  status, answer = service.predict(encode(), query='?map=1')
+  assert status == 200
+  (image,) = answer['images']
+  probabilities = [c['probability'] for c in image['classes']]
+  assert len(probabilities) == 5
+  assert probabilities == sorted(probabilities, reverse=True)
+  assert {c['name'] for c in image['classes']} < {
+    *('ant', 'bee', 'cat', 'dog', 'eel', 'fox')
+  }
+  assert image['map'].startswith('data:image/png;base64,')
+
+
+def test_several_images_are_answered_as_each_alone(service):
+  files = [(f'{i}.png', encode(i)) for i in range(6)]
+  status, answer = service.predict(*form(files))
+  assert status == 200
+  assert [image['file'] for image in answer['images']] == [n for n, _ in files]
+  for image, (_, data) in zip(answer['images'], files, strict=True):
+    _, alone = service.predict(data)
+    (other,) = alone['images']
+    for a, b in zip(image['classes'], other['classes'], strict=True):
+      assert a['name'] == b['name']
+      assert a['probability'] == pytest.approx(b['probability'], abs=1e-5)
+
+
+def test_many_clients_get_their_own_answers(service):
+  expected = [service.predict(encode(i))[1] for i in range(8)]
+  with ThreadPoolExecutor(16) as pool:
+    answers = list(
+      pool.map(lambda i: service.predict(encode(i % 8)), range(80))
+    )
+  for i, (status, answer) in enumerate(answers):
+    assert status == 200
+    ours, theirs = (
+      a['images'][0]['classes'][0] for a in (answer, expected[i % 8])
+    )
+    assert ours['index'] == theirs['index']
+    assert ours['probability'] == pytest.approx(theirs['probability'], abs=1e-5)
+  _, text = service.ask('GET', '/metrics')
+  lines = dict(
+    line.rsplit(' ', 1) for line in text.splitlines() if line[0] != '#'
+  )
+  assert float(lines['resnet_batch_images_sum']) >= 88
+  assert float(lines['resnet_waiting_images']) == 0
+  assert float(lines['resnet_requests_total{status="200"}']) >= 88
+
+
+def test_health_and_page(service):
+  status, answer = service.ask('GET', '/healthz')
+  assert (status, answer['status']) == (200, 'ok')
+  status, page = service.ask('GET', '/')
+  assert status == 200 and '<title>' in page
+  for name in ('index.html', 'page.css', 'page.js'):
+    text = (ROOT / 'resnet/serving/page' / name).read_text()
+    assert '//' not in text.replace('  // ', ''), 'loads nothing from elsewhere'
+
+
+def huge_png():
+  """A header that claims 100,000 x 100,000 pixels."""
+  data = bytearray(encode())
+  data[16:24] = (100_000).to_bytes(4) * 2
+  return bytes(data)
+
+
+@pytest.mark.parametrize(
+  ('kind', 'body', 'status', 'message'),
+  [
+    ('image/png', b'', 400, 'there are no bytes'),
+    ('image/png', b'hello', 400, 'neither a PNG nor a JPEG'),
+    ('image/png', encode()[:100], 400, 'too early'),
+    ('image/png', huge_png(), 413, '100000 x 100000'),
+    ('image/png', b'x' * 10_000_001, 413, 'at most 10,000,000 bytes'),
+    ('text/html', encode(), 415, "'text/html'"),
+    ('', encode(), 415, 'expected image/png'),
+    ('multipart/form-data', encode(), 400, 'form'),
+    (*reversed(form([])), 400, 'holds no file'),
+    (*reversed(form([('a.png', encode()), ('b.png', b'?')])), 400, 'b.png'),
+  ],
+)
+def test_bad_input_has_its_status_and_a_line(
+  service, kind, body, status, message
+):
+  got, answer = service.predict(body, kind)
+  assert got == status
+  assert list(answer) == ['error'] and message in answer['error']
+  assert '\n' not in answer['error']
+  assert service.predict(encode())[0] == 200  # It lives.
+
+
+@pytest.mark.parametrize(
+  ('method', 'path', 'status'),
+  [('GET', '/predict', 405), ('POST', '/healthz', 405), ('GET', '/x', 404)],
+)
+def test_wrong_methods_and_paths(service, method, path, status):
+  got, answer = service.ask(method, path)
+  assert got == status and list(answer) == ['error']
+
+
+@pytest.mark.slow
+def test_a_slow_client_is_cut_off(service):
+  with socket.create_connection(('127.0.0.1', service.port), 30) as client:
+    client.sendall(
+      b'POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n'
+      b'Content-Length: 1000\r\n\r\nabc'
+    )
+    start = time.monotonic()
+    answer = client.recv(10_000).decode()
+  assert answer.startswith('HTTP/1.1 408')
+  assert 'took more than 10 s' in answer
+  assert 9 < time.monotonic() - start < 20
+
+
+def test_overload_is_refused_at_once_and_the_accepted_are_answered(source):
+  service = Service(source, '--max-waiting=4', '--wait-milliseconds=1000')
+  with ThreadPoolExecutor(3) as pool:
+    # Three wait for a fourth, for a second.
+    waiting = [pool.submit(service.predict, encode(i)) for i in range(3)]
+    time.sleep(0.4)
+    start = time.monotonic()
+    status, answer = service.predict(
+      *form([(f'{i}.png', encode()) for i in range(2)])
+    )
+    assert time.monotonic() - start < 0.5
+    assert status == 503 and 'wait already' in answer['error']
+    # The end comes after the answers.
+    code = service.stop()
+    assert [future.result()[0] for future in waiting] == [200] * 3
+  assert code in (0, -signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+  ('args', 'message'),
+  [
+    (['--port=99999'], '--port'),
+    (['--max-batch=5'], '--max-batch=5 is none of 1, 2'),
+    (['--max-waiting=0'], '--max-waiting=0 must be positive'),
+    (['--wait-milliseconds=-1'], 'is not in 0 .. 1000'),
+    (['--weights=/no/where', '--port=0'], 'no weights at'),
+    (['--host=no.such.host.invalid'], '--host'),
+  ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+  source, monkeypatch, capsys, args, message
+):
+  monkeypatch.setattr(sys, 'argv', ['serve', f'--weights={source}', *args])
+  with pytest.raises(SystemExit) as error:
+    command.run(serve.main, serve._parser())
+  assert error.value.code == 2
+  err = capsys.readouterr().err
+  assert len(err.splitlines()) == 1 and message in err
+
+
+def test_a_port_that_is_taken_is_named(source, service, monkeypatch, capsys):
+  port = f'--port={service.port}'
+  monkeypatch.setattr(sys, 'argv', ['serve', f'--weights={source}', port])
+  with pytest.raises(SystemExit) as error:
+    command.run(serve.main, serve._parser())
+  assert error.value.code == 2
+  assert f'{port} cannot be had' in capsys.readouterr().err
