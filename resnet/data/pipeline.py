@@ -52,6 +52,7 @@ def create_data(
   crop_padding: int,
   flip: bool,
   eval_resize: int,
+  interpolation: str,
   mean: tuple[float, ...] | None,
   std: tuple[float, ...] | None,
   num_workers: int,
@@ -88,8 +89,11 @@ def create_data(
     aspect=_pair('crop_aspect', crop_aspect),
     padding=crop_padding,
     flip=flip,
+    interpolation=interpolation,
   )
-  eval_transform = EvalTransform(size=image_size, resize_size=eval_resize)
+  eval_transform = EvalTransform(
+    size=image_size, resize_size=eval_resize, interpolation=interpolation
+  )
   train, eval_ = (
     open_source(name, split, data_dir=data_dir, image_size=image_size)
     for split in (train_split, eval_split)

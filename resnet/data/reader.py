@@ -5,10 +5,10 @@ step n asks for batch n, and gets the bytes it would have got, whatever the
 number of threads, worker processes, JAX processes or devices.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import dataclasses
 import functools
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import cv2
 import grain.python as grain
@@ -16,16 +16,41 @@ import numpy as np
 
 from resnet.data.datasets import Record, Source
 from resnet.data.notes import too_many_bad_images
+from resnet.data.transforms import Box, Draws
 from resnet.errors import InputError
 
 # Arrays by name; where images were left out, beside them LEFT_OUT.
 HostBatch = dict[str, Any]
 LEFT_OUT = 'left_out'
-Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 Example = tuple[np.ndarray, int]
 
 # One key each, so that the order says nothing about the crops.
 _ORDER_STREAM, _AUGMENT_STREAM = 0, 1
+
+
+# Uniform numbers come in blocks of so many.
+_PHILOX_BLOCK = 4
+
+
+class Transform(Protocol):
+  """Makes images of one shape; see resnet.data.transforms.
+
+  Attributes:
+    num_draws: uniform numbers in [0, 1) that an image is given.
+  """
+
+  @property
+  def num_draws(self) -> int: ...
+
+  def box(self, height: int, width: int, draws: Draws, /) -> Box:
+    """Returns the part of an image that will be looked at."""
+    ...
+
+  def __call__(
+    self, image: np.ndarray, box: Box, draws: Draws, /
+  ) -> np.ndarray:
+    """Makes it of an image of at least `box.bottom` rows."""
+    ...
 
 
 def _derive(seed: int, stream: int) -> int:
@@ -54,7 +79,7 @@ class BatchReader:
 
   Attributes:
     source: the records.
-    transform: (image, rng) -> image of one fixed shape.
+    transform: of an image of any shape makes one of a fixed shape.
     batch_size: global, images.
     num_classes: labels must be below.
     seed: of order and augmentation; None reads in order, once.
@@ -99,10 +124,11 @@ class BatchReader:
       indices = [cast(int, self._order[position]) for position in positions]
     left_out: list[str] = []
     try:
+      draws = self._draws(positions)
       examples = [
         self._example(*example, left_out)
         for example in zip(
-          positions, indices, self.source.read(indices), strict=True
+          draws, indices, self.source.read(indices), strict=True
         )
       ]
       batch = self._stack(examples)
@@ -118,11 +144,26 @@ class BatchReader:
     records = self.source.read(indices)
     return list(map(self.source.key, indices, records))
 
+  def _draws(self, positions: range) -> list[list[float]]:
+    """Returns uniform numbers that depend on seed and position only.
+
+    Each position owns as many blocks of a counter-based generator: one call
+    for a batch, and the numbers of a position are the same in any batch.
+    """
+    blocks = -(-self.transform.num_draws // _PHILOX_BLOCK)
+    generator = np.random.Generator(
+      np.random.Philox(
+        key=self._augment_key, counter=positions.start * blocks
+      )
+    )
+    shape = len(positions), blocks * _PHILOX_BLOCK
+    return generator.random(shape).tolist()
+
   def _example(
-    self, position: int, index: int, record: Record, left_out: list[str]
+    self, draws: Draws, index: int, record: Record, left_out: list[str]
   ) -> Example | None:
     """Returns image and label; None: the image is left out."""
-    found = self._decode(index, record, left_out)
+    found = self._transform(draws, index, record, left_out)
     if found is None:
       return None
     index, record, image = found
@@ -132,14 +173,10 @@ class BatchReader:
         f'The label of {self.source.key(index, record)} is {label}; expected'
         f' 0 to {self.num_classes - 1} (model.num_classes={self.num_classes}).'
       )
-    # The counter-based generator costs nothing to key by position.
-    rng = np.random.Generator(
-      np.random.Philox(key=[self._augment_key, position])
-    )
-    return self.transform(image, rng), label
+    return image, label
 
-  def _decode(
-    self, index: int, record: Record, left_out: list[str]
+  def _transform(
+    self, draws: Draws, index: int, record: Record, left_out: list[str]
   ) -> tuple[int, Record, np.ndarray] | None:
     """Returns the first record from `index` on that decodes, and its image.
 
@@ -147,7 +184,12 @@ class BatchReader:
     """
     for _ in range(len(self.source)):
       try:
-        return index, record, self.source.decode(index, record)
+        height, width = self.source.size(index, record)
+        box = self.transform.box(height, width, draws)
+        # None: any damage is found.
+        rows = box.bottom if box.bottom < height else None
+        image = self.source.decode(index, record, rows)
+        return index, record, self.transform(image, box, draws)
       except InputError as error:
         if self.max_bad_images is None:
           raise
@@ -178,7 +220,8 @@ class BatchReader:
     """Of a batch without images: the shape of the first one that there is."""
     for index in range(len(self.source)):
       (record,) = self.source.read([index])
-      if example := self._example(0, index, record, []):
+      (draws,) = self._draws(range(1))
+      if example := self._example(draws, index, record, []):
         return example[0].shape
     raise InputError(
       f'No image of {self.source.name}/{self.source.split} can be decoded.'
