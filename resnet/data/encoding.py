@@ -21,8 +21,8 @@ class Encoding:
 
   Attributes:
     channels: 1 or 3.
-    resize: the shorter side is shrunk to this (Lanczos, with antialias), pixels;
-      smaller images stay. None: as it is.
+    resize: pixels of the shorter side to which larger images are shrunk
+      (Lanczos, with antialias). None: none is.
     quality: of JPEG, 1 to 100, for images that are shrunk.
     raw: store the pixels; where `resize` is given, of the central square.
   """
@@ -51,9 +51,7 @@ class Encoding:
     if self.raw:
       if self.resize is None:
         return pixels
-      return resize_and_center_crop(
-        pixels, self.resize, self.resize, 'lanczos'
-      )
+      return resize_and_center_crop(pixels, self.resize, self.resize, 'lanczos')
     shorter = min(pixels.shape[:2])
     if self.resize is not None and shorter > self.resize:
       height, width = (

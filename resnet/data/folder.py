@@ -140,8 +140,10 @@ def _splits(data_dir: str) -> list[str]:
   folders = sorted(e.name for e in _entries(data_dir) if e.is_dir())
   if _TRAIN in folders:
     return folders
-  found = f'it holds the folders {", ".join(folders[:5])}' if folders else (
-    'it holds no folders'
+  found = (
+    f'it holds the folders {", ".join(folders[:5])}'
+    if folders
+    else ('it holds no folders')
   )
   hint = ''
   if 'val' in map(str.lower, folders) or 'train' in map(str.lower, folders):

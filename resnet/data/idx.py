@@ -14,7 +14,7 @@ import zlib
 
 import numpy as np
 
-from resnet.data.datasets import Source
+from resnet.data.source import Source
 from resnet.errors import InputError
 
 _SPLITS = {'train': 'train', 'test': 't10k'}

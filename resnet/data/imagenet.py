@@ -156,8 +156,8 @@ def what_is_there(folder: str) -> str | None:
   if len(found) == len(SPLITS):
     return (
       f'The tar files are there: {", ".join(found)}. Prepare them: python -m'
-      f' resnet.tools.prepare --from=imagenet --source={os.path.dirname(found[0])}'
-      f' --out={folder}'
+      ' resnet.tools.prepare --from=imagenet'
+      f' --source={os.path.dirname(found[0])} --out={folder}'
     )
   if found:
     missing = [SPLITS[split] for split, path in paths.items() if not path]

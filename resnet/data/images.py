@@ -110,9 +110,7 @@ def is_cmyk(data: bytes) -> bool:
   return place is not None and data[place + 9] == 4
 
 
-def _find_segment(
-  data: bytes, start: int, kinds: frozenset[int]
-) -> int | None:
+def _find_segment(data: bytes, start: int, kinds: frozenset[int]) -> int | None:
   """Returns where the first segment of one of `kinds` begins."""
   start = data.find(b'\xff', start)
   while 0 <= start < len(data) - 8:

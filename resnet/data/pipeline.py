@@ -5,9 +5,10 @@ import dataclasses
 import math
 from typing import Any
 
-from resnet.data.datasets import Source, open_source
+from resnet.data.datasets import open_source
 from resnet.data.loader import LoaderOptions
 from resnet.data.normalization import channel_statistics
+from resnet.data.source import Source
 from resnet.data.transforms import EvalTransform, TrainTransform
 from resnet.errors import InputError
 

@@ -14,8 +14,8 @@ import cv2
 import grain.python as grain
 import numpy as np
 
-from resnet.data.datasets import Record, Source
 from resnet.data.notes import too_many_bad_images
+from resnet.data.source import Record, Source
 from resnet.data.transforms import Box, Draws
 from resnet.errors import InputError
 
@@ -152,9 +152,7 @@ class BatchReader:
     """
     blocks = -(-self.transform.num_draws // _PHILOX_BLOCK)
     generator = np.random.Generator(
-      np.random.Philox(
-        key=self._augment_key, counter=positions.start * blocks
-      )
+      np.random.Philox(key=self._augment_key, counter=positions.start * blocks)
     )
     shape = len(positions), blocks * _PHILOX_BLOCK
     return generator.random(shape).tolist()

@@ -147,7 +147,7 @@ class TrainTransform:
   num_draws = 1 + BOX_DRAWS
 
   def __post_init__(self):
-    check_interpolation('interpolation', self.interpolation)
+    check_interpolation(self.interpolation)
     crops = ('random_resized', 'pad', 'none')
     if self.crop not in crops:
       raise InputError(
@@ -207,7 +207,7 @@ class EvalTransform:
   num_draws = 0
 
   def __post_init__(self):
-    check_interpolation('interpolation', self.interpolation)
+    check_interpolation(self.interpolation)
     if not self.size <= self.resize_size <= 8 * self.size:
       raise InputError(
         f'data.eval_resize={self.resize_size} is not in {self.size} ..'

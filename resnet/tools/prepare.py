@@ -25,7 +25,9 @@ import tensorflow_datasets as tfds
 import tqdm
 
 from resnet.data import encoding, idx, imagenet, writing
-from resnet.data.datasets import Source, open_source
+from resnet.data import job as job_lib
+from resnet.data.datasets import open_source
+from resnet.data.source import Source
 from resnet.errors import InputError
 from resnet.tools import command
 
@@ -36,23 +38,10 @@ def main(args: argparse.Namespace) -> None:
   folder = os.path.join(args.out, _name(args), writing.VERSION)
   if os.path.isdir(folder):
     return _verify(folder)
-  splits = _open(args, _name(args))
-  job = writing.Job(
-    name=_name(args),
-    folder=folder,
-    splits=splits,
-    encoding=encoding.Encoding(
-      channels=next(iter(splits.values())).channels,
-      resize=args.resize,
-      quality=args.quality,
-      raw=args.raw,
-    ),
-    origin=_origin(args, splits),
-    skip_bad=args.skip_bad,
-  )
-  num_bytes = writing.estimate_bytes(job)
-  writing.check_disk(job, num_bytes)
-  with _bar(sum(map(len, splits.values())), 'prepared') as bar:
+  job = make_job(args)
+  num_bytes = job_lib.estimate_bytes(job)
+  job_lib.check_disk(job, num_bytes)
+  with _bar(sum(map(len, job.splits.values())), 'prepared') as bar:
     manifest = writing.write(
       job,
       job.plan(num_bytes),
@@ -64,6 +53,31 @@ def main(args: argparse.Namespace) -> None:
   print(
     f'Train on it with: --config.data.name={job.name}'
     f' --config.data.data_dir={args.out}'
+  )
+
+
+def make_job(args: argparse.Namespace) -> job_lib.Job:
+  """Returns what the command line asks for; reads the sources' names.
+
+  Raises:
+    InputError: an argument or a source is wrong.
+  """
+  if args.threads < 1:
+    raise InputError(f'--threads={args.threads} is too small: at least 1.')
+  name = _name(args)
+  splits = _open(args, name)
+  return job_lib.Job(
+    name=name,
+    folder=os.path.join(args.out, name, writing.VERSION),
+    splits=splits,
+    encoding=encoding.Encoding(
+      channels=next(iter(splits.values())).channels,
+      resize=args.resize,
+      quality=args.quality,
+      raw=args.raw,
+    ),
+    origin=_origin(args, splits),
+    skip_bad=args.skip_bad,
   )
 
 
@@ -164,7 +178,8 @@ def _check_by_tfds(args: argparse.Namespace, manifest: dict[str, Any]) -> None:
     assert len(source) == count, (split, len(source), count)
     assert names is None or source.class_names == tuple(names)
     for index in (0, count - 1):
-      source.decode(index, *source.read([index]))
+      (record,) = source.read([index])
+      source.decode(index, record)
 
 
 def _say(folder: str, manifest: dict[str, Any]) -> None:
@@ -181,56 +196,59 @@ def _bar(total: int | None, what: str) -> tqdm.tqdm:
   return tqdm.tqdm(total=total, unit=' images', desc=what, smoothing=0.05)
 
 
-def _parser() -> command.Parser:
-  parser = command.Parser(
+def parser() -> command.Parser:
+  """Returns what reads the command line."""
+  result = command.Parser(
     prog='python -m resnet.tools.prepare',
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument(
+  result.add_argument(
     '--from',
     dest='kind',
     required=True,
     choices=('imagenet', 'folder', 'tfds', 'idx'),
     help='what the source is',
   )
-  parser.add_argument('--source', metavar='PATH', required=True, help='a folder')
-  parser.add_argument(
+  result.add_argument(
+    '--source', metavar='PATH', required=True, help='a folder'
+  )
+  result.add_argument(
     '--out', metavar='DIR', required=True, help='of prepared sets (data_dir)'
   )
-  parser.add_argument(
+  result.add_argument(
     '--name', help="of the set; default: the source's last part"
   )
-  parser.add_argument(
+  result.add_argument(
     '--resize',
     metavar='SHORT_SIDE',
     type=int,
     help='shrink larger images to this shorter side, pixels, once and for all',
   )
-  parser.add_argument(
+  result.add_argument(
     '--quality',
     type=int,
     default=90,
     help='of JPEG after --resize, 1 to 100; default: %(default)s',
   )
-  parser.add_argument(
+  result.add_argument(
     '--raw',
     action='store_true',
     help='store pixels of one size; with --resize, of the central square',
   )
-  parser.add_argument(
+  result.add_argument(
     '--skip-bad',
     action='store_true',
     help='leave images that cannot be decoded out, and list them',
   )
-  parser.add_argument(
+  result.add_argument(
     '--threads',
     type=int,
     default=os.cpu_count() or 1,
     help='shards in work at a time; default: %(default)s',
   )
-  return parser
+  return result
 
 
 if __name__ == '__main__':
-  command.run(main, _parser())
+  command.run(main, parser())
