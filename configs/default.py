@@ -98,6 +98,10 @@ def get_config() -> ConfigDict:
   data.eval_resize = 256
   # Of all resizing, with antialias as in torchvision: 'bilinear' or 'bicubic'.
   data.interpolation = 'bilinear'
+  # Where training images are cropped and flipped: on the 'host', or on the
+  # 'device', for images that are stored in one size (resnet.tools.prepare
+  # --raw) where the host is short of cores.
+  data.augment_on = 'host'
   # Mean and standard deviation of each channel, in units of 0..255 pixels;
   # None: published ones where known, else measured on 1,024 training images.
   data.mean = config_dict.placeholder(tuple)

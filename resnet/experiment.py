@@ -195,6 +195,8 @@ def resolve(config: Any) -> Experiment:
     accumulation_steps=config.accumulation_steps,
     log_every_steps=config.log_every_steps,
     ema_decay=config.ema_decay,
+    augment=data.augment,
+    seed=config.seed,
   )
   reader = functools.partial(
     _create_reader,

@@ -116,6 +116,7 @@ OTHER_VALUES = {
   'data.flip': False,
   'data.eval_resize': 20,
   'data.interpolation': 'bicubic',
+  'data.augment_on': 'device',
   'data.mean': (1.0, 2.0, 3.0),
   'data.std': (1.0, 2.0, 3.0),
   'data.num_workers': 1,

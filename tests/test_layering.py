@@ -24,6 +24,7 @@ _LAYERS = (
     'resnet.data.images',
     'resnet.data.notes',
     'resnet.data.workers',
+    'resnet.data.augment',
     'resnet.data.resample',
     'resnet.data.transforms',
     'resnet.data.source',
@@ -84,6 +85,8 @@ _LAYERS = (
   ),
   # Nothing imports these two.
   (
+    'resnet.tools.benchmark',
+    'resnet.tools.benchmark_input',
     'resnet.tools.command',
     'resnet.tools.doctor',
     'resnet.tools.grid_figures',
@@ -95,6 +98,7 @@ _LAYERS = (
     'resnet.tools.report',
     'resnet.tools.reproduce',
     'resnet.tools.responses',
+    'resnet.tools.rivals',
     'resnet.tools.results',
     'resnet.tools.summary',
     'resnet.tools.weights',

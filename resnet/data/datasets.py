@@ -195,4 +195,5 @@ def _fake_source(split: str, image_size: int) -> Source:
     num_classes=records.num_classes,
     channels=3,
     records=records,
+    image_shape=(image_size, image_size, 3),
   )

@@ -8,7 +8,7 @@ number of threads, worker processes, JAX processes or devices.
 from collections.abc import Sequence
 import dataclasses
 import functools
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import cv2
 import grain.python as grain
@@ -60,6 +60,18 @@ def _derive(seed: int, stream: int) -> int:
   have the order of epoch 0 of seed 1.
   """
   return int(np.random.SeedSequence([seed, stream]).generate_state(1)[0])
+
+
+class BatchPlan(NamedTuple):
+  """What a batch is made of.
+
+  Attributes:
+    indices: of the records.
+    draws: uniform numbers of each example, for its transform.
+  """
+
+  indices: list[int]
+  draws: list[list[float]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,6 +127,22 @@ class BatchReader:
     the border of a worker process as it is.
     """
     cv2.setNumThreads(0)  # The threads are Grain's.
+    left_out: list[str] = []
+    try:
+      plan = self.plan(step)
+      records = self.source.read(plan.indices)
+      batch = self.stack(
+        [
+          self._example(*example, left_out)
+          for example in zip(plan.draws, plan.indices, records, strict=True)
+        ]
+      )
+    except InputError as error:
+      return error
+    return {**batch, LEFT_OUT: left_out} if left_out else batch
+
+  def plan(self, step: int) -> BatchPlan:
+    """Returns what a batch is made of; nothing is read for it."""
     start = step * self.batch_size + self.row_start
     positions = range(start, start + self.row_count)
     if self.seed is None:
@@ -122,27 +150,12 @@ class BatchReader:
       indices = list(positions)
     else:
       indices = [cast(int, self._order[position]) for position in positions]
-    left_out: list[str] = []
-    try:
-      draws = self._draws(positions)
-      examples = [
-        self._example(*example, left_out)
-        for example in zip(
-          draws, indices, self.source.read(indices), strict=True
-        )
-      ]
-      batch = self._stack(examples)
-    except InputError as error:
-      return error
-    return {**batch, LEFT_OUT: left_out} if left_out else batch
+    return BatchPlan(indices, self._draws(positions))
 
   def keys(self, step: int) -> list[str]:
     """Returns the names of the records of a training batch, not decoded."""
-    start = step * self.batch_size + self.row_start
-    positions = range(start, start + self.row_count)
-    indices = [cast(int, self._order[position]) for position in positions]
-    records = self.source.read(indices)
-    return list(map(self.source.key, indices, records))
+    indices = self.plan(step).indices
+    return list(map(self.source.key, indices, self.source.read(indices)))
 
   def _draws(self, positions: range) -> list[list[float]]:
     """Returns uniform numbers that depend on seed and position only.
@@ -182,11 +195,7 @@ class BatchReader:
     """
     for _ in range(len(self.source)):
       try:
-        height, width = self.source.size(index, record)
-        box = self.transform.box(height, width, draws)
-        # None: any damage is found.
-        rows = box.bottom if box.bottom < height else None
-        image = self.source.decode(index, record, rows)
+        image, box = self.decode(draws, index, record)
         return index, record, self.transform(image, box, draws)
       except InputError as error:
         if self.max_bad_images is None:
@@ -201,7 +210,22 @@ class BatchReader:
       (record,) = self.source.read([index])
     raise InputError(f'No image can be decoded. The last one: {left_out[-1]}')
 
-  def _stack(self, examples: Sequence[Example | None]) -> HostBatch:
+  def decode(
+    self, draws: Draws, index: int, record: Record
+  ) -> tuple[np.ndarray, Box]:
+    """Returns the rows of an image that the transform needs, and its box.
+
+    Raises:
+      InputError: it cannot be decoded; the message names the record.
+    """
+    height, width = self.source.size(index, record)
+    box = self.transform.box(height, width, draws)
+    # Where all rows are wanted, any damage is found.
+    rows = box.bottom if box.bottom < height else None
+    return self.source.decode(index, record, rows), box
+
+  def stack(self, examples: Sequence[Example | None]) -> HostBatch:
+    """Returns the batch of these examples; rows without one are zeros."""
     shape = next((e[0].shape for e in examples if e), None)
     shape = shape or self._image_shape
     images = np.zeros((self.row_count, *shape), np.uint8)

@@ -11,6 +11,7 @@ from jax import lax
 import jax.numpy as jnp
 import optax
 
+from resnet.data.augment import Augment, example_keys
 from resnet.training import guards, losses, metrics
 from resnet.training.sharding import DataSharding
 from resnet.training.state import TrainState
@@ -35,6 +36,8 @@ class Task:
     log_every_steps: metrics are summed over so many steps.
     ema_decay: share of the moving averages that an update keeps; None: none
       are kept.
+    augment: of training images, on the device; None: the host has done it.
+    seed: of `augment`.
   """
 
   model: nn.Module
@@ -46,6 +49,8 @@ class Task:
   accumulation_steps: int
   log_every_steps: int
   ema_decay: float | None = None
+  augment: Augment | None = None
+  seed: int = 0
 
   def normalize(self, images: jax.Array) -> jax.Array:
     """uint8 [B, H, W, C] -> (images - mean) / std, float32."""
@@ -67,7 +72,7 @@ def train_step(
     last log line (see `training.metrics`), 'learning_rate', 'skipped_steps'
     and 'skipped_in_row'.
   """
-  parts = _split_batch(batch, task)
+  parts = _split_batch(augment(batch, state.step, task=task), task)
   if task.accumulation_steps == 1:
     grads, batch_stats, sums = gradients(state, parts, task=task)
   else:
@@ -103,6 +108,14 @@ def train_step(
     'skipped_steps': new_state.skipped_steps,
     'skipped_in_row': new_state.skipped_in_row,
   }
+
+
+def augment(batch: Batch, step: jax.Array, *, task: Task) -> Batch:
+  """Returns the batch as the network sees it; random by seed, step and row."""
+  if task.augment is None:
+    return batch
+  keys = example_keys(task.seed, step, len(batch['label']))
+  return {**batch, 'image': task.augment(batch['image'], keys)}
 
 
 def _update_ema(state: TrainState, task: Task) -> TrainState:
