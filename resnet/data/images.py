@@ -52,7 +52,8 @@ def decode_image(
       further, and damage below them may not be found. None: all.
 
   Returns:
-    uint8 [H, W, channels]; [at least `rows`, W, channels] where they are given.
+    uint8 [H, W, channels]; where `rows` are given, it may be [rows, W,
+    channels].
 
   Raises:
     ValueError: the bytes are not an image that can be decoded to its end, or
@@ -135,7 +136,7 @@ def _decode_upper_rows(
   Two thirds of the time go into Huffman codes, which must be read from the top
   down whatever part is wanted; but the decoder may stop early: it is told that
   the image is less high. Not for progressive files, of many scans over all
-  rows.
+  rows, nor for CMYK, whose colours are made after the decoder's last word.
   """
   shorter = _shortened(data, rows)
   if shorter is None:
@@ -151,7 +152,7 @@ def _decode_upper_rows(
     # The first complaint is that of the rows left over, after the last pixel.
     if 'extraneous bytes' not in str(error):
       return None
-  return image
+  return image[:rows]  # The last ones lack the chroma below them.
 
 
 def _shortened(data: bytes, rows: int) -> bytes | None:
@@ -162,7 +163,9 @@ def _shortened(data: bytes, rows: int) -> bytes | None:
   scan = _find_segment(data, frame + 2, frozenset({_JPEG_SCAN}))
   num_components = data[frame + 9]
   factors = data[frame + 11 : frame + 10 + 3 * num_components : 3]
-  if scan is None or data[scan + 4] != num_components or not factors:
+  if scan is None or data[scan + 4] != num_components:
+    return None
+  if num_components not in (1, 3):
     return None
   # The end must be there, or the file is cut off somewhere.
   if data.rfind(_JPEG_END, len(data) - 64) < 0:
@@ -170,7 +173,7 @@ def _shortened(data: bytes, rows: int) -> bytes | None:
   factor = max(factor & 15 for factor in factors)
   # Chroma is interpolated between its rows: one row more than is wanted.
   block = 8 * factor
-  height = -(-(rows + factor) // block) * block if factor else 0
+  height = -(-(rows + factor) // max(block, 1)) * block
   if not 0 < height < int.from_bytes(data[frame + 5 : frame + 7]):
     return None
   return data[: frame + 5] + height.to_bytes(2) + data[frame + 7 :]

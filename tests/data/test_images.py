@@ -100,7 +100,7 @@ def test_upper_rows_are_those_of_the_whole(name, channels):
   whole = decode_image(FILES[name], channels)
   for rows in range(1, 38):
     upper = decode_image(FILES[name], channels, rows)
-    assert rows <= len(upper) <= 37
+    assert len(upper) in (rows, 37)
     np.testing.assert_array_equal(upper, whole[: len(upper)])
 
 
@@ -112,13 +112,13 @@ def test_rows_below_those_wanted_are_not_decoded(subsampling, channels):
   whole = decode_image(jpeg, channels)
   for rows in range(1, 151):
     upper = decode_image(jpeg, channels, rows)
-    assert rows <= len(upper) <= rows + 17 or len(upper) == 150
+    assert len(upper) == (rows if rows < 126 else len(upper)) >= rows
     np.testing.assert_array_equal(upper, whole[: len(upper)])
 
 
 def test_a_file_that_is_cut_is_an_error_whatever_rows_are_wanted():
   jpeg = encode(smooth_image(200, 200), 'JPEG')
-  assert len(decode_image(jpeg, 3, 20)) == 32
+  assert len(decode_image(jpeg, 3, 20)) == 20
   for length in range(0, len(jpeg) - 1, 97):
     with pytest.raises(ValueError):
       decode_image(jpeg[:length], 3, 20)
