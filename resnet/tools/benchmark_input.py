@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable, Iterator
 import contextlib
 import json
+import math
 import os
 import platform
 import statistics
@@ -90,6 +91,7 @@ def main(args: argparse.Namespace) -> None:
     rates = _rounds(roads, args)
   result['images_per_second'] = rates
   result['ratios'] = _ratios(rates, names[0] if names else 'config')
+  result['read_ahead_bytes'] = _read_ahead_bytes(runs['config'])
   result['data_wait'] = _wait(runs['config'], rates['config'], args.batches)
   _show(result)
   if args.json:
@@ -200,6 +202,13 @@ def _ratios(rates: dict[str, list[float]], baseline: str) -> dict[str, float]:
   }
 
 
+def _read_ahead_bytes(run: experiment.Experiment) -> int:
+  """Returns the most memory that batches take that are read ahead."""
+  pixels = math.prod(run.train_image_shape)
+  # An int32 label and a bool beside the image.
+  return run.loader.max_batches * run.train_reader.row_count * (pixels + 5)
+
+
 def _wait(
   run: experiment.Experiment, rates: list[float], count: int
 ) -> dict[str, float]:
@@ -235,6 +244,7 @@ def _show(result: dict[str, Any]) -> None:
     )
   for name, ratio in result['ratios'].items():
     print(f'  {ratio:9.2f}  {name}')
+  print(f'Read ahead: at most {result["read_ahead_bytes"] / 1e6:,.0f} MB.')
   wait = result['data_wait']
   print(
     f'A run that eats {wait["images_per_second"]:,.0f} images/s waits'
