@@ -22,6 +22,7 @@ _LAYERS = (
     'resnet.models.lecture',
     'resnet.data.fake',
     'resnet.data.images',
+    'resnet.data.memory',
     'resnet.data.notes',
     'resnet.data.workers',
     'resnet.data.augment',

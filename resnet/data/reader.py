@@ -14,6 +14,7 @@ import cv2
 import grain.python as grain
 import numpy as np
 
+from resnet.data.memory import keep_freed_memory
 from resnet.data.notes import too_many_bad_images
 from resnet.data.source import Record, Source
 from resnet.data.transforms import Box, Draws
@@ -127,6 +128,7 @@ class BatchReader:
     the border of a worker process as it is.
     """
     cv2.setNumThreads(0)  # The threads are Grain's.
+    keep_freed_memory()
     left_out: list[str] = []
     try:
       plan = self.plan(step)
@@ -228,13 +230,16 @@ class BatchReader:
     """Returns the batch of these examples; rows without one are zeros."""
     shape = next((e[0].shape for e in examples if e), None)
     shape = shape or self._image_shape
-    images = np.zeros((self.row_count, *shape), np.uint8)
+    # Not np.zeros: NumPy asks for huge pages for what is not zeroed, and a
+    # batch of small ones costs a tenth of the time in page faults.
+    images = np.empty((self.row_count, *shape), np.uint8)
     labels = np.zeros(self.row_count, np.int32)
     mask = np.zeros(self.row_count, bool)
     for row, example in enumerate(examples):
       if example:
         images[row], labels[row] = example
         mask[row] = True
+    images[~mask] = 0
     return {'image': images, 'label': labels, 'mask': mask}
 
   @functools.cached_property
