@@ -78,11 +78,13 @@ def get_config() -> ConfigDict:
   model.conv_backend = config_dict.placeholder(str)
 
   data = config.data = ConfigDict()
-  # 'digits', 'fake', or any TFDS classification set: 'set/config:version'.
+  # 'digits', 'fake', 'folder' (image files in class folders), or any TFDS
+  # classification set: 'set/config:version'.
   data.name = 'imagenet2012'
   # Folder of prepared TFDS sets; None: $TFDS_DATA_DIR or ~/tensorflow_datasets.
+  # For 'folder': what holds train/CLASS/FILE and val/CLASS/FILE.
   data.data_dir = config_dict.placeholder(str)
-  # TFDS splits: 'train', 'train[:90%]', ...
+  # TFDS splits: 'train', 'train[:90%]', ...; for 'folder' names of folders.
   data.train_split = 'train'
   data.eval_split = 'validation'
   # Side of the square images that the network sees, pixels.
@@ -100,6 +102,12 @@ def get_config() -> ConfigDict:
   data.flip = True
   # Evaluation: the shorter side is resized to this, then the centre is cut.
   data.eval_resize = 256
+  # Of all resizing, with antialias as in torchvision: 'bilinear' or 'bicubic'.
+  data.interpolation = 'bilinear'
+  # Where training images are cropped and flipped: on the 'host', or on the
+  # 'device', for images that are stored in one size (resnet.tools.prepare
+  # --raw) where the host is short of cores.
+  data.augment_on = 'host'
   # Mean and standard deviation of each channel, in units of 0..255 pixels;
   # None: published ones where known, else measured on 1,024 training images.
   data.mean = config_dict.placeholder(tuple)

@@ -52,6 +52,8 @@ SAFE_FIELDS = frozenset(
 
 # What a run did that was begun before there was the field; None needs no line.
 FORMER_VALUES = {
+  'data.interpolation': 'bilinear',
+  'data.augment_on': 'host',
   'data.on_bad_image': 'error',
   'max_bad_steps': 10,
   'watchdog_seconds': 600.0,
@@ -108,6 +110,15 @@ class Experiment:
   eval_reader: BatchReader
   loader: LoaderOptions
   sharding: DataSharding
+
+  @property
+  def train_image_shape(self) -> tuple[int, int, int]:
+    """[H, W, C] of the images of training batches, before `task.augment`."""
+    if self.task.augment is None:
+      return self.image_shape
+    shape = self.train_reader.source.image_shape
+    assert shape is not None
+    return shape
 
   def create_state(self) -> TrainState:
     """Returns the state at step 0, on the devices."""
@@ -225,6 +236,8 @@ def resolve(
     accumulation_steps=config.accumulation_steps,
     log_every_steps=config.log_every_steps,
     ema_decay=config.ema_decay,
+    augment=data.augment,
+    seed=config.seed,
   )
   reader = functools.partial(
     _create_reader,

@@ -122,6 +122,8 @@ OTHER_VALUES = {
   'data.crop_padding': 4,
   'data.flip': False,
   'data.eval_resize': 20,
+  'data.interpolation': 'bicubic',
+  'data.augment_on': 'device',
   'data.mean': (1.0, 2.0, 3.0),
   'data.std': (1.0, 2.0, 3.0),
   'data.num_workers': 1,
@@ -165,6 +167,7 @@ BESIDES = {
   'schedule.name': {'schedule.decay_epochs': ()},
   'data.crop_area': {'data.crop': 'random_resized'},
   'data.crop_aspect': {'data.crop': 'random_resized'},
+  'data.interpolation': {'data.crop': 'random_resized'},
   'data.max_bad_images': {'data.on_bad_image': 'skip'},
 }
 

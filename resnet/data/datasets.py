@@ -1,83 +1,25 @@
 """Random-access sources of labelled images, by name.
 
 A source is any TFDS classification set that is prepared in a random-access
-format, `digits` (prepared on first use), or `fake` (made up on the fly).
+format, `folder` (image files in class folders), `digits` (prepared on first
+use), or `fake` (made up on the fly).
 Images are read undecoded; TensorFlow is never imported.
 """
 
-from collections.abc import Mapping, Sequence
 import contextlib
-import dataclasses
 import io
 import os
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import constants, read_only_builder
 
+from resnet.data import imagenet
 from resnet.data.fake import LENGTHS, FakeRecords
-from resnet.data.images import decode_image
+from resnet.data.folder import open_folder
+from resnet.data.records import is_pixels, open_records
+from resnet.data.source import Source
 from resnet.errors import InputError, nearest
-
-Record = Mapping[str, Any]
-
-
-class Records(Protocol):
-  """What `Source.records` must do; a TFDS data source does."""
-
-  def __len__(self) -> int: ...
-
-  def __getitems__(self, keys: Sequence[int], /) -> Sequence[Record]: ...
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Source:
-  """One split of labelled images.
-
-  Attributes:
-    name: of the data set.
-    split: as TFDS writes it, such as 'train' or 'train[:90%]'.
-    num_classes: labels are in 0 .. num_classes - 1.
-    channels: 1 or 3.
-    class_names: of the labels in order; None where the set does not say.
-    records: random access to records with 'image' (PNG or JPEG bytes, or
-      uint8 [H, W, C]) and 'label' (int).
-  """
-
-  name: str
-  split: str
-  num_classes: int
-  channels: int
-  records: Records
-  class_names: tuple[str, ...] | None = None
-
-  def __len__(self) -> int:
-    return len(self.records)
-
-  def read(self, indices: Sequence[int]) -> Sequence[Record]:
-    """Returns the records at `indices`, in that order."""
-    return self.records.__getitems__(list(indices))
-
-  def key(self, index: int, record: Record) -> str:
-    """Returns a name by which a person finds the record."""
-    name = record.get('file_name', record.get('id', b''))
-    name = name.decode() if isinstance(name, bytes) else str(name)
-    place = f'record {index} of {self.name}/{self.split}'
-    return f'{place} ({name})' if name else place
-
-  def decode(self, index: int, record: Record) -> np.ndarray:
-    """Returns the image, uint8 [H, W, channels].
-
-    Raises:
-      InputError: it cannot be decoded; the message names the record.
-    """
-    try:
-      return decode_image(record['image'], self.channels)
-    except ValueError as error:
-      raise InputError(
-        f'The image of {self.key(index, record)} cannot be decoded: {error}.'
-      ) from None
 
 
 def open_source(
@@ -90,10 +32,12 @@ def open_source(
   """Opens a split of a data set.
 
   Args:
-    name: 'digits', 'fake', or a TFDS name: 'set', 'set/config:version'.
-    split: a TFDS split.
+    name: 'digits', 'fake', 'folder', or a TFDS name: 'set',
+      'set/config:version'.
+    split: a TFDS split; for 'folder' a folder in `data_dir`.
     data_dir: where TFDS keeps prepared sets; None is TFDS's own default
-      ($TFDS_DATA_DIR or ~/tensorflow_datasets).
+      ($TFDS_DATA_DIR or ~/tensorflow_datasets). For 'folder': what holds
+      train/ and val/.
     image_size: of the images that 'fake' makes.
 
   Raises:
@@ -102,10 +46,12 @@ def open_source(
   """
   if name == 'fake':
     return _fake_source(split, image_size or 32)
+  if name == 'folder':
+    return _folder_source(data_dir, split)
   if name == 'digits':
     _prepare_digits(data_dir)
   builder = _find_prepared(name, data_dir)
-  channels, label = _check_features(name, builder.info.features)
+  channels, label, shape = _check_features(name, builder.info.features)
   try:
     num_examples = builder.info.splits[split].num_examples
   except ValueError as error:
@@ -117,9 +63,7 @@ def open_source(
   if num_examples <= 0:
     raise InputError(f'The split {split!r} of {name!r} has no images.')
   try:
-    records = builder.as_data_source(
-      split=split, decoders={'image': tfds.decode.SkipDecoding()}
-    )
+    records = open_records(builder, split)
   except NotImplementedError:
     raise InputError(
       f'{name!r} is prepared in {builder.data_dir}, but not for random access.'
@@ -132,6 +76,7 @@ def open_source(
     channels=channels,
     records=records,
     class_names=_class_names(label),
+    image_shape=shape,
   )
 
 
@@ -147,13 +92,15 @@ def _find_prepared(name: str, data_dir: str | None) -> Any:
     ) from error
   folder = data_dir or os.fspath(constants.DATA_DIR)
   known = tfds.list_builders(with_community_datasets=False)
-  known = {*known, 'digits', 'fake'}
+  known = {*known, 'digits', 'fake', 'folder'}
   set_name = name.partition('/')[0].partition(':')[0]
   if set_name not in known or set_name in ('digits', 'fake'):
     raise InputError(
       f'There is no data set {name!r} in TFDS or in {folder}.'
       f'{nearest(name, known)}'
     )
+  if set_name == imagenet.NAME and (hint := imagenet.what_is_there(folder)):
+    raise InputError(f'{name!r} is not prepared in {folder}. {hint}')
   raise InputError(
     f'{name!r} is not prepared in {folder}.'
     f' Prepare it with: {_prepare_command(name, folder)}'
@@ -177,16 +124,19 @@ def _class_names(label: Any) -> tuple[str, ...] | None:
   return None if names == tuple(map(str, range(len(names)))) else names
 
 
-def _check_features(name: str, features: Any) -> tuple[int, Any]:
-  """Returns the number of channels and the feature of the label."""
+def _check_features(
+  name: str, features: Any
+) -> tuple[int, Any, tuple[int, int, int] | None]:
+  """Returns channels, the feature of the label, the shape of all images."""
   fields: dict[str, Any] = dict(features)
-  image, label = fields.get('image'), fields.get('label')
-  if not isinstance(image, tfds.features.Image) or not isinstance(
-    label, tfds.features.ClassLabel
-  ):
+  image: Any = fields.get('image')
+  label = fields.get('label')
+  is_image = isinstance(image, tfds.features.Image) or is_pixels(image)
+  if not is_image or not isinstance(label, tfds.features.ClassLabel):
     raise InputError(
       f'{name!r} is not a set of labelled images: it needs the features'
-      f" 'image' (Image) and 'label' (ClassLabel) and has {list(fields)}."
+      f" 'image' (Image, or a uint8 Tensor [H, W, C] with encoding 'bytes')"
+      f" and 'label' (ClassLabel) and has {list(fields)}."
     )
   shape: Any = image.shape
   channels = shape[-1] or 3
@@ -195,7 +145,7 @@ def _check_features(name: str, features: Any) -> tuple[int, Any]:
       f'{name!r} has {channels} channels and {label.num_classes} classes;'
       ' expected 1 or 3 channels and a known number of classes.'
     )
-  return channels, label
+  return channels, label, None if None in shape else tuple(shape)
 
 
 def _prepare_digits(data_dir: str | None) -> None:
@@ -221,6 +171,18 @@ def _prepare_digits(data_dir: str | None) -> None:
     ) from None
 
 
+def _folder_source(data_dir: str | None, split: str) -> Source:
+  records = open_folder(data_dir, split)
+  return Source(
+    name='folder',
+    split=split,
+    num_classes=len(records.class_names),
+    channels=3,
+    records=records,
+    class_names=records.class_names,
+  )
+
+
 def _fake_source(split: str, image_size: int) -> Source:
   if split not in LENGTHS:
     raise InputError(
@@ -233,4 +195,5 @@ def _fake_source(split: str, image_size: int) -> Source:
     num_classes=records.num_classes,
     channels=3,
     records=records,
+    image_shape=(image_size, image_size, 3),
   )

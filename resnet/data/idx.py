@@ -1,22 +1,20 @@
-"""TFDS sets from idx files: MNIST, Fashion-MNIST and their kin, no network.
+"""idx files: MNIST, Fashion-MNIST and their kin.
 
 The format is that of http://yann.lecun.com/exdb/mnist: two zero bytes, the type
 (8: uint8), the number of dims, each dim as a big-endian int32, the numbers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
+import dataclasses
 import gzip
-import io
 import math
 import os
 from typing import Any
 import zlib
 
-import cv2
 import numpy as np
-import tensorflow_datasets as tfds
-from tensorflow_datasets.core import registered
 
+from resnet.data.source import Source
 from resnet.errors import InputError
 
 _SPLITS = {'train': 'train', 'test': 't10k'}
@@ -93,69 +91,53 @@ def _find(folder: str, name: str) -> str:
   raise InputError(f'{folder} has neither {name}.gz nor {name}.')
 
 
-def create_builder(
-  name: str, splits: Splits, data_dir: str | None
-) -> tfds.core.GeneratorBasedBuilder:
-  """Returns a builder of grey images, stored as PNG.
+@dataclasses.dataclass(frozen=True)
+class IdxRecords:
+  """Images [N, H, W] and labels [N] as records."""
+
+  images: np.ndarray
+  labels: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.labels)
+
+  def __getitems__(self, keys: Sequence[int], /) -> list[dict[str, Any]]:
+    return [
+      {'image': self.images[key][..., None], 'label': int(self.labels[key])}
+      for key in keys
+    ]
+
+  def num_bytes(self) -> int:
+    return self.images.nbytes
+
+
+def open_idx(folder: str, name: str) -> dict[str, Source]:
+  """Returns the splits 'train' and 'test' of a folder of idx files.
 
   Args:
-    name: under which the set is to be found.
-    splits: images and labels by split.
-    data_dir: where TFDS keeps prepared sets; None: its default.
+    folder: see `read_splits`.
+    name: of the set; some have names for their classes.
 
   Raises:
-    InputError: a set of this name has fewer classes.
+    InputError: a file is missing or damaged, or a label has no name.
   """
-  images, _ = splits['train']
+  splits = read_splits(folder)
   names = _CLASS_NAMES.get(name)
   num_classes = 1 + max(int(labels.max()) for _, labels in splits.values())
   if names and num_classes > len(names):
     raise InputError(
       f'{name} has {len(names)} classes, but these files have a label'
-      f' {num_classes - 1}: give the set another name.'
+      f' {num_classes - 1}: give the set another --name.'
     )
-  label = (
-    tfds.features.ClassLabel(names=list(names))
-    if names
-    else tfds.features.ClassLabel(num_classes=num_classes)
-  )
-
-  def info(self: Any) -> tfds.core.DatasetInfo:
-    return tfds.core.DatasetInfo(
-      builder=self,
-      description=f'{name}, from idx files.',
-      features=tfds.features.FeaturesDict(
-        {
-          'image': tfds.features.Image(
-            shape=(*images.shape[1:], 1), encoding_format='png'
-          ),
-          'label': label,
-        }
-      ),
-      supervised_keys=('image', 'label'),
+  return {
+    split: Source(
+      name=name,
+      split=split,
+      num_classes=len(names) if names else num_classes,
+      channels=1,
+      records=IdxRecords(images, labels),
+      class_names=names,
+      image_shape=(*images.shape[1:], 1),
     )
-
-  def split_generators(self: Any, dl_manager: Any) -> Any:
-    del self, dl_manager  # The arrays are here.
-    return {split: _examples(*arrays) for split, arrays in splits.items()}
-
-  attributes = {
-    '__module__': __name__,
-    'name': name,
-    'VERSION': tfds.core.Version('1.0.0'),
-    '_info': info,
-    '_split_generators': split_generators,
-    '_generate_examples': _examples,
+    for split, (images, labels) in splits.items()
   }
-  # TFDS may know a set of this name already.
-  with registered.skip_registration():
-    builder_cls = type('Idx', (tfds.core.GeneratorBasedBuilder,), attributes)
-  return builder_cls(data_dir=data_dir, file_format='array_record')
-
-
-def _examples(
-  images: np.ndarray, labels: np.ndarray
-) -> Iterator[tuple[int, dict[str, Any]]]:
-  for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-    png = cv2.imencode('.png', image)[1].tobytes()
-    yield i, {'image': io.BytesIO(png), 'label': int(label)}

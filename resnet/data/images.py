@@ -15,12 +15,31 @@ _PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
 _JPEG_SIGNATURE = b'\xff\xd8'
 # SOF0 .. SOF15 without the tables DHT, JPG and DAC among them.
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_JPEG_SEQUENTIAL = frozenset({0xC0, 0xC1})
+_JPEG_SCAN = 0xDA
+_JPEG_END = b'\xff\xd9'
 # TEM, RST0 .. RST7 and SOI stand alone: no length follows.
 _JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD9)})
 
 
+def image_size(data: bytes | np.ndarray) -> tuple[int, int] | None:
+  """Returns (height, width) as the header says; None: it does not."""
+  if isinstance(data, np.ndarray):
+    return data.shape[0], data.shape[1]
+  width, height = 0, 0
+  if data.startswith(_JPEG_SIGNATURE):
+    width, height = _jpeg_size(data)
+  elif data.startswith(_PNG_SIGNATURE):
+    width, height = _png_size(data)
+  return (height, width) if width and height else None
+
+
 def decode_image(
-  data: bytes | np.ndarray, channels: int, max_pixels: int = MAX_PIXELS
+  data: bytes | np.ndarray,
+  channels: int,
+  rows: int | None = None,
+  *,
+  max_pixels: int = MAX_PIXELS,
 ) -> np.ndarray:
   """Decodes PNG or JPEG bytes; an array passes as it is.
 
@@ -33,10 +52,13 @@ def decode_image(
   Args:
     data: the bytes of a file, or uint8 [H, W, channels].
     channels: 1 for grey, 3 for RGB, whatever the file holds.
+    rows: only so many, from the top, are needed: a JPEG is not decoded much
+      further, and damage below them may not be found. None: all.
     max_pixels: more of them are refused.
 
   Returns:
-    uint8 [H, W, channels].
+    uint8 [H, W, channels]; where `rows` are given, it may be [rows, W,
+    channels].
 
   Raises:
     ValueError: the bytes are not an image that can be decoded to its end, or
@@ -46,6 +68,10 @@ def decode_image(
     return data
   if data.startswith(_JPEG_SIGNATURE):
     _check_size(*_jpeg_size(data), max_pixels)
+    if rows is not None:
+      image = _decode_upper_rows(data, channels, rows)
+      if image is not None:
+        return image
     return _decode_jpeg(data, channels)
   if data.startswith(_PNG_SIGNATURE):
     _check_size(*_png_size(data), max_pixels)
@@ -75,12 +101,28 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
 
   Not simplejpeg's: that gives up on rare kinds of subsampling.
   """
-  start = data.find(b'\xff', len(_JPEG_SIGNATURE))
+  place = _find_segment(data, len(_JPEG_SIGNATURE), _JPEG_FRAMES)
+  if place is None:
+    return 0, 0
+  height, width = data[place + 5 : place + 7], data[place + 7 : place + 9]
+  return int.from_bytes(width), int.from_bytes(height)
+
+
+def is_cmyk(data: bytes) -> bool:
+  """Whether these are the bytes of a JPEG of four inks."""
+  if not data.startswith(_JPEG_SIGNATURE):
+    return False
+  place = _find_segment(data, len(_JPEG_SIGNATURE), _JPEG_FRAMES)
+  return place is not None and data[place + 9] == 4
+
+
+def _find_segment(data: bytes, start: int, kinds: frozenset[int]) -> int | None:
+  """Returns where the first segment of one of `kinds` begins."""
+  start = data.find(b'\xff', start)
   while 0 <= start < len(data) - 8:
     kind = data[start + 1]
-    if kind in _JPEG_FRAMES:
-      height, width = data[start + 5 : start + 7], data[start + 7 : start + 9]
-      return int.from_bytes(width), int.from_bytes(height)
+    if kind in kinds:
+      return start
     if kind == 0xFF:  # Fill.
       start += 1
     elif kind and kind not in _JPEG_BARE:
@@ -88,7 +130,58 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
     else:
       start += 2
     start = data.find(b'\xff', start)
-  return 0, 0
+  return None
+
+
+def _decode_upper_rows(
+  data: bytes, channels: int, rows: int
+) -> np.ndarray | None:
+  """Returns the upper rows of a JPEG, bit for bit; None: decode all of it.
+
+  Two thirds of the time go into Huffman codes, which must be read from the top
+  down whatever part is wanted; but the decoder may stop early: it is told that
+  the image is less high. Not for progressive files, of many scans over all
+  rows, nor for CMYK, whose colours are made after the decoder's last word.
+  """
+  shorter = _shortened(data, rows)
+  if shorter is None:
+    return None
+  width, height = _jpeg_size(shorter)
+  image = np.empty((height, width, channels), np.uint8)
+  colorspace = 'GRAY' if channels == 1 else 'RGB'
+  try:
+    simplejpeg.decode_jpeg(
+      shorter, colorspace=colorspace, strict=True, buffer=image
+    )
+  except ValueError as error:
+    # The first complaint is that of the rows left over, after the last pixel.
+    if 'extraneous bytes' not in str(error):
+      return None
+  return image[:rows]  # The last ones lack the chroma below them.
+
+
+def _shortened(data: bytes, rows: int) -> bytes | None:
+  """Returns a JPEG with a frame header of fewer rows; None: it has no more."""
+  frame = _find_segment(data, len(_JPEG_SIGNATURE), _JPEG_FRAMES)
+  if frame is None or data[frame + 1] not in _JPEG_SEQUENTIAL:
+    return None
+  scan = _find_segment(data, frame + 2, frozenset({_JPEG_SCAN}))
+  num_components = data[frame + 9]
+  factors = data[frame + 11 : frame + 10 + 3 * num_components : 3]
+  if scan is None or data[scan + 4] != num_components:
+    return None
+  if num_components not in (1, 3):
+    return None
+  # The end must be there, or the file is cut off somewhere.
+  if data.rfind(_JPEG_END, len(data) - 64) < 0:
+    return None
+  factor = max(factor & 15 for factor in factors)
+  # Chroma is interpolated between its rows: one row more than is wanted.
+  block = 8 * factor
+  height = -(-(rows + factor) // max(block, 1)) * block
+  if not 0 < height < int.from_bytes(data[frame + 5 : frame + 7]):
+    return None
+  return data[: frame + 5] + height.to_bytes(2) + data[frame + 7 :]
 
 
 def _decode_jpeg(data: bytes, channels: int) -> np.ndarray:

@@ -23,8 +23,8 @@ class LoaderOptions:
   Attributes:
     num_workers: processes that read ahead; 0 reads in threads of this one.
     num_threads: threads in each process; a thread makes whole batches.
-    prefetch_batches: batches that wait, ready, in each process. The memory is
-      prefetch_batches * max(num_workers, 1) batches of uint8 images.
+    prefetch_batches: batches that wait, ready, in each process; see
+      `max_batches` for the memory.
     max_worker_restarts: times that reading begins anew, where it was, after
       the death of a worker.
   """
@@ -45,6 +45,18 @@ class LoaderOptions:
         raise InputError(
           f'data.{name}={getattr(self, name)} is too small: at least {least}.'
         )
+
+  @property
+  def max_batches(self) -> int:
+    """The most batches that are held in memory, but for the device's.
+
+    Each thread works on one that has a place in the queue; worker processes
+    have a second queue, towards this one; and one is in the loop's hands.
+    """
+    queue = max(self.prefetch_batches, self.num_threads)
+    if self.num_workers:
+      return self.num_workers * (queue + self.prefetch_batches) + 1
+    return queue + 1
 
 
 def read_ahead(

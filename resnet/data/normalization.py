@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from resnet.data.datasets import Source
 from resnet.data.notes import too_many_bad_images
+from resnet.data.source import Source
 from resnet.data.transforms import resize_and_center_crop
 from resnet.errors import InputError
 

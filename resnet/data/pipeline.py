@@ -5,10 +5,17 @@ import dataclasses
 import math
 from typing import Any
 
-from resnet.data.datasets import Source, open_source
+from resnet.data.augment import DeviceAugment
+from resnet.data.datasets import open_source
 from resnet.data.loader import LoaderOptions
 from resnet.data.normalization import channel_statistics
-from resnet.data.transforms import EvalTransform, TrainTransform
+from resnet.data.reader import Transform
+from resnet.data.source import Source
+from resnet.data.transforms import (
+  EvalTransform,
+  StoredTransform,
+  TrainTransform,
+)
 from resnet.errors import InputError
 
 _MAX_IMAGE_SIZE = 4096
@@ -27,16 +34,18 @@ class Data:
     std: likewise.
     loader: how fast to read.
     max_bad_images: broken ones that may be left out; None: none is.
+    augment: what the device does with training images; None: nothing.
   """
 
   train: Source
   eval: Source
-  train_transform: TrainTransform
+  train_transform: Transform
   eval_transform: EvalTransform
   mean: tuple[float, ...]
   std: tuple[float, ...]
   loader: LoaderOptions
   max_bad_images: int | None
+  augment: DeviceAugment | None = None
 
 
 def create_data(
@@ -52,6 +61,8 @@ def create_data(
   crop_padding: int,
   flip: bool,
   eval_resize: int,
+  interpolation: str,
+  augment_on: str,
   mean: tuple[float, ...] | None,
   std: tuple[float, ...] | None,
   num_workers: int,
@@ -88,12 +99,16 @@ def create_data(
     aspect=_pair('crop_aspect', crop_aspect),
     padding=crop_padding,
     flip=flip,
+    interpolation=interpolation,
   )
-  eval_transform = EvalTransform(size=image_size, resize_size=eval_resize)
+  eval_transform = EvalTransform(
+    size=image_size, resize_size=eval_resize, interpolation=interpolation
+  )
   train, eval_ = (
     open_source(name, split, data_dir=data_dir, image_size=image_size)
     for split in (train_split, eval_split)
   )
+  augment = _device_augment(augment_on, train_transform, train)
   if mean is None or std is None:
     measured_mean, measured_std = channel_statistics(
       train, image_size, max_bad_images=limit
@@ -107,12 +122,51 @@ def create_data(
   return Data(
     train=train,
     eval=eval_,
-    train_transform=train_transform,
+    train_transform=StoredTransform() if augment else train_transform,
     eval_transform=eval_transform,
     mean=mean,
     std=std,
     loader=loader,
     max_bad_images=limit,
+    augment=augment,
+  )
+
+
+def _device_augment(
+  augment_on: str, transform: TrainTransform, source: Source
+) -> DeviceAugment | None:
+  """Returns what the device does instead of `transform`; None: nothing."""
+  choices = ('host', 'device')
+  if augment_on not in choices:
+    raise InputError(
+      f'data.augment_on={augment_on!r} is none of {", ".join(choices)}.'
+    )
+  if augment_on == 'host':
+    return None
+  shape, size = source.image_shape, transform.size
+  if shape is None:
+    raise InputError(
+      f"data.augment_on='device' needs images of one size, and those of"
+      f' {source.name!r} differ: python -m resnet.tools.prepare --raw --resize='
+      f'{size * 8 // 7} stores such.'
+    )
+  if transform.crop != 'random_resized' and shape[:2] != (size, size):
+    raise InputError(
+      f"data.augment_on='device' with data.crop={transform.crop!r} needs images"
+      f' of data.image_size={size}, and those of {source.name!r} are'
+      f' {shape[0]}x{shape[1]}: --config.data.image_size={shape[0]}'
+    )
+  if transform.interpolation != 'bilinear':
+    raise InputError(
+      "data.augment_on='device' resizes by data.interpolation='bilinear' only."
+    )
+  return DeviceAugment(
+    size=size,
+    crop=transform.crop,
+    area=transform.area,
+    aspect=transform.aspect,
+    padding=transform.padding,
+    flip=transform.flip,
   )
 
 

@@ -5,27 +5,53 @@ step n asks for batch n, and gets the bytes it would have got, whatever the
 number of threads, worker processes, JAX processes or devices.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import dataclasses
 import functools
-from typing import Any, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import cv2
 import grain.python as grain
 import numpy as np
 
-from resnet.data.datasets import Record, Source
+from resnet.data.memory import keep_freed_memory
 from resnet.data.notes import too_many_bad_images
+from resnet.data.source import Record, Source
+from resnet.data.transforms import Box, Draws
 from resnet.errors import InputError
 
 # Arrays by name; where images were left out, beside them LEFT_OUT.
 HostBatch = dict[str, Any]
 LEFT_OUT = 'left_out'
-Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 Example = tuple[np.ndarray, int]
 
 # One key each, so that the order says nothing about the crops.
 _ORDER_STREAM, _AUGMENT_STREAM = 0, 1
+
+
+# Uniform numbers come in blocks of so many.
+_PHILOX_BLOCK = 4
+
+
+class Transform(Protocol):
+  """Makes images of one shape; see resnet.data.transforms.
+
+  Attributes:
+    num_draws: uniform numbers in [0, 1) that an image is given.
+  """
+
+  @property
+  def num_draws(self) -> int: ...
+
+  def box(self, height: int, width: int, draws: Draws, /) -> Box:
+    """Returns the part of an image that will be looked at."""
+    ...
+
+  def __call__(
+    self, image: np.ndarray, box: Box, draws: Draws, /
+  ) -> np.ndarray:
+    """Makes it of an image of at least `box.bottom` rows."""
+    ...
 
 
 def _derive(seed: int, stream: int) -> int:
@@ -35,6 +61,18 @@ def _derive(seed: int, stream: int) -> int:
   have the order of epoch 0 of seed 1.
   """
   return int(np.random.SeedSequence([seed, stream]).generate_state(1)[0])
+
+
+class BatchPlan(NamedTuple):
+  """What a batch is made of.
+
+  Attributes:
+    indices: of the records.
+    draws: uniform numbers of each example, for its transform.
+  """
+
+  indices: list[int]
+  draws: list[list[float]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +92,7 @@ class BatchReader:
 
   Attributes:
     source: the records.
-    transform: (image, rng) -> image of one fixed shape.
+    transform: of an image of any shape makes one of a fixed shape.
     batch_size: global, images.
     num_classes: labels must be below.
     seed: of order and augmentation; None reads in order, once.
@@ -90,6 +128,23 @@ class BatchReader:
     the border of a worker process as it is.
     """
     cv2.setNumThreads(0)  # The threads are Grain's.
+    keep_freed_memory()
+    left_out: list[str] = []
+    try:
+      plan = self.plan(step)
+      records = self.source.read(plan.indices)
+      batch = self.stack(
+        [
+          self._example(*example, left_out)
+          for example in zip(plan.draws, plan.indices, records, strict=True)
+        ]
+      )
+    except InputError as error:
+      return error
+    return {**batch, LEFT_OUT: left_out} if left_out else batch
+
+  def plan(self, step: int) -> BatchPlan:
+    """Returns what a batch is made of; nothing is read for it."""
     start = step * self.batch_size + self.row_start
     positions = range(start, start + self.row_count)
     if self.seed is None:
@@ -97,32 +152,31 @@ class BatchReader:
       indices = list(positions)
     else:
       indices = [cast(int, self._order[position]) for position in positions]
-    left_out: list[str] = []
-    try:
-      examples = [
-        self._example(*example, left_out)
-        for example in zip(
-          positions, indices, self.source.read(indices), strict=True
-        )
-      ]
-      batch = self._stack(examples)
-    except InputError as error:
-      return error
-    return {**batch, LEFT_OUT: left_out} if left_out else batch
+    return BatchPlan(indices, self._draws(positions))
 
   def keys(self, step: int) -> list[str]:
     """Returns the names of the records of a training batch, not decoded."""
-    start = step * self.batch_size + self.row_start
-    positions = range(start, start + self.row_count)
-    indices = [cast(int, self._order[position]) for position in positions]
-    records = self.source.read(indices)
-    return list(map(self.source.key, indices, records))
+    indices = self.plan(step).indices
+    return list(map(self.source.key, indices, self.source.read(indices)))
+
+  def _draws(self, positions: range) -> list[list[float]]:
+    """Returns uniform numbers that depend on seed and position only.
+
+    Each position owns as many blocks of a counter-based generator: one call
+    for a batch, and the numbers of a position are the same in any batch.
+    """
+    blocks = -(-self.transform.num_draws // _PHILOX_BLOCK)
+    generator = np.random.Generator(
+      np.random.Philox(key=self._augment_key, counter=positions.start * blocks)
+    )
+    shape = len(positions), blocks * _PHILOX_BLOCK
+    return generator.random(shape).tolist()
 
   def _example(
-    self, position: int, index: int, record: Record, left_out: list[str]
+    self, draws: Draws, index: int, record: Record, left_out: list[str]
   ) -> Example | None:
     """Returns image and label; None: the image is left out."""
-    found = self._decode(index, record, left_out)
+    found = self._transform(draws, index, record, left_out)
     if found is None:
       return None
     index, record, image = found
@@ -132,14 +186,10 @@ class BatchReader:
         f'The label of {self.source.key(index, record)} is {label}; expected'
         f' 0 to {self.num_classes - 1} (model.num_classes={self.num_classes}).'
       )
-    # The counter-based generator costs nothing to key by position.
-    rng = np.random.Generator(
-      np.random.Philox(key=[self._augment_key, position])
-    )
-    return self.transform(image, rng), label
+    return image, label
 
-  def _decode(
-    self, index: int, record: Record, left_out: list[str]
+  def _transform(
+    self, draws: Draws, index: int, record: Record, left_out: list[str]
   ) -> tuple[int, Record, np.ndarray] | None:
     """Returns the first record from `index` on that decodes, and its image.
 
@@ -147,7 +197,8 @@ class BatchReader:
     """
     for _ in range(len(self.source)):
       try:
-        return index, record, self.source.decode(index, record)
+        image, box = self.decode(draws, index, record)
+        return index, record, self.transform(image, box, draws)
       except InputError as error:
         if self.max_bad_images is None:
           raise
@@ -161,16 +212,34 @@ class BatchReader:
       (record,) = self.source.read([index])
     raise InputError(f'No image can be decoded. The last one: {left_out[-1]}')
 
-  def _stack(self, examples: Sequence[Example | None]) -> HostBatch:
+  def decode(
+    self, draws: Draws, index: int, record: Record
+  ) -> tuple[np.ndarray, Box]:
+    """Returns the rows of an image that the transform needs, and its box.
+
+    Raises:
+      InputError: it cannot be decoded; the message names the record.
+    """
+    height, width = self.source.size(index, record)
+    box = self.transform.box(height, width, draws)
+    # Where all rows are wanted, any damage is found.
+    rows = box.bottom if box.bottom < height else None
+    return self.source.decode(index, record, rows), box
+
+  def stack(self, examples: Sequence[Example | None]) -> HostBatch:
+    """Returns the batch of these examples; rows without one are zeros."""
     shape = next((e[0].shape for e in examples if e), None)
     shape = shape or self._image_shape
-    images = np.zeros((self.row_count, *shape), np.uint8)
+    # Not np.zeros: NumPy asks for huge pages for what is not zeroed, and a
+    # batch of small ones costs a tenth of the time in page faults.
+    images = np.empty((self.row_count, *shape), np.uint8)
     labels = np.zeros(self.row_count, np.int32)
     mask = np.zeros(self.row_count, bool)
     for row, example in enumerate(examples):
       if example:
         images[row], labels[row] = example
         mask[row] = True
+    images[~mask] = 0
     return {'image': images, 'label': labels, 'mask': mask}
 
   @functools.cached_property
@@ -178,7 +247,8 @@ class BatchReader:
     """Of a batch without images: the shape of the first one that there is."""
     for index in range(len(self.source)):
       (record,) = self.source.read([index])
-      if example := self._example(0, index, record, []):
+      (draws,) = self._draws(range(1))
+      if example := self._example(draws, index, record, []):
         return example[0].shape
     raise InputError(
       f'No image of {self.source.name}/{self.source.split} can be decoded.'

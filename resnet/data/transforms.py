@@ -1,94 +1,124 @@
 """Image transforms: pure functions from NumPy to NumPy, uint8 [H, W, C].
 
-Whatever is random takes a `np.random.Generator`, so an image is a function of
-the generator's key. Resizing is OpenCV's: area averaging to shrink, bilinear
-to enlarge.
+Whatever is random is a function of `draws`, numbers that are uniform in [0, 1)
+and belong to the example: so an image is a function of its place in the data.
+A transform first says which box of an image it looks at, so that the rest need
+not be decoded.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import math
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
+from resnet.data.resample import check_interpolation, resize
 from resnet.errors import InputError
 
 Image = np.ndarray
+Draws = Sequence[float]
+
+_TRIES = 10
+# Of random_box: area and aspect of each try, then top and left.
+BOX_DRAWS = 2 * _TRIES + 2
 
 
-def resize(image: Image, height: int, width: int) -> Image:
-  """Resizes to [height, width, C]."""
-  if image.shape[:2] == (height, width):
-    return image
-  shrinks = height < image.shape[0] or width < image.shape[1]
-  interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-  resized = cv2.resize(image, (width, height), interpolation=interpolation)
-  return resized.reshape(height, width, -1)  # OpenCV drops a single channel.
+class Box(NamedTuple):
+  """A rectangle of pixels."""
+
+  top: int
+  left: int
+  height: int
+  width: int
+
+  @property
+  def bottom(self) -> int:
+    return self.top + self.height
+
+  def of(self, image: Image) -> Image:
+    """Returns a view of the pixels in the box."""
+    return image[self.top : self.bottom, self.left : self.left + self.width]
 
 
-def resize_and_center_crop(image: Image, resize_size: int, size: int) -> Image:
-  """Resizes the shorter side to `resize_size`, cuts the central square."""
+def resize_and_center_crop(
+  image: Image, resize_size: int, size: int, interpolation: str = 'bilinear'
+) -> Image:
+  """Resizes the shorter side to `resize_size`, cuts the central square.
+
+  The longer side is cut off to whole pixels and the square is put where
+  torchvision's `Resize` and `CenterCrop` do it.
+  """
   height, width = image.shape[:2]
   shorter = min(height, width)
   image = resize(
     image,
-    round(height * resize_size / shorter),
-    round(width * resize_size / shorter),
+    height * resize_size // shorter,
+    width * resize_size // shorter,
+    interpolation,
   )
-  top, left = ((side - size) // 2 for side in image.shape[:2])
+  top, left = (round((side - size) / 2) for side in image.shape[:2])
   return image[top : top + size, left : left + size]
 
 
-def random_resized_crop(
-  image: Image,
-  rng: np.random.Generator,
+def random_box(
+  height: int,
+  width: int,
+  draws: Draws,
   *,
-  size: int,
   area: tuple[float, float],
   aspect: tuple[float, float],
-) -> Image:
-  """Crops a random share of the area at a random aspect, resizes to a square.
+) -> Box:
+  """Returns a box of a random share of the area and a random aspect.
 
   Szegedy et al. 2015, "Going deeper with convolutions", section 6; the
   distribution is torchvision's `RandomResizedCrop`: area uniform, aspect
-  (width / height) log-uniform, ten tries, then the central crop of the
-  nearest aspect that is allowed.
+  (width / height) log-uniform, ten tries, then the central box of the nearest
+  aspect that is allowed.
+
+  Args:
+    height: of the image, pixels.
+    width: likewise.
+    draws: the first BOX_DRAWS are used.
+    area: least and largest share of the area.
+    aspect: least and largest width / height.
   """
-  height, width = image.shape[:2]
-  for _ in range(10):
-    target = height * width * rng.uniform(*area)
-    ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
+  low, high = math.log(aspect[0]), math.log(aspect[1])
+  for i in range(0, 2 * _TRIES, 2):
+    target = height * width * (area[0] + (area[1] - area[0]) * draws[i])
+    ratio = math.exp(low + (high - low) * draws[i + 1])
     w, h = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
     if 0 < w <= width and 0 < h <= height:
-      top = rng.integers(0, height - h, endpoint=True)
-      left = rng.integers(0, width - w, endpoint=True)
-      return resize(image[top : top + h, left : left + w], size, size)
+      return Box(
+        int(draws[2 * _TRIES] * (height - h + 1)),
+        int(draws[2 * _TRIES + 1] * (width - w + 1)),
+        h,
+        w,
+      )
   ratio = min(max(width / height, aspect[0]), aspect[1])
   h = min(height, max(1, round(width / ratio)))
   w = min(width, max(1, round(height * ratio)))
-  top, left = (height - h) // 2, (width - w) // 2
-  return resize(image[top : top + h, left : left + w], size, size)
+  return Box((height - h) // 2, (width - w) // 2, h, w)
 
 
-def pad_and_crop(
-  image: Image, rng: np.random.Generator, *, padding: int
-) -> Image:
+def pad_and_crop(image: Image, draws: Draws, *, padding: int) -> Image:
   """Pads each side with zeros, cuts a random window of the old size.
 
-  He et al. 2016, section 4.2, with padding 4.
+  He et al. 2016, section 4.2, with padding 4. The first two draws are used.
   """
   height, width = image.shape[:2]
   padded = np.zeros(
     (height + 2 * padding, width + 2 * padding, image.shape[2]), image.dtype
   )
   padded[padding : padding + height, padding : padding + width] = image
-  top, left = rng.integers(0, 2 * padding, 2, endpoint=True)
+  top, left = (int(draw * (2 * padding + 1)) for draw in draws[:2])
   return padded[top : top + height, left : left + width]
 
 
-def random_flip(image: Image, rng: np.random.Generator) -> Image:
-  """Mirrors left to right with probability one half."""
-  return image[:, ::-1] if rng.random() < 0.5 else image
+def flip(image: Image) -> Image:
+  """Mirrors left to right."""
+  return cv2.flip(image, 1).reshape(image.shape)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,6 +132,7 @@ class TrainTransform:
     aspect: least and largest width / height, for 'random_resized'.
     padding: pixels on each side, for 'pad'.
     flip: mirror half of the images.
+    interpolation: 'bilinear' or 'bicubic', with antialias.
   """
 
   size: int
@@ -110,8 +141,13 @@ class TrainTransform:
   aspect: tuple[float, float]
   padding: int
   flip: bool
+  interpolation: str = 'bilinear'
+
+  # Uniform numbers for an image: the flip's, then the crop's.
+  num_draws = 1 + BOX_DRAWS
 
   def __post_init__(self):
+    check_interpolation(self.interpolation)
     crops = ('random_resized', 'pad', 'none')
     if self.crop not in crops:
       raise InputError(
@@ -132,16 +168,26 @@ class TrainTransform:
         ' (data.image_size).'
       )
 
-  def __call__(self, image: Image, rng: np.random.Generator) -> Image:
+  def box(self, height: int, width: int, draws: Draws) -> Box:
+    """Returns the part of an image [height, width] that will be looked at."""
+    if self.crop != 'random_resized':
+      return Box(0, 0, height, width)
+    return random_box(
+      height, width, draws[1:], area=self.area, aspect=self.aspect
+    )
+
+  def __call__(self, image: Image, box: Box, draws: Draws) -> Image:
+    """Returns [size, size, C] of an image of at least `box.bottom` rows."""
+    image = box.of(image)
     if self.crop == 'random_resized':
-      image = random_resized_crop(
-        image, rng, size=self.size, area=self.area, aspect=self.aspect
-      )
+      image = resize(image, self.size, self.size, self.interpolation)
     else:
-      image = resize_and_center_crop(image, self.size, self.size)
+      image = resize_and_center_crop(
+        image, self.size, self.size, self.interpolation
+      )
       if self.crop == 'pad':
-        image = pad_and_crop(image, rng, padding=self.padding)
-    return random_flip(image, rng) if self.flip else image
+        image = pad_and_crop(image, draws[1:], padding=self.padding)
+    return flip(image) if self.flip and draws[0] < 0.5 else image
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -151,18 +197,48 @@ class EvalTransform:
   Attributes:
     size: side of the result, pixels.
     resize_size: the shorter side is resized to this before the crop, pixels.
+    interpolation: 'bilinear' or 'bicubic', with antialias.
   """
 
   size: int
   resize_size: int
+  interpolation: str = 'bilinear'
+
+  num_draws = 0
 
   def __post_init__(self):
+    check_interpolation(self.interpolation)
     if not self.size <= self.resize_size <= 8 * self.size:
       raise InputError(
         f'data.eval_resize={self.resize_size} is not in {self.size} ..'
         f' {8 * self.size} (1 to 8 times data.image_size).'
       )
 
-  def __call__(self, image: Image, rng: np.random.Generator) -> Image:
-    del rng
-    return resize_and_center_crop(image, self.resize_size, self.size)
+  def box(self, height: int, width: int, draws: Draws) -> Box:
+    """Returns the whole image."""
+    del draws
+    return Box(0, 0, height, width)
+
+  def __call__(self, image: Image, box: Box, draws: Draws) -> Image:
+    """Returns [size, size, C] of a whole image."""
+    del draws
+    return resize_and_center_crop(
+      box.of(image), self.resize_size, self.size, self.interpolation
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StoredTransform:
+  """Images that all have one size -> as they are; the device does the rest."""
+
+  num_draws = 0
+
+  def box(self, height: int, width: int, draws: Draws) -> Box:
+    """Returns the whole image."""
+    del draws
+    return Box(0, 0, height, width)
+
+  def __call__(self, image: Image, box: Box, draws: Draws) -> Image:
+    """Returns the image."""
+    del box, draws
+    return image

@@ -77,7 +77,8 @@ class ImageTransform:
     Raises:
       ValueError: the bytes are no image, or of too many pixels.
     """
-    image = self._resize(decode_image(data, self.channels, self.max_pixels))
+    image = decode_image(data, self.channels, max_pixels=self.max_pixels)
+    image = self._resize(image)
     size = self.preprocessing.image_size
     height, width = image.shape[:2]
     places = [((height - size) // 2, (width - size) // 2)]

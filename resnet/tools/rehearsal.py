@@ -124,7 +124,7 @@ def step(experiment: Experiment) -> Finding:
 def _made_batch(experiment: Experiment) -> dict[str, jax.Array]:
   """Returns a batch of noise: the step can be timed where data are broken."""
   rows = experiment.train_reader.row_count
-  shape = (rows, *experiment.image_shape)
+  shape = (rows, *experiment.train_image_shape)
   batch = {
     'image': np.random.default_rng(0).integers(0, 256, shape, np.uint8),
     'label': np.zeros(rows, np.int32),

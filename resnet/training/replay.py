@@ -22,7 +22,7 @@ from resnet.training import workdir as workdir_lib
 from resnet.training.bad_steps import FILE, record_keys
 from resnet.training.checkpoint import Checkpoints
 from resnet.training.state import TrainState
-from resnet.training.step import Batch, Task, gradients, jit_steps
+from resnet.training.step import Batch, Task, augment, gradients, jit_steps
 
 _MOST_SHOWN = 10
 
@@ -127,6 +127,7 @@ def _inspect(
 ) -> list[str]:
   """Returns lines on losses, gradients and activations of an update."""
   task = experiment.task
+  batch = jax.jit(functools.partial(augment, task=task))(batch, state.step)
   losses, stages = jax.jit(functools.partial(_forward, task=task))(state, batch)
   if task.accumulation_steps > 1:
     print('The batch is worked off as a whole here, not in parts.')

@@ -11,6 +11,7 @@ from jax import lax
 import jax.numpy as jnp
 import optax
 
+from resnet.data.augment import Augment, example_keys
 from resnet.training import guards, losses, metrics
 from resnet.training.sharding import DataSharding
 from resnet.training.state import TrainState
@@ -35,6 +36,8 @@ class Task:
     log_every_steps: metrics are summed over so many steps.
     ema_decay: share of the moving averages that an update keeps; None: none
       are kept.
+    augment: of training images, on the device; None: the host has done it.
+    seed: of `augment`.
   """
 
   model: nn.Module
@@ -46,6 +49,8 @@ class Task:
   accumulation_steps: int
   log_every_steps: int
   ema_decay: float | None = None
+  augment: Augment | None = None
+  seed: int = 0
 
   def normalize(self, images: jax.Array) -> jax.Array:
     """uint8 [B, H, W, C] -> (images - mean) / std, float32."""
@@ -88,7 +93,9 @@ def train_step(
   whole = state
   if sharding:
     whole = state.replace(params=sharding.gather(state.params))
-  grads, batch_stats, sums = _gradients_in_parts(whole, batch, task)
+  grads, batch_stats, sums = _gradients_in_parts(
+    whole, augment(batch, state.step, task=task), task
+  )
   if sharding:
     grads = sharding.split(grads)
   is_good = guards.all_finite((grads, batch_stats, sums['loss']))
@@ -120,6 +127,14 @@ def train_step(
     'skipped_steps': new_state.skipped_steps,
     'skipped_in_row': new_state.skipped_in_row,
   }
+
+
+def augment(batch: Batch, step: jax.Array, *, task: Task) -> Batch:
+  """Returns the batch as the network sees it; random by seed, step and row."""
+  if task.augment is None:
+    return batch
+  keys = example_keys(task.seed, step, len(batch['label']))
+  return {**batch, 'image': task.augment(batch['image'], keys)}
 
 
 def _update_ema(state: TrainState, task: Task) -> TrainState:

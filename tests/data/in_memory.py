@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from resnet.data.datasets import Source
+from resnet.data.source import Source
 
 
 class Records:

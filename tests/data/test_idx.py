@@ -8,6 +8,7 @@ import pytest
 
 from resnet.data import datasets, idx
 from resnet.errors import InputError
+from resnet.tools import prepare
 
 
 def idx_bytes(array, kind=8):
@@ -31,7 +32,8 @@ def folder(tmp_path):
 def test_prepared_images_are_those_of_the_files(folder, tmp_path):
   splits = idx.read_splits(str(folder))
   data_dir = str(tmp_path / 'sets')
-  idx.create_builder('tiny_grey', splits, data_dir).download_and_prepare()
+  words = f'--from=idx --source={folder} --out={data_dir} --name=tiny_grey'
+  prepare.main(prepare.parser().parse_args(words.split()))
   for split, (images, labels) in splits.items():
     source = datasets.open_source('tiny_grey', split, data_dir=data_dir)
     assert (len(source), source.num_classes, source.channels) == (
@@ -104,18 +106,16 @@ def test_a_flipped_byte_is_named(folder):
     idx.read_splits(str(folder))
 
 
-def test_a_label_without_a_name_is_refused(folder, tmp_path):
-  images, labels = idx.read_splits(str(folder))['train']
-  labels = np.where(labels == 2, 11, labels)
+def test_a_label_without_a_name_is_refused(folder):
+  labels = np.full(30, 11, np.uint8)
+  (folder / 'train-labels-idx1-ubyte.gz').unlink()
+  (folder / 'train-labels-idx1-ubyte').write_bytes(idx_bytes(labels))
   with pytest.raises(InputError, match=r'10 classes, but .* a label 11'):
-    idx.create_builder(
-      'fashion_mnist', {'train': (images, labels)}, str(tmp_path / 'sets')
-    )
-  assert not (tmp_path / 'sets').exists()
+    idx.open_idx(str(folder), 'fashion_mnist')
 
 
-def test_fashion_mnist_has_names(folder, tmp_path):
-  splits = idx.read_splits(str(folder))
-  builder = idx.create_builder('fashion_mnist', splits, str(tmp_path / 'sets'))
-  names = builder.info.features['label'].names
-  assert (len(names), names[0], names[9]) == (10, 'T-shirt/top', 'Ankle boot')
+def test_fashion_mnist_has_names(folder):
+  for source in idx.open_idx(str(folder), 'fashion_mnist').values():
+    names = source.class_names
+    assert (len(names), names[0], names[9]) == (10, 'T-shirt/top', 'Ankle boot')
+    assert (source.channels, source.image_shape) == (1, (6, 5, 1))

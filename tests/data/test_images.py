@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from resnet.data.images import MAX_PIXELS, decode_image
+from resnet.data.images import MAX_PIXELS, decode_image, image_size
 from resnet.errors import InputError
 from tests.data.in_memory import encode, make_source, smooth_image
 
@@ -92,6 +92,43 @@ def test_decoding_agrees_with_pillow(name, channels):
   # the chroma of JPEG may be rounded differently.
   exact = name.startswith('png') and (channels == 3 or 'grey' in name)
   assert np.abs(image - expected).max() <= (0 if exact else 2)
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize('name', FILES)
+def test_upper_rows_are_those_of_the_whole(name, channels):
+  whole = decode_image(FILES[name], channels)
+  for rows in range(1, 38):
+    upper = decode_image(FILES[name], channels, rows)
+    assert len(upper) in (rows, 37)
+    np.testing.assert_array_equal(upper, whole[: len(upper)])
+
+
+@pytest.mark.parametrize('subsampling', [0, 1, 2])
+@pytest.mark.parametrize('channels', [1, 3])
+def test_rows_below_those_wanted_are_not_decoded(subsampling, channels):
+  noise = np.random.default_rng(0).integers(0, 256, (150, 61, 3), np.uint8)
+  jpeg = encode(noise, 'JPEG', subsampling=subsampling)
+  whole = decode_image(jpeg, channels)
+  for rows in range(1, 151):
+    upper = decode_image(jpeg, channels, rows)
+    assert len(upper) == (rows if rows < 126 else len(upper)) >= rows
+    np.testing.assert_array_equal(upper, whole[: len(upper)])
+
+
+def test_a_file_that_is_cut_is_an_error_whatever_rows_are_wanted():
+  jpeg = encode(smooth_image(200, 200), 'JPEG')
+  assert len(decode_image(jpeg, 3, 20)) == 20
+  for length in range(0, len(jpeg) - 1, 97):
+    with pytest.raises(ValueError):
+      decode_image(jpeg[:length], 3, 20)
+
+
+def test_the_header_tells_the_size():
+  for name, data in FILES.items():
+    assert image_size(data) == (37, 53), name
+  assert image_size(COLOURS) == (37, 53)
+  assert image_size(b'') is image_size(b'\xff\xd8') is None
 
 
 @pytest.mark.parametrize('file_format', ['JPEG', 'PNG'])

@@ -10,7 +10,11 @@ import pytest
 from resnet.data import loader
 from resnet.data.datasets import open_source
 from resnet.data.notes import Notes
-from resnet.data.transforms import EvalTransform, TrainTransform
+from resnet.data.transforms import (
+  EvalTransform,
+  StoredTransform,
+  TrainTransform,
+)
 from resnet.errors import InputError
 from tests.data.in_memory import encode, make_source
 
@@ -292,12 +296,13 @@ def test_device_loader_counts_waiting_and_nothing_else(sharding):
 
 
 def test_closing_the_device_loader_drops_what_was_to_be_read(sharding):
-  def slow(image, _):
-    time.sleep(0.02)
-    return image
+  class Slow(StoredTransform):
+    def __call__(self, image, *_):
+      time.sleep(0.02)
+      return image
 
   source = numbered(100)
-  reader = make_reader(source, 8, 0, transform=slow)
+  reader = make_reader(source, 8, 0, transform=Slow())
   ahead = read_ahead(reader, 0, 1000, threads=1, prefetch=9)
   batches = loader.DeviceLoader(ahead, sharding, Notes())
   next(batches)

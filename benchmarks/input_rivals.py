@@ -1,0 +1,101 @@
+"""Batches of random resized crops by tf.data and torchvision, on request.
+
+  python benchmarks/input_rivals.py tfdata FOLDER BATCH_SIZE WORKERS
+
+Started by `python -m resnet.tools.benchmark input --against=...`. Says "ready",
+then for each number read from stdin makes as many batches of uint8 [B, 224,
+224, 3] from the JPEG files in the class folders, and says images/s. What waited
+in its buffers is thrown away first. Files are read from memory for neither: all
+are in the page cache.
+"""
+
+import glob
+import json
+import os
+import sys
+import time
+
+SIZE, AREA, ASPECT = 224, (0.08, 1.0), (3 / 4, 4 / 3)
+# Batches that each road keeps ready.
+_READY = 4
+
+
+def tfdata(folder, batch_size, workers):
+  """As the TPU and MLPerf examples do it: only the crop is decoded."""
+  os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
+  import tensorflow as tf
+
+  def load(path):
+    data = tf.io.read_file(path)
+    begin, size, _ = tf.image.sample_distorted_bounding_box(
+      tf.io.extract_jpeg_shape(data),
+      tf.zeros([1, 0, 4]),
+      min_object_covered=0.1,
+      aspect_ratio_range=ASPECT,
+      area_range=AREA,
+      max_attempts=10,
+      use_image_if_no_bounding_boxes=True,
+    )
+    window = tf.concat([begin[:2], size[:2]], 0)
+    image = tf.image.decode_and_crop_jpeg(data, window, channels=3)
+    image = tf.image.resize(image, [SIZE, SIZE])
+    return tf.cast(tf.image.random_flip_left_right(image), tf.uint8)
+
+  paths = sorted(glob.glob(os.path.join(folder, '*', '*')))
+  options = tf.data.Options()
+  options.threading.private_threadpool_size = workers
+  options.deterministic = True
+  data = tf.data.Dataset.from_tensor_slices(paths).shuffle(len(paths)).repeat()
+  data = data.map(load, num_parallel_calls=workers).batch(batch_size)
+  return iter(data.prefetch(2).with_options(options))
+
+
+def torchvision(folder, batch_size, workers):
+  """As the references of torchvision do it, without the float conversion."""
+  import torch
+  from torchvision import datasets
+  from torchvision.transforms import v2
+
+  transform = v2.Compose(
+    [
+      v2.RandomResizedCrop(SIZE, scale=AREA, ratio=ASPECT),
+      v2.RandomHorizontalFlip(),
+      v2.PILToTensor(),
+    ]
+  )
+  loader = torch.utils.data.DataLoader(
+    datasets.ImageFolder(folder, transform),
+    batch_size,
+    shuffle=True,
+    num_workers=workers,
+    drop_last=True,
+    persistent_workers=True,
+  )
+
+  def forever():
+    while True:
+      yield from loader
+
+  return forever()
+
+
+def main():
+  name, folder, batch_size, workers = sys.argv[1:]
+  roads = {'tfdata': tfdata, 'torchvision': torchvision}
+  try:
+    batches = roads[name](folder, int(batch_size), int(workers))
+  except ImportError:
+    return
+  print(json.dumps('ready'), flush=True)
+  for line in sys.stdin:
+    for _ in range(_READY):
+      next(batches)
+    start = time.perf_counter()
+    for _ in range(int(line)):
+      next(batches)
+    seconds = time.perf_counter() - start
+    print(json.dumps(int(line) * int(batch_size) / seconds), flush=True)
+
+
+if __name__ == '__main__':
+  main()
