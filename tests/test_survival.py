@@ -442,3 +442,14 @@ def test_safe_fields_may_change_on_demand(stopped, tmp_path):
   result = main(workdir, more, *other)
   assert result.returncode == 2
   assert 'seed: 0 there, 1 now' in result.stderr
+
+
+def test_a_complete_run_whose_last_checkpoint_is_damaged(whole, tmp_path):
+  workdir = tmp_path / 'run'
+  shutil.copytree(whole, workdir)
+  assert 'is complete: nothing to do' in main(workdir).stdout
+  _flip_byte(workdir / 'checkpoints' / str(NUM_STEPS))
+  result = main(workdir)
+  assert result.returncode == 0, result.stderr
+  assert f'warning: The checkpoint of step {NUM_STEPS}' in result.stdout
+  assert_same_run(workdir, whole)

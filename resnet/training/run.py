@@ -176,15 +176,19 @@ def _open(
 
 
 def _complete(experiment: Experiment, workdir: str) -> Outcome | None:
-  """Returns how a run ended before; None: there is something left to do."""
+  """Returns how a run ended before; None: there is something left to do.
+
+  (As there is where its last checkpoint is damaged.)
+  """
   if not os.path.isdir(os.path.join(workdir, FOLDER)):
     return None
   try:
     checkpoints = Checkpoints(workdir)
+    step = checkpoints.latest_step()
+    if step is None or step < experiment.length.num_steps:
+      return None
+    checkpoints.restore(step, experiment.abstract_state())
   except DamagedError:  # It is mended where the run goes on.
-    return None
-  step = checkpoints.latest_step()
-  if step is None or step < experiment.length.num_steps:
     return None
   _draw_curves(workdir)
   return Outcome(
