@@ -121,7 +121,7 @@ def read_weights(
       f'{source} has {len(names)} class names for {num_classes} classes.'
     )
   return Weights(
-    name=found.name,
+    name=source,
     model_name=model,
     model=create_model(
       model,

@@ -154,9 +154,9 @@ class Server:
       return self._transform(data)[0]
     except ValueError as error:
       status = 413 if 'the header claims' in str(error) else 400
-      what = f'{name}: ' if name else ''
+      what = name or 'The body'
       raise HTTPException(
-        status, f'{what}no image that can be read: {error}.'
+        status, f'{what} is no image that can be read: {error}.'
       ) from None
 
   def _classes(self, probabilities: np.ndarray) -> list[dict[str, Any]]:

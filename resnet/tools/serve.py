@@ -34,24 +34,24 @@ def main(args: argparse.Namespace) -> None:
     raise InputError(
       f'Serving needs packages ({error}): pip install -r requirements-serve.txt'
     ) from None
-  listener = _listen(args.host, args.port)
-  predictor = _predictor(args)
-  predictor.compile()
-  server = Server(
-    predictor,
-    wait_seconds=args.wait_milliseconds / 1000,
-    max_waiting=args.max_waiting,
-    num_threads=args.num_threads,
-  )
-  config = uvicorn.Config(
-    create_app(server),
-    log_level='warning',
-    access_log=False,
-    timeout_graceful_shutdown=args.grace_seconds,
-  )
-  host, port = listener.getsockname()[:2]
-  print(f'{predictor.network.name}: http://{host}:{port}', flush=True)
-  uvicorn.Server(config).run(sockets=[listener])
+  with _listen(args.host, args.port) as listener:
+    predictor = _predictor(args)
+    predictor.compile()
+    server = Server(
+      predictor,
+      wait_seconds=args.wait_milliseconds / 1000,
+      max_waiting=args.max_waiting,
+      num_threads=args.num_threads,
+    )
+    config = uvicorn.Config(
+      create_app(server),
+      log_level='warning',
+      access_log=False,
+      timeout_graceful_shutdown=args.grace_seconds,
+    )
+    host, port = listener.getsockname()[:2]
+    print(f'{predictor.network.name}: http://{host}:{port}', flush=True)
+    uvicorn.Server(config).run(sockets=[listener])
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -59,6 +59,8 @@ def _check(args: argparse.Namespace) -> None:
     raise InputError(
       f'--max-batch={args.max_batch} is none of {", ".join(map(str, _SIZES))}.'
     )
+  if not 0 <= args.port < 2**16:
+    raise InputError(f'--port={args.port} is not in 0 .. {2**16 - 1}.')
   for name in ('max_waiting', 'num_threads', 'grace_seconds'):
     if getattr(args, name) < 1:
       raise InputError(
@@ -74,10 +76,10 @@ def _listen(host: str, port: int) -> socket.socket:
   """Takes the port, before anything is compiled."""
   try:
     return socket.create_server((host, port), backlog=1024)
-  except (OSError, OverflowError) as error:
+  except OSError as error:
     raise InputError(
       f'--host={host} --port={port} cannot be had:'
-      f' {getattr(error, "strerror", None) or error}. Name another --port.'
+      f' {error.strerror or error}. Name another --port.'
     ) from None
 
 
