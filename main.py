@@ -1,6 +1,7 @@
 """Trains or evaluates a residual network: python main.py --help"""
 
 import errno
+import logging as python_logging
 import signal
 import sys
 import time
@@ -126,8 +127,9 @@ def main(argv: list[str]) -> int:
   # Imports that take seconds come after the flags are known to be good.
   from resnet.training.stop import leave
 
-  # Orbax logs the tracebacks of its threads, of errors that are told below.
+  # Orbax and its event loops log tracebacks of errors that are told below.
   logging.set_verbosity(logging.FATAL)
+  python_logging.getLogger('asyncio').setLevel(python_logging.CRITICAL)
   sys.unraisablehook = _show_unraisable
   cluster = None
 
