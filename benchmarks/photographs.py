@@ -78,21 +78,21 @@ def main():
   parser.add_argument('--out', required=True)
   parser.add_argument('--count', type=int, default=2000)
   args = parser.parse_args()
-  written, paths = 0, find_wallpapers()
+  written, paths, name = 0, find_wallpapers(), ''
   each = -(-args.count // len(paths)) * 3
   for seed, path in enumerate(paths):
-    jpegs = list(photographs(path, each, seed))
-    if len(jpegs) < _MIN_OF_CLASS:
-      continue
-    name = '_'.join(path.relative_to('/usr/share').with_suffix('').parts)
+    jpegs = list(photographs(path, each, seed))[: args.count - written]
+    if len(jpegs) >= _MIN_OF_CLASS:
+      name = '_'.join(path.relative_to('/usr/share').with_suffix('').parts)
+    elif written + len(jpegs) < args.count:
+      continue  # Too few for a class; the last ones go to the class before.
     for i, jpeg in enumerate(jpegs):
-      if written == args.count:
-        break
-      split = 'val' if i % 10 == 1 else 'train'
-      folder = pathlib.Path(args.out, split, name)
+      folder = pathlib.Path(args.out, 'val' if i % 10 == 1 else 'train', name)
       os.makedirs(folder, exist_ok=True)
-      (folder / f'{i:04}.jpg').write_bytes(jpeg)
+      (folder / f'{written:05}.jpg').write_bytes(jpeg)
       written += 1
+    if written == args.count:
+      break
   print(f'{written:,} photographs in {args.out}')
   if written < args.count:
     raise SystemExit('error: the wallpapers hold no more of 60 to 110 kB')
