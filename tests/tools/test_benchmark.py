@@ -12,7 +12,8 @@ from resnet.tools import benchmark, benchmark_input
 
 
 def run(*words, **fields):
-  args = benchmark.parser().parse_args(['input', *words])
+  # The config is given below.
+  args, _ = benchmark.parser().parse_known_args(['input', *words])
   args.config = fake.get_config()
   args.config.update_from_flattened_dict(
     {name.replace('__', '.'): value for name, value in fields.items()}
