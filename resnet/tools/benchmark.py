@@ -17,19 +17,20 @@ def main(args: argparse.Namespace) -> None:
   _SUBJECTS[args.subject].main(args)
 
 
-def _parser() -> command.Parser:
-  parser = command.ConfigParser(
+def parser() -> command.Parser:
+  """Returns what reads the command line."""
+  result = command.ConfigParser(
     prog='python -m resnet.tools.benchmark',
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  subjects = parser.add_subparsers(
+  subjects = result.add_subparsers(
     dest='subject', required=True, parser_class=command.Parser
   )
   for name, module in _SUBJECTS.items():
     module.add_arguments(subjects.add_parser(name, help=module.HELP))
-  return parser
+  return result
 
 
 if __name__ == '__main__':
-  command.run(main, _parser())
+  command.run(main, parser())

@@ -1,6 +1,7 @@
 """How fast images come from the disk to the device: stages, cores, rivals."""
 
 import argparse
+import ast
 from collections.abc import Callable, Iterator
 import contextlib
 import json
@@ -104,6 +105,8 @@ def _changed(config: Any, fields: str) -> Any:
     name, equals, value = field.partition('=')
     if not equals or name.partition('.')[0] != 'data':
       raise InputError(f'--also={fields!r}: {field!r} is not data.FIELD=VALUE.')
+    with contextlib.suppress(ValueError, SyntaxError):
+      value = ast.literal_eval(value)  # A number; otherwise it is a word.
     try:
       config.update_from_flattened_dict({name: value})
     except (KeyError, TypeError, ValueError) as error:
@@ -149,7 +152,7 @@ def _our_road(
   batches = _batches(run.train_reader, run)
 
   def images_per_second(count: int) -> float:
-    for _ in range(run.loader.prefetch_batches + run.loader.num_threads):
+    for _ in range(run.loader.max_batches):
       next(batches)  # They were waiting, ready.
     start = time.perf_counter()
     for _ in range(count):
