@@ -125,3 +125,31 @@ def test_a_dead_worker_ends_the_run_in_one_line(
   assert code == 0, stderr
   assert stdout.startswith('Continuing')
   assert metrics(workdir) == undisturbed
+
+
+def test_workers_do_not_outlive_a_run_that_is_killed(tmp_path, data_dir):
+  workdir = tmp_path / 'run'
+  more = ('--config.num_epochs=5000', '--config.data.num_workers=2')
+  with subprocess.Popen(
+    [sys.executable, 'main.py', *ARGS, f'--workdir={workdir}', *more],
+    cwd=ROOT,
+    env={**os.environ, 'TFDS_DATA_DIR': data_dir},
+    stdout=subprocess.PIPE,
+    text=True,
+  ) as process:
+    while not process.stdout.readline().startswith('step '):
+      assert process.poll() is None
+    workers = workers_of(process.pid)
+    assert len(workers) == 2
+    process.kill()
+    # Workers hold the other end of this pipe: it ends with the last of them.
+    process.communicate(timeout=30)
+  assert not any(_is_alive(pid) for pid in workers)
+
+
+def _is_alive(pid):
+  try:
+    text = pathlib.Path(f'/proc/{pid}/stat').read_text()
+  except OSError:
+    return False
+  return text.rpartition(')')[2].split()[0] != 'Z'

@@ -117,7 +117,8 @@ def _pipeline(
       grain.MultiprocessingOptions(
         num_workers=options.num_workers,
         per_worker_buffer_size=options.prefetch_batches,
-      )
+      ),
+      worker_init_fn=workers.end_with_parent,
     )
   return batches
 

@@ -1,9 +1,12 @@
-"""What is said of a data worker process that died."""
+"""Data worker processes: that they end, and what is said of their death."""
 
 import dataclasses
+import multiprocessing
+import os
 import re
 import signal
 import sys
+import threading
 
 from resnet.errors import RunError
 
@@ -16,6 +19,22 @@ def prepare() -> None:
   """Prepares this process for workers; before the first one."""
   if _QUIET not in sys.warnoptions:
     sys.warnoptions.append(_QUIET)  # Of new processes: this one's are fixed.
+
+
+def end_with_parent(index: int, count: int) -> None:
+  """In a new worker: it ends when the process that began it has ended.
+
+  A killed one cannot end them, and they would wait for ever to be asked.
+  """
+  del index, count
+  parent = multiprocessing.parent_process()
+  if parent is not None:
+
+    def wait() -> None:
+      parent.join()
+      os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @dataclasses.dataclass(frozen=True)
