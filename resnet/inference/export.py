@@ -1,10 +1,12 @@
 """Networks for other programs: StableHLO and ONNX, checked by running them.
 
-An exported folder holds the program, weights inside, and `manifest.json`.
+An exported folder holds the program, the weights (inside of ONNX, beside
+StableHLO), and `manifest.json`.
 """
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -13,19 +15,19 @@ import shutil
 import tempfile
 from typing import Any
 
+from flax import traverse_util
 import jax
 from jax import export as jax_export
-from jax import lax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 
 from resnet.errors import InputError, RunError
 from resnet.inference import onnx
-from resnet.inference.exported import MANIFEST, load_program
+from resnet.inference.exported import FILES, MANIFEST, WEIGHTS, load_program
 from resnet.inference.network import Weights
 from resnet.training.workdir import write_atomically
 
-FILES = {'stablehlo': 'model.stablehlo', 'onnx': 'model.onnx'}
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 
 # Batches that are compared, and the largest difference that is let pass, as a
@@ -67,16 +69,18 @@ def export(
   except OSError as error:
     raise InputError(f'{folder} cannot be made: {error.strerror}.') from None
   try:
-    program = _to_stablehlo if format_ == 'stablehlo' else _to_onnx
-    data = program(weights, platforms, with_preprocessing)
-    path = os.path.join(scratch, FILES[format_])
-    write_atomically(path, data)
+    make = _to_stablehlo if format_ == 'stablehlo' else _to_onnx
+    files = make(weights, platforms, with_preprocessing)
+    for file, data in files.items():
+      write_atomically(os.path.join(scratch, file), data)
     manifest = {
       **_describe(weights, format_, platforms, with_preprocessing),
-      'sha256': hashlib.sha256(data).hexdigest(),
-      # Of the file, as whoever gets it will read it.
+      'sha256': {
+        file: hashlib.sha256(data).hexdigest() for file, data in files.items()
+      },
+      # Of the files, as whoever gets them will read them.
       'largest_relative_difference': compare(
-        weights, load_program(path, format_), format_, with_preprocessing
+        weights, load_program(scratch, format_), format_, with_preprocessing
       ),
     }
     write_atomically(
@@ -113,17 +117,13 @@ def _backend() -> str:
   return 'cuda' if backend == 'gpu' else backend
 
 
-def _function(
+def _apply(
   weights: Weights, model: Any, with_preprocessing: bool
-) -> Callable[[Any], Any]:
-  weights = dataclasses.replace(weights, model=model)
-
-  def function(images: Any) -> Any:
-    if with_preprocessing:
-      return weights.logits(weights.variables, images)
-    return model.apply(weights.variables, images, train=False)
-
-  return function
+) -> Callable[[Any, Any], Any]:
+  """Returns a function from variables and images to logits."""
+  if with_preprocessing:
+    return dataclasses.replace(weights, model=model).logits
+  return functools.partial(model.apply, train=False)
 
 
 def _input(weights: Weights, with_preprocessing: bool) -> tuple[Any, Any]:
@@ -134,32 +134,40 @@ def _input(weights: Weights, with_preprocessing: bool) -> tuple[Any, Any]:
 
 def _to_stablehlo(
   weights: Weights, platforms: Sequence[str], with_preprocessing: bool
-) -> bytes:
+) -> dict[str, bytes]:
+  """Returns the program, and the weights: they are arguments of it.
+
+  Of constants XLA would work out what it can at compile time, with another
+  rounding than that of the network.
+  """
   (height, width, channels), dtype = _input(weights, with_preprocessing)
   shape = jax_export.symbolic_shape(f'batch, {height}, {width}, {channels}')
-
-  def function(images: jax.Array) -> jax.Array:
-    # Behind the barrier XLA takes constants as it takes arguments: it would
-    # work out what is constant at compile time, with another rounding.
-    variables = lax.optimization_barrier(weights.variables)
-    barred = dataclasses.replace(weights, variables=variables)
-    return _function(barred, weights.model, with_preprocessing)(images)
-
-  exported = jax_export.export(jax.jit(function), platforms=platforms)(
-    jax.ShapeDtypeStruct(shape, dtype)
+  variables = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), weights.variables
   )
-  return bytes(exported.serialize())
+  function = _apply(weights, weights.model, with_preprocessing)
+  exported = jax_export.export(jax.jit(function), platforms=platforms)(
+    variables, jax.ShapeDtypeStruct(shape, dtype)
+  )
+  flat = traverse_util.flatten_dict(weights.variables, sep='/')
+  return {
+    FILES['stablehlo']: bytes(exported.serialize()),
+    WEIGHTS: safetensors.numpy.save(
+      {name: np.ascontiguousarray(leaf) for name, leaf in flat.items()}
+    ),
+  }
 
 
 def _to_onnx(
   weights: Weights, platforms: Sequence[str], with_preprocessing: bool
-) -> bytes:
+) -> dict[str, bytes]:
   del platforms  # ONNX knows none.
   shape, dtype = _input(weights, with_preprocessing)
   model = onnx.exportable(weights.model)
-  return onnx.to_onnx(
-    _function(weights, model, with_preprocessing), shape, dtype
+  apply = functools.partial(
+    _apply(weights, model, with_preprocessing), weights.variables
   )
+  return {FILES['onnx']: onnx.to_onnx(apply, shape, dtype)}
 
 
 def _describe(
@@ -177,7 +185,6 @@ def _describe(
       continue  # An optional one.
   return {
     'format': format_,
-    'file': FILES[format_],
     'model': weights.model_name,
     'platforms': list(platforms) if format_ == 'stablehlo' else None,
     'input': {
@@ -214,12 +221,7 @@ def compare(
   """
   shape, _ = _input(weights, with_preprocessing)
   rng = np.random.default_rng(0)
-  # Weights as arguments, as everywhere but in the export.
-  ours = jax.jit(
-    weights.logits
-    if with_preprocessing
-    else lambda v, x: weights.model.apply(v, x, train=False)
-  )
+  ours = jax.jit(_apply(weights, weights.model, with_preprocessing))
   exact = format_ == 'stablehlo' and jax.default_backend() == 'cpu'
   differences = {}
   for batch in _BATCHES:

@@ -7,10 +7,12 @@ import json
 import os
 from typing import Any
 
+from flax import traverse_util
 import jax
 from jax import export as jax_export
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 
 from resnet.errors import InputError
 from resnet.inference import onnx
@@ -19,6 +21,8 @@ from resnet.inference.preprocessing import normalize
 from resnet.models.weights import Preprocessing
 
 MANIFEST = 'manifest.json'
+FILES = {'stablehlo': 'model.stablehlo', 'onnx': 'model.onnx'}
+WEIGHTS = 'weights.safetensors'
 
 
 def is_exported(path: str) -> bool:
@@ -26,20 +30,23 @@ def is_exported(path: str) -> bool:
   return os.path.isfile(os.path.join(path, MANIFEST))
 
 
-def load_program(path: str, format_: str) -> Callable[[Any], Any]:
-  """Returns the function in a file, images [B, S, S, C] -> logits [B, K].
+def load_program(folder: str, format_: str) -> Callable[[Any], Any]:
+  """Returns the function in a folder, images [B, S, S, C] -> logits [B, K].
 
   Raises:
-    InputError: the file is damaged, or a package is missing.
+    InputError: a file is damaged, or a package is missing.
   """
+  path = os.path.join(folder, FILES[format_])
   if format_ == 'onnx':
     return onnx.load_onnx(path)
   try:
     with open(path, 'rb') as file:
       exported = jax_export.deserialize(bytearray(file.read()))
+    flat = safetensors.numpy.load_file(os.path.join(folder, WEIGHTS))
   except Exception as error:  # Of many kinds.
     raise InputError(f'{path} is no StableHLO program: {error}') from None
-  return jax.jit(exported.call)
+  variables = jax.device_put(traverse_util.unflatten_dict(flat, sep='/'))
+  return functools.partial(jax.jit(exported.call), variables)
 
 
 def open_exported(folder: str) -> Network:
@@ -61,24 +68,31 @@ def open_exported(folder: str) -> Network:
       manifest['input']['preprocessing_inside'],
     )
     names = tuple(map(str, manifest['class_names']))
-    program_path = os.path.join(folder, os.path.basename(manifest['file']))
-    with open(program_path, 'rb') as file:
-      checksum = hashlib.sha256(file.read()).hexdigest()
-    is_whole = checksum == manifest['sha256']
+    damaged = [
+      file
+      for file, checksum in manifest['sha256'].items()
+      if _checksum(os.path.join(folder, os.path.basename(file))) != checksum
+    ]
     platforms = manifest['platforms']
-  except (OSError, ValueError, KeyError, TypeError) as error:
+  except (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+  ) as error:
     raise InputError(f'{path} is damaged: {error!r}.') from None
-  if not is_whole:
+  if damaged or format_ not in FILES:
     raise InputError(
-      f'{program_path} is not the file that was exported: its SHA-256 is'
-      f' {checksum}, not the one in {MANIFEST}.'
+      f'{folder} is not what was exported: {", ".join(damaged) or format_} has'
+      f' not the SHA-256 that {MANIFEST} says.'
     )
   backend = jax.default_backend().replace('gpu', 'cuda')
   if platforms and backend not in platforms:
     raise InputError(
       f'{folder} is for {", ".join(platforms)}; this is {backend}.'
     )
-  program = load_program(program_path, format_)
+  program = load_program(folder, format_)
 
   def compile_(batch_size: int, outputs: tuple[str, ...]) -> Function:
     run = functools.partial(_run, program, preprocessing, inside, outputs)
@@ -94,6 +108,11 @@ def open_exported(folder: str) -> Network:
     compile=compile_,
   )
   return network
+
+
+def _checksum(path: str) -> str:
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def _run(

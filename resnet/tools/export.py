@@ -4,7 +4,7 @@
   $export --format=stablehlo --platforms=cpu,cuda,tpu --out=DIR
   $export --format=onnx --with-preprocessing --out=DIR
 
-DIR gets the program, weights inside, for any batch size, and manifest.json:
+DIR gets the program, for any batch size, its weights, and manifest.json:
 class names, preprocessing, versions, checksum. It is run beside the network
 before it is kept: StableHLO must give the same bits on a CPU, ONNX the logits
 within 1e-5. `resnet.tools.predict --weights=DIR` uses it.
@@ -13,7 +13,8 @@ within 1e-5. `resnet.tools.predict --weights=DIR` uses it.
 import argparse
 
 from resnet.inference import onnx
-from resnet.inference.export import FILES, export
+from resnet.inference.export import export
+from resnet.inference.exported import FILES
 from resnet.inference.network import read_weights
 from resnet.tools import command
 

@@ -183,7 +183,7 @@ def test_a_damaged_folder_is_refused(small, tmp_path):
   data = bytearray(path.read_bytes())
   data[len(data) // 2] ^= 1
   path.write_bytes(data)
-  with pytest.raises(InputError, match='its SHA-256 is'):
+  with pytest.raises(InputError, match=r'model\.stablehlo has not the SHA-256'):
     open_exported(str(folder))
   manifest = folder / 'manifest.json'
   text = manifest.read_text()
