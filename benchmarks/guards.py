@@ -22,37 +22,20 @@ from unittest import mock
 import jax
 import numpy as np
 
-from resnet.models import create_model
+from configs import fake
+from resnet import experiment
 from resnet.training import guards
 from resnet.training.checkpoint import Checkpoints
-from resnet.training.losses import create_loss
-from resnet.training.optimizers import create_optimizer
 from resnet.training.state import create_state
-from resnet.training.step import Task, train_step
+from resnet.training.step import train_step
 from resnet.training.watchdog import Watchdog
 
 
 def _task(name):
-  def schedule(step):
-    return 0.01 + 0.0 * step
-
-  return Task(
-    model=create_model(name),
-    tx=create_optimizer(
-      schedule,
-      name='sgd',
-      momentum=0.9,
-      nesterov=False,
-      weight_decay=1e-4,
-      decay_rule='kernels',
-    ),
-    schedule=schedule,
-    loss_fn=create_loss(label_smoothing=0.0),
-    mean=(120.0,) * 3,
-    std=(60.0,) * 3,
-    accumulation_steps=1,
-    log_every_steps=100,
-  )
+  config = fake.get_config()
+  config.model.name = name
+  config.log_every_steps = 100
+  return experiment.resolve(config).task
 
 
 def _state(task, size):
