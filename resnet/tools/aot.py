@@ -198,7 +198,7 @@ def _lines_of_chip(report: dict[str, Any]) -> list[str]:
   )
   return [
     *lines,
-    f'  ESTIMATE     at most {estimate["images_per_second"]:,.0f} images/s on'
+    f'  ESTIMATE     {estimate["images_per_second"]:,.0f} images/s on'
     f' all chips, by peak figures of the maker: {times}',
   ]
 
