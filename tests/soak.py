@@ -79,6 +79,7 @@ class Soak:
       f'--coordinator_address=127.0.0.1:{port}',
       f'--num_processes={count}',
       '--heartbeat_seconds=30',
+      '--join_seconds=30',
     )
     return [
       subprocess.Popen(
