@@ -389,7 +389,7 @@ def test_a_second_run_in_a_workdir_is_refused(tmp_path):
     first.kill()
   # The lock of the killed one is stale.
   with start(workdir, '--config.num_epochs=500') as third:
-    assert 'Training' in third.stdout.readline()
+    assert 'cifar_resnet8 on fake' in third.stdout.readline()
     third.kill()
 
 

@@ -367,7 +367,7 @@ def test_a_signal_in_an_evaluation_is_made_up_for(
     calls.append(None)
     if len(calls) == number:
       os.kill(os.getpid(), signal.SIGTERM)
-      while kwargs['stop'] and not kwargs['stop'].received:
+      while kwargs['stop'] and not kwargs['stop'].number:
         time.sleep(0.01)
     return real(*args, **kwargs)
 
