@@ -106,7 +106,7 @@ def train_step(
   sums = jax.tree.map(
     lambda old, new: jnp.where(starts_interval, new, old + new),
     state.sums,
-    choose(sums, metrics.zeros()),
+    choose(sums, jax.tree.map(jnp.zeros_like, sums)),
   )
   new_state = TrainState(
     step=state.step + 1,
