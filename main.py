@@ -181,7 +181,7 @@ def _run(cluster: Any) -> int:
   from resnet.training import evaluate, replay
   from resnet.training import run as run_lib
   from resnet.training.reference import read_reference
-  from resnet.training.starts import commit
+  from resnet.training.starts import code_hash
 
   workdir = _WORKDIR.value
   if workdir is None:
@@ -196,7 +196,14 @@ def _run(cluster: Any) -> int:
     )
   run = experiment.resolve(_CONFIG.value)
   if cluster:
-    cluster.agree({**run.facts(), '--mode': _MODE.value, 'code': commit()})
+    cluster.agree(
+      {
+        **run.facts(),
+        '--mode': _MODE.value,
+        '--checkpoint': _CHECKPOINT.value,
+        'code': code_hash(),
+      }
+    )
   if _MODE.value == 'eval':
     return evaluate.run(run, workdir, _CHECKPOINT.value)
   if _MODE.value == 'replay':

@@ -444,6 +444,37 @@ def test_safe_fields_may_change_on_demand(stopped, tmp_path):
   assert 'seed: 0 there, 1 now' in result.stderr
 
 
+@pytest.mark.parametrize('gone', ['folder', 'content'])
+def test_a_run_whose_checkpoints_are_missing_does_not_begin_anew(
+  whole, tmp_path, gone
+):
+  workdir = tmp_path / 'run'
+  shutil.copytree(whole, workdir)
+  shutil.rmtree(workdir / 'checkpoints')
+  if gone == 'content':
+    (workdir / 'checkpoints').mkdir()
+  before = (workdir / 'metrics.jsonl').read_bytes()
+  result = main(workdir)
+  assert result.returncode == 2, result.stdout
+  assert f'has come to step {NUM_STEPS}, but holds no checkp' in result.stderr
+  assert (workdir / 'metrics.jsonl').read_bytes() == before
+
+
+def test_damaged_metrics_of_a_complete_run(whole, tmp_path):
+  workdir = tmp_path / 'run'
+  shutil.copytree(whole, workdir)
+  step = min(map(int, os.listdir(workdir / 'checkpoints')))
+  assert step < NUM_STEPS
+  for path in (workdir / 'checkpoints').glob('*/metrics/metrics'):
+    if path.parts[-3] != str(NUM_STEPS):
+      path.write_text('{')
+      step = path.parts[-3]
+  result = main(workdir)
+  assert result.returncode == 0, result.stderr
+  assert f'warning: The checkpoint of step {step}' in result.stdout
+  assert 'is complete: nothing to do' in result.stdout
+
+
 def test_a_complete_run_whose_last_checkpoint_is_damaged(whole, tmp_path):
   workdir = tmp_path / 'run'
   shutil.copytree(whole, workdir)

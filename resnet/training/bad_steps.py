@@ -21,7 +21,8 @@ class BadSteps:
     self._workdir = workdir
     self._first_step = first_step
     self._lines: JsonLines | None = None
-    if os.path.exists(os.path.join(workdir, FILE)):
+    exists = os.path.exists(os.path.join(workdir, FILE))
+    if exists and jax.process_index() == 0:
       self._open()
 
   def _open(self) -> JsonLines:

@@ -8,9 +8,11 @@ flipped byte, nor a missing file of zeros.
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -68,6 +70,8 @@ class Checkpoints:
     """
     self._workdir = os.path.abspath(workdir)
     self._keep = keep
+    if keep is not None:
+      self._put_back()
     self._check_metrics(say)
     self._manager = self._open()
 
@@ -181,9 +185,39 @@ class Checkpoints:
         f' {text[-1][:1000] if text else repr(error)}.'
       ) from error
 
-  def delete(self, step: int) -> None:
-    """Removes a checkpoint, to save another one of this step."""
-    self._manager.delete(step)
+  def replace(self, state: TrainState, metrics: dict[str, float]) -> None:
+    """Saves a state anew, with the metrics that its checkpoint does not have.
+
+    The one that is there stays beside the folder until the new one is on disk.
+
+    Raises:
+      SaveError: it could not be written; the old one is put back at the start
+        of the next run.
+    """
+    step = int(state.step)
+    if jax.process_index() == 0:
+      os.rename(os.path.join(self._folder, str(step)), self._old(step))
+    multihost_utils.sync_global_devices('the old checkpoint is aside')
+    self._manager.reload()
+    self.save(state, metrics)
+    self.finish(expected_step=step)
+    if jax.process_index() == 0:
+      shutil.rmtree(self._old(step))
+
+  def _old(self, step: int | str) -> str:
+    return os.path.join(self._workdir, f'.replaced_{step}')
+
+  def _put_back(self) -> None:
+    """Makes good what a kill within `replace` has left."""
+    if jax.process_index() == 0:
+      for path in pathlib.Path(self._workdir).glob('.replaced_*'):
+        new = pathlib.Path(self._folder) / path.name.removeprefix('.replaced_')
+        if new.exists():
+          shutil.rmtree(path)
+        else:
+          new.parent.mkdir(exist_ok=True)
+          os.rename(path, new)
+    multihost_utils.sync_global_devices('old checkpoints are put back')
 
   def restore(self, step: int, target: TrainState) -> TrainState:
     """Returns the state at `step`, placed as `target` (abstract) says.
@@ -285,6 +319,16 @@ class Checkpoints:
     multihost_utils.sync_global_devices('damaged checkpoints are set aside')
 
   def _damaged(self, step: int, reason: object) -> DamagedError:
+    """Returns the error of a damaged checkpoint.
+
+    Raises:
+      RunError: instead, where the machine is to blame: the files may be good.
+    """
+    if _is_of_machine(reason):
+      raise RunError(
+        f'The checkpoint of step {step} in {self._folder} cannot be read now:'
+        f' {reason}. It stays where it is; the same command tries again.'
+      )
     text = str(reason).splitlines()[0] if str(reason) else repr(reason)
     return DamagedError(
       f'The checkpoint of step {step} in {self._folder} is damaged'
@@ -317,6 +361,23 @@ class Checkpoints:
   def close(self) -> None:
     """Waits for what is being written and lets go of the folder."""
     self._manager.close()
+
+
+_OF_MACHINE = (
+  *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM),
+  *(errno.EIO, errno.ESTALE),
+)
+
+
+def _is_of_machine(reason: Any) -> bool:
+  """Whether an error tells nothing of the content of files."""
+  while isinstance(reason, BaseException):
+    if isinstance(reason, MemoryError) or 'RESOURCE_EXHAUSTED' in str(reason):
+      return True
+    if getattr(reason, 'errno', None) in _OF_MACHINE:
+      return True
+    reason = reason.__cause__ or reason.__context__
+  return False
 
 
 @jax.jit

@@ -211,8 +211,10 @@ class Loop:
       return None
     evaluation = self.evaluate(state, step)
     if evaluation and evaluation['eval/top1'] > self.best_top1:
-      self.checkpoints.delete(step)
-      self.save(state, step, evaluation)
+      self.best_top1 = evaluation['eval/top1']
+      if self.writer:
+        self.writer.sync()
+      self.checkpoints.replace(state, evaluation)
     return evaluation
 
   def finish_steps(self, meter: Meter, *, leave: int = 0) -> None:
@@ -303,6 +305,8 @@ class Loop:
     self, state: TrainState, step: int, evaluation: dict[str, float] | None
   ) -> None:
     """Waits until the last checkpoint is on disk."""
+    if not self.saved_step:  # A signal came before the first step.
+      return
     self.watchdog.watch(f'saving step {step}')
     try:
       self.checkpoints.finish(expected_step=self.saved_step)

@@ -5,6 +5,7 @@ number there; so a process that is missing can be named, and no wrong address
 is waited for without a word.
 """
 
+import contextlib
 import json
 import socket
 import time
@@ -76,7 +77,8 @@ def _call(
         break
       error = _enter(connection, present, num_processes)
     for connection in present.values():
-      connection.sendall(f'{error or _OK}\n'.encode())
+      with contextlib.suppress(OSError):  # JAX will miss it.
+        connection.sendall(f'{error or _OK}\n'.encode())
   if error:
     for connection in present.values():
       connection.close()
@@ -98,19 +100,38 @@ def _enter(
     connection.close()  # Not one of ours.
     return None
   error = None
-  if their_number != num_processes:
+  if not isinstance(index, int) or not 0 < index < num_processes:
+    error = InputError(
+      f'--process_id={index} is none of {num_processes} processes.'
+    )
+  elif their_number != num_processes:
     error = InputError(
       f'--num_processes is {num_processes} in process 0, {their_number} in'
       f' process {index}.'
     )
-  elif index in present:
+  elif index in present and not _has_ended(present[index]):
     error = InputError(f'--process_id={index} was given to two processes.')
   if error:
     connection.sendall(f'{error}\n'.encode())
     connection.close()
   else:
+    if index in present:
+      present[index].close()
     present[index] = connection
   return error
+
+
+def _has_ended(connection: socket.socket) -> bool:
+  """Whether the process at the other end is gone: it may come again."""
+  connection.settimeout(0.0)
+  try:
+    return not connection.recv(1, socket.MSG_PEEK)
+  except BlockingIOError:
+    return False
+  except OSError:
+    return True
+  finally:
+    connection.settimeout(5.0)
 
 
 def _answer(

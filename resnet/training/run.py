@@ -5,6 +5,7 @@ of `init_from`; without that, random.
 """
 
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -29,7 +30,11 @@ from resnet.training.initialize import InitialWeights, open_weights
 from resnet.training.lock import Lock
 from resnet.training.loop import Loop, Outcome
 from resnet.training.reference import Reference
-from resnet.training.starts import record_end, record_start
+from resnet.training.starts import (
+  read_last_step,
+  record_end,
+  record_start,
+)
 from resnet.training.state import TrainState
 from resnet.training.stop import StopSignal
 
@@ -125,6 +130,14 @@ def train(
       checkpoints = _open(experiment, workdir, cleanup)
       with stop.at_once():
         state = checkpoints.restore_newest(experiment.abstract_state(), _say)
+      if state is None:
+        _check_not_lost(experiment, workdir)
+      elif int(state.step) == experiment.length.num_steps:
+        return Outcome(
+          step=int(state.step),
+          metrics=checkpoints.metrics(int(state.step)),
+          was_complete=True,
+        )
     if experiment.init_from is not None and state is None:
       initial, experiment = open_weights(experiment)
     first_step = 0 if state is None else int(state.step)
@@ -194,6 +207,29 @@ def _complete(experiment: Experiment, workdir: str) -> Outcome | None:
   return Outcome(
     step=step, metrics=checkpoints.metrics(step), was_complete=True
   )
+
+
+def _check_not_lost(experiment: Experiment, workdir: str) -> None:
+  """A run without checkpoints must be one that has not come to the first.
+
+  Raises:
+    InputError: it had some.
+  """
+  step = read_last_step(workdir)
+  lines = os.path.join(workdir, workdir_lib.METRICS_FILE)
+  # What is no line of ours is told where the file is opened to go on.
+  with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    with open(lines) as file:
+      whole = [line for line in file if line.endswith('\n')]
+    logged = max((json.loads(line)['step'] for line in whole), default=0)
+    # The second save waits until the first is on disk.
+    if logged > 2 * experiment.save_every_steps:
+      step = max(step, logged)
+  if step:
+    raise InputError(
+      f'{workdir} has come to step {step}, but holds no checkpoint any more:'
+      f' put its folder {FOLDER} back, or begin anew with another --workdir.'
+    )
 
 
 def _start_reading(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import contextlib
 import datetime
+import hashlib
 import json
 import os
 import pathlib
@@ -66,6 +67,12 @@ def read_starts(workdir: str) -> list[dict[str, Any]]:
   return [line for line in _read(workdir) if 'commit' in line]
 
 
+def read_last_step(workdir: str) -> int:
+  """Returns the highest step that a run has begun or ended at, saved."""
+  steps = [line.get('end_step', line.get('step', 0)) for line in _read(workdir)]
+  return max(steps, default=0)
+
+
 def read_wall_seconds(workdir: str) -> float | None:
   """Returns the time from starts to ends; None where an end is missing.
 
@@ -96,6 +103,17 @@ def commit() -> str | None:
   except (OSError, subprocess.CalledProcessError):
     return None
   return f'{head}+' if changed else head
+
+
+def code_hash() -> str:
+  """Returns a checksum of the files of this program."""
+  digest = hashlib.sha256()
+  for part in ('main.py', 'configs', 'resnet'):
+    for path in sorted([_ROOT / part, *(_ROOT / part).rglob('*.py')]):
+      if path.is_file():
+        digest.update(f'{path.relative_to(_ROOT)}\n'.encode())
+        digest.update(path.read_bytes())
+  return digest.hexdigest()[:12]
 
 
 def _git(*args: str) -> str:

@@ -9,6 +9,8 @@ import sys
 import threading
 import time
 
+import jax
+
 from resnet.training.stop import leave
 
 # A step may well take many times the median: evaluation's first batch, a disk
@@ -66,7 +68,9 @@ class Watchdog:
 
   def _bark(self, what: str, seconds: float) -> None:
     now = datetime.datetime.now(datetime.UTC).strftime('%Y%m%dT%H%M%S')
-    path = os.path.join(self._workdir, f'stacks_{now}.txt')
+    path = os.path.join(
+      self._workdir, f'stacks_{now}_{jax.process_index()}.txt'
+    )
     try:
       with open(path, 'w') as file:
         file.write(f'{what} for {seconds:.0f} s\n')

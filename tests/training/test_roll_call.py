@@ -112,3 +112,38 @@ def test_strangers_at_the_port_are_ignored(port):
   for connections in results:
     assert len(connections) == 1
     _close(connections)
+
+
+def test_a_process_that_has_died_may_come_again(port):
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    called = pool.submit(hold, port, [0])
+    while True:
+      try:
+        dead = socket.create_connection(('127.0.0.1', port))
+        break
+      except ConnectionRefusedError:
+        continue
+    with dead:
+      dead.sendall(b'{"process_id": 1, "num_processes": 3}\n')
+    results = hold(port, [1, 2]) + called.result()
+  for connections in results:
+    assert isinstance(connections, dict), connections
+    _close(connections)
+
+
+@pytest.mark.parametrize('index', [0, 3, -1, '"1"', '[1]'])
+def test_a_number_that_is_none_is_refused(port, index):
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    called = pool.submit(hold, port, [0])
+    while True:
+      try:
+        stranger = socket.create_connection(('127.0.0.1', port))
+        break
+      except ConnectionRefusedError:
+        continue
+    with stranger:
+      text = f'{{"process_id": {index}, "num_processes": 3}}\n'
+      stranger.sendall(text.encode())
+    (error,) = called.result()
+  assert isinstance(error, InputError)
+  assert 'is none of 3 processes' in str(error)
