@@ -211,6 +211,8 @@ def copy(grid, tmp_path):
 def _killed_before_the_first_line(cell):
   shutil.rmtree(cell / 'checkpoints')
   (cell / 'metrics.jsonl').write_text('')
+  starts = (cell / 'starts.jsonl').read_text().splitlines(keepends=True)
+  (cell / 'starts.jsonl').write_text(starts[0])
 
 
 def _killed_before_the_last_checkpoint(cell):
