@@ -105,7 +105,7 @@ def _find_prepared(name: str, data_dir: str | None) -> Any:
     f'{name!r} is not prepared in {folder}.'
     f' Prepare it with: {_prepare_command(name, folder)}'
     ' (many sets need `pip install tensorflow-cpu` for this step, and for it'
-    ' alone: see the README).'
+    ' alone).'
   )
 
 
