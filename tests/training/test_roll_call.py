@@ -33,6 +33,18 @@ def hold(port, ids, *, num_processes=3, seconds=5.0, host='127.0.0.1'):
     return list(pool.map(one, ids))
 
 
+def say(port, text):
+  """Says something to process 0, as soon as it listens, and goes."""
+  while True:
+    try:
+      connection = socket.create_connection(('127.0.0.1', port))
+      break
+    except ConnectionRefusedError:
+      continue
+  with connection:
+    connection.sendall(text.encode())
+
+
 def _close(connections):
   for connection in connections.values():
     connection.close()
@@ -99,15 +111,8 @@ def test_a_host_that_is_not_known(port):
 def test_strangers_at_the_port_are_ignored(port):
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
     called = pool.submit(hold, port, [0], num_processes=2)
-    for text in (b'GET / HTTP/1.1\r\n\r\n', b'{"process_id": 1}\n', b'[]\n'):
-      while True:
-        try:
-          stranger = socket.create_connection(('127.0.0.1', port))
-          break
-        except ConnectionRefusedError:
-          continue
-      with stranger:
-        stranger.sendall(text)
+    for text in ('GET / HTTP/1.1\r\n\r\n', '{"process_id": 1}\n', '[]\n'):
+      say(port, text)
     results = hold(port, [1], num_processes=2) + called.result()
   for connections in results:
     assert len(connections) == 1
@@ -117,14 +122,7 @@ def test_strangers_at_the_port_are_ignored(port):
 def test_a_process_that_has_died_may_come_again(port):
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
     called = pool.submit(hold, port, [0])
-    while True:
-      try:
-        dead = socket.create_connection(('127.0.0.1', port))
-        break
-      except ConnectionRefusedError:
-        continue
-    with dead:
-      dead.sendall(b'{"process_id": 1, "num_processes": 3}\n')
+    say(port, '{"process_id": 1, "num_processes": 3}\n')
     results = hold(port, [1, 2]) + called.result()
   for connections in results:
     assert isinstance(connections, dict), connections
@@ -135,15 +133,7 @@ def test_a_process_that_has_died_may_come_again(port):
 def test_a_number_that_is_none_is_refused(port, index):
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
     called = pool.submit(hold, port, [0])
-    while True:
-      try:
-        stranger = socket.create_connection(('127.0.0.1', port))
-        break
-      except ConnectionRefusedError:
-        continue
-    with stranger:
-      text = f'{{"process_id": {index}, "num_processes": 3}}\n'
-      stranger.sendall(text.encode())
+    say(port, f'{{"process_id": {index}, "num_processes": 3}}\n')
     (error,) = called.result()
   assert isinstance(error, InputError)
   assert 'is none of 3 processes' in str(error)
