@@ -97,7 +97,7 @@ def open_folder(data_dir: str | None, split: str) -> FolderRecords:
   if name not in splits:
     raise InputError(
       f'{data_dir} has no folder for the split {split!r}. There are:'
-      f' {", ".join(splits)}. Name one: --config.data.eval_split={splits[0]}'
+      f' {", ".join(splits)}. Name one: --config.data.eval_split={splits[-1]}'
       ' (parts of a split, such as train[:90%], need a prepared set:'
       ' python -m resnet.tools.prepare --help)'
     )

@@ -3,6 +3,7 @@
 Predicting, probing, exporting and serving all begin here.
 """
 
+import argparse
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
@@ -212,3 +213,11 @@ def _forward(
       )
       results[name] = features[name].astype(jnp.float32)
   return results
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds what says which network a tool takes: weights, model, dtype."""
+  add = parser.add_argument
+  add('--weights', metavar='SOURCE', required=True)
+  add('--model', help='default: the one that SOURCE names')
+  add('--dtype', choices=tuple(DTYPES), default='float32')

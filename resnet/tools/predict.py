@@ -33,8 +33,8 @@ from resnet.inference.files import (
   name_targets,
 )
 from resnet.inference.network import (
-  DTYPES,
   Network,
+  add_arguments,
   create_network,
   read_weights,
 )
@@ -206,9 +206,7 @@ def _parser() -> command.Parser:
   )
   add = parser.add_argument
   add('images', metavar='IMAGE|FOLDER', nargs='+')
-  add('--weights', metavar='SOURCE', required=True)
-  add('--model', help='default: the one that SOURCE names')
-  add('--dtype', choices=tuple(DTYPES), default='float32')
+  add_arguments(parser)
   add('--top', type=int, default=5, help='classes a line')
   add('--json', action='store_true', help='a JSON object a line')
   add('--flip', action='store_true', help='average with the mirror image')

@@ -18,7 +18,7 @@ import numpy as np
 
 from resnet.data.datasets import Source, open_source
 from resnet.errors import InputError
-from resnet.inference.network import DTYPES, create_network, read_weights
+from resnet.inference.network import add_arguments, create_network, read_weights
 from resnet.inference.predictor import Predictor
 from resnet.inference.preprocessing import ImageTransform
 from resnet.tools import command
@@ -133,9 +133,7 @@ def _parser() -> command.Parser:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   add = parser.add_argument
-  add('--weights', metavar='SOURCE', required=True)
-  add('--model', help='default: the one that SOURCE names')
-  add('--dtype', choices=tuple(DTYPES), default='float32')
+  add_arguments(parser)
   add('--data', metavar='NAME', required=True, help='TFDS set')
   add(
     '--data-dir', metavar='DIR', help="where TFDS keeps sets; default: TFDS's"

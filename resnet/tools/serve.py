@@ -15,7 +15,7 @@ from typing import Any
 
 from resnet.errors import InputError
 from resnet.inference.exported import is_exported, open_exported
-from resnet.inference.network import DTYPES, create_network, read_weights
+from resnet.inference.network import add_arguments, create_network, read_weights
 from resnet.inference.predictor import Predictor
 from resnet.tools import command
 
@@ -104,9 +104,7 @@ def _parser() -> command.Parser:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   add = parser.add_argument
-  add('--weights', metavar='SOURCE', required=True)
-  add('--model', help='default: the one that SOURCE names')
-  add('--dtype', choices=tuple(DTYPES), default='float32')
+  add_arguments(parser)
   add('--host', default='127.0.0.1', help='0.0.0.0 is for all machines')
   add('--port', type=int, default=8000, help='0: any that is free')
   add('--max-batch', type=int, default=16, help='images predicted at once')

@@ -299,7 +299,7 @@ class Checkpoints:
       except (OSError, ValueError) as error:
         if step.isdigit():
           damaged.append(int(step))
-          message = self._damaged(int(step), f'its metrics: {error}')
+          message = self._damaged(int(step), error)
           if self._keep is None:
             raise message from None
           say(f'warning: {message}')

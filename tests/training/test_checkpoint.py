@@ -1,16 +1,19 @@
 """Checkpoints: what is restored, where it lands, and what is refused."""
 
 import dataclasses
+import errno
+import pathlib
 import time
 
 import jax
 from jax.sharding import AxisType, Mesh
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from configs import fake
 from resnet import experiment
-from resnet.errors import InputError
+from resnet.errors import InputError, RunError
 from resnet.training.checkpoint import Checkpoints, SaveError
 from resnet.training.sharding import DataSharding
 
@@ -75,3 +78,56 @@ def test_a_failed_save_is_told_without_waiting_for_the_next(run, tmp_path):
     for _ in range(100):
       checkpoints.check()
       time.sleep(0.1)
+
+
+@pytest.mark.parametrize('read', ['metrics', 'state'])
+def test_an_error_of_the_machine_is_no_damage(run, tmp_path, monkeypatch, read):
+  """A checkpoint that cannot be read now stays where it is."""
+  workdir = tmp_path / 'run'
+  state = run.create_state()
+  checkpoints = Checkpoints(str(workdir), keep=1)
+  checkpoints.save(state, {'eval/top1': 0.5})
+  checkpoints.finish(expected_step=int(state.step))
+  checkpoints.close()
+
+  def fail(*_, **__):
+    raise OSError(errno.EMFILE, 'Too many open files')
+
+  owner, name = {
+    'metrics': (pathlib.Path, 'read_text'),
+    'state': (ocp.CheckpointManager, 'restore'),
+  }[read]
+  with monkeypatch.context() as patch:
+    patch.setattr(owner, name, fail)
+    with pytest.raises(RunError, match=r'cannot be read now: .*Too many'):
+      Checkpoints(str(workdir), keep=1).restore_newest(
+        run.abstract_state(), print
+      )
+  assert not (workdir / 'damaged_checkpoints').exists()
+  assert Checkpoints(str(workdir)).all_steps() == [int(state.step)]
+
+
+def test_a_kill_while_a_checkpoint_is_replaced_loses_nothing(
+  run, tmp_path, monkeypatch
+):
+  workdir = tmp_path / 'run'
+  state = run.create_state()
+  checkpoints = Checkpoints(str(workdir), keep=1)
+  checkpoints.save(state, None)
+  checkpoints.finish(expected_step=0)
+
+  def killed(*_, **__):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoints, 'save', killed)
+    with pytest.raises(KeyboardInterrupt):
+      checkpoints.replace(state, {'eval/top1': 0.5})
+  checkpoints.close()
+  checkpoints = Checkpoints(str(workdir), keep=1)
+  restored = checkpoints.restore_newest(run.abstract_state(), print)
+  jax.tree.map(np.testing.assert_array_equal, state, restored)
+  checkpoints.replace(restored, {'eval/top1': 0.5})
+  assert checkpoints.metrics(0) == {'eval/top1': 0.5}
+  checkpoints.close()
+  assert not list(workdir.glob('.replaced_*'))
