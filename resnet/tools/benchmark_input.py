@@ -152,8 +152,9 @@ def _our_road(
   batches = _batches(run.train_reader, run)
 
   def images_per_second(count: int) -> float:
-    for _ in range(run.loader.max_batches):
-      next(batches)  # They were waiting, ready.
+    # What had waited, ready, is gone after these; the pace is then the road's.
+    for _ in range(max(count, run.loader.max_batches)):
+      next(batches)
     start = time.perf_counter()
     for _ in range(count):
       next(batches)
