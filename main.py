@@ -216,6 +216,7 @@ def _run(cluster: Any) -> int:
     start_time=_START_TIME,
     reference=reference,
     allow_config_change=_ALLOW_CONFIG_CHANGE.value,
+    on_leave=cluster.fail if cluster else None,
   )
 
 

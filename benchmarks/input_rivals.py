@@ -4,8 +4,8 @@
 
 Started by `python -m resnet.tools.benchmark input --against=...`. Says "ready",
 then for each number read from stdin makes as many batches of uint8 [B, 224,
-224, 3] from the JPEG files in the class folders, and says images/s. As many are made
-before and not timed: what waited in its buffers is gone by then.
+224, 3] from the JPEG files in the class folders, and says images/s. As many are
+made before and not timed: what waited in its buffers is gone by then.
 """
 
 import glob

@@ -271,6 +271,69 @@ def test_the_death_of_one_ends_the_others_by_name(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('victim', [0, 1])
+def test_a_process_that_stands_still_ends_the_others(
+  processes, tmp_path, victim
+):
+  workdir = tmp_path / 'run'
+  running = processes.start(2, workdir, '--heartbeat_seconds=5')
+  wait_for_step(workdir, 3, running)
+  running[victim].send_signal(signal.SIGSTOP)
+  stopped = time.monotonic()
+  other = running[1 - victim]
+  try:
+    _, err = other.communicate(timeout=60)
+  finally:
+    running[victim].kill()
+    running[victim].communicate()
+  assert 5 < time.monotonic() - stopped < 30
+  assert other.returncode == 1
+  (line,) = err.splitlines()
+  assert line.startswith(f'error: Process {victim} ({socket.gethostname()}, ')
+  assert '(--heartbeat_seconds). The same commands go on' in line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('grace', [1, 60])
+def test_a_signal_to_all_while_they_compile(processes, tmp_path, grace):
+  """They save after the first steps; without the time for it they do not."""
+  workdir = tmp_path / 'run'
+  running = processes.start(
+    2,
+    workdir,
+    f'--config.preemption_grace_seconds={grace}',
+    '--config.model.name=cifar_resnet32',
+  )
+  while not (workdir / 'starts.jsonl').exists():
+    time.sleep(0.02)
+  for process in running:
+    process.send_signal(signal.SIGTERM)
+  ends = finish(running)
+  assert [code for code, _, _ in ends] == [143, 143], ends
+  if grace == 1:
+    assert any('Not saved within 1 s of SIGTERM' in err for _, _, err in ends)
+  else:
+    assert re.search(r'after step [1-4] of 20; it is saved', ends[0][1])
+
+
+@pytest.mark.slow
+def test_a_shard_that_one_process_cannot_read(processes, tmp_path):
+  workdir, whole = tmp_path / 'run', tmp_path / 'whole'
+  split = '--config.sharding.fsdp=2'
+  processes.run(2, whole, split)
+  shutil.copytree(whole, workdir)
+  (newest,) = (workdir / 'checkpoints').glob(str(NUM_STEPS))
+  own = sorted(newest.rglob('*ocdbt.process_1/d/*'))
+  assert own, sorted(newest.rglob('*'))
+  for path in own:
+    os.truncate(path, path.stat().st_size // 2)
+  out = processes.run(2, workdir, split)
+  assert f'The checkpoint of step {NUM_STEPS}' in out
+  assert (workdir / 'damaged_checkpoints' / str(NUM_STEPS)).is_dir()
+  assert_same_run(workdir, whole)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(('count', 'devices'), [(1, 1), (1, 8), (4, 1)])
 def test_a_run_goes_on_with_other_processes(
   processes, two, tmp_path, count, devices

@@ -3,6 +3,7 @@
 One test for each line of the README's table that no other file has.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -124,6 +125,60 @@ def test_kill_9_at_any_moment_any_number_of_times(whole, tmp_path, seed):
       # A whole run takes about ten seconds, half of them before its first step.
       time.sleep(rng.uniform(2.0, 11.0))
       process.kill()
+  result = main(workdir)
+  assert result.returncode == 0, result.stderr
+  assert_same_run(workdir, whole)
+
+
+# The evaluation at step 8 asks for batches 9 and 10.
+_KILLED_AT = {
+  'evaluating': ('resnet.data.loader', 'DeviceLoader', '__next__', 10),
+  'between a line and its save': (
+    *('resnet.training.writer', 'MetricsWriter', 'sync'),
+    2,
+  ),
+  'beginning to save': ('orbax.checkpoint', 'CheckpointManager', 'save', 3),
+  'writing a checkpoint': (
+    *('resnet.training.checkpoint', 'Checkpoints', 'check'),
+    2,
+  ),
+  'waiting for the last': (
+    *('resnet.training.checkpoint', 'Checkpoints', 'finish'),
+    1,
+  ),
+}
+_KILL = """
+import importlib, os, sys
+module, owner, name, count = sys.argv.pop(1).split()
+owner = getattr(importlib.import_module(module), owner)
+real, calls = getattr(owner, name), []
+def fatal(self, *args, **options):
+  calls.append(None)
+  if len(calls) == int(count):
+    os.kill(os.getpid(), 9)
+  return real(self, *args, **options)
+setattr(owner, name, fatal)
+sys.argv[0] = 'main.py'
+exec(compile(open('main.py').read(), 'main.py', 'exec'))
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_where_it_hurts(whole, tmp_path):
+  workdir = tmp_path / 'run'
+  for place, target in _KILLED_AT.items():
+    args = command(workdir)
+    args[1:2] = ['-c', _KILL, ' '.join(map(str, target))]
+    result = subprocess.run(
+      args,
+      cwd=ROOT,
+      env=environment(),
+      capture_output=True,
+      text=True,
+      timeout=120,
+      check=False,
+    )
+    assert result.returncode == -signal.SIGKILL, (place, result.stderr)
   result = main(workdir)
   assert result.returncode == 0, result.stderr
   assert_same_run(workdir, whole)
@@ -312,16 +367,16 @@ def test_a_folder_that_becomes_read_only_ends_the_run(tmp_path):
   assert 'warning: A checkpoint could not be written' in result.stdout
 
 
-def test_a_worker_that_hangs_is_noticed(tmp_path):
-  workdir = tmp_path / 'run'
+@contextlib.contextmanager
+def run_that_hangs(workdir, *args):
+  """A run whose only worker has been stopped."""
   more = (
     '--config.num_epochs=500',
     '--config.data.num_workers=1',
-    '--config.watchdog_seconds=5',
     '--config.eval_every_epochs=500',
     '--config.save_every_steps=4000',
   )
-  with start(workdir, *more) as process:
+  with start(workdir, *more, *args) as process:
     wait_for(workdir / 'metrics.jsonl', process)
     while not (workdir / 'metrics.jsonl').read_text():
       time.sleep(0.05)
@@ -331,6 +386,38 @@ def test_a_worker_that_hangs_is_noticed(tmp_path):
     for line in children.splitlines():
       if 'spawn_main' in line:
         os.kill(int(line.split()[0]), signal.SIGSTOP)
+    yield process
+
+
+def test_a_second_signal_ends_at_once(tmp_path):
+  with run_that_hangs(tmp_path / 'run') as process:
+    time.sleep(1.0)  # What was read ahead is used up.
+    process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+      process.wait(2.0)
+    sent = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+  assert time.monotonic() - sent < 5
+  assert process.returncode == 143
+  assert 'Stopped at once by a second SIGTERM.' in err
+
+
+def test_the_grace_period_ends(tmp_path):
+  more = '--config.preemption_grace_seconds=3'
+  with run_that_hangs(tmp_path / 'run', more) as process:
+    time.sleep(1.0)
+    sent = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+  assert 3 <= time.monotonic() - sent < 8
+  assert process.returncode == 130
+  assert 'Not saved within 3 s of SIGINT (preemption_grace_seconds).' in err
+
+
+def test_a_worker_that_hangs_is_noticed(tmp_path):
+  workdir = tmp_path / 'run'
+  with run_that_hangs(workdir, '--config.watchdog_seconds=5') as process:
     out, err = process.communicate(timeout=120)
   assert process.returncode == 1, out + err
   assert 'waiting for batch' in err

@@ -28,7 +28,8 @@ def image_size(data: bytes | np.ndarray) -> tuple[int, int] | None:
     return data.shape[0], data.shape[1]
   width, height = 0, 0
   if data.startswith(_JPEG_SIGNATURE):
-    width, height = _jpeg_size(data)
+    frame = _find_segment(data, len(_JPEG_SIGNATURE), _JPEG_FRAMES)
+    width, height = _frame_size(data, frame)
   elif data.startswith(_PNG_SIGNATURE):
     width, height = _png_size(data)
   return (height, width) if width and height else None
@@ -67,9 +68,10 @@ def decode_image(
   if isinstance(data, np.ndarray):
     return data
   if data.startswith(_JPEG_SIGNATURE):
-    _check_size(*_jpeg_size(data), max_pixels)
-    if rows is not None:
-      image = _decode_upper_rows(data, channels, rows)
+    frame = _find_segment(data, len(_JPEG_SIGNATURE), _JPEG_FRAMES)
+    _check_size(*_frame_size(data, frame), max_pixels)
+    if rows is not None and frame is not None:
+      image = _decode_upper_rows(data, frame, channels, rows)
       if image is not None:
         return image
     return _decode_jpeg(data, channels)
@@ -96,15 +98,14 @@ def _png_size(data: bytes) -> tuple[int, int]:
   return int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
 
 
-def _jpeg_size(data: bytes) -> tuple[int, int]:
-  """Returns (width, height) of the first frame; (0, 0) where there is none.
+def _frame_size(data: bytes, frame: int | None) -> tuple[int, int]:
+  """Returns (width, height) of the frame of a JPEG; (0, 0): there is none.
 
   Not simplejpeg's: that gives up on rare kinds of subsampling.
   """
-  place = _find_segment(data, len(_JPEG_SIGNATURE), _JPEG_FRAMES)
-  if place is None:
+  if frame is None:
     return 0, 0
-  height, width = data[place + 5 : place + 7], data[place + 7 : place + 9]
+  height, width = data[frame + 5 : frame + 7], data[frame + 7 : frame + 9]
   return int.from_bytes(width), int.from_bytes(height)
 
 
@@ -134,7 +135,7 @@ def _find_segment(data: bytes, start: int, kinds: frozenset[int]) -> int | None:
 
 
 def _decode_upper_rows(
-  data: bytes, channels: int, rows: int
+  data: bytes, frame: int, channels: int, rows: int
 ) -> np.ndarray | None:
   """Returns the upper rows of a JPEG, bit for bit; None: decode all of it.
 
@@ -143,10 +144,10 @@ def _decode_upper_rows(
   the image is less high. Not for progressive files, of many scans over all
   rows, nor for CMYK, whose colours are made after the decoder's last word.
   """
-  shorter = _shortened(data, rows)
+  shorter = _shortened(data, frame, rows)
   if shorter is None:
     return None
-  width, height = _jpeg_size(shorter)
+  width, height = _frame_size(shorter, frame)
   image = np.empty((height, width, channels), np.uint8)
   colorspace = 'GRAY' if channels == 1 else 'RGB'
   try:
@@ -160,10 +161,9 @@ def _decode_upper_rows(
   return image[:rows]  # The last ones lack the chroma below them.
 
 
-def _shortened(data: bytes, rows: int) -> bytes | None:
+def _shortened(data: bytes, frame: int, rows: int) -> bytes | None:
   """Returns a JPEG with a frame header of fewer rows; None: it has no more."""
-  frame = _find_segment(data, len(_JPEG_SIGNATURE), _JPEG_FRAMES)
-  if frame is None or data[frame + 1] not in _JPEG_SEQUENTIAL:
+  if data[frame + 1] not in _JPEG_SEQUENTIAL:
     return None
   scan = _find_segment(data, frame + 2, frozenset({_JPEG_SCAN}))
   num_components = data[frame + 9]

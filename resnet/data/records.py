@@ -19,6 +19,8 @@ _READER_BUFFER_BYTES = 2**15
 # Fields by which a person finds a record.
 _NAMES = ('file_name', 'id')
 _BYTES = 1
+# Number and wire type, length-delimited, of the fields of a message.
+_FIELD_1, _FIELD_2 = 0x0A, 0x12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,46 +125,43 @@ def _features(data: bytes) -> Iterator[tuple[str, tuple[int, int, int]]]:
 
   Each as (start, end, kind) of its value in `data`: of the bytes, or of the
   numbers. Nothing is copied; protobuf would copy an image twice. The format
-  is that of example.proto and feature.proto of TensorFlow:
+  is that of example.proto and feature.proto of TensorFlow, as protobuf writes
+  it, each message in order of its field numbers:
 
     Example {1: Features {1 (repeated): {1: name, 2: Feature}}}
     Feature {1: BytesList {1: bytes} or 3: Int64List {1: packed ints}}
   """
-  for _, start, end in _fields(data, 0, len(data)):
-    for _, entry_start, entry_end in _fields(data, start, end):
-      name, value = '', (0, 0, 0)
-      for number, place, stop in _fields(data, entry_start, entry_end):
-        if number == 1:
-          name = data[place:stop].decode()
-        else:
-          for kind, list_start, list_end in _fields(data, place, stop):
-            for _, value_start, value_end in _fields(
-              data, list_start, list_end
-            ):
-              value = value_start, value_end, kind
-      yield name, value
+  place, end = _enter(data, 0, _FIELD_1)
+  while place < end:
+    place, entry_end = _enter(data, place, _FIELD_1)
+    name_start, name_end = _enter(data, place, _FIELD_1)
+    start, stop = _enter(data, name_end, _FIELD_2)
+    value = 0, 0, _BYTES  # A feature without values.
+    if start < stop:
+      tag = data[start]
+      start, stop = _enter(data, start, tag)
+      if start < stop:
+        value = *_enter(data, start, _FIELD_1), tag >> 3
+    yield data[name_start:name_end].decode(), value
+    place = entry_end
 
 
-def _fields(
-  data: bytes, start: int, end: int
-) -> Iterator[tuple[int, int, int]]:
-  """Yields number, start and end of the fields of a message."""
-  while start < end:
-    tag, start = _varint(data, start)
-    if tag & 7 == 0:  # A number that is not packed.
-      place = start
-      _, start = _varint(data, start)
-    elif tag & 7 == 2:
-      length, place = _varint(data, start)
-      start = place + length
-    else:
-      raise ValueError(f'a field of wire type {tag & 7}')
-    yield tag >> 3, place, start
+def _enter(data: bytes, place: int, tag: int) -> tuple[int, int]:
+  """Returns start and end of the field at `place`, which must be `tag`."""
+  if data[place] != tag:
+    raise ValueError(f'no tf.train.Example: {data[place]:#x} at byte {place}')
+  length, start = _varint(data, place + 1)
+  return start, start + length
 
 
 def _varint(data: bytes, start: int) -> tuple[int, int]:
   """Returns a number of seven bits a byte, and where the next field begins."""
-  value = shift = 0
+  value = data[start]
+  start += 1
+  if value < 128:
+    return value, start
+  value &= 127
+  shift = 7
   while True:
     byte = data[start]
     start += 1

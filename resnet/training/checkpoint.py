@@ -222,11 +222,29 @@ class Checkpoints:
   def restore(self, step: int, target: TrainState) -> TrainState:
     """Returns the state at `step`, placed as `target` (abstract) says.
 
+    All processes return, or all raise.
+
     Raises:
       DamagedError: it cannot be read, or is not what was saved.
       InputError: what is stored has not the tree, shapes and dtypes of
         `target`; nothing was read then.
     """
+    damage, restored = None, {}
+    try:
+      restored = self._read(step, target)
+    except DamagedError as error:
+      damage = error
+    # The checksum is worked out by all processes together.
+    is_read = multihost_utils.process_allgather(np.int32(damage is None))
+    if not np.all(is_read):
+      raise damage or self._damaged(step, 'another process cannot read it')
+    checksum = restored.pop('checksum')
+    state = TrainState(**{'ema': None, **restored})
+    if _inspect(state)[0] != checksum:
+      raise self._damaged(step, 'its checksum does not fit')
+    return state
+
+  def _read(self, step: int, target: TrainState) -> dict[str, Any]:
     # Orbax would cast dtypes silently, and fail only after it began to read.
     try:
       stored = _describe(self._manager.item_metadata(step))
@@ -250,11 +268,7 @@ class Checkpoints:
       )
     except Exception as error:
       raise self._damaged(step, error) from error
-    checksum = restored.pop('checksum')
-    state = TrainState(**{'ema': None, **restored})
-    if _inspect(state)[0] != checksum:
-      raise self._damaged(step, 'its checksum does not fit')
-    return state
+    return restored
 
   def restore_newest(
     self, target: TrainState, say: Callable[[str], None]
@@ -268,16 +282,10 @@ class Checkpoints:
         `restore`.
     """
     for step in reversed(self.all_steps()):
-      state, damage = None, f'Step {step} is damaged for another process.'
       try:
-        state = self.restore(step, target)
-      except DamagedError as error:
-        damage = str(error)
-      # All processes use it, or none.
-      is_good = multihost_utils.process_allgather(np.int32(state is not None))
-      if np.all(is_good):
-        return state
-      say(f'warning: {damage}')
+        return self.restore(step, target)
+      except DamagedError as error:  # For all processes.
+        say(f'warning: {error}')
       self._set_aside([step])
       self._manager.reload()
     damaged = os.path.join(self._workdir, DAMAGED_FOLDER)

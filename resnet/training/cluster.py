@@ -135,12 +135,13 @@ class Cluster:
     self._heartbeat_seconds = options.heartbeat_seconds
     self._index, self._count = jax.process_index(), jax.process_count()
     self._owner = f'{socket.gethostname()}, pid {os.getpid()}'
-    self._beats = 0
+    self._beats, self._last_beat = 0, time.monotonic()
     self._lock = threading.Lock()
     self._end: dict[str, Any] | None = None
     # Of each process: what it said last, and since when.
     self._heard: dict[int, tuple[str, float]] = {}
     threading.Thread(target=self._watch, daemon=True).start()
+    threading.Thread(target=self._watch_beats, daemon=True).start()
     self._connections = connections
     if connections:
       threading.Thread(target=self._watch_connections, daemon=True).start()
@@ -212,12 +213,25 @@ class Cluster:
     try:
       while self._end is None:
         self._beat()
+        self._last_beat = time.monotonic()
         for key, text in self._read(_PREFIX):
           self._hear(int(key.rpartition('/')[2]), text)
         time.sleep(_BEAT_SECONDS)
     except jax.errors.JaxRuntimeError as error:
       if self._end is None:
         self._leave(f'Process 0 does not answer ({str(error).splitlines()[0]})')
+
+  def _watch_beats(self) -> None:
+    """Notices that process 0 stands still: then `_beat` does not return."""
+    silence = 0.0
+    while self._end is None and silence <= self._heartbeat_seconds:
+      time.sleep(_BEAT_SECONDS)
+      silence = time.monotonic() - self._last_beat
+    if self._end is None:
+      self._leave(
+        f'{self._name(0)} has not answered for {silence:.0f} s'
+        ' (--heartbeat_seconds)'
+      )
 
   def _watch_connections(self) -> None:
     """Notices at once that a process has ended.

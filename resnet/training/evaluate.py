@@ -70,8 +70,10 @@ def evaluate(
     name: jax.device_put(metrics.zeros(), replicated) for name in variables
   }
   if watchdog:
-    watchdog.rest()  # The first batch may be compiled for.
+    watchdog.watch('waiting for evaluation batch 1')
   for i, batch in enumerate(loader, start=1):
+    if watchdog and i == 1:
+      watchdog.rest()  # It may be compiled for.
     for name, values in variables.items():
       sums[name] = steps.evaluate(values, sums[name], batch)
     if watchdog:
@@ -80,7 +82,7 @@ def evaluate(
       loader.close()
       return None
   counted = int(sums['eval']['num_examples'])
-  num_bad = _sum_over_processes(loader.num_left_out)
+  num_bad = sum_over_processes(loader.num_left_out)
   if counted + num_bad != num_examples:
     raise RuntimeError(
       f'Evaluated {counted} of the {num_examples} examples of'
@@ -101,8 +103,8 @@ def evaluate(
   return result
 
 
-def _sum_over_processes(number: int) -> int:
-  """Each process knows of its own rows only."""
+def sum_over_processes(number: int) -> int:
+  """Returns the number for all: each process knows of its own rows only."""
   if jax.process_count() == 1:
     return number
   numbers = multihost_utils.process_allgather(np.int32(number))

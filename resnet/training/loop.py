@@ -22,8 +22,6 @@ import time
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
-import numpy as np
 
 from resnet.data.loader import DeviceLoader
 from resnet.data.notes import Notes
@@ -32,7 +30,7 @@ from resnet.experiment import Experiment
 from resnet.training import metrics as metrics_lib
 from resnet.training.bad_steps import BadSteps
 from resnet.training.checkpoint import Checkpoints, SaveError
-from resnet.training.evaluate import describe, evaluate
+from resnet.training.evaluate import describe, evaluate, sum_over_processes
 from resnet.training.meter import Meter
 from resnet.training.reference import Reference
 from resnet.training.state import TrainState
@@ -138,8 +136,7 @@ class Loop:
           try:
             evaluation = self.evaluate(state, step)
           except (InputError, RunError):
-            if not is_last:  # A run with all steps saved is complete.
-              self.keep(state, step, meter)
+            self.keep(state, step, meter)
             raise
 
       is_best = evaluation and evaluation['eval/top1'] > self.best_top1
@@ -172,24 +169,21 @@ class Loop:
     return state, metrics
 
   def evaluate(self, state: TrainState, step: int) -> dict[str, float] | None:
-    """Evaluates, writes and shows; None: a signal came before the end.
-
-    (Not that of the last step: a run with all steps saved is complete.)
-    """
-    is_last = step == self.experiment.length.num_steps
+    """Evaluates, writes and shows; None: a signal came before the end."""
     try:
       evaluation = evaluate(
         self.experiment,
         self.steps,
         state,
         self.notes,
-        stop=None if is_last else self.signal,
+        stop=self.signal,
         watchdog=self.watchdog,
       )
     finally:
       self.say_notes()
     if evaluation:
-      self.write(step, evaluation)
+      if not (self.writer and self.writer.has_evaluation(step)):
+        self.write(step, evaluation)
       self.progress.say(describe(step, evaluation))
       self.compare(step, evaluation)
     return evaluation
@@ -200,18 +194,15 @@ class Loop:
       self.progress.say_anywhere(line)
 
   def evaluate_late(self, state: TrainState) -> dict[str, float] | None:
-    """Makes the evaluation that a signal has cut off, if there is one."""
+    """Makes the evaluation that was cut off, if there is one."""
     step = self.first_step
-    if (
-      not step
-      or not self.experiment.is_eval_step(step)
-      or self.checkpoints.metrics(step)
-      or _of_process_0(self.writer and self.writer.has_evaluation(step))
-    ):
+    is_due = self.experiment.is_eval_step(step)
+    is_due |= step == self.experiment.length.num_steps
+    if not step or not is_due or self.checkpoints.metrics(step):
       return None
     evaluation = self.evaluate(state, step)
-    if evaluation and evaluation['eval/top1'] > self.best_top1:
-      self.best_top1 = evaluation['eval/top1']
+    if evaluation:
+      self.best_top1 = max(self.best_top1, evaluation['eval/top1'])
       if self.writer:
         self.writer.sync()
       self.checkpoints.replace(state, evaluation)
@@ -252,7 +243,7 @@ class Loop:
       **meter.interval(step),
     }
     if self.experiment.train_reader.max_bad_images is not None:
-      values['bad_images'] = num_bad - self.num_bad_logged
+      values['bad_images'] = sum_over_processes(num_bad - self.num_bad_logged)
       self.num_bad_logged = num_bad
     self.write(step, values)
     epoch = self.experiment.epoch(step)
@@ -321,8 +312,3 @@ class Loop:
     self.progress.close()
     if self.writer:
       self.writer.close()
-
-
-def _of_process_0(value: bool | None) -> bool:
-  """Returns in all processes what is true in the one that writes."""
-  return bool(multihost_utils.broadcast_one_to_all(np.int32(bool(value))))

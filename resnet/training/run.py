@@ -4,6 +4,7 @@ The state is that of the newest whole checkpoint in the workdir; without one,
 of `init_from`; without that, random.
 """
 
+from collections.abc import Callable
 import contextlib
 import json
 import os
@@ -46,6 +47,7 @@ def run(
   start_time: float,
   reference: Reference | None = None,
   allow_config_change: bool = False,
+  on_leave: Callable[[str, int], None] | None = None,
 ) -> int:
   """Trains, prints how it ended, returns the exit code; see `train`."""
   outcome = train(
@@ -54,6 +56,7 @@ def run(
     start_time=start_time,
     reference=reference,
     allow_config_change=allow_config_change,
+    on_leave=on_leave,
   )
   if jax.process_index() == 0:
     _tell(outcome, experiment.length.num_steps, workdir, start_time)
@@ -98,6 +101,7 @@ def train(
   start_time: float,
   reference: Reference | None = None,
   allow_config_change: bool = False,
+  on_leave: Callable[[str, int], None] | None = None,
 ) -> Outcome:
   """Trains in `workdir`, from its newest checkpoint if it has one.
 
@@ -109,6 +113,7 @@ def train(
     reference: where the run leaves its band, a warning is shown.
     allow_config_change: a run that is there may go on with other values of
       the fields in SAFE_FIELDS.
+    on_leave: see `StopSignal`.
 
   Raises:
     InputError: the workdir is of another config, is in use or cannot be
@@ -116,7 +121,9 @@ def train(
     RunError: the run could not go on: disk, workers, numbers.
   """
   with (
-    StopSignal(grace_seconds=experiment.preemption_grace_seconds) as stop,
+    StopSignal(
+      grace_seconds=experiment.preemption_grace_seconds, on_leave=on_leave
+    ) as stop,
     contextlib.ExitStack() as cleanup,
   ):
     saved, experiment, changed = _check_workdir(
@@ -132,12 +139,8 @@ def train(
         state = checkpoints.restore_newest(experiment.abstract_state(), _say)
       if state is None:
         _check_not_lost(experiment, workdir)
-      elif int(state.step) == experiment.length.num_steps:
-        return Outcome(
-          step=int(state.step),
-          metrics=checkpoints.metrics(int(state.step)),
-          was_complete=True,
-        )
+      elif outcome := _complete_with(checkpoints, experiment):
+        return outcome
     if experiment.init_from is not None and state is None:
       initial, experiment = open_weights(experiment)
     first_step = 0 if state is None else int(state.step)
@@ -172,7 +175,7 @@ def train(
     outcome = loop.run(state, batches, start_time)
   if jax.process_index() == 0:
     record_end(workdir, step=outcome.step)
-  if outcome.step == experiment.length.num_steps:
+  if outcome.step == experiment.length.num_steps and outcome.metrics:
     _draw_curves(workdir)
   return outcome
 
@@ -197,16 +200,26 @@ def _complete(experiment: Experiment, workdir: str) -> Outcome | None:
     return None
   try:
     checkpoints = Checkpoints(workdir)
-    step = checkpoints.latest_step()
-    if step is None or step < experiment.length.num_steps:
-      return None
-    checkpoints.restore(step, experiment.abstract_state())
+    outcome = _complete_with(checkpoints, experiment)
+    if outcome:
+      checkpoints.restore(outcome.step, experiment.abstract_state())
+      _draw_curves(workdir)
+    return outcome
   except DamagedError:  # It is mended where the run goes on.
     return None
-  _draw_curves(workdir)
-  return Outcome(
-    step=step, metrics=checkpoints.metrics(step), was_complete=True
-  )
+
+
+def _complete_with(
+  checkpoints: Checkpoints, experiment: Experiment
+) -> Outcome | None:
+  """Returns the end of a run of which all steps and evaluations are saved."""
+  step = checkpoints.latest_step()
+  if step is None or step < experiment.length.num_steps:
+    return None
+  metrics = checkpoints.metrics(step)
+  if metrics is None:
+    return None
+  return Outcome(step=step, metrics=metrics, was_complete=True)
 
 
 def _check_not_lost(experiment: Experiment, workdir: str) -> None:
@@ -254,7 +267,8 @@ def _start_reading(
   first_eval_batch = experiment.eval_reader(0)
   if isinstance(first_eval_batch, InputError):
     raise first_eval_batch
-  batches.start()
+  if first_step < experiment.length.num_steps:
+    batches.start()
   return batches
 
 
@@ -356,10 +370,13 @@ def _describe(experiment: Experiment, first_step: int) -> str:
     for reader in (experiment.train_reader, experiment.eval_reader)
   )
   devices = experiment.sharding.mesh.devices.flat
+  num_steps = experiment.length.num_steps
+  what = f'steps {first_step + 1} to {num_steps}'
+  if first_step == num_steps:
+    what = 'the last evaluation'
   return (
     f'{"Continuing" if first_step else "Training"} {model} on {train.name}'
     f' ({len(train):,} {train.split}, {len(eval_):,} {eval_.split} images),'
-    f' steps {first_step + 1} to {experiment.length.num_steps},'
-    f' batch {experiment.length.batch_size},'
+    f' {what}, batch {experiment.length.batch_size},'
     f' {len(devices)} x {devices[0].device_kind}'
   )

@@ -1,7 +1,7 @@
 """Stopping a run from outside, and leaving it in a hurry."""
 
 import collections
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import multiprocessing
 import os
@@ -31,9 +31,20 @@ class StopSignal:
     received: number of the first signal, None before.
   """
 
-  def __init__(self, *, grace_seconds: float = 30.0):
+  def __init__(
+    self,
+    *,
+    grace_seconds: float = 30.0,
+    on_leave: Callable[[str, int], None] | None = None,
+  ):
+    """Of the seconds to save in.
+
+    `on_leave` is told why, and the exit code, before this process ends without
+    the others of its run.
+    """
     self.received: int | None = None
     self._grace_seconds = grace_seconds
+    self._on_leave = on_leave
     self._previous = {}
     self._may_leave = False
     self._timer: threading.Timer | None = None
@@ -82,8 +93,7 @@ class StopSignal:
           )
           leave(128 + number)
         if self._timer:
-          print(f'Stopped at once by a second {name}.', file=sys.stderr)
-          leave(128 + number)
+          self._leave(f'Stopped at once by a second {name}.', number)
         self.received = number
         self._timer = threading.Timer(
           self._grace_seconds, self._too_late, [number]
@@ -92,12 +102,17 @@ class StopSignal:
         self._timer.start()
 
   def _too_late(self, number: int) -> None:
-    print(
+    self._leave(
       f'Not saved within {self._grace_seconds:g} s of'
       f' {signal.Signals(number).name} (preemption_grace_seconds). The same'
       ' command goes on from the checkpoint before.',
-      file=sys.stderr,
+      number,
     )
+
+  def _leave(self, message: str, number: int) -> NoReturn:
+    print(message, file=sys.stderr)
+    if self._on_leave:
+      self._on_leave(message, 128 + number)
     leave(128 + number)
 
 

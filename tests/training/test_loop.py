@@ -360,14 +360,14 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
 def test_a_signal_in_an_evaluation_is_made_up_for(
   whole, tmp_path, monkeypatch, number
 ):
-  """The first of two evaluations is cut off; the last one is not."""
+  """The first of two evaluations is cut off, or the last one."""
   calls, real = [], loop.evaluate
 
   def interrupted(*args, **kwargs):
     calls.append(None)
     if len(calls) == number:
       os.kill(os.getpid(), signal.SIGTERM)
-      while kwargs['stop'] and not kwargs['stop'].number:
+      while not kwargs['stop'].number:
         time.sleep(0.01)
     return real(*args, **kwargs)
 
@@ -375,6 +375,40 @@ def test_a_signal_in_an_evaluation_is_made_up_for(
     patch.setattr(loop, 'evaluate', interrupted)
     outcome = train(tmp_path)
   assert outcome.signal == signal.SIGTERM
-  assert (outcome.metrics is None) == (outcome.step < NUM_STEPS)
-  train(tmp_path)
+  assert outcome.metrics is None
+  assert outcome.step == number * NUM_STEPS // 2
+  assert not (tmp_path / 'curves.png').exists()
+  with monkeypatch.context() as patch:
+    # A kill between the line of the evaluation and the checkpoint with it.
+    patch.setattr(Checkpoints, 'replace', _killed)
+    with pytest.raises(KeyboardInterrupt):
+      train(tmp_path)
+  assert train(tmp_path).metrics == whole[1].metrics
+  assert_same_run(tmp_path, whole[0])
+  assert train(tmp_path).was_complete
+
+
+def _killed(*_, **__):
+  raise KeyboardInterrupt
+
+
+def test_a_broken_record_in_the_last_evaluation_loses_no_step(
+  whole, tmp_path, monkeypatch
+):
+  calls, real = [], loop.evaluate
+
+  def broken(*args, **kwargs):
+    calls.append(None)
+    if len(calls) == 2:
+      raise InputError('record 7 is broken')
+    return real(*args, **kwargs)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(loop, 'evaluate', broken)
+    with pytest.raises(InputError, match='record 7'):
+      train(tmp_path)
+  assert Checkpoints(str(tmp_path)).latest_step() == NUM_STEPS
+  outcome = train(tmp_path)  # The record is mended: no step is done again.
+  assert not outcome.was_complete
+  assert outcome.images_per_second is None
   assert_same_run(tmp_path, whole[0])
