@@ -5,10 +5,10 @@
 Rounds are made until the time is over. In each one run of `main.py` is killed
 (-9), stopped (SIGTERM, SIGINT, twice) or left alone at random moments, its
 newest checkpoint is damaged now and then, and it is started again until it is
-complete. In the rounds named 'same' all starts have the same processes and
-devices, and the run must be bit-equal to one that was never stopped: lines of
-metrics, parameters, statistics, optimizer, averages. In the rounds named
-'resized' every start has others, and losses must agree to rounding.
+complete. In the rounds named 'one process' and 'two processes' all starts have
+the same devices, and the run must be bit-equal to one that was never stopped:
+lines of metrics, parameters, statistics, optimizer, averages. In the rounds
+named 'resized' every start has others, and losses must agree to rounding.
 """
 
 import argparse
@@ -48,15 +48,16 @@ COMMAND = (
   # So low that rounding stays rounding.
   '--config.schedule.learning_rate=0.001',
 )
+KINDS = {'one process': (1, 1), 'resized': None, 'two processes': (2, 1)}
 SIZES = ((1, 1), (1, 2), (1, 4), (2, 1), (2, 2))  # (processes, devices of each)
 RTOL = 1e-4
 GOOD_CODES = {
   *(0, 130, 143),
   # Before training handles signals they end the process.
   *(-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT),
-  # Another process has died; JAX may tell that before we do.
-  *(1, -signal.SIGABRT),
 }
+# Another process has died; JAX may tell that before we do.
+GOOD_CODES_OF_SEVERAL = {*GOOD_CODES, 1, -signal.SIGABRT}
 
 
 class Soak:
@@ -102,8 +103,9 @@ class Soak:
     """Waits; returns the exit codes. A code that should not be ends it all."""
     outputs = [process.communicate(timeout=300)[0] for process in processes]
     codes = [process.returncode for process in processes]
+    good = GOOD_CODES if len(codes) == 1 else GOOD_CODES_OF_SEVERAL
     for code, output in zip(codes, outputs, strict=True):
-      if code not in GOOD_CODES or 'Traceback' in output:
+      if code not in good or 'Traceback' in output:
         raise SystemExit(f'exit code {code}:\n{output}')
     return codes
 
@@ -147,14 +149,15 @@ class Soak:
         path.unlink()
     self.events[event] += 1
 
-  def round(self, number, resized):
-    """Makes a run in many lives; returns its workdir and their number."""
-    workdir = self.folder / f'round_{number}'
-    size, lives = (1, 1), 0
+  def round(self, number, size):
+    """Makes a run in many lives; returns its workdir and their number.
+
+    Each life has `size`; None: a random one.
+    """
+    workdir, lives = self.folder / f'round_{number}', 0
     while True:
-      if resized:
-        size = SIZES[self.rng.integers(len(SIZES))]
-      processes = self.start(workdir, size, self.rng.choice([0, 2]))
+      its_size = size or SIZES[self.rng.integers(len(SIZES))]
+      processes = self.start(workdir, its_size, self.rng.choice([0, 2]))
       lives += 1
       if lives < 12:
         self.disturb(processes)
@@ -211,14 +214,14 @@ def main():
   logging.set_verbosity(logging.ERROR)  # Orbax says much.
   folder = pathlib.Path(tempfile.mkdtemp(prefix='soak_'))
   soak = Soak(folder, args.seed)
-  whole = folder / 'whole'
-  assert soak.finish(soak.start(whole, (1, 1), 0)) == [0]
+  wholes = {size: folder / f'whole_{size[0]}' for size in ((1, 1), (2, 1))}
+  for size, workdir in wholes.items():
+    assert set(soak.finish(soak.start(workdir, size, 0))) == {0}
   rounds, start = [], time.monotonic()
   while time.monotonic() - start < 60 * args.minutes:
-    resized = len(rounds) % 2 == 1
-    workdir, lives = soak.round(len(rounds), resized)
-    compare(workdir, whole, resized)
-    kind = 'resized' if resized else 'same'
+    kind, size = list(KINDS.items())[len(rounds) % len(KINDS)]
+    workdir, lives = soak.round(len(rounds), size)
+    compare(workdir, wholes[size or (1, 1)], resized=size is None)
     rounds.append({'kind': kind, 'starts': lives})
     print(f'round {len(rounds)} ({kind}): {lives} starts, as it should be')
   result = {
