@@ -15,6 +15,7 @@ import pathlib
 import shutil
 from typing import Any
 
+from etils import epath
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
@@ -263,8 +264,11 @@ class Checkpoints:
           f' {wanted.get(path, "missing")} here.'
         )
     try:
-      restored: Any = self._manager.restore(
-        step, args=ocp.args.StandardRestore(target_tree)
+      # Not by the manager: it waits for all processes, and one that cannot read
+      # its part does not come.
+      restored: Any = ocp.StandardCheckpointHandler().restore(
+        epath.Path(self._folder, str(step), 'default'),
+        args=ocp.args.StandardRestore(target_tree),
       )
     except Exception as error:
       raise self._damaged(step, error) from error

@@ -95,7 +95,7 @@ def test_an_error_of_the_machine_is_no_damage(run, tmp_path, monkeypatch, read):
 
   owner, name = {
     'metrics': (pathlib.Path, 'read_text'),
-    'state': (ocp.CheckpointManager, 'restore'),
+    'state': (ocp.StandardCheckpointHandler, 'restore'),
   }[read]
   with monkeypatch.context() as patch:
     patch.setattr(owner, name, fail)
