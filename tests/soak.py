@@ -29,6 +29,8 @@ from absl import logging
 import jax
 import numpy as np
 
+from configs import fake
+from resnet import experiment
 from resnet.training.checkpoint import Checkpoints
 from resnet.training.workdir import write_atomically
 
@@ -177,9 +179,12 @@ def lines(workdir):
 
 
 def arrays(workdir):
+  config = fake.get_config()
+  config.ema_decay = 0.99
+  target = experiment.resolve(config).abstract_state()
   checkpoints = Checkpoints(str(workdir))
   assert checkpoints.latest_step() == NUM_STEPS, checkpoints.all_steps()
-  return jax.tree.leaves(checkpoints._manager.restore(NUM_STEPS))
+  return jax.tree.leaves(checkpoints.restore(NUM_STEPS, target))
 
 
 def compare(workdir, whole, resized):
