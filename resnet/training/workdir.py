@@ -34,8 +34,14 @@ def read_config(workdir: str) -> dict[str, Any] | None:
   """Returns {'config': fields, 'derived': numbers}, None where no run began.
 
   Raises:
-    InputError: the file is not one that `write_config` wrote.
+    InputError: the file is not one that `write_config` wrote, or the folder is
+      an address, such as gs://..., and no folder of this machine.
   """
+  if '://' in workdir:
+    raise InputError(
+      f'--workdir={workdir} is an address, no folder: name a folder of a disk'
+      ' that all processes share.'
+    )
   path = os.path.join(workdir, CONFIG_FILE)
   try:
     with open(path) as file:
