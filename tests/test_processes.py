@@ -42,11 +42,19 @@ class Processes:
     self._cache_dir = cache_dir
 
   def start(
-    self, count, workdir, *args, devices=1, own_args=None, own_root=ROOT
+    self,
+    count,
+    workdir,
+    *args,
+    devices=1,
+    own_args=None,
+    own_root=ROOT,
+    slurm=False,
   ):
     """Returns the running processes.
 
     The last one has arguments `own_args` besides, and the code of `own_root`.
+    With `slurm` they are told who they are as Slurm does.
     """
     with socket.create_server(('127.0.0.1', 0)) as server:
       port = server.getsockname()[1]
@@ -58,6 +66,17 @@ class Processes:
         f'--process_id={index}',
         '--heartbeat_seconds=30',
       )
+      env = {}
+      if slurm:
+        cluster = ('--distributed',)
+        env = {
+          'SLURM_JOB_ID': '1',
+          'SLURM_STEP_NODELIST': 'localhost',
+          'SLURM_NTASKS': str(count),
+          'SLURM_PROCID': str(index),
+          'SLURM_LOCALID': str(index),
+          'JAX_COORDINATOR_PORT': str(port),
+        }
       is_last = index == count - 1
       own = own_args if own_args and is_last else ()
       processes.append(
@@ -73,6 +92,7 @@ class Processes:
             **os.environ,
             'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
             'JAX_COMPILATION_CACHE_DIR': self._cache_dir,
+            **env,
           },
           stdout=subprocess.PIPE,
           stderr=subprocess.PIPE,
@@ -256,6 +276,13 @@ def test_many_processes_learn_what_one_does(
   workdir = tmp_path / 'run'
   processes.run(count, workdir, devices=devices)
   assert_same_numbers(workdir, one(count * devices), rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_under_slurm_they_find_each_other(processes, two, tmp_path):
+  workdir = tmp_path / 'run'
+  processes.run(2, workdir, slurm=True)
+  assert_same_run(workdir, two)
 
 
 @pytest.mark.slow
