@@ -46,8 +46,9 @@ def _tear_down():
 def _can_make_hosts():
   if sys.platform != 'linux' or os.geteuid() or not shutil.which('ip'):
     return False
-  can = ip('netns', 'add', 'resnet-try', check=False).returncode == 0
-  ip('netns', 'del', 'resnet-try', check=False)
+  name = f'resnet-try{os.getpid()}'
+  can = ip('netns', 'add', name, check=False).returncode == 0
+  ip('netns', 'del', name, check=False)
   return can
 
 
