@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 import pytest
 
 from configs import fake, resnet50, resnet50_lars
@@ -47,6 +48,15 @@ def run(monkeypatch, capsys):
     return capsys.readouterr().out
 
   return run
+
+
+@pytest.fixture
+def _cache():
+  """JAX's cache as it was, before and after `open_topology` switches it off."""
+  compilation_cache.reset_cache()
+  yield
+  jax.config.update('jax_enable_compilation_cache', True)
+  compilation_cache.reset_cache()
 
 
 def rows(report, *, per_layer, program='train'):
@@ -266,6 +276,19 @@ def test_too_large_a_batch_is_told_with_one_that_fits(monkeypatch, pod):
   assert 'fit is 16: --config.batch_size=128' in str(error)
 
 
+@pytest.mark.parametrize(
+  ('temporary_bytes', 'largest'),
+  # 14.9 GB are left; an image takes its 300 bytes, and 1/8 of the temporaries.
+  [(8e9, 8 + 14), (0, 8 + 49_666_666)],
+)
+def test_the_largest_batch_fills_what_is_left(pod, temporary_bytes, largest):
+  chip = dataclasses.replace(pod.chip, hbm_bytes=15.9e9 + temporary_bytes)
+  train = made_up(temporary_bytes)
+  limits = aot._limits(chip, train, 8, (10, 10, 3))
+  assert limits['headroom_bytes'] == pytest.approx(14.9e9)
+  assert limits['estimated_largest_batch_size_per_chip'] == largest
+
+
 def test_the_estimate_is_the_slowest_of_three(pod):
   """197e12 FLOP/s, 819e9 B/s of memory, 200e9 B/s out of a chip."""
   estimate = aot._roofline(pod, made_up(1e9), 2048)
@@ -357,6 +380,7 @@ def test_two_processes_may_compile_at_once():
 
 @needs_libtpu
 @pytest.mark.slow
+@pytest.mark.usefixtures('_cache')
 def test_for_a_pod_the_statistics_of_groups_stay_on_a_chip(run):
   pod = (CONFIG, '--config.batch_size=128', '--topology=v5e:4x4', '--json')
   groups = json.loads(run(*pod, '--config.model.bn_group_size=8'))
@@ -373,10 +397,12 @@ def test_for_a_pod_the_statistics_of_groups_stay_on_a_chip(run):
 
 @needs_libtpu
 @pytest.mark.slow
+@pytest.mark.usefixtures('_cache')
 def test_a_pod_without_the_memory_is_told_with_a_batch_that_fits(run, capsys):
   pod = (
     *(CONFIG, '--config.data.image_size=1024', '--config.batch_size=512'),
-    *('--config.model.bn_group_size=8', '--topology=v5e:2x2'),
+    *('--config.data.eval_resize=1024', '--config.model.bn_group_size=8'),
+    '--topology=v5e:2x2',
   )
   with pytest.raises(SystemExit) as error:
     run(*pod)
