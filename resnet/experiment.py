@@ -182,7 +182,13 @@ class Experiment:
       for field, value in self.config.items()
       if field not in FREE_FIELDS or field.startswith('sharding.')
     }
-    return {**config, **self.derived(), 'version of jax': jax.__version__}
+    return {
+      **config,
+      **self.derived(),
+      'checksum of training images': self.train_reader.source.fingerprint(),
+      'checksum of test images': self.eval_reader.source.fingerprint(),
+      'version of jax': jax.__version__,
+    }
 
   def with_statistics_of(self, derived: Mapping[str, Any]) -> 'Experiment':
     """Returns this experiment with the normalisation of another run."""

@@ -14,9 +14,10 @@ case "${1:-}" in
     : "${NAME:?of the workload}" "${IMAGE:?of scripts/Dockerfile, pushed}"
     : "${CONFIG:?such as configs/resnet50.py}" "${WORKDIR:?on a shared disk}"
     xpk workload create "${where[@]}" "${type[@]}" --workload="$NAME" \
-      --docker-image="$IMAGE" --spot --max-restarts=100 \
+      --docker-image="$IMAGE" --spot \
+      --max-restarts=20 --restart-on-exit-codes=1 \
       --termination-grace-period-seconds=60 "${dry[@]}" \
-      --command="python main.py --distributed --config=$CONFIG \
+      --command="exec python main.py --distributed --config=$CONFIG \
       --workdir=$WORKDIR ${FLAGS:-}"
     ;;
   list) xpk workload list "${where[@]}" "${dry[@]}" ;;

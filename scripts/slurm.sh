@@ -17,11 +17,11 @@ set -euo pipefail
 cd "$SLURM_SUBMIT_DIR"
 
 status=0
-srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \
+srun --kill-on-bad-exit=0 --wait=180 --cpus-per-task="$SLURM_CPUS_PER_TASK" \
   .venv/bin/python main.py --distributed \
   --config="$1" --workdir="$2" "${@:3}" || status=$?
 if [[ $status -eq 143 ]]; then
-  echo "Stopped by a signal, saved: back into the queue."
+  echo "Stopped by a signal: back into the queue."
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

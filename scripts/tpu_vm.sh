@@ -18,7 +18,10 @@ case "${1:-}" in
     git archive --prefix=resnet/ --output="$code" HEAD
     gcloud compute tpus tpu-vm scp "$code" "$NAME:" --zone="$ZONE" --worker=all
     tpu ssh --worker=all --command="tar xzf resnet.tar.gz"
-    on_all_workers "make .venv/installed && .venv/bin/pip install -q 'jax[tpu]'"
+    on_all_workers "python3 -m pip install --quiet uv
+      python3 -m uv python install --quiet 3.12
+      make PYTHON=\"\$(python3 -m uv python find 3.12)\" .venv/installed
+      .venv/bin/pip install --quiet 'jax[tpu]'"
     ;;
   run)
     : "${CONFIG:?such as configs/resnet50.py}" "${WORKDIR:?on a shared disk}"

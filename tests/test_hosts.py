@@ -3,13 +3,17 @@
 Needs root on Linux, for namespaces; skipped without.
 """
 
+import fcntl
+import json
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 
+import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -19,7 +23,11 @@ SMALL = (
   '--config=configs/fake.py',
   '--config.data.image_size=8',
   '--config.data.eval_resize=8',
+  '--config.num_epochs=2.5',
+  '--config.log_every_steps=1',
   '--config.save_every_steps=4',
+  # So low that rounding is not amplified in twenty steps.
+  '--config.schedule.learning_rate=0.001',
 )
 
 
@@ -38,8 +46,9 @@ def _tear_down():
 def _can_make_hosts():
   if sys.platform != 'linux' or os.geteuid() or not shutil.which('ip'):
     return False
-  can = ip('netns', 'add', 'resnet-try', check=False).returncode == 0
-  ip('netns', 'del', 'resnet-try', check=False)
+  name = f'resnet-try{os.getpid()}'
+  can = ip('netns', 'add', name, check=False).returncode == 0
+  ip('netns', 'del', name, check=False)
   return can
 
 
@@ -48,14 +57,23 @@ pytestmark = [
   pytest.mark.skipif(
     not _can_make_hosts(), reason='needs the right to make network namespaces'
   ),
-  # Names of hosts are global.
-  pytest.mark.xdist_group('hosts'),
 ]
 
 
 @pytest.fixture
 def hosts():
-  """Two hosts on a switch, each with a name that both can resolve."""
+  """Two hosts on a switch, each with a name that both can resolve.
+
+  Their names are those of the machine: one test at a time has them.
+  """
+  with open(pathlib.Path(tempfile.gettempdir()) / 'resnet-hosts', 'w') as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    _set_up()
+    yield
+    _tear_down()
+
+
+def _set_up():
   _tear_down()
   ip('link', 'add', BRIDGE, 'type', 'bridge')
   ip('link', 'set', BRIDGE, 'up')
@@ -72,8 +90,6 @@ def hosts():
     folder.mkdir(parents=True, exist_ok=True)
     names = ''.join(f'{address} {name}\n' for name, address in HOSTS.items())
     (folder / 'hosts').write_text(f'127.0.0.1 localhost\n{names}')
-  yield
-  _tear_down()
 
 
 def start(workdir, *args):
@@ -122,12 +138,68 @@ def unplug(host):
   ip('link', 'set', f'rn{index}', 'down')
 
 
+def wait_for_step(workdir, step, processes):
+  metrics = workdir / 'metrics.jsonl'
+  while not metrics.exists() or f'"step": {step},' not in metrics.read_text():
+    assert all(process.poll() is None for process in processes)
+    time.sleep(0.02)
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory):
+  """The workdir of a run of one process with as many devices."""
+  workdir = tmp_path_factory.mktemp('alone') / 'run'
+  subprocess.run(
+    [sys.executable, 'main.py', *SMALL, f'--workdir={workdir}'],
+    cwd=ROOT,
+    env={
+      **os.environ,
+      'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
+    },
+    check=True,
+    capture_output=True,
+  )
+  return workdir
+
+
+def assert_same_numbers(workdir, other):
+  for name in ('train/loss', 'eval/loss', 'eval/num_examples'):
+    values = []
+    for folder in (workdir, other):
+      text = (folder / 'metrics.jsonl').read_text()
+      lines = [json.loads(line) for line in text.splitlines()]
+      values.append({x['step']: x[name] for x in lines if name in x})
+    ours, theirs = values
+    assert list(ours) == list(theirs)
+    np.testing.assert_allclose(
+      list(ours.values()), list(theirs.values()), rtol=1e-6
+    )
+  assert set(ours.values()) == {100}
+
+
 @pytest.mark.usefixtures('hosts')
-def test_two_hosts_train_together(tmp_path):
+def test_two_hosts_learn_what_one_process_does(alone, tmp_path):
   ends = finish(start(tmp_path / 'run'))
   assert [code for code, _, _ in ends] == [0, 0], ends
-  assert 'steps 1 to 16, batch 64, 2 x cpu' in ends[0][1]
-  assert '(100 images)' in ends[0][1]
+  assert 'steps 1 to 20, batch 64, 2 x cpu' in ends[0][1]
+  assert_same_numbers(tmp_path / 'run', alone)
+
+
+@pytest.mark.usefixtures('hosts')
+@pytest.mark.parametrize('victim', [0, 1])
+def test_the_same_commands_go_on_after_a_death(alone, tmp_path, victim):
+  workdir = tmp_path / 'run'
+  running = start(workdir, '--heartbeat_seconds=20')
+  wait_for_step(workdir, 7, running)
+  running[victim].kill()
+  killed = time.monotonic()
+  code, _, err = finish(running)[1 - victim]
+  assert time.monotonic() - killed < 20
+  assert code == 1, err
+  assert f'error: Process {victim} (resnet-h{victim}, pid ' in err
+  ends = finish(start(workdir))
+  assert [code for code, _, _ in ends] == [0, 0], ends
+  assert_same_numbers(workdir, alone)
 
 
 @pytest.mark.usefixtures('hosts')
@@ -145,10 +217,7 @@ def test_a_host_whose_cable_is_pulled_is_named(tmp_path):
   workdir = tmp_path / 'run'
   more = ('--heartbeat_seconds=20', '--config.num_epochs=2000')
   running = start(workdir, *more)
-  metrics = workdir / 'metrics.jsonl'
-  while not metrics.exists() or '"step": 8,' not in metrics.read_text():
-    assert all(process.poll() is None for process in running)
-    time.sleep(0.05)
+  wait_for_step(workdir, 8, running)
   unplug('resnet-h1')
   (zero, one) = finish(running)
   assert zero[0] == 1, zero

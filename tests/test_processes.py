@@ -41,8 +41,21 @@ class Processes:
   def __init__(self, cache_dir):
     self._cache_dir = cache_dir
 
-  def start(self, count, workdir, *args, devices=1, own_args=None):
-    """Returns the running processes; `own_args` are of the last one alone."""
+  def start(
+    self,
+    count,
+    workdir,
+    *args,
+    devices=1,
+    own_args=None,
+    own_root=ROOT,
+    slurm=False,
+  ):
+    """Returns the running processes.
+
+    The last one has arguments `own_args` besides, and the code of `own_root`.
+    With `slurm` they are told who they are as Slurm does.
+    """
     with socket.create_server(('127.0.0.1', 0)) as server:
       port = server.getsockname()[1]
     processes = []
@@ -53,7 +66,19 @@ class Processes:
         f'--process_id={index}',
         '--heartbeat_seconds=30',
       )
-      own = own_args if own_args and index == count - 1 else ()
+      env = {}
+      if slurm:
+        cluster = ('--distributed',)
+        env = {
+          'SLURM_JOB_ID': '1',
+          'SLURM_STEP_NODELIST': 'localhost',
+          'SLURM_NTASKS': str(count),
+          'SLURM_PROCID': str(index),
+          'SLURM_LOCALID': str(index),
+          'JAX_COORDINATOR_PORT': str(port),
+        }
+      is_last = index == count - 1
+      own = own_args if own_args and is_last else ()
       processes.append(
         subprocess.Popen(
           [
@@ -62,11 +87,12 @@ class Processes:
             *args,
             *own,
           ],
-          cwd=ROOT,
+          cwd=own_root if is_last else ROOT,
           env={
             **os.environ,
             'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
             'JAX_COMPILATION_CACHE_DIR': self._cache_dir,
+            **env,
           },
           stdout=subprocess.PIPE,
           stderr=subprocess.PIPE,
@@ -151,11 +177,18 @@ def wait_for_step(workdir, step, processes):
 
 
 def test_processes_that_differ_all_say_so(processes, tmp_path):
+  changed = tmp_path / 'changed'
+  for name in ('configs', 'resnet'):
+    shutil.copytree(ROOT / name, changed / name)
+  shutil.copy(ROOT / 'main.py', changed)
+  with (changed / 'resnet' / 'errors.py').open('a') as file:
+    file.write('# Changed.\n')
   ends = finish(
     processes.start(
       2,
       tmp_path / 'run',
       own_args=('--config.batch_size=32', '--config.seed=7'),
+      own_root=changed,
     )
   )
   for code, out, err in ends:
@@ -164,6 +197,7 @@ def test_processes_that_differ_all_say_so(processes, tmp_path):
     assert 'error: The processes differ: batch_size is 64 in process 0' in err
     assert 'batch_size is 64 in process 0, 32 in process 1' in err
     assert 'seed is 0 in process 0, 7 in process 1' in err
+    assert re.search(r"code is '(\w+)' in process 0, '(?!\1)\w+' in", err)
   assert not (tmp_path / 'run').exists()
 
 
@@ -189,13 +223,25 @@ def test_bad_input_of_one_process_ends_all(processes, tmp_path):
       ),
       '--process_id=2 is none of 2 processes: they are 0 to 1',
     ),
+    (
+      (
+        '--num_processes=2',
+        '--process_id=0',
+        '--coordinator_address=127.0.0.1:PORT',
+      ),
+      'of --coordinator_address cannot be listened at: Address already in use',
+    ),
     (('--distributed',), '--distributed: no TPU pod, Slurm or GKE was found'),
   ],
 )
 def test_wrong_flags(processes, tmp_path, args, message):
-  ((code, _, err),) = finish(processes.start(1, tmp_path / 'run', *args))
+  with socket.create_server(('', 0)) as server:
+    port = str(server.getsockname()[1])
+    args = [arg.replace('PORT', port) for arg in args]
+    ((code, _, err),) = finish(processes.start(1, tmp_path / 'run', *args))
   assert code == 2
   assert message in err
+  assert not (tmp_path / 'run').exists()
 
 
 @pytest.fixture(scope='module')
@@ -230,6 +276,13 @@ def test_many_processes_learn_what_one_does(
   workdir = tmp_path / 'run'
   processes.run(count, workdir, devices=devices)
   assert_same_numbers(workdir, one(count * devices), rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_under_slurm_they_find_each_other(processes, two, tmp_path):
+  workdir = tmp_path / 'run'
+  processes.run(2, workdir, slurm=True)
+  assert_same_run(workdir, two)
 
 
 @pytest.mark.slow

@@ -91,13 +91,41 @@ def test_tpu_vm_is_created_and_deleted_by_gcloud(stand_in, tmp_path):
   assert gone.stdout.split('\n')[4:6] == ['delete', 'pod']
 
 
-def test_tpu_vm_runs_on_the_workers_and_stops(stand_in, tmp_path):
-  # Here the worker is this machine: its home is a folder.
+# Here the worker is this machine: its home is a folder.
+WORKER = (
+  '#!/bin/bash\nfor arg in "$@"; do case "$arg" in --command=*)'
+  ' cd "$HOME" && exec bash -c "${arg#--command=}";; esac; done\n'
+)
+
+
+def test_tpu_vm_installs_with_a_python_that_is_new_enough(stand_in, tmp_path):
+  stand_in('gcloud', WORKER)
+  for name in ('git', 'tar', 'make'):
+    stand_in(name)
   stand_in(
-    'gcloud',
-    '#!/bin/bash\nfor arg in "$@"; do case "$arg" in --command=*)'
-    ' cd "$HOME" && exec bash -c "${arg#--command=}";; esac; done\n',
+    'python3',
+    '#!/bin/bash\n[[ "$*" == "-m uv python find 3.12" ]] && echo /opt/python\n'
+    'exit 0\n',
   )
+  pip = tmp_path / 'resnet' / '.venv' / 'bin' / 'pip'
+  pip.parent.mkdir(parents=True)
+  pip.symlink_to(stand_in('pip'))
+  script = SCRIPTS / 'tpu_vm.sh'
+  result = call(script, 'install', tmp_path=tmp_path, **TPU)
+  assert result.returncode == 0, result.stderr
+  lines = result.stdout.split('\n')
+  made = lines.index('make')
+  assert lines[made + 1 :][:2] == ['PYTHON=/opt/python', '.venv/installed']
+  assert lines[lines.index('pip') :][:4] == [
+    'pip',
+    'install',
+    '--quiet',
+    'jax[tpu]',
+  ]
+
+
+def test_tpu_vm_runs_on_the_workers_and_stops(stand_in, tmp_path):
+  stand_in('gcloud', WORKER)
   python = tmp_path / 'resnet' / '.venv' / 'bin' / 'python'
   python.parent.mkdir(parents=True)
   python.write_text(
@@ -152,6 +180,9 @@ def test_slurm_goes_back_into_the_queue_when_it_was_stopped(
   )
   assert result.returncode == status
   lines = result.stdout.split('\n')
+  # Else srun would stop the others when one has failed: they would end with
+  # 143, and the job go back into the queue for ever.
+  assert '--kill-on-bad-exit=0' in lines
   program = lines.index('.venv/bin/python')
   assert lines[program + 1 : program + 6] == [
     'main.py',
@@ -192,8 +223,12 @@ def test_xpk_runs_the_image_on_all_workers(stand_in, tmp_path):
   assert lines[:3] == ['xpk', 'workload', 'create']
   assert '--docker-image=image:tag' in lines
   assert '--dry-run' not in lines
+  # 143 is one of xpk's own; with 1 end those whose fellow is gone.
+  assert '--restart-on-exit-codes=1' in lines
   (command,) = [line for line in lines if line.startswith('--command=')]
+  # Without `exec` a shell would take the signal for python.
   assert command.removeprefix('--command=').split() == [
+    'exec',
     'python',
     'main.py',
     '--distributed',
@@ -221,56 +256,104 @@ def test_an_unknown_command_is_told_with_those_there_are(name, tmp_path):
   )
 
 
-def test_skypilot_starts_a_process_a_gpu(tmp_path):
-  task = yaml.safe_load(_text('skypilot.yaml'))
-  python = tmp_path / '.venv' / 'bin' / 'python'
-  python.parent.mkdir(parents=True)
-  python.write_text('#!/bin/bash\necho "$CUDA_VISIBLE_DEVICES $*"\n')
-  python.chmod(0o755)
-  result = subprocess.run(
-    ['bash', '-c', task['run']],
+def sky(tmp_path, python, *, num_gpus, num_nodes=1, rank=0):
+  """Starts the task as SkyPilot does on a machine, with a stand-in for python.
+
+  In an interactive shell, where bash ignores SIGTERM and has job control.
+  """
+  path = tmp_path / '.venv' / 'bin' / 'python'
+  path.parent.mkdir(parents=True)
+  path.write_text(f'#!/bin/bash\n{python}\n')
+  path.chmod(0o755)
+  script = tmp_path / 'run.sh'
+  script.write_text(yaml.safe_load(_text('skypilot.yaml'))['run'])
+  return subprocess.Popen(
+    ['bash', '--norc', '-i', script],
     cwd=tmp_path,
     env={
       'PATH': os.environ['PATH'],
       'SKYPILOT_NODE_IPS': '10.0.0.1\n10.0.0.2',
-      'SKYPILOT_NUM_NODES': '2',
-      'SKYPILOT_NODE_RANK': '1',
-      'SKYPILOT_NUM_GPUS_PER_NODE': '4',
+      'SKYPILOT_NUM_NODES': str(num_nodes),
+      'SKYPILOT_NODE_RANK': str(rank),
+      'SKYPILOT_NUM_GPUS_PER_NODE': str(num_gpus),
       'CONFIG': 'configs/fake.py',
       'FLAGS': '',
     },
-    capture_output=True,
+    stdin=subprocess.DEVNULL,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.DEVNULL,
     text=True,
-    check=True,
+    start_new_session=True,
   )
-  assert sorted(result.stdout.split('\n'))[1:] == [
+
+
+def test_skypilot_starts_a_process_a_gpu(tmp_path):
+  task = sky(
+    tmp_path,
+    'echo "$CUDA_VISIBLE_DEVICES $*"',
+    num_gpus=4,
+    num_nodes=2,
+    rank=1,
+  )
+  out, _ = task.communicate(timeout=60)
+  assert task.returncode == 0
+  assert sorted(out.split('\n'))[1:] == [
     f'{gpu} main.py --coordinator_address=10.0.0.1:8476 --num_processes=8'
     f' --process_id={4 + gpu} --config=configs/fake.py --workdir=/shared/run'
     for gpu in range(4)
   ]
 
 
-def test_skypilot_tells_that_a_process_failed(tmp_path):
-  task = yaml.safe_load(_text('skypilot.yaml'))
-  python = tmp_path / '.venv' / 'bin' / 'python'
-  python.parent.mkdir(parents=True)
-  python.write_text('#!/bin/bash\nexit $((CUDA_VISIBLE_DEVICES == 0 ? 3 : 0))')
-  python.chmod(0o755)
-  result = subprocess.run(
-    ['bash', '-c', task['run']],
-    cwd=tmp_path,
-    env={
-      'PATH': os.environ['PATH'],
-      'SKYPILOT_NODE_IPS': '10.0.0.1',
-      'SKYPILOT_NUM_NODES': '1',
-      'SKYPILOT_NODE_RANK': '0',
-      'SKYPILOT_NUM_GPUS_PER_NODE': '2',
-      'CONFIG': 'configs/fake.py',
-      'FLAGS': '',
-    },
-    check=False,
+@pytest.mark.parametrize(
+  ('codes', 'expected'), [('3 0', 3), ('0 3 5', 3), ('0 0', 0), ('143', 143)]
+)
+def test_skypilot_tells_the_first_code_of_a_failure(tmp_path, codes, expected):
+  python = f'codes=({codes}); exit ${{codes[CUDA_VISIBLE_DEVICES]}}'
+  task = sky(tmp_path, python, num_gpus=len(codes.split()))
+  task.communicate(timeout=60)
+  assert task.returncode == expected
+
+
+@pytest.mark.parametrize('num_gpus', [1, 2])
+def test_skypilot_waits_until_all_have_saved(tmp_path, num_gpus):
+  """It sends SIGTERM to each process by itself, the shell among them.
+
+  A second one would end a process before it has saved.
+  """
+  python = (
+    'trap "((n++))" TERM; n=0\n'
+    'echo $$ > $CUDA_VISIBLE_DEVICES.part\n'
+    'mv $CUDA_VISIBLE_DEVICES.part $CUDA_VISIBLE_DEVICES.pid\n'
+    'until ((n)); do sleep 0.1; done\n'
+    'sleep 0.8\n'
+    'echo $n > $CUDA_VISIBLE_DEVICES.signals; exit 143'
   )
-  assert result.returncode == 3
+  task = sky(tmp_path, python, num_gpus=num_gpus)
+  paths = [tmp_path / f'{i}.pid' for i in range(num_gpus)]
+  _wait_for(lambda: all(path.exists() for path in paths))
+  pids = [int(path.read_text()) for path in paths]
+  try:
+    os.kill(task.pid, signal.SIGTERM)
+    time.sleep(0.3)
+    for pid in pids:
+      os.kill(pid, signal.SIGTERM)
+    assert task.wait(timeout=60) == 143
+    for path in paths:
+      assert path.with_suffix('.signals').read_text() == '1\n'
+  finally:
+    for pid in (task.pid, *pids):
+      with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    task.communicate()
+
+
+def test_skypilot_starts_again_what_was_stopped():
+  task = yaml.safe_load(_text('skypilot.yaml'))
+  recovery = task['resources']['job_recovery']
+  assert recovery['recover_on_exit_codes'] == [143]
+  # Where a machine is gone, those of the others end with 1.
+  assert recovery['max_restarts_on_errors'] > 0
+  assert task['envs']['NFS'] is None  # To be given.
 
 
 def test_the_image_holds_all_that_a_run_needs():

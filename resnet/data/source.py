@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import hashlib
 from typing import Any, Protocol
 
 import numpy as np
@@ -50,6 +51,21 @@ class Source:
   def read(self, indices: Sequence[int]) -> Sequence[Record]:
     """Returns the records at `indices`, in that order."""
     return self.records.__getitems__(list(indices))
+
+  def fingerprint(self, num_records: int = 16) -> str:
+    """Returns a checksum of some records, from the first to the last.
+
+    Other images, or another order of them, nearly always have another.
+
+    Raises:
+      InputError: a record cannot be read.
+    """
+    indices = np.linspace(0, len(self) - 1, min(num_records, len(self)))
+    digest = hashlib.sha256()
+    for record in self.read([int(index) for index in indices]):
+      digest.update(np.int64(record['label']).tobytes())
+      digest.update(bytes(record['image']))
+    return digest.hexdigest()[:12]
 
   def key(self, index: int, record: Record) -> str:
     """Returns a name by which a person finds the record."""

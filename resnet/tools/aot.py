@@ -13,6 +13,7 @@ evaluation. --largest compiles on, to find the largest batch that fits.
 import argparse
 import dataclasses
 import json
+import math
 from typing import Any
 
 from resnet.errors import InputError
@@ -43,7 +44,7 @@ def main(args: argparse.Namespace) -> None:
     'eval': dataclasses.asdict(evaluation),
   }
   if topology.chip:
-    report |= _limits(topology.chip, train, per_chip)
+    report |= _limits(topology.chip, train, per_chip, run.image_shape)
     if args.largest:
       report['largest_batch_size_per_chip'] = _search(
         args.config, topology, report['estimated_largest_batch_size_per_chip']
@@ -52,14 +53,16 @@ def main(args: argparse.Namespace) -> None:
   print(json.dumps(report, indent=2) if args.json else _text(report))
 
 
-def _limits(chip: Chip, train: Compiled, per_chip: int) -> dict[str, Any]:
+def _limits(
+  chip: Chip, train: Compiled, per_chip: int, image_shape: tuple[int, ...]
+) -> dict[str, Any]:
   """What a chip's memory leaves, and the batch that would fill it.
 
   The estimate holds that all temporaries grow with the batch, which is a
-  little more than they do.
+  little more than they do. (A small net may need none: then images count.)
   """
   headroom = chip.hbm_bytes - train.peak_bytes
-  per_image = train.temporary_bytes / per_chip
+  per_image = train.temporary_bytes / per_chip + math.prod(image_shape)
   return {
     'hbm_bytes': chip.hbm_bytes,
     'headroom_bytes': headroom,
@@ -107,14 +110,15 @@ def _search(config: Any, topology: Topology, guess: int) -> int:
       break
     batch = min(max(guess // step * step, fits + step), fails - step)
     config.batch_size = batch * count
+    run = compiled.prepare(config, topology)
     try:
-      train = compiled.compile_train(compiled.prepare(config, topology))
+      train = compiled.compile_train(run)
     except OutOfMemoryError as error:
       fails = batch
       guess = int(batch * error.hbm_bytes / error.needed_bytes)
     else:
       fits = batch
-      limits = _limits(chip, train, batch)
+      limits = _limits(chip, train, batch, run.image_shape)
       guess = limits['estimated_largest_batch_size_per_chip']
   return fits
 

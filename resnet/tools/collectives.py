@@ -32,8 +32,9 @@ class Collective:
     num_tensors: that it moves together.
     layer: that it belongs to, such as 'stage1_block1/bn1'; None where it moves
       tensors of many layers, or of none. XLA joins collectives, and for some
-      devices keeps one of the names: an instruction is a layer's if it moves
-      one tensor, or the two alike of a batch norm and at most one besides.
+      devices keeps one of the names: an instruction is a layer's if all that it
+      moves are alike, as the sums of a batch norm and of the one of a shortcut
+      beside it, or two are alike and at most one is besides.
   """
 
   kind: str
@@ -58,7 +59,7 @@ def find(hlo: str) -> list[Collective]:
       tensors = [max(tensors)] if len(tensors) < 4 else tensors[1::2]
     layers = collections.Counter(_LAYER.findall(line)).most_common(1)
     has_pair = len(set(shapes)) < len(shapes)
-    is_of_one = len(shapes) == 1 or (len(shapes) <= 3 and has_pair)
+    is_of_one = len(set(shapes)) == 1 or (len(shapes) <= 3 and has_pair)
     found.append(
       Collective(
         kind=match['kind'],

@@ -20,6 +20,7 @@ from resnet.errors import InputError
 from resnet.experiment import Experiment, resolve
 from resnet.tools import command, machine, rehearsal
 from resnet.tools.machine import Finding
+from resnet.training.workdir import check_name
 
 
 class _Visit:
@@ -59,6 +60,7 @@ def main(args: argparse.Namespace) -> None:
   if args.workdir == '':
     raise InputError("--workdir='' is no folder: leave it out, or name one.")
   workdir = args.workdir or config_flag.default_workdir(args.config_path)
+  check_name(workdir)
   visit = _Visit(as_json=args.json)
   visit.check('versions', machine.versions)
   visit.check('devices', machine.devices)

@@ -103,6 +103,10 @@ def open_topology(name: str) -> Topology:
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
   os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
   os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5litepod-8')
+  # Nor is a chip taken: two of these may run side by side.
+  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
+  # JAX writes such programs into its cache, but cannot read them from there.
+  jax.config.update('jax_enable_compilation_cache', False)
   described = topologies.get_topology_desc(platform='tpu', topology_name=name)
   return Topology(name=name, devices=tuple(described.devices), chip=chip)
 

@@ -30,12 +30,27 @@ def write_atomically(path: str, content: str | bytes) -> None:
       raise
 
 
+def check_name(workdir: str) -> None:
+  """Refuses an address: it would be made as a folder `gs:` of this machine.
+
+  Raises:
+    InputError: it is one.
+  """
+  if '://' in workdir:
+    raise InputError(
+      f'--workdir={workdir} is an address, no folder: name a folder of a disk'
+      ' that all processes share.'
+    )
+
+
 def read_config(workdir: str) -> dict[str, Any] | None:
   """Returns {'config': fields, 'derived': numbers}, None where no run began.
 
   Raises:
-    InputError: the file is not one that `write_config` wrote.
+    InputError: the file is not one that `write_config` wrote, or there can be
+      no such folder.
   """
+  check_name(workdir)
   path = os.path.join(workdir, CONFIG_FILE)
   try:
     with open(path) as file:

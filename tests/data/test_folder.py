@@ -48,6 +48,32 @@ def test_classes_are_sorted_and_files_in_order(folder):
   assert 'record 5 of folder/train (a c' in source.key(5, records[5])
 
 
+def test_another_image_or_order_or_label_has_another_fingerprint(folder):
+  first = open_(folder).fingerprint()
+  assert open_(folder).fingerprint() == first
+  assert open_(folder, 'val').fingerprint() != first
+  path = folder / 'train' / 'a c' / '1.png'
+  image = path.read_bytes()
+  path.write_bytes(JPEG)
+  assert open_(folder).fingerprint() != first
+  path.write_bytes(image)
+  assert open_(folder).fingerprint() == first
+  path.rename(folder / 'train' / 'a c' / '4.png')
+  assert open_(folder).fingerprint() != first
+  (folder / 'train' / 'a c' / '4.png').rename(path)
+  (folder / 'train' / 'b').rename(folder / 'train' / 'Z')
+  assert open_(folder).fingerprint() != first
+
+
+def test_a_fingerprint_is_of_few_records(folder):
+  source = open_(folder)
+  two = source.fingerprint(2)  # The first and the last.
+  (folder / 'train' / 'a c' / '1.png').write_bytes(JPEG)
+  assert source.fingerprint(2) == two
+  (folder / 'train' / 'b' / '3.PNG').write_bytes(JPEG)
+  assert source.fingerprint(2) != two
+
+
 def test_classes_are_those_of_torchvision(folder):
   torchvision = pytest.importorskip('torchvision')
   theirs = torchvision.datasets.ImageFolder(

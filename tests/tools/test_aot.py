@@ -4,9 +4,12 @@ import dataclasses
 import importlib.util
 import json
 import pathlib
+import re
+import subprocess
 import sys
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 import pytest
 
 from configs import fake, resnet50, resnet50_lars
@@ -45,6 +48,15 @@ def run(monkeypatch, capsys):
     return capsys.readouterr().out
 
   return run
+
+
+@pytest.fixture
+def _cache():
+  """JAX's cache as it was, before and after `open_topology` switches it off."""
+  compilation_cache.reset_cache()
+  yield
+  jax.config.update('jax_enable_compilation_cache', True)
+  compilation_cache.reset_cache()
 
 
 def rows(report, *, per_layer, program='train'):
@@ -264,6 +276,19 @@ def test_too_large_a_batch_is_told_with_one_that_fits(monkeypatch, pod):
   assert 'fit is 16: --config.batch_size=128' in str(error)
 
 
+@pytest.mark.parametrize(
+  ('temporary_bytes', 'largest'),
+  # 14.9 GB are left; an image takes its 300 bytes, and 1/8 of the temporaries.
+  [(8e9, 8 + 14), (0, 8 + 49_666_666)],
+)
+def test_the_largest_batch_fills_what_is_left(pod, temporary_bytes, largest):
+  chip = dataclasses.replace(pod.chip, hbm_bytes=15.9e9 + temporary_bytes)
+  train = made_up(temporary_bytes)
+  limits = aot._limits(chip, train, 8, (10, 10, 3))
+  assert limits['headroom_bytes'] == pytest.approx(14.9e9)
+  assert limits['estimated_largest_batch_size_per_chip'] == largest
+
+
 def test_the_estimate_is_the_slowest_of_three(pod):
   """197e12 FLOP/s, 819e9 B/s of memory, 200e9 B/s out of a chip."""
   estimate = aot._roofline(pod, made_up(1e9), 2048)
@@ -296,6 +321,12 @@ def test_the_estimate_is_the_slowest_of_three(pod):
       ('all-reduce', 128, 2, 'stem_bn'),
     ),
     (
+      '  %b = (f32[256]{0}, f32[256]{0}, f32[256]{0}, f32[256]{0}) all-reduce('
+      '%a, %b, %c, %d), metadata={op_name="jit(step)/jvp(ResNet)/ResNet'
+      '/stage1_block1/shortcut_bn/shortcut_bn._group_statistics/reduce_sum"}',
+      ('all-reduce', 4096, 4, 'stage1_block1/shortcut_bn'),
+    ),
+    (
       '  %j = (f32[10]{0}, f32[1,64]{1,0}, f32[1,64]{1,0}) all-reduce(%a, %b,'
       ' %c), metadata={op_name="jit(step)/ResNet/(head/reduce_sum:'
       'stage1_block1/bn2/reduce_sum:stage1_block1/bn2/reduce_sum)"}',
@@ -323,6 +354,33 @@ def test_collectives_are_read_from_hlo(line, expected):
 
 @needs_libtpu
 @pytest.mark.slow
+def test_two_processes_may_compile_at_once():
+  code = (
+    'from resnet.tools import topologies\n'
+    'print(len(topologies.open_topology("v5e:2x4").devices), flush=True)\n'
+    'input()'
+  )
+  processes = [
+    subprocess.Popen(
+      [sys.executable, '-c', code],
+      cwd=ROOT,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for _ in range(2)
+  ]
+  try:
+    assert [process.stdout.readline() for process in processes] == ['8\n'] * 2
+  finally:
+    for process in processes:
+      process.communicate('\n')
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.usefixtures('_cache')
 def test_for_a_pod_the_statistics_of_groups_stay_on_a_chip(run):
   pod = (CONFIG, '--config.batch_size=128', '--topology=v5e:4x4', '--json')
   groups = json.loads(run(*pod, '--config.model.bn_group_size=8'))
@@ -335,3 +393,26 @@ def test_for_a_pod_the_statistics_of_groups_stay_on_a_chip(run):
   (row,) = rows(whole, per_layer=True)
   # Seven batch norms, forward and backward.
   assert row['count'] == 14 and len(row['layers']) == 7
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.usefixtures('_cache')
+def test_a_pod_without_the_memory_is_told_with_a_batch_that_fits(run, capsys):
+  pod = (
+    *(CONFIG, '--config.data.image_size=1024', '--config.batch_size=512'),
+    *('--config.data.eval_resize=1024', '--config.model.bn_group_size=8'),
+    '--topology=v5e:2x2',
+  )
+  with pytest.raises(SystemExit) as error:
+    run(*pod)
+  assert error.value.code == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  found = re.search(
+    r'A batch of 128 images a chip takes ([\d.]+) GB; a chip of v5e:2x2 has'
+    r' ([\d.]+) GB\. .* fit is (\d+): --config\.batch_size=(\d+)$',
+    line,
+  )
+  assert found, line
+  needed, limit, fits, batch_size = map(float, found.groups())
+  assert needed > limit and 0 < fits < 128 and batch_size == 4 * fits

@@ -274,6 +274,7 @@ def test_slow_reading_is_a_warning(experiment):
     ('--nonsense=1', 'nonsense'),
     ('train', "'train' is not a flag"),
     ('--workdir=', 'is no folder'),
+    ('--workdir=gs://bucket/run', 'is an address, no folder'),
   ],
 )
 def test_bad_input_is_one_line(monkeypatch, capsys, arg, part):

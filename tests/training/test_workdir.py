@@ -40,6 +40,13 @@ def test_a_foreign_config_file_is_refused(tmp_path, text):
     workdir.read_config(str(tmp_path))
 
 
+@pytest.mark.parametrize('address', ['gs://bucket/run', 's3://bucket'])
+def test_an_address_is_no_folder(address):
+  """It would be made as a folder `gs:` here, on each machine another one."""
+  with pytest.raises(InputError, match=f'{address} is an address, no folder'):
+    workdir.read_config(address)
+
+
 def test_differing_fields_are_shown():
   saved = {'seed': 1, 'batch_size': 64, 'old': 0, 'data.data_dir': 'a'}
   config = {'seed': 1, 'batch_size': 32, 'new': 2, 'data.data_dir': 'b'}
