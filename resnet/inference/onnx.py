@@ -11,10 +11,7 @@ import numpy as np
 
 from resnet.errors import InputError
 
-INSTALL = (
-  'pip install onnx onnx-ir onnxruntime equinox chex && pip install --no-deps'
-  ' jax2onnx dm-pix'
-)
+INSTALL = 'pip install --no-deps -r requirements-onnx.txt'
 
 
 def pad_and_max_pool(x: jax.Array) -> jax.Array:
@@ -79,9 +76,9 @@ def load_onnx(path: str) -> Any:
   try:
     import onnxruntime  # pyright: ignore[reportMissingImports]
   except ImportError:
-    raise InputError(f'{path} needs a package: pip install onnxruntime') from (
-      None
-    )
+    raise InputError(
+      f'{path} needs onnxruntime: pip install onnxruntime'
+    ) from None
   try:
     session = onnxruntime.InferenceSession(
       path, providers=['CPUExecutionProvider']
