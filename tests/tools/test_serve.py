@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import pathlib
+import pickle
 import signal
 import socket
 import subprocess
@@ -354,7 +355,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
   source, tmp_path, monkeypatch, capsys, args, message
 ):
   path = tmp_path / 'net.pth'
-  path.write_bytes(b'no matter what')
+  path.write_bytes(pickle.dumps({'head': [1.0]}))
   args = [arg.format(pickle=path) for arg in args]
   monkeypatch.setattr(sys, 'argv', ['serve', f'--weights={source}', *args])
   with pytest.raises(SystemExit) as error:
