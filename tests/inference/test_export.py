@@ -7,6 +7,7 @@ import os
 
 from flax import linen as nn
 import jax
+from jax import monitoring
 import numpy as np
 import pytest
 
@@ -173,6 +174,33 @@ def test_an_exported_folder_predicts_as_the_network(
   assert open_exported(folder).class_names == small.class_names
   with pytest.raises(InputError, match="no 'cam'"):
     Predictor(open_exported(folder), ['cam'], [8])
+
+
+@pytest.mark.parametrize('is_export', [False, True])
+def test_nothing_is_compiled_after_compile(small, tmp_path, is_export):
+  """So a server compiles nothing while it serves."""
+  network = create_network(small)
+  if is_export:
+    write(small, tmp_path / 'out')
+    network = open_exported(str(tmp_path / 'out'))
+  outputs = ['probabilities'] + ([] if is_export else ['cam'])
+  predictor = Predictor(network, outputs, [1, 2, 4])
+  events = []
+
+  def listen(event, *args, **kwargs):
+    del args, kwargs
+    events.append(event)
+
+  monitoring.register_event_duration_secs_listener(listen)
+  try:
+    predictor.compile()
+    assert any('compile' in event for event in events)
+    events.clear()
+    for size in (1, 2, 3, 4):
+      assert len(predictor(np.zeros((size, 16, 16, 3), np.uint8))) > 0
+    assert not [event for event in events if 'compile' in event]
+  finally:
+    monitoring.unregister_event_duration_listener(listen)
 
 
 def test_several_platforms(small, tmp_path):

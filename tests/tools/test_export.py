@@ -5,10 +5,12 @@ import os
 import pickle
 import sys
 
+import cv2
+import numpy as np
 import pytest
 
 from resnet.models import weights
-from resnet.tools import command, export
+from resnet.tools import command, export, predict
 from tests.networks import make_variables
 
 
@@ -31,9 +33,9 @@ def source(tmp_path_factory):
   return path
 
 
-def run(monkeypatch, *args):
-  monkeypatch.setattr(sys, 'argv', ['export', *args])
-  command.run(export.main, export._parser())
+def run(monkeypatch, *args, tool=export):
+  monkeypatch.setattr(sys, 'argv', ['tool', *args])
+  command.run(tool.main, tool._parser())
 
 
 def test_it_says_what_was_checked(source, tmp_path, monkeypatch, capsys):
@@ -55,6 +57,16 @@ def test_it_says_what_was_checked(source, tmp_path, monkeypatch, capsys):
   assert sorted(manifest['sha256']) == sorted(
     set(os.listdir(out)) - {'manifest.json'}
   )
+  # predict takes the folder, and says the same.
+  image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+  cv2.imwrite(str(tmp_path / 'a.png'), image)
+  lines = []
+  for place in (source, out):
+    run(
+      monkeypatch, f'--weights={place}', str(tmp_path / 'a.png'), tool=predict
+    )
+    lines.append(capsys.readouterr().out)
+  assert lines[0] == lines[1] and 'eel' in lines[0]
 
 
 @pytest.mark.parametrize(

@@ -254,6 +254,20 @@ def test_broken_images_are_named(run, workdir, pictures, tmp_path, capsys):
   assert list(classes(out)) == [str(good)]
 
 
+def test_too_many_pixels_are_refused_from_the_header(
+  run, workdir, pictures, tmp_path, capsys
+):
+  folder, _ = pictures
+  data = bytearray(sorted((folder / '6').iterdir())[0].read_bytes())
+  data[16:24] = (100_000).to_bytes(4) * 2  # Width and height of a PNG.
+  huge = tmp_path / 'huge.png'
+  huge.write_bytes(data)
+  with pytest.raises(SystemExit) as error:
+    run(f'--weights={workdir}', huge)
+  assert error.value.code == 2
+  assert 'the header claims 100000 x 100000' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
   ('args', 'message'),
   [
