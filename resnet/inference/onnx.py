@@ -51,7 +51,9 @@ def to_onnx(function: Any, shape: tuple[int, ...], dtype: Any) -> bytes:
   except ImportError as error:
     raise InputError(f'ONNX needs packages ({error}): {INSTALL}') from None
   logging.getLogger('onnx_ir').setLevel(logging.ERROR)
-  images = types.SimpleNamespace(shape=('batch', *shape), dtype=np.dtype(dtype))
+  images: Any = types.SimpleNamespace(
+    shape=('batch', *shape), dtype=np.dtype(dtype)
+  )
   try:
     proto: Any = jax2onnx.to_onnx(
       function,
@@ -86,7 +88,7 @@ def load_onnx(path: str) -> Any:
   except Exception as error:
     raise InputError(f'{path} is no ONNX file: {error}') from None
 
-  def run(images: np.ndarray) -> np.ndarray:
+  def run(images: np.ndarray) -> Any:
     return session.run(['logits'], {'images': np.asarray(images)})[0]
 
   return run
