@@ -127,6 +127,10 @@ class Server:
     count = 1
     try:
       files = await read_files(request)
+      if len(files) > self._max_waiting:
+        raise HTTPException(
+          413, f'A request has at most {self._max_waiting} images.'
+        )
       self._admit(len(files) - 1)
       count = len(files)
       return {'images': await self._predict(request, files)}

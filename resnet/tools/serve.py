@@ -12,6 +12,7 @@ accepted is answered first. Needs: pip install -r requirements-serve.txt
 import argparse
 import functools
 import socket
+import sys
 from typing import Any
 
 from resnet.errors import InputError
@@ -57,7 +58,10 @@ def main(args: argparse.Namespace) -> None:
     )
     host, port = listener.getsockname()[:2]
     print(f'{predictor.network.name}: http://{host}:{port}', flush=True)
-    uvicorn.Server(config).run(sockets=[listener])
+    try:
+      uvicorn.Server(config).run(sockets=[listener])
+    except KeyboardInterrupt:  # At the end uvicorn sends itself the signal.
+      sys.exit(130)
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -100,11 +100,11 @@ class Service:
   def predict(self, body, kind='image/png', query=''):
     return self.ask('POST', f'/predict{query}', body, {'Content-Type': kind})
 
-  def stop(self):
-    """Returns the exit code."""
-    self.process.send_signal(signal.SIGTERM)
-    self.process.communicate(timeout=60)
-    return self.process.returncode
+  def stop(self, number=signal.SIGTERM):
+    """Returns the exit code, and what was said on stderr."""
+    self.process.send_signal(number)
+    _, err = self.process.communicate(timeout=60)
+    return self.process.returncode, err
 
 
 @pytest.fixture(scope='module')
@@ -112,7 +112,8 @@ def service(source, tmp_path_factory):
   folder = tmp_path_factory.mktemp('service')
   service = Service(source, folder, '--request-seconds=3')
   yield service
-  service.stop()
+  code, err = service.stop(signal.SIGINT)
+  assert code == 130 and 'Traceback' not in err
 
 
 def form(files):
@@ -201,6 +202,7 @@ def huge_png():
     ('', encode(), 415, 'expected image/png'),
     ('multipart/form-data', encode(), 400, 'form'),
     (*reversed(form([])), 400, 'holds no file'),
+    (*reversed(form([('', b'')] * 300)), 413, 'at most 256 images'),
     (*reversed(form([('a.png', encode()), ('b.png', b'?')])), 400, 'b.png'),
   ],
 )
@@ -330,9 +332,8 @@ def test_overload_is_refused_at_once_and_the_accepted_are_answered(
     assert status == 503 and '4 images wait already' in answer['error']
     slow.close()
     # The end comes after the answers.
-    code = service.stop()
+    assert service.stop() == (-signal.SIGTERM, '')
     assert [future.result()[0] for future in waiting] == [200] * 3
-  assert code in (0, -signal.SIGTERM)
   assert os.listdir(tmp_path) == []
 
 
