@@ -11,7 +11,8 @@ train: .venv/installed
 test: .venv/installed-tests
 	$(BIN)/python -m pytest -m 'not slow'
 
-# `make test` and `make test-slow` run these too once PyTorch is installed.
+# `make test` and `make test-slow` run these too once PyTorch is installed, and
+# those of ONNX and of the page in a browser after `make .venv/installed-all`.
 test-parity: .venv/installed-parity
 	$(BIN)/python -m pytest tests/models/test_parity.py \
 	  tests/training/test_parity.py
@@ -48,4 +49,12 @@ clean:
 .venv/installed-parity: tests/requirements-parity.txt .venv/installed-tests
 	$(BIN)/python -m pip install --quiet \
 	  --requirement tests/requirements-parity.txt
+	touch $@
+
+.venv/installed-all: tests/requirements-all.txt requirements-onnx.txt \
+  .venv/installed-parity
+	$(BIN)/python -m pip install --quiet \
+	  --requirement tests/requirements-all.txt
+	$(BIN)/python -m pip install --quiet --no-deps \
+	  --requirement requirements-onnx.txt
 	touch $@

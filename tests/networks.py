@@ -7,13 +7,15 @@ import numpy as np
 from resnet.models import create_model
 
 
-def make_variables(name, *, size, num_classes, channels=3):
+def make_variables(name, *, size, num_classes, channels=3, **overrides):
   """Returns the module, and variables whose activations do not vanish.
 
-  Running statistics are those of a random batch; the head has a bias.
+  Running statistics are those of a random batch; the head has a bias. The
+  overrides are those of `create_model`.
   """
   images = jax.random.normal(jax.random.key(1), (4, size, size, channels))
-  learner = create_model(name, num_classes=num_classes, bn_momentum=0.0)
+  overrides = {'num_classes': num_classes, **overrides}
+  learner = create_model(name, bn_momentum=0.0, **overrides)
 
   @jax.jit
   def make(key):
@@ -27,4 +29,4 @@ def make_variables(name, *, size, num_classes, channels=3):
   head = variables['params']['head']
   head['kernel'] *= 10
   head['bias'] += jnp.arange(num_classes, dtype=jnp.float32) / 10
-  return create_model(name, num_classes=num_classes), variables
+  return create_model(name, **overrides), variables

@@ -92,6 +92,7 @@ _LAYERS = (
     'resnet.serving.app',
     'resnet.serving.batcher',
     'resnet.serving.body',
+    'resnet.serving.connection',
     'resnet.serving.limits',
   ),
   ('resnet.experiment',),

@@ -11,10 +11,7 @@ import numpy as np
 
 from resnet.errors import InputError
 
-INSTALL = (
-  'pip install onnx onnx-ir onnxruntime equinox chex && pip install --no-deps'
-  ' jax2onnx dm-pix'
-)
+INSTALL = 'pip install --no-deps -r requirements-onnx.txt'
 
 
 def pad_and_max_pool(x: jax.Array) -> jax.Array:
@@ -54,7 +51,9 @@ def to_onnx(function: Any, shape: tuple[int, ...], dtype: Any) -> bytes:
   except ImportError as error:
     raise InputError(f'ONNX needs packages ({error}): {INSTALL}') from None
   logging.getLogger('onnx_ir').setLevel(logging.ERROR)
-  images = types.SimpleNamespace(shape=('batch', *shape), dtype=np.dtype(dtype))
+  images: Any = types.SimpleNamespace(
+    shape=('batch', *shape), dtype=np.dtype(dtype)
+  )
   try:
     proto: Any = jax2onnx.to_onnx(
       function,
@@ -79,9 +78,9 @@ def load_onnx(path: str) -> Any:
   try:
     import onnxruntime  # pyright: ignore[reportMissingImports]
   except ImportError:
-    raise InputError(f'{path} needs a package: pip install onnxruntime') from (
-      None
-    )
+    raise InputError(
+      f'{path} needs onnxruntime: pip install onnxruntime'
+    ) from None
   try:
     session = onnxruntime.InferenceSession(
       path, providers=['CPUExecutionProvider']
@@ -89,7 +88,7 @@ def load_onnx(path: str) -> Any:
   except Exception as error:
     raise InputError(f'{path} is no ONNX file: {error}') from None
 
-  def run(images: np.ndarray) -> np.ndarray:
+  def run(images: np.ndarray) -> Any:
     return session.run(['logits'], {'images': np.asarray(images)})[0]
 
   return run

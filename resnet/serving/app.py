@@ -2,7 +2,7 @@
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 import contextlib
 import pathlib
@@ -29,6 +29,9 @@ _PAGE = pathlib.Path(__file__).parent / 'page'
 _TOP = 5
 # A header may claim so many; the rest of the process must live beside them.
 MAX_PIXELS = 2**25
+# Of a body, and of all bodies that are held in memory at once.
+_MAX_BYTES = 10_000_000
+_MAX_HELD_BYTES = 32 * _MAX_BYTES
 # The page is all there is: nothing from elsewhere is loaded.
 _PAGE_HEADERS = {
   'Content-Security-Policy': "default-src 'self'; img-src 'self' data: blob:",
@@ -40,8 +43,8 @@ _PAGE_HEADERS = {
 class Metrics:
   """What Prometheus is told."""
 
-  def __init__(self, batcher: Batcher):
-    """Of a server; `batcher` knows how many images wait."""
+  def __init__(self, waiting: Callable[[], int]):
+    """Of a server; `waiting` says how many images are not answered yet."""
     self.registry = prometheus.CollectorRegistry()
     shared = {'registry': self.registry, 'namespace': 'resnet'}
     self.requests = prometheus.Counter(
@@ -56,8 +59,8 @@ class Metrics:
       buckets=(1, 2, 4, 8, 16, 32, 64),
       **shared,
     )
-    waiting = prometheus.Gauge('waiting_images', 'Not answered yet', **shared)
-    waiting.set_function(lambda: batcher.waiting)
+    gauge = prometheus.Gauge('waiting_images', 'Not answered yet', **shared)
+    gauge.set_function(waiting)
 
 
 class Server:
@@ -84,6 +87,7 @@ class Server:
       preprocessing=predictor.network.preprocessing, max_pixels=MAX_PIXELS
     )
     self._max_waiting = max_waiting
+    self._waiting = 0
     self._pool = ThreadPoolExecutor(num_threads, 'decode')
     self._batcher = Batcher(
       predictor,
@@ -91,7 +95,7 @@ class Server:
       wait_seconds=wait_seconds,
       on_batch=lambda count: self._metrics.batches.observe(count),
     )
-    self._metrics = Metrics(self._batcher)
+    self._metrics = Metrics(lambda: self._waiting)
 
   @contextlib.asynccontextmanager
   async def lifespan(self, app: Any) -> AsyncIterator[None]:
@@ -120,8 +124,22 @@ class Server:
 
   async def _answer(self, request: Request) -> dict[str, Any]:
     self._admit(1)  # At once, before anything is read.
-    files = await read_files(request)
-    self._admit(len(files))
+    count = 1
+    try:
+      files = await read_files(request)
+      if len(files) > self._max_waiting:
+        raise HTTPException(
+          413, f'A request has at most {self._max_waiting} images.'
+        )
+      self._admit(len(files) - 1)
+      count = len(files)
+      return {'images': await self._predict(request, files)}
+    finally:
+      self._waiting -= count
+
+  async def _predict(
+    self, request: Request, files: list[tuple[str, bytes]]
+  ) -> list[dict[str, Any]]:
     images = await asyncio.gather(
       *(self._in_thread(self._decode, name, data) for name, data in files)
     )
@@ -135,15 +153,16 @@ class Server:
         data = base64.b64encode(png).decode()
         answer['map'] = f'data:image/png;base64,{data}'
       answers.append(answer)
-    return {'images': answers}
+    return answers
 
   def _admit(self, count: int) -> None:
-    if self._batcher.waiting + count > self._max_waiting:
+    if self._waiting + count > self._max_waiting:
       raise HTTPException(
         503,
-        f'{self._batcher.waiting} images wait already: try again.',
+        f'{self._waiting} images wait already: try again.',
         headers={'Retry-After': '1'},
       )
+    self._waiting += count
 
   async def _in_thread(self, function: Any, *args: Any) -> Any:
     loop = asyncio.get_running_loop()
@@ -184,14 +203,11 @@ class Server:
     )
 
 
-def create_app(
-  server: Server, *, max_bytes: int = 10_000_000, max_seconds: float = 10.0
-) -> Starlette:
+def create_app(server: Server, *, max_seconds: float) -> Starlette:
   """Returns the ASGI application of a server.
 
   Args:
     server: answers.
-    max_bytes: of a body.
     max_seconds: that a body may take to come in.
   """
 
@@ -213,7 +229,12 @@ def create_app(
     ],
     lifespan=server.lifespan,
     middleware=[
-      Middleware(BodyLimits, max_bytes=max_bytes, max_seconds=max_seconds)
+      Middleware(
+        BodyLimits,
+        max_bytes=_MAX_BYTES,
+        max_held_bytes=_MAX_HELD_BYTES,
+        max_seconds=max_seconds,
+      )
     ],
     exception_handlers={HTTPException: _error, Exception: _error},
   )

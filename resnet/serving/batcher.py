@@ -15,9 +15,6 @@ class Batcher:
 
   While one batch is predicted, in a thread, the next one is collected, so that
   the busier the server, the larger the batches. Use it from one event loop.
-
-  Attributes:
-    waiting: images that were accepted and not answered yet.
   """
 
   def __init__(
@@ -43,7 +40,6 @@ class Batcher:
     self._queue: asyncio.Queue[Any] = asyncio.Queue()
     self._pool = ThreadPoolExecutor(1, 'predict')
     self._task: asyncio.Task[None] | None = None
-    self.waiting = 0
 
   def start(self) -> None:
     """Begins to work, in the running event loop."""
@@ -64,13 +60,9 @@ class Batcher:
     """
     loop = asyncio.get_running_loop()
     futures = [loop.create_future() for _ in images]
-    self.waiting += len(images)
-    try:
-      for image, future in zip(images, futures, strict=True):
-        self._queue.put_nowait((image, future))
-      return list(await asyncio.gather(*futures))
-    finally:
-      self.waiting -= len(images)
+    for image, future in zip(images, futures, strict=True):
+      self._queue.put_nowait((image, future))
+    return list(await asyncio.gather(*futures))
 
   async def _work(self) -> None:
     loop = asyncio.get_running_loop()

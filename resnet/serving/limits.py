@@ -7,13 +7,24 @@ from starlette.exceptions import HTTPException
 
 
 class BodyLimits:
-  """ASGI middleware: bounds the size of a body and the time it may take."""
+  """ASGI middleware: bounds a body, and the bodies that are held at once."""
 
-  def __init__(self, app: Any, *, max_bytes: int, max_seconds: float):
-    """Around `app`."""
+  def __init__(
+    self, app: Any, *, max_bytes: int, max_held_bytes: int, max_seconds: float
+  ):
+    """Around `app`.
+
+    Args:
+      app: is asked.
+      max_bytes: of a body.
+      max_held_bytes: of the bodies of all requests that are not answered.
+      max_seconds: that a body may take to come in.
+    """
     self._app = app
     self._max_bytes = max_bytes
+    self._max_held_bytes = max_held_bytes
     self._max_seconds = max_seconds
+    self._held_bytes = 0
 
   async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
     """Handles a request; the app's `receive` raises HTTPException."""
@@ -38,13 +49,22 @@ class BodyLimits:
         raise HTTPException(
           408, f'The body took more than {self._max_seconds:g} s.'
         ) from None
-      count += len(message.get('body', b''))
+      size = len(message.get('body', b''))
+      count += size
+      self._held_bytes += size
       if count > self._max_bytes:
         raise self._too_large()
+      if self._held_bytes > self._max_held_bytes:
+        raise HTTPException(
+          503, 'Too many bytes wait already: try again.', {'Retry-After': '1'}
+        )
       is_complete = not message.get('more_body', False)
       return message
 
-    await self._app(scope, limited, send)
+    try:
+      await self._app(scope, limited, send)
+    finally:
+      self._held_bytes -= count
 
   def _too_large(self) -> HTTPException:
     return HTTPException(

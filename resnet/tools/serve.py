@@ -10,7 +10,9 @@ accepted is answered first. Needs: pip install -r requirements-serve.txt
 """
 
 import argparse
+import functools
 import socket
+import sys
 from typing import Any
 
 from resnet.errors import InputError
@@ -30,6 +32,7 @@ def main(args: argparse.Namespace) -> None:
     import uvicorn
 
     from resnet.serving.app import Server, create_app
+    from resnet.serving.connection import Connection
   except ImportError as error:
     raise InputError(
       f'Serving needs packages ({error}): pip install -r requirements-serve.txt'
@@ -43,15 +46,22 @@ def main(args: argparse.Namespace) -> None:
       max_waiting=args.max_waiting,
       num_threads=args.num_threads,
     )
+    max_seconds = args.request_seconds
+    http: Any = functools.partial(Connection, max_seconds=max_seconds)
     config = uvicorn.Config(
-      create_app(server),
+      create_app(server, max_seconds=max_seconds),
+      http=http,
+      ws='none',
       log_level='warning',
       access_log=False,
       timeout_graceful_shutdown=args.grace_seconds,
     )
     host, port = listener.getsockname()[:2]
     print(f'{predictor.network.name}: http://{host}:{port}', flush=True)
-    uvicorn.Server(config).run(sockets=[listener])
+    try:
+      uvicorn.Server(config).run(sockets=[listener])
+    except KeyboardInterrupt:  # At the end uvicorn sends itself the signal.
+      sys.exit(130)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -61,7 +71,12 @@ def _check(args: argparse.Namespace) -> None:
     )
   if not 0 <= args.port < 2**16:
     raise InputError(f'--port={args.port} is not in 0 .. {2**16 - 1}.')
-  for name in ('max_waiting', 'num_threads', 'grace_seconds'):
+  for name in (
+    'max_waiting',
+    'num_threads',
+    'request_seconds',
+    'grace_seconds',
+  ):
     if getattr(args, name) < 1:
       raise InputError(
         f'--{name.replace("_", "-")}={getattr(args, name)} must be positive.'
@@ -121,6 +136,12 @@ def _parser() -> command.Parser:
     help='images; more are answered with 503',
   )
   add('--num-threads', type=int, default=4, help='that decode')
+  add(
+    '--request-seconds',
+    type=int,
+    default=10,
+    help='that the headers, and the body, of a request may take to come in',
+  )
   add(
     '--grace-seconds',
     type=int,

@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import pathlib
+import pickle
 import signal
 import socket
 import subprocess
@@ -50,16 +51,24 @@ def source(tmp_path_factory):
 
 
 class Service:
-  """A server in a process of its own."""
+  """A server in a process of its own, in a folder of its own."""
 
-  def __init__(self, source, *args):
-    environment = {**os.environ, 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'}
+  def __init__(self, source, folder, *args):
+    self.folder = folder
+    environment = {
+      **os.environ,
+      'XLA_FLAGS': '',
+      'JAX_PLATFORMS': 'cpu',
+      'PYTHONPATH': str(ROOT),
+      'HOME': str(folder),
+      'TMPDIR': str(folder),
+    }
     self.process = subprocess.Popen(
       [
         *(sys.executable, '-m', 'resnet.tools.serve', f'--weights={source}'),
         *('--port=0', '--max-batch=4', *args),
       ],
-      cwd=ROOT,
+      cwd=folder,
       env=environment,
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
@@ -80,21 +89,31 @@ class Service:
       return response.status, json.loads(text)
     return response.status, text
 
+  def metric(self, name):
+    """Returns a number of /metrics."""
+    _, text = self.ask('GET', '/metrics')
+    lines = dict(
+      line.rsplit(' ', 1) for line in text.splitlines() if line[0] != '#'
+    )
+    return float(lines[name])
+
   def predict(self, body, kind='image/png', query=''):
     return self.ask('POST', f'/predict{query}', body, {'Content-Type': kind})
 
-  def stop(self):
-    """Returns the exit code."""
-    self.process.send_signal(signal.SIGTERM)
-    self.process.communicate(timeout=60)
-    return self.process.returncode
+  def stop(self, number=signal.SIGTERM):
+    """Returns the exit code, and what was said on stderr."""
+    self.process.send_signal(number)
+    _, err = self.process.communicate(timeout=60)
+    return self.process.returncode, err
 
 
 @pytest.fixture(scope='module')
-def service(source):
-  service = Service(source)
+def service(source, tmp_path_factory):
+  folder = tmp_path_factory.mktemp('service')
+  service = Service(source, folder, '--request-seconds=3')
   yield service
-  service.stop()
+  code, err = service.stop(signal.SIGINT)
+  assert code == 130 and 'Traceback' not in err
 
 
 def form(files):
@@ -149,13 +168,9 @@ def test_many_clients_get_their_own_answers(service):
     )
     assert ours['index'] == theirs['index']
     assert ours['probability'] == pytest.approx(theirs['probability'], abs=1e-5)
-  _, text = service.ask('GET', '/metrics')
-  lines = dict(
-    line.rsplit(' ', 1) for line in text.splitlines() if line[0] != '#'
-  )
-  assert float(lines['resnet_batch_images_sum']) >= 88
-  assert float(lines['resnet_waiting_images']) == 0
-  assert float(lines['resnet_requests_total{status="200"}']) >= 88
+  assert service.metric('resnet_batch_images_sum') >= 88
+  assert service.metric('resnet_waiting_images') == 0
+  assert service.metric('resnet_requests_total{status="200"}') >= 88
 
 
 def test_health_and_page(service):
@@ -187,6 +202,7 @@ def huge_png():
     ('', encode(), 415, 'expected image/png'),
     ('multipart/form-data', encode(), 400, 'form'),
     (*reversed(form([])), 400, 'holds no file'),
+    (*reversed(form([('', b'')] * 300)), 413, 'at most 256 images'),
     (*reversed(form([('a.png', encode()), ('b.png', b'?')])), 400, 'b.png'),
   ],
 )
@@ -209,36 +225,116 @@ def test_wrong_methods_and_paths(service, method, path, status):
   assert got == status and list(answer) == ['error']
 
 
-@pytest.mark.slow
-def test_a_slow_client_is_cut_off(service):
+_POST = b'POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n'
+
+
+@pytest.mark.parametrize(
+  ('start', 'drop', 'status', 'message'),
+  [
+    (b'', b'', None, None),
+    (_POST, b'X', 408, 'The headers took more than 3 s'),
+    (_POST + b'Content-Length: 999\r\n\r\n', b'X', 408, 'The body took more'),
+    # Answered at once; nobody waits for the rest.
+    (
+      b'POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 999\r\n\r\n',
+      b'X',
+      404,
+      '',
+    ),
+    # The second request of a connection.
+    (b'GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET', b'X', 200, 'ok'),
+  ],
+  ids=['silence', 'headers', 'body', 'after the answer', 'second request'],
+)
+def test_a_slow_client_is_cut_off(service, start, drop, status, message):
+  """It sends a byte now and then."""
+  received = b''
+  begin = time.monotonic()
   with socket.create_connection(('127.0.0.1', service.port), 30) as client:
-    client.sendall(
-      b'POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n'
-      b'Content-Length: 1000\r\n\r\nabc'
-    )
-    start = time.monotonic()
-    answer = client.makefile('rb').read().decode()  # To the last byte.
-  assert answer.startswith('HTTP/1.1 408')
-  assert 'took more than 10 s' in answer
-  assert 9 < time.monotonic() - start < 20
+    client.sendall(start)
+    client.settimeout(0.3)
+    while time.monotonic() - begin < 30:
+      try:
+        data = client.recv(10_000)
+      except TimeoutError:
+        client.sendall(drop)
+        continue
+      except ConnectionError:
+        break
+      if not data:
+        break
+      received += data
+  # Nobody else waits for it.
+  assert service.predict(encode())[0] == 200
+  assert 2.9 < time.monotonic() - begin < 25
+  answers = received.decode().split('HTTP/1.1 ')[1:]
+  if status is None:
+    assert not answers
+    return
+  assert int(answers[0].split()[0]) == status
+  answer = json.loads(answers[0].rpartition('\r\n\r\n')[2])
+  assert message in str(answer) and len(answers) <= 2
 
 
-def test_overload_is_refused_at_once_and_the_accepted_are_answered(source):
-  service = Service(source, '--max-waiting=4', '--wait-milliseconds=1000')
-  with ThreadPoolExecutor(3) as pool:
+def test_what_is_no_http_is_told_in_json(service):
+  with socket.create_connection(('127.0.0.1', service.port), 30) as client:
+    client.sendall(b'how are you?\r\n\r\n')
+    head, _, body = client.makefile('rb').read().partition(b'\r\n\r\n')
+  assert head.startswith(b'HTTP/1.1 400')
+  assert list(json.loads(body)) == ['error']
+
+
+def test_a_body_of_unknown_length_is_cut_at_10_mb(service):
+  sent = 0
+  with socket.create_connection(('127.0.0.1', service.port), 30) as client:
+    client.sendall(_POST + b'Transfer-Encoding: chunked\r\n\r\n')
+    chunk = b'f4240\r\n' + b'x' * 1_000_000 + b'\r\n'
+    for _ in range(11):
+      client.sendall(chunk)
+      sent += 1_000_000
+    head = client.recv(1000)
+  assert head.startswith(b'HTTP/1.1 413') and sent > 10_000_000
+
+
+def test_nothing_is_written_and_only_this_machine_is_served(service):
+  # Parts of a form that large go to the disk by default.
+  large = encode(size=1500)
+  assert len(large) > 2**21
+  status, answer = service.predict(*form([('a.png', large), ('b', b'?')]))
+  assert status == 400 and 'b is no image' in answer['error']
+  assert service.predict(*form([('a.png', large)]))[0] == 200
+  assert os.listdir(service.folder) == []
+  with pytest.raises(OSError):
+    socket.create_connection(('127.0.0.2', service.port), 5)
+
+
+def test_overload_is_refused_at_once_and_the_accepted_are_answered(
+  source, tmp_path
+):
+  service = Service(
+    source, tmp_path, '--max-waiting=4', '--wait-milliseconds=1000'
+  )
+  with (
+    ThreadPoolExecutor(3) as pool,
+    socket.create_connection(('127.0.0.1', service.port), 30) as slow,
+  ):
+    # A request counts from its headers on, not only when it is complete.
+    slow.sendall(_POST + b'Content-Length: 999\r\n\r\n')
+    while service.metric('resnet_waiting_images') < 1:
+      time.sleep(0.01)
     # Three wait for a fourth, for a second.
     waiting = [pool.submit(service.predict, encode(i)) for i in range(3)]
-    time.sleep(0.4)
+    while service.metric('resnet_waiting_images') < 4:
+      time.sleep(0.01)
     start = time.monotonic()
-    status, answer = service.predict(
-      *form([(f'{i}.png', encode()) for i in range(2)])
-    )
+    status, answer = service.predict(encode())
     assert time.monotonic() - start < 0.5
-    assert status == 503 and 'wait already' in answer['error']
+    assert status == 503 and '4 images wait already' in answer['error']
+    slow.close()
     # The end comes after the answers.
-    code = service.stop()
+    assert service.stop() == (-signal.SIGTERM, '')
     assert [future.result()[0] for future in waiting] == [200] * 3
-  assert code in (0, -signal.SIGTERM)
+  assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -248,13 +344,20 @@ def test_overload_is_refused_at_once_and_the_accepted_are_answered(source):
     (['--max-batch=5'], '--max-batch=5 is none of 1, 2'),
     (['--max-waiting=0'], '--max-waiting=0 must be positive'),
     (['--wait-milliseconds=-1'], 'is not in 0 .. 1000'),
+    (['--request-seconds=0'], '--request-seconds=0 must be positive'),
     (['--weights=/no/where', '--port=0'], 'no weights at'),
+    (['--weights=https://example.com/net', '--port=0'], 'no weights at'),
+    (['--weights={pickle}', '--port=0'], 'pickle'),
+    (['--model=resnet18', '--port=0'], 'holds weights of cifar_resnet8'),
     (['--host=no.such.host.invalid'], '--host'),
   ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
-  source, monkeypatch, capsys, args, message
+  source, tmp_path, monkeypatch, capsys, args, message
 ):
+  path = tmp_path / 'net.pth'
+  path.write_bytes(pickle.dumps({'head': [1.0]}))
+  args = [arg.format(pickle=path) for arg in args]
   monkeypatch.setattr(sys, 'argv', ['serve', f'--weights={source}', *args])
   with pytest.raises(SystemExit) as error:
     command.run(serve.main, serve._parser())

@@ -10,7 +10,7 @@ from tests.tools.test_serve import source as source  # A fixture.
 sync_api = pytest.importorskip(
   'playwright.sync_api', reason='an optional package'
 )
-CHROMIUM = shutil.which('chromium')
+CHROMIUM = shutil.which('chromium') or shutil.which('google-chrome')
 
 pytestmark = [
   pytest.mark.slow,
@@ -19,8 +19,8 @@ pytestmark = [
 
 
 @pytest.fixture(scope='module')
-def service(source):
-  service = Service(source)
+def service(source, tmp_path_factory):
+  service = Service(source, tmp_path_factory.mktemp('service'))
   yield service
   service.stop()
 

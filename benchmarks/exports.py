@@ -1,0 +1,94 @@
+"""How near exported networks are to the networks that they were made of.
+
+  PYTHONPATH=. python benchmarks/exports.py NAME... [--size=224] --out=FILE.json
+
+Random weights with running statistics of a random batch. Each network is
+exported as StableHLO and as ONNX, for normalised and for uint8 pixels, and run
+beside the network with 1 and with 7 images: the largest difference of logits as
+a share of the largest logit. Prints Markdown.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+
+import jax
+
+from resnet.inference.export import export
+from resnet.inference.network import Weights
+from resnet.models.weights import Preprocessing
+from resnet.training.starts import commit, hardware
+from tests.networks import make_variables
+
+_CLASSES = 1000
+
+
+def _make_weights(name, size):
+  model, variables = make_variables(name, size=size, num_classes=_CLASSES)
+  return Weights(
+    name=name,
+    model_name=name,
+    model=model,
+    variables=variables,
+    preprocessing=Preprocessing(
+      mean=(0.485, 0.456, 0.406),
+      std=(0.229, 0.224, 0.225),
+      image_size=size,
+      crop_share=0.875,
+      interpolation='bilinear',
+    ),
+    class_names=tuple(map(str, range(_CLASSES))),
+  )
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('names', nargs='+')
+  parser.add_argument('--size', type=int, default=224, help='pixels')
+  parser.add_argument('--out', required=True)
+  args = parser.parse_args()
+  rows = []
+  print('| network | format | pixels | 1 image | 7 images |')
+  print('|---|---|---|---|---|')
+  for name in args.names:
+    size = 32 if name.startswith('cifar') else args.size
+    weights = _make_weights(name, size)
+    for format_ in ('stablehlo', 'onnx'):
+      for inside in (False, True):
+        with tempfile.TemporaryDirectory() as scratch:
+          manifest = export(
+            weights,
+            os.path.join(scratch, 'out'),
+            format_=format_,
+            platforms=['cpu'],
+            with_preprocessing=inside,
+          )
+        differences = manifest['largest_relative_difference']
+        pixels = manifest['input']['dtype']
+        rows.append(
+          {
+            'network': name,
+            'image_size': size,
+            'format': format_,
+            'pixels': pixels,
+            'largest_relative_difference': differences,
+          }
+        )
+        print(
+          f'| {name}, {size} | {format_} | {pixels} |'
+          f' {differences["1"]:.1e} | {differences["7"]:.1e} |',
+          flush=True,
+        )
+  result = {
+    'commit': commit(),
+    'hardware': hardware(jax.devices()),
+    'versions': manifest['versions'],
+    'rows': rows,
+  }
+  with open(args.out, 'w') as file:
+    json.dump(result, file, indent=2)
+
+
+if __name__ == '__main__':
+  main()
