@@ -10,12 +10,22 @@ quartiles, and ratios of neighbours. See docs/performance.md.
 
 import argparse
 
-from resnet.tools import benchmark_input, benchmark_step, command
+from resnet.tools import (
+  benchmark_checkpoint,
+  benchmark_input,
+  benchmark_loop,
+  benchmark_startup,
+  benchmark_step,
+  command,
+)
 
 _SUBJECTS = {
   'step': benchmark_step,
   'eval': benchmark_step,
   'input': benchmark_input,
+  'loop': benchmark_loop,
+  'startup': benchmark_startup,
+  'checkpoint': benchmark_checkpoint,
 }
 
 

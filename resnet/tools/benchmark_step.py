@@ -190,7 +190,8 @@ def _show(result: dict[str, Any], *, show_operations: bool) -> None:
   share, ceiling = result['share_of_ceiling'], result['ceilings']
   print(
     f'  arithmetic {result["flops"] / 1e9:,.1f} GFLOP,'
-    f' {share["arithmetic"]:.0%} of {ceiling["flops_per_second"] / 1e9:,.0f} GFLOP/s (a large matrix'
+    f' {share["arithmetic"]:.0%} of'
+    f' {ceiling["flops_per_second"] / 1e9:,.0f} GFLOP/s (a large matrix'
     ' product)'
   )
   print(

@@ -75,7 +75,7 @@ def batch_on_device(run: Experiment, batch_size: int) -> dict[str, jax.Array]:
   return jax.device_put(batch, run.sharding.batch)
 
 
-def _timed(
+def timed(
   advance: Callable[[Any], tuple[Any, Any]], carry: Any
 ) -> Callable[[int], float]:
   """Returns what times steps, each with what the one before has left."""
@@ -109,7 +109,7 @@ def ours(run: Experiment, subject: str) -> Program:
     carry = run.create_state()
   return Program(
     batch_size=len(batch['label']),
-    seconds=_timed(advance, carry),
+    seconds=timed(advance, carry),
     facts=facts,
     hlo=step.as_text(),
   )
@@ -145,7 +145,7 @@ def flax(run: Experiment, subject: str) -> Program:
     advance = functools.partial(_flipped, step, batch)
   return Program(
     batch_size=len(batch['label']),
-    seconds=_timed(advance, carry),
+    seconds=timed(advance, carry),
     facts=facts,
     hlo=step.as_text(),
   )
