@@ -55,6 +55,12 @@ _REFERENCE = flags.DEFINE_string(
   None,
   'A file of resnet.tools.reference: training warns when it leaves the band.',
 )
+_KEEP_PROGRAMS = flags.DEFINE_bool(
+  'keep_programs',
+  True,
+  'Keep compiled programs for later runs, in $JAX_COMPILATION_CACHE_DIR or in'
+  ' ~/.cache/resnet.',
+)
 _COORDINATOR_ADDRESS = flags.DEFINE_string(
   'coordinator_address',
   None,
@@ -177,12 +183,17 @@ def _join() -> Any:
 
 def _run(cluster: Any) -> int:
   """Does what the flags ask for; returns the exit code."""
+  import jax
+
   from resnet import experiment
-  from resnet.training import evaluate, replay
+  from resnet.training import compiler, evaluate, replay
   from resnet.training import run as run_lib
   from resnet.training.reference import read_reference
   from resnet.training.starts import code_hash
 
+  jax.monitoring.record_event('/resnet/imported')
+  if _KEEP_PROGRAMS.value and (problem := compiler.keep_programs()):
+    print(f'warning: {problem}', file=sys.stderr)
   workdir = _WORKDIR.value
   if workdir is None:
     path = config_flags.get_config_filename(flags.FLAGS['config'])

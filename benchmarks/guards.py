@@ -1,14 +1,12 @@
-"""What the guards of a run cost: of a step, of a save, in memory.
+"""What the guards of a run cost a step.
 
-  PYTHONPATH=. python benchmarks/guards.py step
-  PYTHONPATH=. python benchmarks/guards.py save --saves=50
+  PYTHONPATH=. python benchmarks/guards.py
 
-`step`: the training step of ResNet-20 (CIFAR, batch 128) and of ResNet-50
-(64 pixels, batch 16), as it is, with what the loop does for the guards around
-it, against the same step without them; the two in turn, the median ratio of
-pairs. Without: updates are not checked, nothing is read back, no watchdog.
-`save`: seconds that the loop stands still for a save of ResNet-101 with its
-momentum, 356 MB, and the resident memory over the saves.
+The training step of ResNet-20 (CIFAR, batch 128) and of ResNet-50 (64 pixels,
+batch 16), as it is, with what the loop does for the guards around it, against
+the same step without them; the two in turn, the median ratio of pairs. Without:
+updates are not checked, nothing is read back, no watchdog. What a save costs:
+`python -m resnet.tools.benchmark checkpoint`.
 """
 
 import argparse
@@ -25,7 +23,6 @@ import numpy as np
 from configs import fake
 from resnet import experiment
 from resnet.training import guards
-from resnet.training.checkpoint import Checkpoints
 from resnet.training.state import create_state
 from resnet.training.step import train_step
 from resnet.training.watchdog import Watchdog
@@ -100,54 +97,13 @@ def measure_step(name, size, batch_size, repeats):
   )
 
 
-def _resident_bytes():
-  with open('/proc/self/statm') as file:
-    return int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
-
-
-def measure_saves(count):
-  """Prints how long saves stall the loop, and the memory over them."""
-  task = _task('resnet101')
-  state = _state(task, 32)
-  num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-  seconds, memory = [], []
-  with tempfile.TemporaryDirectory() as folder:
-    checkpoints = Checkpoints(folder, keep=1)
-    for i in range(count):
-      state = state.replace(step=state.step + 1)
-      jax.block_until_ready(state)
-      start = time.perf_counter()
-      checkpoints.save(state, None)
-      seconds.append(time.perf_counter() - start)
-      checkpoints.finish(expected_step=i + 1)
-      memory.append(_resident_bytes())
-    checkpoints.close()
-  print(
-    f'{count} saves of {num_bytes / 1e6:.0f} MB: the loop stands still for'
-    f' {statistics.median(seconds[1:]):.3f} s (median; at most'
-    f' {max(seconds[1:]):.3f} s, the first {seconds[0]:.3f} s)'
-  )
-  print(
-    'resident memory, MB: '
-    + ', '.join(
-      f'{memory[i] / 1e6:.0f} after {i + 1}'
-      for i in sorted({0, count // 10, count // 2, count - 1})
-    )
-  )
-
-
 def main():
   parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
-  parser.add_argument('what', choices=['step', 'save'])
   parser.add_argument('--repeats', type=int, default=50)
-  parser.add_argument('--saves', type=int, default=50)
   args = parser.parse_args()
   print(f'{os.cpu_count()} cores, jax {jax.__version__}')
-  if args.what == 'step':
-    measure_step('cifar_resnet20', 32, 128, args.repeats)
-    measure_step('resnet50', 64, 16, args.repeats)
-  else:
-    measure_saves(args.saves)
+  measure_step('cifar_resnet20', 32, 128, args.repeats)
+  measure_step('resnet50', 64, 16, args.repeats)
 
 
 if __name__ == '__main__':

@@ -76,6 +76,9 @@ def get_config() -> ConfigDict:
   # backend at hand, which is 'matmul' on a CPU only. The sums are the same but
   # for their order.
   model.conv_backend = config_dict.placeholder(str)
+  # Keep of each block only its input for the backward pass and compute it again
+  # there (Chen et al. 2016): for larger batches; None: no.
+  model.remat = config_dict.placeholder(bool)
 
   data = config.data = ConfigDict()
   # 'digits', 'fake', 'folder' (image files in class folders), or any TFDS

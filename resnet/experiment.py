@@ -368,6 +368,7 @@ def _model_options(
   frozen_stages: int | None,
   frozen_bn: bool | None,
   conv_backend: str | None,
+  remat: bool | None,
 ) -> dict[str, Any]:
   """Returns the arguments of `create_model`, but for `num_classes`."""
   del num_classes  # The data set has a say in it: see _num_classes.
@@ -384,6 +385,7 @@ def _model_options(
     'frozen_stages': frozen_stages,
     'frozen_bn': frozen_bn,
     'conv_backend': conv_backend,
+    'remat': remat,
   }
   # None is the network's own; not every network has all of them.
   given = {key: value for key, value in options.items() if value is not None}

@@ -111,6 +111,7 @@ OTHER_VALUES = {
   'model.frozen_stages': 1,
   'model.frozen_bn': True,
   'model.conv_backend': 'xla',
+  'model.remat': True,
   'data.name': 'digits',
   'data.data_dir': '/nowhere',
   'data.train_split': 'test',

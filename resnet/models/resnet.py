@@ -46,6 +46,8 @@ class ResNet(nn.Module):
       too, and leave them as they are.
     conv_backend: 'xla' or 'matmul', see `convolution`; None: the faster one on
       JAX's default backend.
+    remat: keep of each block only its input for the backward pass, and compute
+      it again there (Chen et al. 2016): less memory, a third more arithmetic.
     dtype: of the computation; parameters and statistics are float32, logits
       too, or float64 for float64.
   """
@@ -65,6 +67,7 @@ class ResNet(nn.Module):
   frozen_stages: int = 0
   frozen_bn: bool = False
   conv_backend: str | None = None
+  remat: bool = False
   dtype: jax.typing.DTypeLike = jnp.float32
 
   def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
@@ -103,7 +106,7 @@ class ResNet(nn.Module):
       dtype=self.dtype,
     )
     block = functools.partial(
-      self.block_cls,
+      _remat(self.block_cls) if self.remat else self.block_cls,
       conv=conv,
       norm=norm,
       shortcut=SHORTCUTS[self.shortcut],
@@ -143,3 +146,9 @@ class ResNet(nn.Module):
       x = nn.relu(norm(name='head_bn')(x))
     features['pooled'], features['logits'] = layers.head(x, self.num_classes)
     return features
+
+
+def _remat(block_cls: Any) -> Callable[..., nn.Module]:
+  if isinstance(block_cls, functools.partial):
+    return functools.partial(nn.remat(block_cls.func), **block_cls.keywords)
+  return nn.remat(block_cls)

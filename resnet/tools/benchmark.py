@@ -1,16 +1,32 @@
 """Measures parts of a run on this machine.
 
-  python -m resnet.tools.benchmark input --config=configs/resnet50.py
+  python -m resnet.tools.benchmark step --config=configs/resnet50.py \\
+    --against=flax,torch
 
-`input`: how fast images come from the disk to the device, stage by stage, per
-core and in all; see docs/input.md.
+Takes --config and --config.FIELD=VALUE as main.py does. Everything is measured
+several times, in turn with what it is compared with: what is told are medians,
+quartiles, and ratios of neighbours. See docs/performance.md.
 """
 
 import argparse
 
-from resnet.tools import benchmark_input, command
+from resnet.tools import (
+  benchmark_checkpoint,
+  benchmark_input,
+  benchmark_loop,
+  benchmark_startup,
+  benchmark_step,
+  command,
+)
 
-_SUBJECTS = {'input': benchmark_input}
+_SUBJECTS = {
+  'step': benchmark_step,
+  'eval': benchmark_step,
+  'input': benchmark_input,
+  'loop': benchmark_loop,
+  'startup': benchmark_startup,
+  'checkpoint': benchmark_checkpoint,
+}
 
 
 def main(args: argparse.Namespace) -> None:

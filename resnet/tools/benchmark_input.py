@@ -4,10 +4,10 @@ import argparse
 import ast
 from collections.abc import Callable, Iterator
 import contextlib
+import functools
 import json
 import math
 import os
-import platform
 import statistics
 import time
 from typing import Any
@@ -19,10 +19,13 @@ from resnet.data.loader import DeviceLoader, read_ahead
 from resnet.data.notes import Notes
 from resnet.data.reader import BatchReader
 from resnet.errors import InputError
-from resnet.tools.rivals import RIVALS, Rival
+from resnet.tools import timing
+from resnet.tools.rivals import Rival
 from resnet.training.workdir import write_atomically
 
 HELP = 'from the disk to the device'
+# Rivals, and the package that each needs.
+_RIVALS = {'tfdata': 'tensorflow', 'torchvision': 'torchvision'}
 # Images/s that ResNet-50 trains at, batch 256, bfloat16 (docs/input.md).
 _ACCELERATORS = {'H100': 6000, 'TPU v5e chip': 2500}
 _STAGES = ('read', 'decode', 'crop and resize', 'batch', 'transfer')
@@ -43,14 +46,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--against',
     default='',
-    metavar='RIVALS',
-    help=f'of {", ".join(RIVALS)}; needs data.name=folder',
+    metavar='_RIVALS',
+    help=f'of {", ".join(_RIVALS)}; needs data.name=folder',
   )
-  for name, rival in RIVALS.items():
+  for name, package in _RIVALS.items():
     parser.add_argument(
       f'--{name}-python',
       metavar='PYTHON',
-      help=f'an interpreter that has {rival}; default: this one',
+      help=f'an interpreter that has {package}; default: this one',
     )
   parser.add_argument('--rounds', type=int, default=7, help='default: 7')
   parser.add_argument(
@@ -67,15 +70,15 @@ def main(args: argparse.Namespace) -> None:
   for fields in args.also:
     runs[fields] = experiment.resolve(_changed(args.config, fields))
   names = [name for name in args.against.split(',') if name]
-  if unknown := set(names) - set(RIVALS):
+  if unknown := set(names) - set(_RIVALS):
     raise InputError(
       f'--against={args.against}: {", ".join(sorted(unknown))} is none of'
-      f' {", ".join(RIVALS)}.'
+      f' {", ".join(_RIVALS)}.'
     )
   if names and args.config.data.name != 'folder':
     raise InputError('--against needs JPEG files: --config.data.name=folder')
   result: dict[str, Any] = {
-    'machine': f'{_processor()}, {_num_cores()} cores',
+    'machine': timing.machine(),
     'batch_size': args.config.batch_size,
     'threads': args.config.data.num_threads,
     'stages_us': {},
@@ -88,8 +91,14 @@ def main(args: argparse.Namespace) -> None:
       name: cleanup.enter_context(_our_road(run)) for name, run in runs.items()
     }
     for name in names:
-      roads[name] = cleanup.enter_context(_rival(args, name)).images_per_second
-    rates = _rounds(roads, args)
+      roads[name] = cleanup.enter_context(_rival(args, name)).ask
+    rates = timing.in_turn(
+      {
+        name: functools.partial(road, args.batches)
+        for name, road in roads.items()
+      },
+      args.rounds,
+    )
   result['images_per_second'] = rates
   result['ratios'] = _ratios(rates, names[0] if names else 'config')
   result['read_ahead_bytes'] = _read_ahead_bytes(runs['config'])
@@ -173,33 +182,21 @@ def _batches(reader: BatchReader, run: experiment.Experiment) -> Any:
 
 
 def _rival(args: argparse.Namespace, name: str) -> Rival:
+  folder = os.path.join(args.config.data.data_dir, args.config.data.train_split)
   return Rival(
     name,
+    'input_rivals.py',
+    (name, folder, args.config.batch_size, args.config.data.num_threads),
+    package=_RIVALS[name],
     python=getattr(args, f'{name}_python'),
-    folder=os.path.join(
-      args.config.data.data_dir, args.config.data.train_split
-    ),
-    batch_size=args.config.batch_size,
-    num_workers=args.config.data.num_threads,
   )
-
-
-def _rounds(
-  roads: dict[str, Callable[[int], float]], args: argparse.Namespace
-) -> dict[str, list[float]]:
-  """Measures all roads in turn, so that a load of the machine hits all."""
-  rates: dict[str, list[float]] = {name: [] for name in roads}
-  for _ in range(args.rounds):
-    for name, images_per_second in roads.items():
-      rates[name].append(images_per_second(args.batches))
-  return rates
 
 
 def _ratios(rates: dict[str, list[float]], baseline: str) -> dict[str, float]:
   """Returns the median over rounds of each road's ratio to the baseline's."""
   return {
     f'{name} / {baseline}': statistics.median(
-      one / other for one, other in zip(values, rates[baseline], strict=True)
+      timing.pair_ratios(values, rates[baseline])
     )
     for name, values in rates.items()
     if name != baseline
@@ -258,15 +255,3 @@ def _show(result: dict[str, Any]) -> None:
   for device, rate in _ACCELERATORS.items():
     cores = rate * sum(stages.values()) / 1e6
     print(f'ResNet-50 on one {device} ({rate:,} images/s): {cores:.1f} cores.')
-
-
-def _num_cores() -> int:
-  return len(os.sched_getaffinity(0))
-
-
-def _processor() -> str:
-  with contextlib.suppress(OSError), open('/proc/cpuinfo') as file:
-    for line in file:
-      if line.startswith('model name'):
-        return line.partition(':')[2].strip()
-  return platform.machine()

@@ -21,8 +21,9 @@ class ConfigParser(Parser):
   """A Parser that knows --config and --config.FIELD too, as main.py does."""
 
   def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-    """Adds to what was declared: `config`, `config_path`."""
+    """Adds to what was declared: `config`, `config_path`, their `flags`."""
     namespace, rest = self.parse_known_args(args, namespace)
+    namespace.flags = rest
     config = config_flag.read([self.prog, *rest])
     namespace.config, namespace.config_path = config
     return namespace

@@ -112,18 +112,28 @@ def _stand_in(config: Any) -> pipeline.Data | None:
 
 
 def compile_train(run: Experiment) -> Compiled:
-  """Compiles the update.
+  """Compiles the update; raises as `build_train`."""
+  return build_train(run)[1]
+
+
+def build_train(run: Experiment) -> tuple[Any, Compiled]:
+  """Returns the update, ready to run, and what the compiler says of it.
 
   Raises:
     OutOfMemoryError: a chip has not enough memory.
   """
   steps = jit_steps(run.task, run.sharding)
-  batch = _abstract_batch(run, run.length.batch_size)
-  return _compile(steps.train, run.abstract_state(), batch)
+  batch = abstract_batch(run, run.length.batch_size)
+  return build(steps.train, run.abstract_state(), batch)
 
 
 def compile_eval(run: Experiment) -> Compiled:
-  """Compiles the evaluation of a batch; raises as `compile_train`."""
+  """Compiles the evaluation of a batch; raises as `build_train`."""
+  return build_eval(run)[1]
+
+
+def build_eval(run: Experiment) -> tuple[Any, Compiled]:
+  """As `build_train`, of the evaluation of a batch."""
   steps = jit_steps(run.task, run.sharding)
   sums = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(
@@ -131,13 +141,14 @@ def compile_eval(run: Experiment) -> Compiled:
     ),
     jax.eval_shape(metrics.zeros),
   )
-  batch = _abstract_batch(run, run.eval_reader.batch_size)
-  return _compile(steps.evaluate, run.abstract_state().variables, sums, batch)
+  batch = abstract_batch(run, run.eval_reader.batch_size)
+  return build(steps.evaluate, run.abstract_state().variables, sums, batch)
 
 
-def _abstract_batch(
+def abstract_batch(
   run: Experiment, batch_size: int
 ) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns shapes, dtypes and sharding of a batch, all devices together."""
   fields = {
     'image': (run.image_shape, jnp.uint8),
     'label': ((), jnp.int32),
@@ -151,7 +162,13 @@ def _abstract_batch(
   }
 
 
-def _compile(step: Any, *args: Any) -> Compiled:
+def build(step: Any, *args: Any) -> tuple[Any, Compiled]:
+  """Compiles a jitted function for arguments of these shapes.
+
+  Raises:
+    OutOfMemoryError: a chip has not enough memory.
+    InputError: the compiler refuses for another reason.
+  """
   start = time.monotonic()
   lowered = step.lower(*args)
   try:
@@ -167,7 +184,7 @@ def _compile(step: Any, *args: Any) -> Compiled:
     ) from error
   seconds = time.monotonic() - start
   memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-  return Compiled(
+  return compiled, Compiled(
     seconds=seconds,
     argument_bytes=memory.argument_size_in_bytes,
     temporary_bytes=memory.temp_size_in_bytes,

@@ -1,8 +1,9 @@
-"""Other input roads, each in a process of its own, for comparison.
+"""Other programs, each in a process of its own, for comparison.
 
 What they import is no requirement of ours: the process may have another Python.
 """
 
+from collections.abc import Sequence
 import json
 import os
 import subprocess
@@ -11,51 +12,49 @@ from typing import Any
 
 from resnet.errors import InputError, RunError
 
-RIVALS = {'tfdata': 'tensorflow', 'torchvision': 'torchvision'}
-_SCRIPT = os.path.join(
-  os.path.dirname(__file__), '..', '..', 'benchmarks', 'input_rivals.py'
-)
+_SCRIPTS = os.path.join(os.path.dirname(__file__), '..', '..', 'benchmarks')
 
 
 class Rival:
-  """A process that makes batches when it is asked to; a context manager."""
+  """A process that works when it is asked to; a context manager."""
 
   def __init__(
     self,
     name: str,
+    script: str,
+    args: Sequence[Any],
     *,
+    package: str,
     python: str | None,
-    folder: str,
-    batch_size: int,
-    num_workers: int,
   ):
     """Starts it.
 
     Args:
-      name: one of RIVALS.
+      name: to tell it by; --NAME-python is its interpreter's flag.
+      script: in benchmarks/. It says 'ready', then answers each number with a
+        number; all as JSON, a line each.
+      args: of the script.
+      package: that it needs.
       python: its interpreter; None: this one.
-      folder: of class folders of JPEG files.
-      batch_size: images.
-      num_workers: threads or processes.
 
     Raises:
       InputError: the interpreter has not what it needs.
     """
     self.name = name
-    command = [
-      *(python or sys.executable, _SCRIPT, name, folder),
-      *(str(batch_size), str(num_workers)),
-    ]
+    command = [python or sys.executable, os.path.join(_SCRIPTS, script)]
     try:
       self._process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [*command, *map(str, args)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
       )
     except OSError as error:
       raise InputError(f'{python} cannot be run: {error.strerror}.') from None
     if self._answer() != 'ready':
       raise InputError(
-        f'{command[0]} has no {RIVALS[name]}: give another interpreter,'
-        f' --{name}-python=PYTHON'
+        f'{command[0]} has no {package}: give another interpreter,'
+        f' --{name.partition("-")[0]}-python=PYTHON'
       )
 
   def __enter__(self) -> 'Rival':
@@ -66,14 +65,14 @@ class Rival:
     self._process.stdin.close()
     self._process.wait()
 
-  def images_per_second(self, num_batches: int) -> float:
-    """Returns how fast it makes so many batches.
+  def ask(self, number: int) -> float:
+    """Returns what it answers.
 
     Raises:
       RunError: it ended.
     """
     assert self._process.stdin
-    self._process.stdin.write(f'{num_batches}\n')
+    self._process.stdin.write(f'{number}\n')
     self._process.stdin.flush()
     answer = self._answer()
     if answer is None:

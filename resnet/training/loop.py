@@ -164,6 +164,7 @@ class Loop:
     with self.stop.at_once():
       state, metrics = self.steps.train(state, batch)
       jax.block_until_ready(metrics)
+    jax.monitoring.record_event('/resnet/first_step')
     seconds = time.time() - start_time
     self.progress.say(f'First step done {seconds:.1f} s after the start.')
     return state, metrics

@@ -149,6 +149,7 @@ def train(
       workdir_lib.check_writable(folder)
     batches = _start_reading(experiment, first_step, notes)
     cleanup.callback(batches.close)
+    jax.monitoring.record_event('/resnet/data')
     if stop.received and jax.process_count() == 1:
       return Outcome(step=first_step, metrics=None, signal=stop.received)
     if checkpoints is None:
@@ -159,6 +160,7 @@ def train(
     if state is None:
       with stop.at_once():
         state = _first_state(experiment, initial)
+    jax.monitoring.record_event('/resnet/state')
     loop = Loop(
       experiment, workdir, checkpoints, first_step, reference, stop, notes
     )

@@ -255,7 +255,7 @@ def test_the_compiler_says_that_memory_is_short(message):
       raise jax.errors.JaxRuntimeError(message)
 
   with pytest.raises(OutOfMemoryError) as error:
-    compiled._compile(Step())
+    compiled.build(Step())
   assert error.value.needed_bytes == 20 * 2**30
   assert error.value.hbm_bytes == 15.75 * 2**30
 

@@ -1,0 +1,77 @@
+"""Memory traffic of ways to write the step, compiled ahead of time for a TPU.
+
+  PYTHONPATH=. python benchmarks/traffic.py --topology=v5e:2x2 --json=FILE
+
+Needs `pip install 'jax[tpu]'` but no TPU; each way takes some minutes to
+compile. ResNet-50, bfloat16, 256 images a chip, the same on each of four chips:
+what the compiler says of one image. `flax` is benchmarks/flax_step.py.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+
+import jax
+
+from benchmarks import flax_step
+from configs import resnet50
+from resnet.models import layers
+from resnet.tools import compiled, topologies
+from resnet.training.workdir import write_atomically
+
+
+def _flax(run):
+  state = run.abstract_state()
+  batch = compiled.abstract_batch(run, run.length.batch_size)
+  state = (state.params, state.batch_stats, state.opt_state)
+  return compiled.build(flax_step.jit(run, 'step'), state, batch)[1]
+
+
+def _changed(run, **fields):
+  task = dataclasses.replace(run.task, model=run.task.model.clone(**fields))
+  return compiled.compile_train(dataclasses.replace(run, task=task))
+
+
+_WAYS = {
+  'ours': _changed,
+  'flax': _flax,
+  'ours, remat': functools.partial(_changed, remat=True),
+  'ours, space-to-depth stem': functools.partial(
+    _changed, stem=layers.space_to_depth_stem
+  ),
+  'ours, 1x1 as matmul': functools.partial(_changed, conv_backend='matmul'),
+}
+
+
+def main():
+  parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
+  parser.add_argument('--topology', default='v5e:2x2')
+  parser.add_argument('--batch-size', type=int, default=256, help='of a chip')
+  parser.add_argument('--ways', nargs='+', default=_WAYS, choices=_WAYS)
+  parser.add_argument('--network', default='resnet50')
+  parser.add_argument('--json', metavar='FILE')
+  args = parser.parse_args()
+  topology = topologies.open_topology(args.topology)
+  config = resnet50.get_config()
+  config.model.name = args.network
+  config.batch_size = args.batch_size * len(topology.devices)
+  # On every chip as on one: no statistics of batch norm between chips.
+  config.model.bn_group_size = args.batch_size
+  config.model.dtype = 'bfloat16'
+  run = compiled.prepare(config, topology)
+  result = {'topology': args.topology, 'jax': jax.__version__}
+  for name in args.ways:
+    found = _WAYS[name](run)
+    result[name] = {
+      'gflop_per_image': found.flops / args.batch_size / 1e9,
+      'mb_per_image': found.accessed_bytes / args.batch_size / 1e6,
+      'temporary_gb': found.temporary_bytes / 1e9,
+    }
+    print(name, json.dumps(result[name]), flush=True)
+  if args.json:
+    write_atomically(args.json, json.dumps(result, indent=2) + '\n')
+
+
+if __name__ == '__main__':
+  main()
