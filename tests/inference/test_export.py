@@ -29,7 +29,6 @@ KINDS = [
   'resnet18',
   'resnet18d',
   'preact_resnet18',
-  'resnet50',
   'seresnet50',
 ]
 
