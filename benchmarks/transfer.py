@@ -22,7 +22,10 @@ import numpy as np
 
 from configs import fashion_mnist, finetune
 from resnet import experiment
-from resnet.data import idx
+from resnet.data import idx, writing
+from resnet.data.encoding import Encoding
+from resnet.data.job import Job, estimate_bytes
+from resnet.data.source import Source
 from resnet.training import run as run_lib
 from resnet.training.starts import commit, hardware
 
@@ -67,9 +70,27 @@ def _prepare(folder, data_dir):
     },
   }
   for name, arrays in sets.items():
-    builder = idx.create_builder(name, arrays, data_dir)
-    if not builder.info.splits:
-      builder.download_and_prepare()
+    folder = os.path.join(data_dir, name, writing.VERSION)
+    if os.path.isdir(folder):
+      continue
+    job = Job(
+      name=name,
+      folder=folder,
+      splits={
+        split: Source(
+          name=name,
+          split=split,
+          num_classes=1 + int(labels.max()),
+          channels=1,
+          records=idx.IdxRecords(images, labels),
+        )
+        for split, (images, labels) in arrays.items()
+      },
+      encoding=Encoding(channels=1, resize=None, quality=95, raw=False),
+      origin={'from': 'idx', 'labels_a_class': _LABELS_A_CLASS},
+    )
+    plan = job.plan(estimate_bytes(job))
+    writing.write(job, plan, num_threads=2, advance=lambda _: None)
 
 
 def _train(config, workdir):

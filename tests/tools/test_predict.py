@@ -13,9 +13,9 @@ import pytest
 
 from configs import digits, fashion_mnist
 from resnet import experiment
-from resnet.data import datasets, idx
+from resnet.data import datasets
 from resnet.models import weights
-from resnet.tools import command, predict
+from resnet.tools import command, predict, prepare
 from resnet.training import evaluate
 from resnet.training import run as run_lib
 
@@ -108,15 +108,15 @@ def test_accuracy_is_that_of_evaluation_to_the_last_image(
 @pytest.mark.skipif(
   not FASHION_MNIST.is_dir(), reason="no dataset-fashion-mnist of Debian's"
 )
-def test_and_so_it_is_on_fashion_mnist(run, tmp_path, capsys):
-  splits = idx.read_splits(str(FASHION_MNIST))
-  few = {'train': [part[:2560] for part in splits['train']]}
+def test_and_so_it_is_on_fashion_mnist(run, tmp_path, monkeypatch, capsys):
   data_dir = str(tmp_path / 'data')
-  builder = idx.create_builder('fashion_mnist', {**splits, **few}, data_dir)
-  builder.download_and_prepare()
+  args = ['--from=idx', f'--source={FASHION_MNIST}', f'--out={data_dir}']
+  monkeypatch.setattr(sys, 'argv', ['prepare', *args, '--name=fashion_mnist'])
+  command.run(prepare.main, prepare.parser())
   config = fashion_mnist.get_config('resnet8')
   config.num_epochs = 2.0
   config.data.data_dir = data_dir
+  config.data.train_split = 'train[:2560]'
   workdir = train(config, tmp_path / 'fashion_mnist')
   folder = tmp_path / 'pictures'
   folder.mkdir()
