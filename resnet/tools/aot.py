@@ -77,7 +77,7 @@ def _too_large(
   """Returns the error of a batch that does not fit; finds one that does."""
   share = error.hbm_bytes / error.needed_bytes
   largest = _search(config, topology, int(per_chip * share))
-  remedy = 'Not even the smallest one fits.'
+  remedy = 'None that was tried fits.'
   if largest:
     remedy = (
       f'The largest that was found to fit is {largest}:'
@@ -116,6 +116,8 @@ def _search(config: Any, topology: Topology, guess: int) -> int:
     except OutOfMemoryError as error:
       fails = batch
       guess = int(batch * error.hbm_bytes / error.needed_bytes)
+      if not fits:  # Memory may grow in leaps: 128 images as 1 image.
+        guess = min(guess, batch // 2)
     else:
       fits = batch
       limits = _limits(chip, train, batch, run.image_shape)
