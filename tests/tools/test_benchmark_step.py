@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import flax_step
+from benchmarks import flax_step, gate
 from configs import fake
 from resnet.errors import InputError
 from resnet.tools import benchmark, compiled, programs, timing, traces
@@ -253,3 +253,14 @@ ENTRY %main (p: f32[8]) -> f32[8] {
   assert found['g'] == ('matrix product', '')
   assert found['r'][0] == 'collective' and found['t'][0] == 'copy'
   assert 'w' not in found
+
+
+def test_a_ratio_that_has_fallen_is_found():
+  baseline = {'a': 2.0, 'b': 1.0, 'c': 1.0}
+  lines, fallen = gate.compare(baseline, {'a': 1.71, 'b': 0.84})
+  assert lines == [
+    'a: 1.710, was 2.000',
+    'b: 0.840, was 1.000',
+    'c: not measured',
+  ]
+  assert fallen == ['b']
