@@ -72,9 +72,9 @@ def get_config() -> ConfigDict:
   # For fine-tuning: batch norms normalise with their running statistics in
   # training too, and keep them; None: no.
   model.frozen_bn = config_dict.placeholder(bool)
-  # Convolutions of 1x1 by 'xla' or as a 'matmul'; None: the faster one on the
-  # backend at hand, which is 'matmul' on a CPU only. The sums are the same but
-  # for their order.
+  # Convolutions of 1x1, or larger than the image, by 'xla' or as a 'matmul';
+  # None: the faster one on the backend at hand, which is 'matmul' on a CPU
+  # only. The sums are the same but for their order.
   model.conv_backend = config_dict.placeholder(str)
   # Keep of each block only its input for the backward pass and compute it again
   # there (Chen et al. 2016): for larger batches; None: no.

@@ -6,6 +6,9 @@ import sys
 _EIGHT_DEVICES = '--xla_force_host_platform_device_count=8'
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_EIGHT_DEVICES}'
 os.environ['JAX_PLATFORMS'] = 'cpu'
+# Programs that a test starts compile for themselves, and write nothing to the
+# user's cache.
+os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'
 
 from absl import flags
 import jax
@@ -41,5 +44,6 @@ def _compiled_programs_are_shared(tmp_path_factory):
   base = tmp_path_factory.getbasetemp()
   if 'PYTEST_XDIST_WORKER' in os.environ:
     base = base.parent
+  jax.config.update('jax_enable_compilation_cache', True)
   jax.config.update('jax_compilation_cache_dir', str(base / 'jax_cache'))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)

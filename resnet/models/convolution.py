@@ -1,11 +1,15 @@
-"""Convolution as XLA has it, or 1x1 kernels as matrix products.
+"""Convolution as XLA has it, or as a matrix product.
 
 XLA's convolution for the CPU is slow where the kernel is 1x1: with a matrix
-product there, a training step of ResNet-50 takes about 0.6 of the time. (For
-3x3 kernels the patches cost more to copy, and to compile, than they gain.)
+product there, a training step of ResNet-50 takes about 0.6 of the time. And it
+is slow where the kernel is larger than the image, as in the last stage of a net
+for CIFAR on 8x8 pixels: a product of patches halves the time of such a step.
+(Elsewhere the patches cost more to copy, and to compile, than they gain.)
 """
 
 from collections.abc import Sequence
+import itertools
+import math
 from typing import Any
 
 import jax
@@ -31,14 +35,30 @@ def matmul_conv(
 ) -> jax.Array:
   """`lax.conv_general_dilated` of x [B, H, W, C] and kernel [h, w, C, F].
 
-  A matrix product where the kernel is 1x1 and not in groups or padded.
+  A matrix product where the kernel has no groups and is 1x1 without padding, or
+  has at least as many taps as there are pixels in the result.
   """
-  is_pointwise = kernel.shape[:2] == (1, 1) and not any(map(any, padding))
-  if not is_pointwise or options.get('feature_group_count', 1) > 1:
+  *size, _, filters = kernel.shape
+  out = [
+    (length + sum(pads) - taps) // stride + 1
+    for length, pads, taps, stride in zip(
+      x.shape[1:3], padding, size, strides, strict=True
+    )
+  ]
+  is_pointwise = size == [1, 1] and not any(map(any, padding))
+  if options.get('feature_group_count', 1) > 1 or not (
+    is_pointwise or math.prod(out) <= math.prod(size)
+  ):
     return lax.conv_general_dilated(x, kernel, strides, padding, **options)
+  x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+  ends = [(n - 1) * stride + 1 for n, stride in zip(out, strides, strict=True)]
+  patches = [
+    x[:, i : i + ends[0] : strides[0], j : j + ends[1] : strides[1]]
+    for i, j in itertools.product(*map(range, size))
+  ]
   return lax.dot_general(
-    x[:, :: strides[0], :: strides[1]],
-    kernel[0, 0],
+    jnp.concatenate(patches, axis=-1),
+    kernel.reshape(-1, filters),
     (((3,), (0,)), ((), ())),
     precision=options.get('precision'),
   )

@@ -62,14 +62,15 @@ def main(args: argparse.Namespace) -> None:
   programs.prepare_backend(shared=any('torch' in name for name in names))
   run = programs.resolve_here(args.config)
   with contextlib.ExitStack() as cleanup:
-    ours = programs.ours(run, args.subject)
-    others = {}
-    if 'flax' in names:
-      others['flax'] = programs.flax(run, args.subject)
+    others: dict[str, Any] = {}
+    # What may be refused comes first.
     for name in names:
-      if name != 'flax':
+      if name == 'flax':
+        others[name] = programs.flax(run, args.subject)
+      else:
         other = programs.torch(run, args.subject, name, args.torch_python)
         others[name] = cleanup.enter_context(other)
+    ours = programs.ours(run, args.subject)
     result = {
       'machine': timing.machine(),
       'devices': programs.describe_devices(run),

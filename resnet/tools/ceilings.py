@@ -44,7 +44,8 @@ def ceilings(device: Any, dtype: Any) -> dict[str, Callable[[], float]]:
     jax.block_until_ready(numbers)
     return 2 * numbers.nbytes * _REPEATS / (time.perf_counter() - start)
 
-  flops_per_second(), bytes_per_second()  # They compile.
+  for compile_and_run in (flops_per_second, bytes_per_second):
+    compile_and_run()
   return {
     'flops_per_second': flops_per_second,
     'bytes_per_second': bytes_per_second,

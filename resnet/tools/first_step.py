@@ -36,10 +36,10 @@ def main() -> None:
       print(json.dumps({**marks, **seconds}), flush=True)
       os._exit(0)  # The rest of the run is not asked for.
 
-  def add(event: str, seconds: float, **_: str | int) -> None:
+  def add(event: str, duration_secs: float, **_: str | int) -> None:
     # Between the state and the end of the first step.
     if event.startswith('/jax/core/compile/') and 'state' in marks:
-      compilation[event] = compilation.get(event, 0.0) + seconds
+      compilation[event] = compilation.get(event, 0.0) + duration_secs
 
   jax.monitoring.register_event_listener(mark)
   jax.monitoring.register_event_duration_secs_listener(add)

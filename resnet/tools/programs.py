@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 import dataclasses
-import functools
 import json
 import os
 import time
@@ -97,26 +96,18 @@ def ours(run: Experiment, subject: str) -> Program:
     step, facts = compiled.build_eval(run)
     batch = batch_on_device(run, run.eval_reader.batch_size)
     variables = run.create_state().variables
-
-    def advance(sums: Any) -> tuple[Any, Any]:
-      return step(variables, sums, batch), None
-
-    carry = jax.device_put(metrics.zeros(), run.sharding.replicated)
+    sums = jax.device_put(metrics.zeros(), run.sharding.replicated)
+    seconds = timed(lambda sums: (step(variables, sums, batch), None), sums)
   else:
     step, facts = compiled.build_train(run)
     batch = batch_on_device(run, run.length.batch_size)
-    advance = functools.partial(_flipped, step, batch)
-    carry = run.create_state()
+    seconds = timed(lambda state: step(state, batch), run.create_state())
   return Program(
     batch_size=len(batch['label']),
-    seconds=timed(advance, carry),
+    seconds=seconds,
     facts=facts,
     hlo=step.as_text(),
   )
-
-
-def _flipped(step: Any, batch: Any, carry: Any) -> tuple[Any, Any]:
-  return step(carry, batch)
 
 
 def flax(run: Experiment, subject: str) -> Program:
@@ -133,19 +124,15 @@ def flax(run: Experiment, subject: str) -> Program:
   if subject == 'eval':
     batch = batch_on_device(run, run.eval_reader.batch_size)
     step, facts = compiled.build(step, state.variables, batch)
-
-    def advance(variables: Any) -> tuple[Any, Any]:
-      return variables, step(variables, batch)
-
-    carry: Any = state.variables
+    seconds = timed(lambda x: (x, step(x, batch)), state.variables)
   else:
     batch = batch_on_device(run, run.length.batch_size)
-    carry = (state.params, state.batch_stats, state.opt_state)
-    step, facts = compiled.build(step, carry, batch)
-    advance = functools.partial(_flipped, step, batch)
+    trained = (state.params, state.batch_stats, state.opt_state)
+    step, facts = compiled.build(step, trained, batch)
+    seconds = timed(lambda trained: step(trained, batch), trained)
   return Program(
     batch_size=len(batch['label']),
-    seconds=timed(advance, carry),
+    seconds=seconds,
     facts=facts,
     hlo=step.as_text(),
   )

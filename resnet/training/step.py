@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from resnet.data.augment import Augment, example_keys
-from resnet.training import guards, losses, metrics
+from resnet.training import compiler, guards, losses, metrics
 from resnet.training.sharding import DataSharding
 from resnet.training.state import TrainState
 
@@ -261,17 +261,21 @@ def jit_steps(task: Task, sharding: DataSharding) -> JittedSteps:
   replicated, batch = sharding.replicated, sharding.batch
   # None: as the argument lies, and as `DataSharding.split` says.
   state = replicated if sharding.fsdp == 1 else None
+  backend = sharding.mesh.devices.flat[0].platform
+  options = compiler.options(backend) or None
   return JittedSteps(
     train=jax.jit(
       functools.partial(train_step, task=task, sharding=sharding),
       in_shardings=(state, batch),
       out_shardings=(state, replicated),
       donate_argnums=0,
+      compiler_options=options,
     ),
     evaluate=jax.jit(
       functools.partial(eval_step, task=task, sharding=sharding),
       in_shardings=(state, replicated, batch),
       out_shardings=replicated,
       donate_argnums=1,
+      compiler_options=options,
     ),
   )

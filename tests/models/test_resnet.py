@@ -600,3 +600,38 @@ def test_statistics_of_the_whole_batch_need_one_per_layer_and_direction():
   of_images_grad, of_step = _statistics_collectives(group_size=None)
   assert of_images_grad['all-reduce'] >= 2 * 19
   assert of_step['all-reduce'] > of_images_grad['all-reduce']
+
+
+@pytest.mark.parametrize(
+  ('name', 'fields'),
+  [
+    ('resnet50_v1', {'stage_sizes': (2,)}),
+    ('cifar_resnet8', {'stage_sizes': (4,), 'scan_blocks': True}),
+  ],
+)
+def test_what_is_computed_again_is_the_same(name, fields):
+  """Loss, gradients and statistics; and blocks are computed again."""
+  images = jax.random.normal(jax.random.key(1), (4, 16, 16, 3))
+
+  def run(remat):
+    model = create_model(name, num_classes=10, remat=remat, **fields)
+    variables = model.init(jax.random.key(0), images, train=False)
+
+    def loss(params):
+      logits, updates = model.apply(
+        {**variables, 'params': params},
+        images,
+        train=True,
+        mutable=['batch_stats'],
+      )
+      return jnp.sum(logits**2), updates
+
+    value_and_grad = jax.value_and_grad(loss, has_aux=True)
+    jaxpr = str(jax.make_jaxpr(value_and_grad)(variables['params']))
+    return jax.jit(value_and_grad)(variables['params']), jaxpr
+
+  (plain, plain_jaxpr), (again, again_jaxpr) = run(False), run(True)
+  assert jax.tree.structure(plain) == jax.tree.structure(again)
+  for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
+    assert jnp.allclose(a, b, rtol=1e-4, atol=1e-5)
+  assert 'prevent_cse' not in plain_jaxpr and 'prevent_cse' in again_jaxpr

@@ -1,0 +1,107 @@
+"""Fails when a ratio of speeds has fallen by more than 15 %.
+
+  PYTHONPATH=. python benchmarks/gate.py
+  PYTHONPATH=. python benchmarks/gate.py --write
+
+Runs `resnet.tools.benchmark` and compares with benchmarks/baseline.json: ratios
+to another program in the same run, never times. --write writes it anew, after a
+change that was meant. Needs some minutes and a machine that is otherwise idle;
+without torchvision its ratios are left out, and that is said.
+"""
+
+import argparse
+import importlib.util
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+from resnet.tools import timing
+from resnet.training.workdir import write_atomically
+
+_BASELINE = pathlib.Path(__file__).with_name('baseline.json')
+_LOWEST = 0.85
+_CASES = {
+  'ResNet-20, 32, batch 128': [
+    'step',
+    '--config=configs/cifar10.py:resnet20',
+    '--rounds=15',
+  ],
+  'ResNet-20, 32, batch 128, loop': [
+    'loop',
+    '--config=configs/cifar10.py:resnet20',
+    '--config.log_every_steps=10',
+    '--rounds=7',
+  ],
+  'ResNet-50, 224, batch 16': [
+    'step',
+    '--config=configs/resnet50.py',
+    '--config.batch_size=16',
+    '--config.model.dtype=float32',
+    '--rounds=5',
+  ],
+}
+
+
+def measure(case):
+  """Returns the ratios of a case by name."""
+  words = list(_CASES[case])
+  if words[0] == 'step':
+    rivals = ['flax', *(['torch'] if _has_torch() else [])]
+    words.append(f'--against={",".join(rivals)}')
+  with tempfile.TemporaryDirectory() as folder:
+    path = pathlib.Path(folder, 'figures.json')
+    command = [sys.executable, '-m', 'resnet.tools.benchmark', *words]
+    subprocess.run([*command, f'--json={path}'], check=True)
+    found = json.loads(path.read_text())
+  if words[0] == 'loop':
+    return {f'{case} / step': found['ratio']['median']}
+  return {
+    f'{case} / {name}': other['ratio']['median']
+    for name, other in found['against'].items()
+  }
+
+
+def _has_torch():
+  return importlib.util.find_spec('torchvision') is not None
+
+
+def compare(baseline, found):
+  """Returns a line for each ratio, and those that have fallen."""
+  lines, fallen = [], []
+  for name, before in baseline.items():
+    now = found.get(name)
+    if now is None:
+      lines.append(f'{name}: not measured')
+      continue
+    lines.append(f'{name}: {now:.3f}, was {before:.3f}')
+    if now < _LOWEST * before:
+      fallen.append(name)
+  return lines, fallen
+
+
+def main():
+  parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
+  parser.add_argument('--write', action='store_true', help='the baseline anew')
+  args = parser.parse_args()
+  found = {}
+  for case in _CASES:
+    found |= measure(case)
+  if args.write:
+    baseline = {'machine': timing.machine(), 'ratios': found}
+    write_atomically(str(_BASELINE), json.dumps(baseline, indent=2) + '\n')
+    return
+  baseline = json.loads(_BASELINE.read_text())
+  lines, fallen = compare(baseline['ratios'], found)
+  print('\n'.join(lines))
+  if baseline['machine'] != timing.machine():
+    print(
+      f'The baseline was measured on another machine: {baseline["machine"]}'
+    )
+  if fallen:
+    sys.exit(f'Fallen by more than 15 %: {"; ".join(fallen)}')
+
+
+if __name__ == '__main__':
+  main()
