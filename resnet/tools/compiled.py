@@ -118,7 +118,7 @@ def compile_train(run: Experiment) -> Compiled:
     OutOfMemoryError: a chip has not enough memory.
   """
   steps = jit_steps(run.task, run.sharding)
-  batch = _abstract_batch(run, run.length.batch_size)
+  batch = _abstract_batch(run, run.length.batch_size, run.image_shape)
   return _compile(steps.train, run.abstract_state(), batch)
 
 
@@ -131,15 +131,15 @@ def compile_eval(run: Experiment) -> Compiled:
     ),
     jax.eval_shape(metrics.zeros),
   )
-  batch = _abstract_batch(run, run.eval_reader.batch_size)
+  batch = _abstract_batch(run, run.eval_reader.batch_size, run.eval_image_shape)
   return _compile(steps.evaluate, run.abstract_state().variables, sums, batch)
 
 
 def _abstract_batch(
-  run: Experiment, batch_size: int
+  run: Experiment, batch_size: int, image_shape: tuple[int, int, int]
 ) -> dict[str, jax.ShapeDtypeStruct]:
   fields = {
-    'image': (run.image_shape, jnp.uint8),
+    'image': (image_shape, jnp.uint8),
     'label': ((), jnp.int32),
     'mask': ((), jnp.bool_),
   }
