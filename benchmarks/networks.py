@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet.models import arithmetic, create_model, list_models, weights
-from resnet.training.losses import create_loss
+from resnet.training.losses import cross_entropy
 from resnet.training.optimizers import create_optimizer
 from resnet.training.state import create_state
 from resnet.training.step import Task, train_step
@@ -92,7 +92,7 @@ def compile_train_step(name):
     model=model,
     tx=tx,
     schedule=lambda _: 0.1,
-    loss_fn=create_loss(label_smoothing=0.0),
+    loss_fn=cross_entropy,
     mean=(0.0,) * 3,
     std=(1.0,) * 3,
     accumulation_steps=1,

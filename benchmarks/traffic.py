@@ -23,7 +23,7 @@ from resnet.training.workdir import write_atomically
 
 def _flax(run):
   state = run.abstract_state()
-  batch = compiled.abstract_batch(run, run.length.batch_size)
+  batch = compiled.abstract_batch(run, run.length.batch_size, run.image_shape)
   state = (state.params, state.batch_stats, state.opt_state)
   return compiled.build(flax_step.jit(run, 'step'), state, batch)[1]
 

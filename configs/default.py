@@ -72,6 +72,12 @@ def get_config() -> ConfigDict:
   # For fine-tuning: batch norms normalise with their running statistics in
   # training too, and keep them; None: no.
   model.frozen_bn = config_dict.placeholder(bool)
+  # Share of the images, 0 to 1, whose residual the last block leaves out in
+  # training, the ones before it less (Huang et al. 2016); None: none.
+  model.drop_path = config_dict.placeholder(float)
+  # Share of the pooled features that training leaves out before the head
+  # (Srivastava et al. 2014); None: none.
+  model.dropout = config_dict.placeholder(float)
   # Convolutions of 1x1, or larger than the image, by 'xla' or as a 'matmul';
   # None: the faster one on the backend at hand, which is 'matmul' on a CPU
   # only. The sums are the same but for their order.
@@ -90,8 +96,10 @@ def get_config() -> ConfigDict:
   # TFDS splits: 'train', 'train[:90%]', ...; for 'folder' names of folders.
   data.train_split = 'train'
   data.eval_split = 'validation'
-  # Side of the square images that the network sees, pixels.
+  # Side of the square images that the network sees, pixels ...
   data.image_size = 224
+  # ... and in evaluation (Touvron et al. 2019, FixRes); None: the same.
+  data.eval_size = config_dict.placeholder(int)
   # Training crop: 'random_resized' (Szegedy et al. 2015), 'pad' (He et al.
   # 2016, section 4.2) or 'none'.
   data.crop = 'random_resized'
@@ -131,6 +139,40 @@ def get_config() -> ConfigDict:
   # by lack of memory; counted anew in each evaluation.
   data.max_worker_restarts = 0
 
+  # Inside the step, after crop and flip, for any data.augment_on: see
+  # docs/recipes.md.
+  augment = config.augment = ConfigDict()
+  # Names, in the order in which they are applied: 'randaugment',
+  # 'trivialaugment_wide', 'autoaugment_imagenet', 'autoaugment_cifar',
+  # 'color_jitter', 'lighting'; and 'erasing', on normalised images, the last.
+  augment.operations = ()
+  # For 'randaugment' (Cubuk et al. 2020): operations an image gets, and number
+  # of their magnitude, 0 to 30.
+  augment.num_layers = 2
+  augment.magnitude = 9
+  # Of shears, translations and rotations: 'nearest' or 'bilinear'.
+  augment.interpolation = 'nearest'
+  # For 'color_jitter': of brightness, contrast and saturation; the factor is
+  # uniform in 1 - s .. 1 + s (0.4 in fb.resnet.torch).
+  augment.jitter = (0.4, 0.4, 0.4)
+  # For 'lighting': standard deviation (Krizhevsky et al. 2012, section 4.1).
+  augment.lighting = 0.1
+  # For 'erasing' (Zhong et al. 2020): of an image, ...
+  augment.erase_probability = 0.25
+  # ... range of the share of the area, and of height / width ...
+  augment.erase_area = (0.02, 1 / 3)
+  augment.erase_aspect = (0.3, 10 / 3)
+  # ... and what is put there: 'noise' in each pixel or the 'mean' colour.
+  augment.erase_fill = 'noise'
+  # Of Beta(alpha, alpha), the share that a batch keeps of its images: mixup
+  # (Zhang et al. 2018) and cutmix (Yun et al. 2019); 0: none.
+  augment.mixup_alpha = 0.0
+  augment.cutmix_alpha = 0.0
+  # Share of the batches that are mixed; and of these, those that take cutmix
+  # where both are on.
+  augment.mix_probability = 1.0
+  augment.cutmix_share = 0.5
+
   # All devices of all processes, a mesh of data x fsdp; both split the batch.
   sharding = config.sharding = ConfigDict()
   # Devices over which the state is replicated; None: what fsdp leaves.
@@ -161,22 +203,34 @@ def get_config() -> ConfigDict:
   optimizer.backbone_multiplier = 1.0
 
   schedule = config.schedule = ConfigDict()
-  # 'step' (He et al. 2016), 'cosine' (Loshchilov and Hutter 2017), or
-  # 'polynomial' (MLPerf, You et al. 2017).
+  # 'step' (He et al. 2016), 'cosine' (Loshchilov and Hutter 2017), 'polynomial'
+  # (MLPerf, You et al. 2017), 'one_cycle' (Smith and Topin 2018) or 'wsd',
+  # warm-up, stable, decay (Hu et al. 2024).
   schedule.name = 'step'
   # At a batch of base_batch_size images; scales with batch_size.
   schedule.learning_rate = 0.1
   schedule.base_batch_size = 256
-  # Linear warm-up (Goyal et al. 2017, 2.2); may be a fraction.
+  # Linear warm-up (Goyal et al. 2017, 2.2); may be a fraction. Of 'one_cycle'
+  # the way up.
   schedule.warmup_epochs = 0.0
   # For 'step': epochs after which the rate is multiplied by decay_factor.
   schedule.decay_epochs = (30.0, 60.0)
   schedule.decay_factor = 0.1
-  # For 'polynomial': 1 is a straight line to zero.
+  # For 'polynomial', and the cool-down of 'wsd': 1 is a straight line to zero.
   schedule.decay_power = 2.0
+  # For 'wsd': the last epochs, in which the rate goes to zero.
+  schedule.cooldown_epochs = 0.0
 
   loss = config.loss = ConfigDict()
+  # 'cross_entropy', or 'binary_cross_entropy' of each class (Wightman et al.
+  # 2021); that of evaluation is always plain cross entropy.
+  loss.name = 'cross_entropy'
   # Szegedy et al. 2016; 0 is plain cross entropy.
   loss.label_smoothing = 0.0
+  # For 'binary_cross_entropy': a class with a larger share is a one, others
+  # are zeros; None: the shares themselves, which matter with mixup or cutmix.
+  loss.target_threshold = config_dict.placeholder(float)
+  # For 'binary_cross_entropy': 'mean' or 'sum' over the classes.
+  loss.reduction = 'mean'
 
   return config.lock()

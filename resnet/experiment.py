@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from resnet.data.augmentation import create_augmentation
 from resnet.data.loader import LoaderOptions
 from resnet.data.pipeline import Data, create_data
 from resnet.data.reader import BatchReader
@@ -62,7 +63,24 @@ FORMER_VALUES = {
   'optimizer.b2': 0.999,
   'optimizer.eps': 1e-6,
   'schedule.decay_power': 2.0,
+  'schedule.cooldown_epochs': 0.0,
   'optimizer.backbone_multiplier': 1.0,
+  'loss.name': 'cross_entropy',
+  'loss.reduction': 'mean',
+  'augment.operations': [],
+  'augment.num_layers': 2,
+  'augment.magnitude': 9,
+  'augment.interpolation': 'nearest',
+  'augment.jitter': [0.4, 0.4, 0.4],
+  'augment.lighting': 0.1,
+  'augment.erase_probability': 0.25,
+  'augment.erase_area': [0.02, 1 / 3],
+  'augment.erase_aspect': [0.3, 10 / 3],
+  'augment.erase_fill': 'noise',
+  'augment.mixup_alpha': 0.0,
+  'augment.cutmix_alpha': 0.0,
+  'augment.mix_probability': 1.0,
+  'augment.cutmix_share': 0.5,
 }
 
 # Steps are int32 on the device; a smaller interval is no use to anybody.
@@ -87,7 +105,8 @@ class Experiment:
       None: it may hang for ever.
     preemption_grace_seconds: from a signal to a forced end.
     task: model, optimizer, loss and normalisation.
-    image_shape: [H, W, C] of the images that the network sees.
+    image_shape: [H, W, C] of the images that the network sees in training.
+    eval_image_shape: and in evaluation.
     train_reader: batches of training images.
     eval_reader: batches of evaluation images.
     loader: how fast to read.
@@ -106,6 +125,7 @@ class Experiment:
   preemption_grace_seconds: float
   task: Task
   image_shape: tuple[int, int, int]
+  eval_image_shape: tuple[int, int, int]
   train_reader: BatchReader
   eval_reader: BatchReader
   loader: LoaderOptions
@@ -243,6 +263,9 @@ def resolve(
     log_every_steps=config.log_every_steps,
     ema_decay=config.ema_decay,
     augment=data.augment,
+    augmentation=create_augmentation(
+      channels=data.train.channels, **config.augment
+    ),
     seed=config.seed,
   )
   reader = functools.partial(
@@ -251,7 +274,7 @@ def resolve(
     num_classes=num_classes,
     max_bad_images=data.max_bad_images,
   )
-  size = data.eval_transform.size
+  size, eval_size = data.image_size, data.eval_transform.size
   return Experiment(
     config=flatten(config),
     length=length,
@@ -265,6 +288,7 @@ def resolve(
     preemption_grace_seconds=config.preemption_grace_seconds,
     task=task,
     image_shape=(size, size, data.train.channels),
+    eval_image_shape=(eval_size, eval_size, data.train.channels),
     train_reader=reader(
       source=data.train,
       transform=data.train_transform,
@@ -367,6 +391,8 @@ def _model_options(
   bn_momentum: float | None,
   frozen_stages: int | None,
   frozen_bn: bool | None,
+  drop_path: float | None,
+  dropout: float | None,
   conv_backend: str | None,
   remat: bool | None,
 ) -> dict[str, Any]:
@@ -384,6 +410,8 @@ def _model_options(
     'bn_momentum': bn_momentum,
     'frozen_stages': frozen_stages,
     'frozen_bn': frozen_bn,
+    'drop_path': drop_path,
+    'dropout': dropout,
     'conv_backend': conv_backend,
     'remat': remat,
   }

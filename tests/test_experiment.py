@@ -110,6 +110,8 @@ OTHER_VALUES = {
   'model.bn_momentum': 0.5,
   'model.frozen_stages': 1,
   'model.frozen_bn': True,
+  'model.drop_path': 0.1,
+  'model.dropout': 0.2,
   'model.conv_backend': 'xla',
   'model.remat': True,
   'data.name': 'digits',
@@ -117,6 +119,7 @@ OTHER_VALUES = {
   'data.train_split': 'test',
   'data.eval_split': 'train',
   'data.image_size': 15,
+  'data.eval_size': 14,
   'data.crop': 'none',
   'data.crop_area': (0.5, 0.6),
   'data.crop_aspect': (1.0, 1.0),
@@ -133,6 +136,20 @@ OTHER_VALUES = {
   'data.on_bad_image': 'skip',
   'data.max_bad_images': 3,
   'data.max_worker_restarts': 3,
+  'augment.operations': ('erasing',),
+  'augment.num_layers': 1,
+  'augment.magnitude': 15,
+  'augment.interpolation': 'bilinear',
+  'augment.jitter': (0.1, 0.2, 0.3),
+  'augment.lighting': 0.2,
+  'augment.erase_probability': 0.5,
+  'augment.erase_area': (0.1, 0.2),
+  'augment.erase_aspect': (1.0, 1.0),
+  'augment.erase_fill': 'mean',
+  'augment.mixup_alpha': 0.2,
+  'augment.cutmix_alpha': 1.0,
+  'augment.mix_probability': 0.5,
+  'augment.cutmix_share': 0.7,
   'sharding.data': 8,
   'sharding.fsdp': 2,
   'optimizer.name': 'none',
@@ -151,10 +168,31 @@ OTHER_VALUES = {
   'schedule.decay_epochs': (0.5,),
   'schedule.decay_factor': 0.5,
   'schedule.decay_power': 1.0,
+  'schedule.cooldown_epochs': 1.0,
+  'loss.name': 'binary_cross_entropy',
   'loss.label_smoothing': 0.1,
+  'loss.target_threshold': 0.2,
+  'loss.reduction': 'sum',
 }
 LAMB = {'optimizer.name': 'lamb', 'optimizer.decay_rule': 'kernels'}
+BINARY = {'loss.name': 'binary_cross_entropy', 'loss.label_smoothing': 0.4}
+ERASING = {'augment.operations': ('erasing',)}
+RAND = {'augment.operations': ('randaugment',)}
+MIXING = {'augment.mixup_alpha': 0.1, 'augment.cutmix_alpha': 0.3}
 BESIDES = {
+  'loss.target_threshold': BINARY,
+  'loss.reduction': BINARY,
+  **{
+    f'augment.erase_{name}': {**ERASING, 'augment.erase_probability': 1.0}
+    for name in ('probability', 'area', 'aspect', 'fill')
+  },
+  'augment.num_layers': RAND,
+  'augment.magnitude': RAND,
+  'augment.interpolation': RAND,
+  'augment.jitter': {'augment.operations': ('color_jitter',)},
+  'augment.lighting': {'augment.operations': ('lighting',)},
+  'augment.mix_probability': MIXING,
+  'augment.cutmix_share': MIXING,
   # Of another number of devices the run says that they are not all.
   'sharding.data': {'sharding.fsdp': 2},
   'optimizer.trust_coefficient': {**LAMB, 'optimizer.name': 'lars'},
@@ -163,6 +201,11 @@ BESIDES = {
   'schedule.decay_power': {
     'schedule.name': 'polynomial',
     'schedule.decay_epochs': (),
+  },
+  'schedule.cooldown_epochs': {
+    'schedule.name': 'wsd',
+    'schedule.decay_epochs': (),
+    'schedule.cooldown_epochs': 0.5,
   },
   'model.conv_backend': {'model__shortcut': 'B'},
   'schedule.name': {'schedule.decay_epochs': ()},
@@ -207,7 +250,13 @@ def observe(config, monkeypatch):
   rates = [float(run.task.schedule(s)) for s in range(run.length.num_steps)]
   losses = run.task.loss_fn(jnp.eye(4), jnp.arange(4, dtype=jnp.int32))
   jaxpr = jax.make_jaxpr(
-    lambda v, x: model.apply(v, x, train=True, mutable=['batch_stats'])
+    lambda v, x: model.apply(
+      v,
+      x,
+      train=True,
+      mutable=['batch_stats'],
+      rngs={'dropout': jax.random.key(0)},
+    )
   )(variables, jnp.zeros((16, *run.image_shape)))
   init = jax.make_jaxpr(
     lambda: model.init(
@@ -236,6 +285,7 @@ def observe(config, monkeypatch):
     str(jaxpr),
     str(init),
     str(updates),
+    repr(run.task.augmentation),
     rates,
     losses.tolist(),
     run.task.normalize(jnp.ones((1, 2, 2, run.image_shape[-1]))).tolist(),
@@ -289,6 +339,7 @@ def test_every_field_is_read(field, monkeypatch):
     ({'data__data_dir': ''}, 'data_dir'),
     ({'model__num_classes': 2 * 10**9}, 'num_classes'),
     ({'data__image_size': 0}, 'image_size=0'),
+    ({'data__eval_size': 0}, 'eval_size=0'),
     ({'data__num_threads': 0}, 'num_threads=0'),
     ({'data__on_bad_image': 'drop'}, "'drop' is none of error, skip"),
     ({'data__name': 'fakes'}, 'Did you mean: fake'),
@@ -303,6 +354,20 @@ def test_every_field_is_read(field, monkeypatch):
     ),
     ({'model__bn_group_size': 7}, 'does not divide batch_size, 64 images'),
     ({'model__bn_momentum': 1.5}, 'bn_momentum'),
+    ({'model__drop_path': 1.0}, r'drop_path=1.0 is not in \[0, 1\)'),
+    ({'model__dropout': -0.1}, r'dropout=-0.1 is not in \[0, 1\)'),
+    (
+      {'model__name': 'cifar_plain20', 'model__drop_path': 0.1},
+      'leaves nothing of a block without',
+    ),
+    (
+      {'model__name': 'cifar_resnet1202', 'model__drop_path': 0.1},
+      'whose blocks are compiled as one',
+    ),
+    (
+      {'model__name': 'lecture_resnet50', 'model__dropout': 0.1},
+      "lecture_resnet50 has no 'dropout'",
+    ),
     ({'sharding__fsdp': 3}, r'fsdp=3 .* 8 devices: take one of 1, 2, 4, 8'),
     ({'sharding__fsdp': 0}, 'fsdp=0'),
     (

@@ -21,6 +21,14 @@ Augment = Callable[[Images, Keys], Images]
 
 _TRIES = 10
 _CROP, _FLIP = 0, 1
+# Of keys for a whole batch: no row has such a number.
+MIXING, NETWORK = 2**32 - 1, 2**32 - 2
+
+
+def step_key(seed: int, step: jax.Array, stream: int) -> jax.Array:
+  """Returns a key that depends on seed, step and stream only."""
+  key = jax.random.fold_in(jax.random.key(seed), step)
+  return jax.random.fold_in(key, stream)
 
 
 def example_keys(seed: int, step: jax.Array, batch_size: int) -> Keys:

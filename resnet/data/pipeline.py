@@ -28,6 +28,7 @@ class Data:
   Attributes:
     train: the source of training images.
     eval: the source of evaluation images.
+    image_size: side of the training images that the network sees, pixels.
     train_transform: for the former.
     eval_transform: for the latter.
     mean: of each channel, in units of 0..255 pixels.
@@ -39,6 +40,7 @@ class Data:
 
   train: Source
   eval: Source
+  image_size: int
   train_transform: Transform
   eval_transform: EvalTransform
   mean: tuple[float, ...]
@@ -55,6 +57,7 @@ def create_data(
   train_split: str,
   eval_split: str,
   image_size: int,
+  eval_size: int | None,
   crop: str,
   crop_area: tuple[float, float],
   crop_aspect: tuple[float, float],
@@ -77,10 +80,12 @@ def create_data(
   Raises:
     InputError: a value is out of its range, or the data cannot be opened.
   """
-  if not 0 < image_size <= _MAX_IMAGE_SIZE:
-    raise InputError(
-      f'data.image_size={image_size} must be positive, up to {_MAX_IMAGE_SIZE}.'
-    )
+  eval_size = image_size if eval_size is None else eval_size
+  for field, size in (('image_size', image_size), ('eval_size', eval_size)):
+    if not 0 < size <= _MAX_IMAGE_SIZE:
+      raise InputError(
+        f'data.{field}={size} must be positive, up to {_MAX_IMAGE_SIZE}.'
+      )
   if data_dir == '':
     raise InputError(
       "data.data_dir='' is no folder: leave it out, or name one."
@@ -102,7 +107,7 @@ def create_data(
     interpolation=interpolation,
   )
   eval_transform = EvalTransform(
-    size=image_size, resize_size=eval_resize, interpolation=interpolation
+    size=eval_size, resize_size=eval_resize, interpolation=interpolation
   )
   train, eval_ = (
     open_source(name, split, data_dir=data_dir, image_size=image_size)
@@ -122,6 +127,7 @@ def create_data(
   return Data(
     train=train,
     eval=eval_,
+    image_size=image_size,
     train_transform=StoredTransform() if augment else train_transform,
     eval_transform=eval_transform,
     mean=mean,

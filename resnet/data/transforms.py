@@ -211,7 +211,7 @@ class EvalTransform:
     if not self.size <= self.resize_size <= 8 * self.size:
       raise InputError(
         f'data.eval_resize={self.resize_size} is not in {self.size} ..'
-        f' {8 * self.size} (1 to 8 times data.image_size).'
+        f' {8 * self.size} (1 to 8 times the side of evaluation images).'
       )
 
   def box(self, height: int, width: int, draws: Draws) -> Box:

@@ -199,9 +199,29 @@ def create_model(name: str, **overrides: Any) -> Any:
       f'model.frozen_stages={frozen} is not in 0 .. {len(sizes)}, the stages of'
       f' {name}.'
     )
+  _check_drop_rates(name, model)
   if shortcut == 'none' and getattr(model, 'zero_init_last_scale', False):
     raise InputError(
       f'{name} without shortcuts and with zero_init_last_scale=True would give'
       ' zeros and no gradient: leave one of them out.'
     )
   return model
+
+
+def _check_drop_rates(name: str, model: Any) -> None:
+  for field in ('drop_path', 'dropout'):
+    rate = getattr(model, field, 0.0)
+    if not 0 <= rate < 1:
+      raise InputError(f'model.{field}={rate} is not in [0, 1).')
+  if not getattr(model, 'drop_path', 0.0):
+    return
+  if model.shortcut == 'none':
+    raise InputError(
+      f'model.drop_path={model.drop_path} leaves nothing of a block without'
+      f' shortcut, as those of {name} are: leave it out.'
+    )
+  if model.scan_blocks:
+    raise InputError(
+      f'model.drop_path={model.drop_path} is not for {name}, whose blocks are'
+      ' compiled as one: leave it out.'
+    )

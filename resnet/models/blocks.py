@@ -30,6 +30,8 @@ class Block(nn.Module):
     shortcut: one of `shortcuts.SHORTCUTS`; None in plain nets.
     zero_init_last: start with F(x) = 0: with zeros in the scale of the last
       batch norm or, where none follows it, in the last convolution.
+    drop_rate: share of the images whose F(x) is left out, keyed by 'dropout',
+      see `layers.drop_path`; 0 in evaluation.
   """
 
   filters: int
@@ -38,6 +40,7 @@ class Block(nn.Module):
   norm: ModuleDef
   shortcut: Shortcut | None
   zero_init_last: bool
+  drop_rate: float = 0.0
 
 
 class PreActBlock(Block):
@@ -61,7 +64,7 @@ class BasicBlock(Block):
     y = self.conv(self.filters, 3, name='conv2')(y)
     y = _last_norm(self, name='bn2')(y)
     if self.shortcut is not None:
-      y = y + self.shortcut(
+      y = _drop_path(self, y) + self.shortcut(
         x, x, self.filters, self.strides, conv=self.conv, norm=self.norm
       )
     return nn.relu(y)
@@ -104,7 +107,7 @@ class BottleneckBlock(Block):
     if self.se_reduction:
       y = layers.squeeze_excitation(y, self.se_reduction)
     if self.shortcut is not None:
-      y = y + self.shortcut(
+      y = _drop_path(self, y) + self.shortcut(
         x, x, filters_out, self.strides, conv=self.conv, norm=self.norm
       )
     return nn.relu(y)
@@ -121,7 +124,7 @@ class PreActBasicBlock(PreActBlock):
     y = nn.relu(self.norm(name='bn2')(y))
     y = _last_conv(self, self.filters, 3, name='conv2')(y)
     if self.shortcut is not None:
-      y = y + self.shortcut(
+      y = _drop_path(self, y) + self.shortcut(
         x, activated, self.filters, self.strides, conv=self.conv, norm=None
       )
     return y
@@ -152,10 +155,16 @@ class PreActBottleneckBlock(PreActBlock):
     y = nn.relu(self.norm(name='bn3')(y))
     y = _last_conv(self, filters_out, 1, name='conv3')(y)
     if self.shortcut is not None:
-      y = y + self.shortcut(
+      y = _drop_path(self, y) + self.shortcut(
         x, activated, filters_out, self.strides, conv=self.conv, norm=None
       )
     return y
+
+
+def _drop_path(block: Block, residual: jax.Array) -> jax.Array:
+  if not block.drop_rate:
+    return residual
+  return layers.drop_path(residual, block.drop_rate, block.make_rng('dropout'))
 
 
 def _last_norm(block: Block, *, name: str) -> nn.Module:

@@ -208,8 +208,31 @@ def stem_max_pool(x: jax.Array) -> jax.Array:
   return nn.max_pool(x, (3, 3), strides=(2, 2), padding=pads)  # pyright: ignore[reportArgumentType]
 
 
-def head(x: jax.Array, num_classes: int) -> tuple[jax.Array, jax.Array]:
-  """Global average pool and dense layer; at least float32.
+def drop_path(residual: jax.Array, rate: float, key: jax.Array) -> jax.Array:
+  """Leaves out F(x) [B, H, W, C] of a share `rate` of the images.
+
+    F(x) * b / (1 - rate),  b = 1 with probability 1 - rate, else 0
+
+  Huang et al. 2016, "Deep networks with stochastic depth", section 3. There it
+  is evaluation that multiplies, by 1 - rate; here the expectation is F(x) in
+  training, so that evaluation is the network as it is.
+  """
+  if not rate:
+    return residual
+  is_kept = jax.random.bernoulli(key, 1 - rate, (len(residual), 1, 1, 1))
+  return jnp.where(is_kept, residual / (1 - rate), 0)
+
+
+def head(
+  x: jax.Array, num_classes: int, dropout_rate: float = 0.0
+) -> tuple[jax.Array, jax.Array]:
+  """Global average pool, dropout and dense layer; at least float32.
+
+  Args:
+    x: [B, H, W, C].
+    num_classes: number of logits.
+    dropout_rate: share of the pooled features that the dense layer does not
+      see (Srivastava et al. 2014), keyed by 'dropout'; 0 in evaluation.
 
   Returns:
     The pooled features [B, C] and the logits [B, num_classes].
@@ -222,4 +245,5 @@ def head(x: jax.Array, num_classes: int) -> tuple[jax.Array, jax.Array]:
     dtype=dtype,
     name='head',
   )
-  return pooled, dense(pooled)
+  dropout = nn.Dropout(dropout_rate, deterministic=not dropout_rate)
+  return pooled, dense(dropout(pooled))

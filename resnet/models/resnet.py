@@ -37,6 +37,11 @@ class ResNet(nn.Module):
     scan_blocks: compile the equal blocks of a stage once and loop over them:
       for nets of hundreds of layers. The variables have the same tree and give
       the same results, but a key gives other first values.
+    drop_path: in training, share of the images whose F(x) the last block
+      leaves out; block l of L leaves out l / L times that (Huang et al. 2016,
+      the linear rule). Of the stages that are frozen none is left out.
+    dropout: in training, share of the pooled features that are left out. Both
+      want a key, rngs={'dropout': key}.
     bn_group_size: images per group of batch statistics; None: whole batch.
     bn_momentum: share of the running statistics that one step keeps.
     frozen_stages: no gradient reaches the stem and so many stages, and their
@@ -62,6 +67,8 @@ class ResNet(nn.Module):
   shortcut: str = 'B'
   zero_init_last_scale: bool = False
   scan_blocks: bool = False
+  drop_path: float = 0.0
+  dropout: float = 0.0
   bn_group_size: int | None = None
   bn_momentum: float = 0.9
   frozen_stages: int = 0
@@ -129,23 +136,40 @@ class ResNet(nn.Module):
     for i, num_blocks in enumerate(self.stage_sizes, start=1):
       stage_norm = fixed_norm if i <= self.frozen_stages else norm
       fields = {'filters': self.num_filters * 2 ** (i - 1), 'norm': stage_norm}
+      rates = self._drop_rates(i, train=train)
       x = (first_block if i == 1 else block)(
-        strides=1 if i == 1 else 2, name=f'stage{i}_block1', **fields
+        strides=1 if i == 1 else 2,
+        name=f'stage{i}_block1',
+        drop_rate=rates[0],
+        **fields,
       )(x)
       others = functools.partial(block, strides=1, **fields)
       names = [f'stage{i}_block{j}' for j in range(2, num_blocks + 1)]
       if self.scan_blocks and names:
         x = scan_blocks(self, others, x, names)
       else:
-        for name in names:
-          x = others(name=name)(x)
+        for name, rate in zip(names, rates[1:], strict=True):
+          x = others(name=name, drop_rate=rate)(x)
       if i == self.frozen_stages:
         x = lax.stop_gradient(x)
       features[f'stage{i}'] = x
     if is_preact:
       x = nn.relu(norm(name='head_bn')(x))
-    features['pooled'], features['logits'] = layers.head(x, self.num_classes)
+    features['pooled'], features['logits'] = layers.head(
+      x, self.num_classes, self.dropout if train else 0.0
+    )
     return features
+
+  def _drop_rates(self, stage: int, *, train: bool) -> list[float]:
+    """Returns the share of images that each block of a stage leaves out."""
+    num_blocks = self.stage_sizes[stage - 1]
+    if not train or stage <= self.frozen_stages:
+      return [0.0] * num_blocks
+    first = sum(self.stage_sizes[: stage - 1]) + 1
+    return [
+      self.drop_path * number / sum(self.stage_sizes)
+      for number in range(first, first + num_blocks)
+    ]
 
 
 def _remat(block_cls: Any) -> Callable[..., nn.Module]:

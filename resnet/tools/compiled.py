@@ -123,7 +123,7 @@ def build_train(run: Experiment) -> tuple[Any, Compiled]:
     OutOfMemoryError: a chip has not enough memory.
   """
   steps = jit_steps(run.task, run.sharding)
-  batch = abstract_batch(run, run.length.batch_size)
+  batch = abstract_batch(run, run.length.batch_size, run.image_shape)
   return build(steps.train, run.abstract_state(), batch)
 
 
@@ -141,16 +141,16 @@ def build_eval(run: Experiment) -> tuple[Any, Compiled]:
     ),
     jax.eval_shape(metrics.zeros),
   )
-  batch = abstract_batch(run, run.eval_reader.batch_size)
+  batch = abstract_batch(run, run.eval_reader.batch_size, run.eval_image_shape)
   return build(steps.evaluate, run.abstract_state().variables, sums, batch)
 
 
 def abstract_batch(
-  run: Experiment, batch_size: int
+  run: Experiment, batch_size: int, image_shape: tuple[int, int, int]
 ) -> dict[str, jax.ShapeDtypeStruct]:
   """Returns shapes, dtypes and sharding of a batch, all devices together."""
   fields = {
-    'image': (run.image_shape, jnp.uint8),
+    'image': (image_shape, jnp.uint8),
     'label': ((), jnp.int32),
     'mask': ((), jnp.bool_),
   }

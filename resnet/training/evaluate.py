@@ -126,17 +126,7 @@ def run(experiment: Experiment, workdir: str, which: str) -> int:
   Raises:
     InputError: there is no checkpoint and no weights, or of another model.
   """
-  saved = workdir_lib.read_config(workdir)
-  if saved is None and experiment.init_from is not None:
-    state, experiment = _initial_state(experiment)
-    step = 0
-  elif saved is None:
-    raise InputError(
-      f'{workdir} holds no run: train one first, or give its --workdir, or'
-      ' weights: --config.init_from=...'
-    )
-  else:
-    step, state, experiment = _restore(experiment, workdir, saved, which)
+  step, state, experiment = open_state(experiment, workdir, which)
   steps = jit_steps(experiment.task, experiment.sharding)
   notes = Notes(experiment.eval_reader.max_bad_images)
   try:
@@ -148,6 +138,25 @@ def run(experiment: Experiment, workdir: str, which: str) -> int:
   if jax.process_index() == 0:
     print(describe(step, values))
   return 0
+
+
+def open_state(
+  experiment: Experiment, workdir: str, which: str
+) -> tuple[int, TrainState, Experiment]:
+  """Returns step and state to evaluate, and the experiment normalised as it.
+
+  Args and raises as `run`.
+  """
+  saved = workdir_lib.read_config(workdir)
+  if saved is not None:
+    return _restore(experiment, workdir, saved, which)
+  if experiment.init_from is None:
+    raise InputError(
+      f'{workdir} holds no run: train one first, or give its --workdir, or'
+      ' weights: --config.init_from=...'
+    )
+  state, experiment = _initial_state(experiment)
+  return 0, state, experiment
 
 
 def _restore(

@@ -1,38 +1,88 @@
-"""Losses of one example each: logits [B, K] float32, labels [B] -> [B]."""
+"""Losses of one example each: logits [B, K] float32, targets -> [B].
+
+Targets are labels, int32 [B], or the shares of the classes, float32 [B, K].
+"""
 
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from resnet.errors import InputError
 
 LossFn = Callable[[jax.Array, jax.Array], jax.Array]
 
-
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """-log softmax(logits)[label]."""
-  return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+LOSSES = ('cross_entropy', 'binary_cross_entropy')
+REDUCTIONS = ('mean', 'sum')
 
 
-def create_loss(*, label_smoothing: float) -> LossFn:
-  """Returns cross entropy against (1 - s) * onehot(label) + s / K.
+def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+  """-log softmax(logits)[label], or the mean of that by the shares."""
+  if targets.ndim == 1:
+    return optax.losses.softmax_cross_entropy_with_integer_labels(
+      logits, targets
+    )
+  return optax.losses.softmax_cross_entropy(logits, targets)
 
-  Szegedy et al. 2016, "Rethinking the Inception architecture", section 7.
+
+def create_loss(
+  *,
+  name: str,
+  label_smoothing: float,
+  target_threshold: float | None,
+  reduction: str,
+) -> LossFn:
+  """Returns a loss by name; s is `label_smoothing`, t the shares of classes.
+
+    t' = (1 - s) * t + s / K       (Szegedy et al. 2016, section 7)
+
+    'cross_entropy': -sum(t' * log softmax(logits))
+    'binary_cross_entropy' (Wightman et al. 2021, section 3), the mean or sum
+      over the classes of
+        -t' * log sigmoid(logits) - (1 - t') * log sigmoid(-logits)
+      where `target_threshold` makes t' one above it and zero else.
 
   Raises:
-    InputError: `label_smoothing` is not in [0, 1).
+    InputError: an unknown name, a number out of its range, or a field that
+      means nothing to the loss.
   """
+  for field, value, choices in (
+    ('name', name, LOSSES),
+    ('reduction', reduction, REDUCTIONS),
+  ):
+    if value not in choices:
+      raise InputError(
+        f'loss.{field}={value!r} is none of {", ".join(choices)}.'
+      )
   if not 0 <= label_smoothing < 1:
     raise InputError(
       f'loss.label_smoothing={label_smoothing} is not in [0, 1).'
     )
-  if not label_smoothing:
+  if target_threshold is not None and not 0 <= target_threshold < 1:
+    raise InputError(
+      f'loss.target_threshold={target_threshold} is not in [0, 1).'
+    )
+  is_binary = name == 'binary_cross_entropy'
+  if not is_binary and (target_threshold is not None or reduction != 'mean'):
+    raise InputError(
+      'loss.target_threshold and loss.reduction mean nothing to'
+      f' {name!r}: leave them out, or take'
+      ' --config.loss.name=binary_cross_entropy'
+    )
+  if not is_binary and not label_smoothing:
     return cross_entropy
 
-  def smoothed(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    targets = jax.nn.one_hot(labels, logits.shape[-1])
+  def loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    if targets.ndim == 1:
+      targets = jax.nn.one_hot(targets, logits.shape[-1])
     targets = optax.losses.smooth_labels(targets, label_smoothing)
-    return optax.losses.softmax_cross_entropy(logits, targets)
+    if not is_binary:
+      return optax.losses.softmax_cross_entropy(logits, targets)
+    if target_threshold is not None:
+      targets = (targets > target_threshold).astype(logits.dtype)
+    of_classes = optax.losses.sigmoid_binary_cross_entropy(logits, targets)
+    reduce = jnp.mean if reduction == 'mean' else jnp.sum
+    return reduce(of_classes, axis=-1)
 
-  return smoothed
+  return loss

@@ -22,7 +22,15 @@ from resnet.training import workdir as workdir_lib
 from resnet.training.bad_steps import FILE, record_keys
 from resnet.training.checkpoint import Checkpoints
 from resnet.training.state import TrainState
-from resnet.training.step import Batch, Task, augment, gradients, jit_steps
+from resnet.training.step import (
+  Batch,
+  Task,
+  augment,
+  gradients,
+  jit_steps,
+  network_rngs,
+  targets,
+)
 
 _MOST_SHOWN = 10
 
@@ -161,18 +169,17 @@ def _forward(
   state: TrainState, batch: Batch, *, task: Task
 ) -> tuple[jax.Array, Any]:
   """Returns losses [B] and the activations of the network by name."""
-  images = task.normalize(batch['image'])
-  logits, _ = task.model.apply(
-    state.variables, images, train=True, mutable=['batch_stats']
-  )
-  stages, _ = task.model.apply(
+  forward = functools.partial(
+    task.model.apply,
     state.variables,
-    images,
+    task.normalize(batch['image']),
     train=True,
     mutable=['batch_stats'],
-    method='features',
+    rngs=network_rngs(task, state.step),
   )
-  return task.loss_fn(logits, batch['label']), stages
+  logits, _ = forward()
+  stages, _ = forward(method='features')
+  return task.loss_fn(logits, targets(batch)), stages
 
 
 def _norm(tree: Any) -> jax.Array:

@@ -9,7 +9,10 @@ import optax
 
 from resnet.errors import InputError
 
-SCHEDULES = ('step', 'cosine', 'polynomial')
+SCHEDULES = ('step', 'cosine', 'polynomial', 'one_cycle', 'wsd')
+
+# torch.optim.lr_scheduler.OneCycleLR's.
+_ONE_CYCLE_START, _ONE_CYCLE_END = 1 / 25, 1 / 25 / 1e4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,7 @@ def create_schedule(
   decay_epochs: Sequence[float],
   decay_factor: float,
   decay_power: float,
+  cooldown_epochs: float,
 ) -> optax.Schedule:
   """Returns the learning rate of update `step` (0 is the first).
 
@@ -53,6 +57,13 @@ def create_schedule(
       (He et al. 2016, section 3.4)
     'polynomial': peak * (1 - (step - w) / (num_steps - w)) ** decay_power
       (You et al. 2017, with power 2)
+    'wsd': peak, but over the last c updates, the cool-down,
+      peak * ((num_steps - step) / c) ** decay_power
+      (warm-up, stable, decay: Hu et al. 2024)
+
+  'one_cycle' (Smith and Topin 2018, as PyTorch's OneCycleLR) has a warm-up of
+  its own: half a cosine from peak / 25 to peak over `warmup_epochs`, and
+  another to peak / 250,000 at the end.
 
   Raises:
     InputError: an unknown name, or numbers that make no schedule.
@@ -85,15 +96,23 @@ def create_schedule(
       f' expected 0 to less than the {length.num_steps} steps of the run.'
     )
   main_steps = length.num_steps - warmup_steps
+  cooldown_steps = _cooldown_steps(name, cooldown_epochs, length, main_steps)
   if name != 'step' and decay_epochs:
     raise InputError(
       f'schedule.decay_epochs={tuple(decay_epochs)} means nothing to {name!r}:'
       " set it to (), or take schedule.name='step'."
     )
-  if name == 'cosine':
+  if name == 'one_cycle':
+    main = _one_cycle(peak, warmup_steps, length.num_steps)
+  elif name == 'cosine':
     main = optax.cosine_decay_schedule(peak, main_steps)
   elif name == 'polynomial':
     main = optax.polynomial_schedule(peak, 0.0, decay_power, main_steps)
+  elif name == 'wsd':
+    begin = main_steps - cooldown_steps
+    main = optax.polynomial_schedule(
+      peak, 0.0, decay_power, cooldown_steps, transition_begin=begin
+    )
   else:
     boundaries = [length.steps(e) - warmup_steps for e in decay_epochs]
     if sorted(set(boundaries)) != boundaries or min(boundaries, default=1) <= 0:
@@ -104,8 +123,51 @@ def create_schedule(
     main = optax.piecewise_constant_schedule(
       peak, dict.fromkeys(boundaries, decay_factor)
     )
-  if warmup_steps:
+  if warmup_steps and name != 'one_cycle':
     warmup = optax.linear_schedule(peak / warmup_steps, peak, warmup_steps - 1)
     main = optax.join_schedules([warmup, main], [warmup_steps])
   # Optax divides the count by floats: make it one, as strict promotion asks.
   return lambda step: main(jnp.asarray(step, jnp.float32))
+
+
+def _cooldown_steps(
+  name: str, cooldown_epochs: float, length: RunLength, main_steps: int
+) -> int:
+  """Returns the steps of the cool-down; checks that there is one for 'wsd'."""
+  if not 0 <= cooldown_epochs < math.inf:
+    raise InputError(
+      f'schedule.cooldown_epochs={cooldown_epochs} is not a number from 0 up.'
+    )
+  steps = length.steps(cooldown_epochs)
+  if name != 'wsd' and cooldown_epochs:
+    raise InputError(
+      f'schedule.cooldown_epochs={cooldown_epochs} means nothing to {name!r}:'
+      " set it to 0.0, or take schedule.name='wsd'."
+    )
+  if name == 'wsd' and not 0 < steps <= main_steps:
+    raise InputError(
+      f'schedule.cooldown_epochs={cooldown_epochs} is {steps} steps; expected 1'
+      f' to the {main_steps} steps of the run after its warm-up.'
+    )
+  return steps
+
+
+def _one_cycle(
+  peak: float, warmup_steps: int, num_steps: int
+) -> optax.Schedule:
+  """Half a cosine up, so that the peak is at `warmup_steps`, and one down."""
+  if not 1 < warmup_steps < num_steps - 1:
+    raise InputError(
+      f"schedule.name='one_cycle' rises for schedule.warmup_epochs, which is"
+      f' {warmup_steps} steps: expected 2 to {num_steps - 2}; a third of the'
+      ' epochs is usual.'
+    )
+
+  top = warmup_steps - 1
+  rise = optax.cosine_decay_schedule(
+    peak * _ONE_CYCLE_START, top, alpha=1 / _ONE_CYCLE_START
+  )
+  fall = optax.cosine_decay_schedule(
+    peak, num_steps - 1 - top, alpha=_ONE_CYCLE_END
+  )
+  return optax.join_schedules([rise, fall], [top])

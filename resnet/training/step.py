@@ -11,12 +11,20 @@ from jax import lax
 import jax.numpy as jnp
 import optax
 
-from resnet.data.augment import Augment, example_keys
+from resnet.data.augment import (
+  MIXING,
+  NETWORK,
+  Augment,
+  example_keys,
+  step_key,
+)
+from resnet.data.augmentation import Augmentation
 from resnet.training import compiler, guards, losses, metrics
 from resnet.training.sharding import DataSharding
 from resnet.training.state import TrainState
 
-# 'image' uint8 [B, H, W, C], 'label' int32 [B], 'mask' bool [B].
+# 'image' uint8 [B, H, W, C], 'label' int32 [B], 'mask' bool [B]; and what
+# `augment` makes of it.
 Batch = Mapping[str, jax.Array]
 
 
@@ -28,7 +36,7 @@ class Task:
     model: a linen module, (images, *, train) -> logits.
     tx: the optimizer.
     schedule: the learning rate that is in `tx`, to be shown.
-    loss_fn: (logits, labels) -> losses [B], for training.
+    loss_fn: (logits, targets) -> losses [B], for training; see `losses`.
     mean: of each channel, in units of uint8 pixels.
     std: of each channel, likewise.
     accumulation_steps: parts in which a batch is worked off, one after the
@@ -36,8 +44,10 @@ class Task:
     log_every_steps: metrics are summed over so many steps.
     ema_decay: share of the moving averages that an update keeps; None: none
       are kept.
-    augment: of training images, on the device; None: the host has done it.
-    seed: of `augment`.
+    augment: crop and flip of training images, on the device; None: the host
+      has done it.
+    augmentation: what else is done to training images, always on the device.
+    seed: of all that is random in a step.
   """
 
   model: nn.Module
@@ -50,20 +60,21 @@ class Task:
   log_every_steps: int
   ema_decay: float | None = None
   augment: Augment | None = None
+  augmentation: Augmentation = dataclasses.field(default_factory=Augmentation)
   seed: int = 0
 
   def normalize(self, images: jax.Array) -> jax.Array:
-    """uint8 [B, H, W, C] -> (images - mean) / std, float32."""
+    """Pixels [B, H, W, C] -> (images - mean) / std, float32."""
     return normalize(images, self.mean, self.std)
 
 
 def normalize(
   images: jax.Array, mean: Sequence[float], std: Sequence[float]
 ) -> jax.Array:
-  """uint8 [B, H, W, C] -> (images - mean) / std, float32.
+  """Pixels [B, H, W, C] -> (images - mean) / std, float32.
 
   Args:
-    images: of C channels.
+    images: of C channels, uint8, or float32 in the same units.
     mean: of each channel, in units of uint8 pixels.
     std: likewise.
   """
@@ -130,11 +141,45 @@ def train_step(
 
 
 def augment(batch: Batch, step: jax.Array, *, task: Task) -> Batch:
-  """Returns the batch as the network sees it; random by seed, step and row."""
-  if task.augment is None:
-    return batch
+  """Returns the batch as the network sees it; random by seed, step and row.
+
+  Images that were erased or mixed are float32, still in units of pixels. A
+  batch that was mixed has 'target', the shares of the classes, float32 [B, K],
+  and 'label' is then the class with the largest share.
+  """
+  images = batch['image']
   keys = example_keys(task.seed, step, len(batch['label']))
-  return {**batch, 'image': task.augment(batch['image'], keys)}
+  if task.augment is not None:
+    images = task.augment(images, keys)
+  images = task.augmentation(images, keys, mean=task.mean, std=task.std)
+  mixing = task.augmentation.mixing
+  if mixing is None:
+    return {**batch, 'image': images}
+  mixed = mixing(
+    images,
+    batch['label'],
+    task.model.num_classes,  # pyright: ignore[reportAttributeAccessIssue]
+    step_key(task.seed, step, MIXING),
+  )
+  return {
+    **batch,
+    'image': mixed.images,
+    'label': mixed.main_labels,
+    'target': mixed.targets,
+  }
+
+
+def targets(batch: Batch) -> jax.Array:
+  """Returns what the loss compares with: shares of the classes, or labels."""
+  return batch['target'] if 'target' in batch else batch['label']
+
+
+def network_rngs(
+  task: Task, step: jax.Array, part: jax.Array | None = None
+) -> dict[str, jax.Array]:
+  """Returns the keys of drop path and dropout, by seed, step and part."""
+  key = step_key(task.seed, step, NETWORK)
+  return {'dropout': key if part is None else jax.random.fold_in(key, part)}
 
 
 def _update_ema(state: TrainState, task: Task) -> TrainState:
@@ -167,8 +212,9 @@ def gradients(
       task.normalize(batch['image']),
       train=True,
       mutable=['batch_stats'],
+      rngs=network_rngs(task, state.step, batch.get('part')),
     )
-    losses_ = task.loss_fn(logits, batch['label'])
+    losses_ = task.loss_fn(logits, targets(batch))
     sums = metrics.batch_sums(losses_, logits, batch['label'], batch['mask'])
     return jnp.mean(losses_), (updates['batch_stats'], sums)
 
@@ -195,7 +241,7 @@ def _split_batch(batch: Batch, task: Task) -> Batch:
   """[B, ...] -> [parts, B / parts, ...]; as it is, for one part.
 
   A part takes whole groups of batch statistics, and takes them from every
-  device alike, so nothing moves between devices.
+  device alike, so nothing moves between devices. 'part' is its number.
   """
   parts = task.accumulation_steps
   if parts == 1:
@@ -206,7 +252,8 @@ def _split_batch(batch: Batch, task: Task) -> Batch:
     x = x.reshape(-1, parts, group, *x.shape[1:])
     return jnp.moveaxis(x, 1, 0).reshape(parts, -1, *x.shape[3:])
 
-  return jax.tree.map(split, dict(batch))
+  numbers = jnp.arange(parts, dtype=jnp.int32)
+  return {**jax.tree.map(split, dict(batch)), 'part': numbers}
 
 
 def _mean_over_parts(fn: Callable[[Batch], Any], parts: Batch) -> Any:

@@ -126,6 +126,7 @@ def _task(name, schedule, dtype):
     decay_epochs=(_DECAY_STEP / 10,) if schedule == 'step' else (),
     decay_factor=_DECAY_FACTOR,
     decay_power=2.0,
+    cooldown_epochs=0.0,
   )
   return Task(
     model=create_model(name, num_classes=_NUM_CLASSES, dtype=dtype),
@@ -141,7 +142,12 @@ def _task(name, schedule, dtype):
       decay_rule='all',
     ),
     schedule=rate,
-    loss_fn=create_loss(label_smoothing=_SMOOTHING),
+    loss_fn=create_loss(
+      name='cross_entropy',
+      label_smoothing=_SMOOTHING,
+      target_threshold=None,
+      reduction='mean',
+    ),
     mean=_MEAN,
     std=_STD,
     accumulation_steps=1,

@@ -17,6 +17,7 @@ FIELDS = {
   'decay_epochs': (),
   'decay_factor': 0.1,
   'decay_power': 2.0,
+  'cooldown_epochs': 0.0,
 }
 PEAK = 0.2  # 0.1 * 512 / 256
 
@@ -70,6 +71,34 @@ def test_polynomial_falls_to_zero_after_the_last_step(power):
   assert float(schedule(100)) == 0.0
 
 
+@pytest.mark.parametrize('power', [1.0, 2.0])
+def test_wsd_stays_and_then_falls_to_zero(power):
+  actual = rates(name='wsd', decay_power=power, cooldown_epochs=2.0)
+  expected = [
+    PEAK * min((step + 1) / 5, 1, ((100 - step) / 20) ** power)
+    for step in range(100)
+  ]
+  np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-8)
+
+
+def test_one_cycle_is_that_of_pytorch():
+  torch = pytest.importorskip('torch')
+  param = torch.nn.Parameter(torch.zeros(1))
+  tx = torch.optim.SGD([param], lr=1.0)
+  theirs = torch.optim.lr_scheduler.OneCycleLR(
+    tx, max_lr=PEAK, total_steps=100, pct_start=0.3
+  )
+  expected = []
+  for _ in range(100):
+    expected.append(tx.param_groups[0]['lr'])
+    tx.step()
+    if len(expected) < 100:
+      theirs.step()
+  actual = rates(name='one_cycle', warmup_epochs=3.0)
+  np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-7)
+  assert np.argmax(actual) == 29
+
+
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
@@ -89,6 +118,11 @@ def test_polynomial_falls_to_zero_after_the_last_step(power):
     ),
     ({'name': 'step', 'decay_epochs': (6.0, 3.0)}, 'must rise'),
     ({'name': 'step', 'decay_epochs': (0.5,)}, 'after the 0.5 epochs'),
+    ({'name': 'one_cycle', 'warmup_epochs': 0.0}, 'expected 2 to 98'),
+    ({'name': 'wsd'}, 'expected 1 to the 95 steps'),
+    ({'name': 'wsd', 'cooldown_epochs': 9.9}, '99 steps; expected 1 to the 95'),
+    ({'cooldown_epochs': 1.0}, "means nothing to 'cosine'"),
+    ({'cooldown_epochs': -1.0}, 'cooldown_epochs=-1.0 is not a number'),
   ],
 )
 def test_bad_fields_are_named(changes, message):

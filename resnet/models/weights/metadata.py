@@ -148,14 +148,15 @@ def from_workdir(path: str) -> Metadata:
       saved = json.load(file)
     config, derived = saved['config'], saved['derived']
     names = derived.get('class_names')
+    size = config.get('data.eval_size') or config['data.image_size']
     return Metadata(
       model=config['model.name'],
       shortcut=config['model.shortcut'],
       preprocessing=Preprocessing(
         mean=tuple(value / 255 for value in derived['mean']),
         std=tuple(value / 255 for value in derived['std']),
-        image_size=config['data.image_size'],
-        crop_share=config['data.image_size'] / config['data.eval_resize'],
+        image_size=size,
+        crop_share=size / config['data.eval_resize'],
         interpolation='bilinear',
       ),
       class_names=tuple(names) if names else None,

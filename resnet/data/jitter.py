@@ -1,0 +1,83 @@
+"""Random colours: torchvision's `ColorJitter`, and the lighting of AlexNet."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from resnet.data.operations import apply_operations
+from resnet.data.policies import uniform
+from resnet.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ColorJitter:
+  """Brightness, contrast and saturation by random factors, in random order.
+
+  Attributes:
+    strength: of each of the three: the factor is uniform in 1 - s .. 1 + s.
+  """
+
+  strength: tuple[float, float, float]
+
+  names = ('Brightness', 'Contrast', 'Color')
+
+  def __post_init__(self):
+    if not all(0 <= value <= 1 for value in self.strength):
+      raise InputError(
+        f'augment.jitter={self.strength} is not three numbers from 0 to 1.'
+      )
+
+  def draw(self, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns kinds int32 [3, B], places in `names`; magnitudes [3, B]."""
+    draws = uniform(keys, 6)
+    kinds = jnp.argsort(draws[:, :3], axis=1).astype(jnp.int32).T
+    strength = jnp.array(self.strength, jnp.float32)[kinds]
+    return kinds, strength * (2.0 * draws[:, 3:].T - 1.0)
+
+  def __call__(self, images: jax.Array, keys: jax.Array) -> jax.Array:
+    """uint8 [B, H, W, C] and keys [B] -> uint8 [B, H, W, C]."""
+    for kinds, magnitudes in zip(*self.draw(keys), strict=True):
+      images = apply_operations(images, kinds, magnitudes, names=self.names)
+    return images
+
+
+# Of the colours of ImageNet, 0 to 1, as AlexNet's and Torch's code have them.
+_LIGHTING_STD = (0.2175, 0.0188, 0.0045)
+_LIGHTING_AXES = (
+  (-0.5675, 0.7192, 0.4009),
+  (-0.5808, -0.0045, -0.8140),
+  (-0.5836, -0.6948, 0.4203),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lighting:
+  """Adds to all pixels of an image one colour along the main axes of ImageNet.
+
+    pixel += 255 * axes @ (alpha * std),  alpha ~ N(0, strength ** 2)
+
+  Krizhevsky et al. 2012, section 4.1; the result is rounded to whole pixels.
+
+  Attributes:
+    strength: standard deviation of alpha; 0.1 in the paper.
+  """
+
+  strength: float
+
+  def __post_init__(self):
+    if not 0 <= self.strength < math.inf:
+      raise InputError(
+        f'augment.lighting={self.strength} is not a number from 0 up.'
+      )
+
+  def __call__(self, images: jax.Array, keys: jax.Array) -> jax.Array:
+    """uint8 [B, H, W, 3] and keys [B] -> uint8 [B, H, W, 3]."""
+    alpha = jax.vmap(lambda key: jax.random.normal(key, (3,)))(keys)
+    axes = 255 * np.array(_LIGHTING_AXES) * _LIGHTING_STD
+    axes = jnp.array(axes, jnp.float32)[None]
+    color = jnp.sum(axes * (self.strength * alpha)[:, None], axis=2)
+    pixels = images.astype(jnp.float32) + color[:, None, None]
+    return jnp.clip(jnp.round(pixels), 0.0, 255.0).astype(jnp.uint8)

@@ -1,0 +1,159 @@
+"""Mixup and cutmix: each image of a batch with that of the mirrored row.
+
+Row i is mixed with row B - 1 - i, and one draw holds for the whole batch, as in
+timm and, but for the partner, in the papers' code. What is mixed may be uint8
+pixels or normalised images: the average of two is normalised as they are.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from resnet.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mixed:
+  """A batch that was mixed.
+
+  Attributes:
+    images: float32 [B, H, W, C], in the units of those that were given.
+    targets: shares of the classes, float32 [B, K]; each row sums to one.
+    main_labels: the class with the larger share, int32 [B].
+  """
+
+  images: jax.Array
+  targets: jax.Array
+  main_labels: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mixing:
+  """How a batch is mixed.
+
+  Attributes:
+    mixup_alpha: share ~ Beta(alpha, alpha) (Zhang et al. 2018); 0: no mixup.
+    cutmix_alpha: the same for Yun et al. 2019; 0: no cutmix.
+    probability: that a batch is mixed at all.
+    cutmix_share: of the batches that are mixed, where both are on.
+  """
+
+  mixup_alpha: float
+  cutmix_alpha: float
+  probability: float
+  cutmix_share: float
+
+  def __post_init__(self):
+    for field in ('mixup_alpha', 'cutmix_alpha'):
+      value = getattr(self, field)
+      if not 0 <= value < math.inf:
+        raise InputError(f'augment.{field}={value} is not a number from 0 up.')
+    if not 0 <= self.probability <= 1:
+      raise InputError(
+        f'augment.mix_probability={self.probability} is not in 0 .. 1.'
+      )
+    if not 0 <= self.cutmix_share <= 1:
+      raise InputError(
+        f'augment.cutmix_share={self.cutmix_share} is not in 0 .. 1.'
+      )
+
+  @property
+  def is_on(self) -> bool:
+    """Whether any batch is mixed."""
+    return bool(self.mixup_alpha or self.cutmix_alpha) and self.probability > 0
+
+  def __call__(
+    self, images: jax.Array, labels: jax.Array, num_classes: int, key: jax.Array
+  ) -> Mixed:
+    """Mixes images [B, H, W, C] and labels [B]; one draw a batch."""
+    shares = self.draw(key, *images.shape[1:3])
+    share = jnp.mean(shares)
+    return Mixed(
+      images=mix_images(images, shares),
+      targets=mix_targets(labels, share, num_classes),
+      main_labels=jnp.where(share >= 0.5, labels, labels[::-1]),
+    )
+
+  def draw(self, key: jax.Array, height: int, width: int) -> jax.Array:
+    """Returns what an image keeps of each of its pixels, [height, width]."""
+    keys = jax.random.split(key, 5)
+    uniform = jax.random.uniform(keys[0], (2,))
+    chance = 1.0 if not self.mixup_alpha else self.cutmix_share
+    is_cutmix = (uniform[0] < chance) if self.cutmix_alpha else False
+    shares = jnp.ones((height, width), jnp.float32)
+    if self.mixup_alpha:
+      share = jax.random.beta(keys[1], self.mixup_alpha, self.mixup_alpha)
+      shares = jnp.broadcast_to(share, shares.shape)
+    if self.cutmix_alpha:
+      share = jax.random.beta(keys[2], self.cutmix_alpha, self.cutmix_alpha)
+      center = (
+        jax.random.randint(keys[3], (), 0, height),
+        jax.random.randint(keys[4], (), 0, width),
+      )
+      inside = cutmix_mask(share, center, height, width)
+      shares = jnp.where(is_cutmix, 1.0 - inside, shares)
+    return jnp.where(uniform[1] < self.probability, shares, 1.0)
+
+
+def cutmix_mask(
+  share: jax.Array, center: tuple[jax.Array, jax.Array], height: int, width: int
+) -> jax.Array:
+  """Returns 1 in the box that comes from the other image, else 0.
+
+  The box has sides sqrt(1 - share) times those of the image, truncated to
+  whole pixels, and is cut off at the edges: so the share that is left is one
+  minus the mean of this, not `share`.
+
+  Args:
+    share: of the area that the image keeps, float32 scalar.
+    center: of the box, int32: row and column.
+    height: of the images, pixels.
+    width: likewise.
+
+  Returns:
+    float32 [height, width].
+  """
+  ratio = jnp.sqrt(1.0 - share)
+
+  def is_inside(side: int, middle: jax.Array) -> jax.Array:
+    length = (side * ratio).astype(jnp.int32)
+    places = jnp.arange(side, dtype=jnp.int32)
+    start, end = middle - length // 2, middle + (length + 1) // 2
+    return (places >= start) & (places < end)
+
+  rows, columns = is_inside(height, center[0]), is_inside(width, center[1])
+  return (rows[:, None] & columns[None, :]).astype(jnp.float32)
+
+
+def mix_images(images: jax.Array, shares: jax.Array) -> jax.Array:
+  """Returns shares * image + (1 - shares) * the mirrored row's image.
+
+  Args:
+    images: [B, H, W, C].
+    shares: what an image keeps of each of its pixels, float32 [H, W].
+
+  Returns:
+    float32 [B, H, W, C].
+  """
+  others = images[::-1].astype(jnp.float32)
+  shares = shares[None, :, :, None]
+  return images.astype(jnp.float32) * shares + others * (1.0 - shares)
+
+
+def mix_targets(
+  labels: jax.Array, share: jax.Array, num_classes: int
+) -> jax.Array:
+  """Returns share * onehot(label) + (1 - share) * that of the mirrored row.
+
+  Args:
+    labels: [B] int32.
+    share: of the own label, float32 scalar.
+    num_classes: K.
+
+  Returns:
+    float32 [B, K].
+  """
+  targets = jax.nn.one_hot(labels, num_classes)
+  return targets * share + targets[::-1] * (1.0 - share)

@@ -1,0 +1,118 @@
+"""How far confidence is from accuracy, and what is taken for what."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+NUM_BINS = 15
+
+Sums = dict[str, jax.Array]
+
+
+def zeros(num_classes: int) -> Sums:
+  """Returns the sums over no images."""
+  bins = jnp.zeros((NUM_BINS,), jnp.float32)
+  return {
+    'loss': jnp.zeros((), jnp.float32),
+    'top5': jnp.zeros((), jnp.float32),
+    'confusion': jnp.zeros((num_classes, num_classes), jnp.int32),
+    'bin_count': bins,
+    'bin_confidence': bins,
+    'bin_top1': bins,
+  }
+
+
+def batch_sums(
+  probabilities: jax.Array, labels: jax.Array, mask: jax.Array
+) -> Sums:
+  """Sums over a batch of what each image that counts adds.
+
+  Args:
+    probabilities: [B, K] float32.
+    labels: [B] int32.
+    mask: [B] bool, False where the row does not count.
+
+  Returns:
+    'loss', the cross entropy; 'top5'; 'confusion', int32 [K, K], counts by
+    label and prediction; and by bin of the largest probability, of 15 equal
+    ones, closed above, 'bin_count', 'bin_confidence', the sum of that
+    probability, and 'bin_top1', the number of images that are right.
+  """
+  num_classes = probabilities.shape[1]
+  confidence = jnp.max(probabilities, axis=1)
+  predictions = jnp.argmax(probabilities, axis=1).astype(jnp.int32)
+  of_label = jnp.take_along_axis(probabilities, labels[:, None], axis=1)
+  place = jnp.sum(probabilities > of_label, axis=1, dtype=jnp.int32)
+  places = jnp.ceil(confidence * NUM_BINS).astype(jnp.int32) - 1
+  places = jnp.clip(places, 0, NUM_BINS - 1)
+  counts = mask.astype(jnp.float32)
+  is_right = (predictions == labels).astype(jnp.float32)
+  bins = jnp.zeros((NUM_BINS,), jnp.float32)
+  confusion = jnp.zeros((num_classes, num_classes), jnp.int32)
+  return {
+    'loss': -jnp.sum(jnp.where(mask, jnp.log(of_label[:, 0]), 0.0)),
+    'top5': jnp.sum((place < 5) & mask, dtype=jnp.float32),
+    'confusion': confusion.at[labels, predictions].add(mask.astype(jnp.int32)),
+    'bin_count': bins.at[places].add(counts),
+    'bin_confidence': bins.at[places].add(counts * confidence),
+    'bin_top1': bins.at[places].add(counts * is_right),
+  }
+
+
+def summarize(sums: Mapping[str, Any]) -> dict[str, float]:
+  """Returns numbers of all images.
+
+    ece = sum over bins of |confidence - accuracy| * share of the images
+
+  (Guo et al. 2017, "On calibration of modern neural networks", equation 3).
+
+  Returns:
+    'loss', 'top1', 'top5', 'ece', 'confidence', all but the first 0 to 1; and
+    'num_examples'.
+  """
+  host = {name: np.asarray(value, np.float64) for name, value in sums.items()}
+  count = host['bin_count'].sum()
+  gaps = np.abs(host['bin_confidence'] - host['bin_top1'])
+  return {
+    'loss': float(host['loss'] / count),
+    'top1': float(host['bin_top1'].sum() / count),
+    'top5': float(host['top5'] / count),
+    'ece': float(gaps.sum() / count),
+    'confidence': float(host['bin_confidence'].sum() / count),
+    'num_examples': int(count),
+  }
+
+
+def worst_classes(confusion: np.ndarray, count: int) -> list[dict[str, Any]]:
+  """Returns the classes with the least accuracy, and what they are taken for.
+
+  Args:
+    confusion: by label and prediction, [K, K].
+    count: number of classes to return; those without images are left out.
+
+  Returns:
+    Of each 'label', 'top1', 'num_examples', 'taken_for' (the other class that
+    is predicted most; None where none is) and 'times'.
+  """
+  totals = confusion.sum(axis=1)
+  labels = np.flatnonzero(totals)
+  shares = np.diag(confusion)[labels] / totals[labels]
+  found = []
+  for i in np.argsort(shares, kind='stable')[:count]:
+    label = int(labels[i])
+    others = confusion[label].copy()
+    others[label] = 0
+    times = int(others.max())
+    found.append(
+      {
+        'label': label,
+        'top1': float(shares[i]),
+        'num_examples': int(totals[label]),
+        'taken_for': int(others.argmax()) if times else None,
+        'times': times,
+      }
+    )
+  return found

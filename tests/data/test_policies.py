@@ -1,0 +1,235 @@
+"""Random parameters against those of torchvision's transforms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from resnet.data import augment, jitter, policies
+from resnet.data.jitter import ColorJitter, Lighting
+from resnet.data.operations import OPERATIONS
+from resnet.data.policies import AutoAugment, RandomOperations
+from resnet.errors import InputError
+
+RAND = RandomOperations(num_layers=2, magnitude=9, interpolation='nearest')
+TRIVIAL = RandomOperations(
+  num_layers=1, magnitude=None, interpolation='nearest'
+)
+SIGNED = OPERATIONS[1:10]
+
+
+def keys_of(count, seed=0):
+  return augment.example_keys(seed, jnp.int32(0), count)
+
+
+def torchvision():
+  return pytest.importorskip('torchvision.transforms.v2')
+
+
+@pytest.mark.parametrize('is_wide', [False, True])
+@pytest.mark.parametrize('bins', [10, 31])
+def test_magnitudes_are_those_of_torchvision(is_wide, bins):
+  v2 = torchvision()
+  cls = v2.TrivialAugmentWide if is_wide else v2.AutoAugment
+  ours = policies.space(OPERATIONS, bins, 50, 70, is_wide=is_wide)
+  for name, (make, is_signed) in cls._AUGMENTATION_SPACE.items():
+    theirs = make(bins, 50, 70)
+    theirs = np.zeros(bins) if theirs is None else theirs.numpy()
+    if name == 'Posterize':
+      np.testing.assert_array_equal(ours[name], theirs)
+    np.testing.assert_allclose(ours[name], theirs, atol=1e-5, err_msg=name)
+    assert is_signed == (name in SIGNED)
+
+
+@pytest.mark.parametrize('data', ['imagenet', 'cifar'])
+def test_the_policies_are_those_of_torchvision(data):
+  v2 = torchvision()
+  name = {'imagenet': 'IMAGENET', 'cifar': 'CIFAR10'}[data]
+  theirs = v2.AutoAugment(v2.AutoAugmentPolicy[name])._policies
+  ours = [
+    tuple((OPERATIONS[k], tenths / 10, level) for k, tenths, level in policy)
+    for policy in policies.policies(data).tolist()
+  ]
+  assert ours == [
+    tuple((k, probability, level or 0) for k, probability, level in policy)
+    for policy in theirs
+  ]
+
+
+@pytest.mark.parametrize('policy', [RAND, TRIVIAL])
+def test_operations_magnitudes_and_signs_are_uniform(policy):
+  count = 20_000
+  kinds, magnitudes = map(
+    np.array, jax.jit(lambda k: policy.draw(k, 50, 70))(keys_of(count))
+  )
+  chosen = np.bincount(kinds, minlength=14)
+  assert len(chosen) == 14 and stats.chisquare(chosen).pvalue > 0.001
+  is_wide = policy.magnitude is None
+  table = policies.space(OPERATIONS, 31, 50, 70, is_wide=is_wide)
+  for i, name in enumerate(OPERATIONS[:14]):
+    found = magnitudes[kinds == i]
+    expected = table[name] if is_wide else table[name][[9]]
+    if name in SIGNED:
+      negative = int((found < 0).sum())
+      total = int((found != 0).sum())
+      assert stats.binomtest(negative, total).pvalue > 1e-4, name
+      found = np.abs(found)
+    values, counts = np.unique(found, return_counts=True)
+    theirs, weights = np.unique(expected, return_counts=True)
+    np.testing.assert_array_equal(values, theirs)
+    weights = weights / weights.sum() * counts.sum()
+    assert len(values) == 1 or stats.chisquare(counts, weights).pvalue > 1e-4
+
+
+@pytest.mark.parametrize('data', ['imagenet', 'cifar'])
+def test_auto_augment_takes_policies_and_probabilities(data):
+  count = 40_000
+  policy = AutoAugment(data=data, interpolation='nearest')
+  kinds, magnitudes = map(
+    np.array, jax.jit(lambda k: policy.draw(k, 50, 70))(keys_of(count))
+  )
+  expected = {}
+  for (a, p, _), (b, q, _) in policies.policies(data).tolist():
+    for first, chance in ((a, p / 10), (0, 1 - p / 10)):
+      for second, other in ((b, q / 10), (0, 1 - q / 10)):
+        pair = first, second
+        expected[pair] = expected.get(pair, 0.0) + chance * other / 25
+  pairs, counts = np.unique(kinds, axis=1, return_counts=True)
+  found = dict(zip(map(tuple, pairs.T.tolist()), counts.tolist(), strict=True))
+  expected = {pair: share for pair, share in expected.items() if share > 1e-9}
+  assert found.keys() == expected.keys()
+  order = sorted(expected)
+  assert (
+    stats.chisquare(
+      [found[pair] for pair in order],
+      [expected[pair] / sum(expected.values()) * count for pair in order],
+    ).pvalue
+    > 1e-4
+  )
+  table = policies.space(OPERATIONS, 10, 50, 70, is_wide=False)
+  for i, name in enumerate(OPERATIONS[1:], start=1):
+    levels = {
+      level
+      for pair in policies.policies(data).tolist()
+      for kind, tenths, level in pair
+      if kind == i and tenths
+    }
+    there = np.abs(magnitudes[kinds == i])
+    assert {*np.unique(there).tolist()} == {
+      float(table[name][level]) for level in levels
+    }
+
+
+def test_jitter_has_the_factors_and_orders_of_torchvision():
+  count, strength = 12_000, (0.4, 0.3, 0.2)
+  kinds, magnitudes = map(
+    np.array, ColorJitter(strength=strength).draw(keys_of(count))
+  )
+  orders, counts = np.unique(kinds, axis=1, return_counts=True)
+  assert orders.shape == (3, 6) and stats.chisquare(counts).pvalue > 0.001
+  for i, s in enumerate(strength):
+    uniform = stats.uniform(-s, 2 * s)
+    found = magnitudes[kinds == i]
+    assert len(found) == count
+    assert stats.kstest(found, uniform.cdf).pvalue > 0.001
+
+
+def test_jitter_is_that_of_torchvision_for_its_draws():
+  torch = pytest.importorskip('torch')
+  functional = torchvision().functional
+  adjust = (
+    functional.adjust_brightness,
+    functional.adjust_contrast,
+    functional.adjust_saturation,
+  )
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (6, 20, 22, 3), np.uint8)
+  policy = ColorJitter(strength=(0.4, 0.4, 0.4))
+  kinds, magnitudes = map(np.array, policy.draw(keys_of(6)))
+  found = np.array(policy(jnp.array(images), keys_of(6)))
+  for image, ours, order, factors in zip(
+    images, found, kinds.T, magnitudes.T, strict=True
+  ):
+    x = torch.tensor(image.transpose(2, 0, 1))
+    for kind, factor in zip(order, factors.tolist(), strict=True):
+      x = adjust[kind](x, 1 + factor)
+    differs = np.abs(x.numpy().transpose(1, 2, 0) - ours.astype(int)) > 1
+    assert differs.mean() <= 0.005
+
+
+def test_lighting_adds_a_colour_with_the_covariance_of_the_paper():
+  images = jnp.full((20_000, 1, 1, 3), 128, jnp.uint8)
+  found = np.array(Lighting(strength=0.1)(images, keys_of(20_000)))
+  colors = found[:, 0, 0].astype(float) - 128
+  axes, std = np.array(jitter._LIGHTING_AXES), jitter._LIGHTING_STD
+  expected = axes @ np.diag(np.square(25.5 * np.array(std))) @ axes.T
+  # Rounding adds the variance 1 / 12 of its own.
+  expected += np.eye(3) / 12
+  np.testing.assert_allclose(np.cov(colors.T), expected, rtol=0.06)
+  assert np.abs(colors.mean(0)).max() < 0.15
+
+
+@pytest.mark.parametrize(
+  'policy',
+  [
+    RAND,
+    TRIVIAL,
+    AutoAugment(data='imagenet', interpolation='bilinear'),
+    AutoAugment(data='cifar', interpolation='nearest'),
+    ColorJitter(strength=(0.4, 0.4, 0.4)),
+    Lighting(strength=0.5),
+  ],
+)
+def test_an_image_depends_on_its_key_only_and_stays_where_it_is(policy):
+  rng = np.random.default_rng(0)
+  images = jnp.array(rng.integers(0, 256, (16, 12, 10, 3), np.uint8))
+  run = jax.jit(policy)
+  whole = np.array(run(images, keys_of(16)))
+  assert whole.shape == images.shape and whole.dtype == np.uint8
+  mesh = jax.sharding.Mesh(np.array(jax.devices()), ('data',))
+  sharding = jax.sharding.NamedSharding(
+    mesh, jax.sharding.PartitionSpec('data')
+  )
+  compiled = (
+    jax.jit(
+      lambda x, seed: policy(x, augment.example_keys(0, seed, 16)),
+      in_shardings=(sharding, None),
+      out_shardings=sharding,
+    )
+    .lower(images, jnp.int32(0))
+    .compile()
+  )
+  found = compiled(jax.device_put(images, sharding), jnp.int32(0))
+  np.testing.assert_array_equal(np.array(found), whole)
+  for word in ('all-reduce', 'all-gather', 'all-to-all', 'collective'):
+    assert word not in compiled.as_text()
+  assert (np.array(run(images, keys_of(16, seed=1))) != whole).any()
+
+
+@pytest.mark.parametrize(
+  ('make', 'message'),
+  [
+    (
+      lambda: RandomOperations(
+        num_layers=0, magnitude=9, interpolation='nearest'
+      ),
+      r'num_layers=0 is not in 1 \.\. 15',
+    ),
+    (
+      lambda: RandomOperations(
+        num_layers=2, magnitude=31, interpolation='nearest'
+      ),
+      r'magnitude=31 is not in 0 \.\. 30',
+    ),
+    (
+      lambda: AutoAugment(data='cifar', interpolation='cubic'),
+      "interpolation='cubic' is none of nearest, bilinear",
+    ),
+    (lambda: ColorJitter(strength=(0.4, 2.0, 0.0)), 'augment.jitter'),
+    (lambda: Lighting(strength=-0.1), 'augment.lighting=-0.1'),
+  ],
+)
+def test_bad_values_are_named(make, message):
+  with pytest.raises(InputError, match=message):
+    make()

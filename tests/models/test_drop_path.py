@@ -1,0 +1,139 @@
+"""Drop path and dropout: what Huang et al. 2016 and the keys promise."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from resnet.models import create_model, layers
+
+
+def variables_of(model, size=8):
+  images = jnp.zeros((1, size, size, 3))
+  return jax.jit(lambda key: model.init(key, images, train=False))(
+    jax.random.key(0)
+  )
+
+
+def forward(model, variables, images, seed=None):
+  """Returns logits; in training where there is a seed."""
+  if seed is None:
+    return jax.jit(lambda v, x: model.apply(v, x, train=False))(
+      variables, images
+    )
+  # Running statistics, so that images do not see each other.
+  model = model.clone(frozen_bn=True)
+  return jax.jit(
+    lambda v, x, key: model.apply(v, x, train=True, rngs={'dropout': key})
+  )(variables, images, jax.random.key(seed))
+
+
+def images_of(count, size=8):
+  rng = np.random.default_rng(0)
+  return jnp.asarray(rng.normal(size=(count, size, size, 3)), jnp.float32)
+
+
+def test_residuals_are_left_out_whole_and_their_mean_stays():
+  residual = jnp.ones((8000, 2, 3, 4))
+  found = np.array(layers.drop_path(residual, 0.3, jax.random.key(0)))
+  assert (found == found[:, :1, :1, :1]).all()
+  is_kept = found[:, 0, 0, 0] > 0
+  np.testing.assert_allclose(found[is_kept], 1 / 0.7, rtol=1e-6)
+  assert stats.binomtest(int(is_kept.sum()), 8000, 0.7).pvalue > 0.001
+  assert layers.drop_path(residual, 0.0, jax.random.key(0)) is residual
+
+
+def test_the_dtype_stays():
+  residual = jnp.ones((4, 1, 1, 1), jnp.bfloat16)
+  assert layers.drop_path(residual, 0.5, jax.random.key(0)).dtype == (
+    jnp.bfloat16
+  )
+
+
+@pytest.mark.parametrize(
+  'name', ['cifar_resnet8', 'cifar_preact_resnet110', 'resnet50']
+)
+def test_rates_grow_with_depth_to_that_of_the_last_block(name, monkeypatch):
+  model = create_model(name, drop_path=0.6)
+  variables = jax.eval_shape(lambda: variables_of(model, 32))
+  rates, keys = [], []
+  monkeypatch.setattr(
+    layers,
+    'drop_path',
+    lambda residual, rate, key: (
+      rates.append(rate) or keys.append(key) or residual
+    ),
+  )
+
+  def train(variables, images):
+    return model.apply(
+      variables,
+      images,
+      train=True,
+      mutable=['batch_stats'],
+      rngs={'dropout': jax.random.key(0)},
+    )
+
+  jax.eval_shape(train, variables, jnp.zeros((2, 32, 32, 3)))
+  count = sum(model.stage_sizes)
+  np.testing.assert_allclose(rates, 0.6 * np.arange(1, count + 1) / count)
+  assert len(keys) == count
+
+
+def test_the_expectation_over_keys_is_the_residual():
+  """Of a net whose head sees the last block as it is: no ReLU after it."""
+  rate = 0.5
+  residual = images_of(4)
+  found = jax.vmap(lambda key: layers.drop_path(residual, rate, key))(
+    jax.random.split(jax.random.key(0), 4000)
+  )
+  spread = np.abs(residual) * np.sqrt(rate / (1 - rate) / 4000)
+  error = np.abs(np.mean(found, axis=0) - residual)
+  assert (error <= 5 * spread).all()
+
+
+@pytest.mark.parametrize('field', ['drop_path', 'dropout'])
+def test_evaluation_is_the_network_without(field):
+  plain = create_model('cifar_resnet8')
+  model = create_model('cifar_resnet8', **{field: 0.5})
+  variables, images = variables_of(plain), images_of(16)
+  assert jax.tree.structure(variables) == jax.tree.structure(
+    variables_of(model)
+  )
+  expected = forward(plain, variables, images)
+  np.testing.assert_array_equal(forward(model, variables, images), expected)
+  first, again, other = (
+    forward(model, variables, images, seed) for seed in (0, 0, 1)
+  )
+  np.testing.assert_array_equal(first, again)
+  assert (np.array(first) != np.array(other)).any()
+  assert (np.array(first) != np.array(expected)).any()
+
+
+def test_each_block_has_draws_of_its_own():
+  """Of images that are equal, those with equal choices have equal logits."""
+  model = create_model('cifar_resnet8', drop_path=0.5)
+  variables = variables_of(model)
+  images = jnp.repeat(images_of(1), 512, axis=0)
+  logits = np.array(forward(model, variables, images, seed=0))
+  found, counts = np.unique(logits.round(4), axis=0, return_counts=True)
+  assert len(found) == 2**3
+  # Kept by the blocks with probabilities 5/6, 4/6 and 3/6.
+  kept = np.array([5 / 6, 4 / 6, 3 / 6])
+  pairs = np.array(np.meshgrid(*np.stack([kept, 1 - kept], axis=1)))
+  expected = pairs.reshape(3, -1).prod(0)
+  assert (
+    stats.chisquare(np.sort(counts), np.sort(expected) * 512).pvalue > 0.001
+  )
+
+
+def test_dropout_leaves_out_pooled_features():
+  model = create_model('cifar_resnet8', dropout=0.25, num_classes=4)
+  variables = variables_of(model)
+  images = jnp.repeat(images_of(1), 4000, axis=0)
+  logits = np.array(forward(model, variables, images, seed=0))
+  expected = np.array(forward(model, variables, images[:1]))[0]
+  spread = logits.std(0) / np.sqrt(4000)
+  assert (spread > 0).all()
+  assert (np.abs(logits.mean(0) - expected) < 5 * spread).all()
