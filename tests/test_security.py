@@ -5,6 +5,9 @@ import json
 import os
 import pathlib
 import pickle
+import stat
+import subprocess
+import sys
 
 import pytest
 
@@ -94,3 +97,44 @@ def test_pickles_in_a_checkpoint_are_not_opened(tmp_path):
   assert checkpoints.all_steps() == []
   checkpoints.close()
   assert not (tmp_path / 'bang').exists()
+
+
+def test_outside_of_the_workdir_only_compiled_programs_are_written(tmp_path):
+  """In a private folder, by the first run; by none where it is asked not to."""
+  kept = {
+    'MPLCONFIGDIR': str(tmp_path / 'matplotlib'),
+    'XLA_FLAGS': '',
+    'JAX_ENABLE_COMPILATION_CACHE': 'true',
+  }
+  without = {'XDG_CACHE_HOME', 'JAX_COMPILATION_CACHE_DIR'}
+  environment = {k: v for k, v in os.environ.items() if k not in without}
+
+  def run(home, name, *flags):
+    home = tmp_path / home
+    home.mkdir(exist_ok=True)
+    done = subprocess.run(
+      [
+        *(sys.executable, 'main.py', '--config=configs/fake.py'),
+        *('--config.data.image_size=8', '--config.data.eval_resize=8'),
+        *(f'--workdir={tmp_path / name}', *flags),
+      ],
+      cwd=ROOT,
+      env={**environment, **kept, 'HOME': str(home)},
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    assert done.returncode == 0 and done.stderr == '', done.stderr
+    lines = (tmp_path / name / 'metrics.jsonl').read_text().splitlines()
+    loss = [json.loads(line).get('train/loss') for line in lines]
+    return loss, {p for p in home.rglob('*') if p.is_file()}
+
+  loss_cold, files = run('home', 'cold')
+  (folder,) = (tmp_path / 'home' / '.cache' / 'resnet').iterdir()
+  assert files and all(path.parent == folder for path in files)
+  assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+  loss_warm, files_then = run('home', 'warm')
+  assert files_then == files and loss_cold == loss_warm
+  # The run is complete; but the folder is made before that is found.
+  assert not run('home2', 'warm', '--nokeep_programs')[1]
+  assert not (tmp_path / 'home2' / '.cache').exists()

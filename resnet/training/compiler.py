@@ -46,10 +46,10 @@ def keep_programs() -> str | None:
   Returns:
     Why they are not kept, as a line to be shown; None where they are.
   """
-  # Environment variables of the same names have set them.
-  if not jax.config.read('jax_enable_compilation_cache'):
+  config: Any = jax.config  # Environment variables of the same names set it.
+  if not config.jax_enable_compilation_cache:
     return None
-  folder = jax.config.read('jax_compilation_cache_dir')
+  folder = config.jax_compilation_cache_dir
   if not folder:
     folder = os.path.join(_cache_home(), 'resnet', f'programs_{_processor()}')
     try:
