@@ -347,6 +347,26 @@ def test_a_process_that_stands_still_ends_the_others(
 
 
 @pytest.mark.slow
+def test_a_second_signal_is_heard_where_process_0_stands_still(
+  processes, tmp_path
+):
+  running = processes.start(2, tmp_path / 'run')
+  wait_for_step(tmp_path / 'run', 3, running)
+  running[0].send_signal(signal.SIGSTOP)
+  time.sleep(2.0)
+  try:
+    for _ in range(2):
+      running[1].send_signal(signal.SIGTERM)
+      time.sleep(0.5)
+    _, err = running[1].communicate(timeout=15)
+  finally:
+    running[0].kill()
+    running[0].communicate()
+  assert running[1].returncode == 143
+  assert 'Stopped at once by a second SIGTERM.' in err
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('grace', [1, 60])
 def test_a_signal_to_all_while_they_compile(processes, tmp_path, grace):
   """They save after the first steps; without the time for it they do not."""

@@ -335,7 +335,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(tmp_path):
     code=$?
     tail -c 1 {tmp_path}/run/metrics.jsonl | od -c | head -1
     rm {tmp_path}/fill
-    ls {tmp_path}/run/checkpoints
+    echo checkpoints: $(ls {tmp_path}/run/checkpoints)
     exit $code
   """
   result = on_a_disk(script)
@@ -346,6 +346,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(tmp_path):
   assert 'o space left' in error
   assert 'the same command goes on' in error
   assert re.search(r'^0000000 +\\n$', result.stdout, re.MULTILINE)
+  assert re.search(r'^checkpoints: .*\d', result.stdout, re.MULTILINE)
 
 
 @needs_mount
@@ -387,6 +388,24 @@ def run_that_hangs(workdir, *args):
       if 'spawn_main' in line:
         os.kill(int(line.split()[0]), signal.SIGSTOP)
     yield process
+
+
+@pytest.mark.parametrize(
+  ('number', 'code'), [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
+)
+def test_a_signal_to_the_workers_too_is_the_runs(tmp_path, number, code):
+  """A terminal and a scheduler send it to all processes of a group."""
+  workdir = tmp_path / 'run'
+  more = ('--config.num_epochs=500', '--config.data.num_workers=1')
+  with start(workdir, *more, before=['setsid']) as process:
+    wait_for(workdir / 'metrics.jsonl', process)
+    while not (workdir / 'metrics.jsonl').read_text():
+      time.sleep(0.05)
+    os.killpg(process.pid, number)
+    out, err = process.communicate(timeout=60)
+  assert process.returncode == code, err
+  assert 'it is saved. The same command goes on.' in out
+  assert not err
 
 
 def test_a_second_signal_ends_at_once(tmp_path):

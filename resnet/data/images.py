@@ -120,7 +120,7 @@ def is_cmyk(data: bytes) -> bool:
 def _find_segment(data: bytes, start: int, kinds: frozenset[int]) -> int | None:
   """Returns where the first segment of one of `kinds` begins."""
   start = data.find(b'\xff', start)
-  while 0 <= start < len(data) - 8:
+  while 0 <= start < len(data) - 9:
     kind = data[start + 1]
     if kind in kinds:
       return start

@@ -13,6 +13,8 @@ from array_record.python import array_record_module  # pyright: ignore
 import numpy as np
 import tensorflow_datasets as tfds
 
+from resnet.errors import InputError
+
 # Records are fetched one by one, in random order.
 _READER_OPTIONS = 'readahead_buffer_size:0'
 _READER_BUFFER_BYTES = 2**15
@@ -55,12 +57,23 @@ class TfdsRecords:
     return {**self.__dict__, '_readers': {}}  # A process opens its own.
 
   def __getitems__(self, keys: Sequence[int], /) -> list[dict[str, Any]]:
-    return [self._parse(self._read(key)) for key in keys]
+    return [self._record(key) for key in keys]
 
-  def _read(self, key: int) -> bytes:
+  def _record(self, key: int) -> dict[str, Any]:
     if not 0 <= key < len(self):
       raise IndexError(f'There is no record {key} of {len(self)}.')
     nth = int(np.searchsorted(self._ends, key, side='right'))
+    try:
+      return self._parse(self._read(nth, key))
+    # Of ArrayRecord, of the disk, and of bytes that are no example.
+    except (RuntimeError, OSError, ValueError, LookupError) as error:
+      reason = str(error).splitlines()[0] if str(error) else repr(error)
+      raise InputError(
+        f'Record {key} cannot be read from {self._parts[nth].path}:'
+        f' {reason[:300]}. Prepare the set anew, or put a good file there.'
+      ) from None
+
+  def _read(self, nth: int, key: int) -> bytes:
     part = self._parts[nth]
     reader = self._readers.get(nth)
     if reader is None:

@@ -152,15 +152,17 @@ def _check(path: str, digest: str, count: int) -> None:
   Raises:
     RunError: it is not what was written.
   """
-  found, reader = hashlib.sha256(), array_record_module.ArrayRecordReader(path)
-  try:
-    num_records = reader.num_records()
-    for start in range(0, num_records, 64):
-      end = min(start + 64, num_records)
-      for data in reader.read(list(range(start, end))):
-        found.update(data)
-  finally:
-    reader.close()
+  found, num_records = hashlib.sha256(), 0
+  with contextlib.suppress(RuntimeError):  # Told below.
+    reader = array_record_module.ArrayRecordReader(path)
+    try:
+      num_records = reader.num_records()
+      for start in range(0, num_records, 64):
+        end = min(start + 64, num_records)
+        for data in reader.read(list(range(start, end))):
+          found.update(data)
+    finally:
+      reader.close()
   if (found.hexdigest(), num_records) != (digest, count):
     raise RunError(
       f'{path} does not hold what was written ({num_records} of {count}'
@@ -190,8 +192,9 @@ def disk(folder: str) -> Iterator[None]:
   """Says of the disk's errors what they mean."""
   try:
     yield
-  except OSError as error:
+  except (OSError, RuntimeError) as error:  # The second is ArrayRecord's.
+    reason = getattr(error, 'strerror', None) or str(error).partition('\n')[0]
     raise RunError(
-      f'{folder} cannot be written: {error.strerror or error}. What is done'
+      f'{folder} cannot be written: {reason}. What is done'
       ' stays; the same command goes on.'
     ) from None

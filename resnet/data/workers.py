@@ -1,6 +1,8 @@
 """Data worker processes: that they end, and what is said of their death."""
 
+import atexit
 import dataclasses
+import functools
 import multiprocessing
 import os
 import re
@@ -15,18 +17,29 @@ from resnet.errors import RunError
 _QUIET = 'ignore:resource_tracker:UserWarning'
 
 
+@functools.cache
 def prepare() -> None:
   """Prepares this process for workers; before the first one."""
-  if _QUIET not in sys.warnoptions:
-    sys.warnoptions.append(_QUIET)  # Of new processes: this one's are fixed.
+  sys.warnoptions.append(_QUIET)  # Of new processes: this one's are fixed.
+  atexit.register(_kill)
+
+
+def _kill() -> None:
+  """Ends workers that are left at exit: Python would wait for them."""
+  for child in multiprocessing.active_children():
+    child.kill()
 
 
 def end_with_parent(index: int, count: int) -> None:
   """In a new worker: it ends when the process that began it has ended.
 
-  A killed one cannot end them, and they would wait for ever to be asked.
+  A killed one cannot end them, and they would wait for ever to be asked. Ctrl-C
+  and schedulers signal all processes of a run at once: that is for the one that
+  began it, which saves, and needs batches until then.
   """
   del index, count
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
   parent = multiprocessing.parent_process()
   if parent is not None:
 

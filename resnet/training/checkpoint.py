@@ -14,6 +14,7 @@ import os
 import pathlib
 import shutil
 from typing import Any
+import zlib
 
 from etils import epath
 import jax
@@ -29,6 +30,8 @@ from resnet.training.state import TrainState
 FOLDER = 'checkpoints'
 # Beside it, so that Orbax does not see it.
 DAMAGED_FOLDER = 'damaged_checkpoints'
+# The checksum among the metrics of a checkpoint.
+_CRC = 'crc32'
 
 
 class SaveError(RunError):
@@ -120,7 +123,8 @@ class Checkpoints:
   def metrics(self, step: int) -> dict[str, Any] | None:
     """Returns the evaluation saved with a step, None if there was none."""
     try:
-      return self._manager.metrics(step)
+      metrics = self._manager.metrics(step)
+      return metrics and {k: v for k, v in metrics.items() if k != _CRC}
     except Exception as error:  # Whatever damaged files make Orbax raise.
       raise self._damaged(step, error) from error
 
@@ -146,8 +150,12 @@ class Checkpoints:
       self._manager.save(
         step,
         args=ocp.args.StandardSave(_saved_tree(state, checksum)),
-        metrics=metrics,
+        metrics=metrics and {**metrics, _CRC: _crc(metrics)},
       )
+
+  def compile(self, state: TrainState) -> None:
+    """Compiles what `save` works out, which may take its time."""
+    jax.block_until_ready(_inspect(state))
 
   def save_now(
     self,
@@ -186,27 +194,47 @@ class Checkpoints:
         f' {text[-1][:1000] if text else repr(error)}.'
       ) from error
 
-  def replace(self, state: TrainState, metrics: dict[str, float]) -> None:
+  def replace(
+    self,
+    state: TrainState,
+    metrics: dict[str, float],
+    say: Callable[[str], None],
+  ) -> None:
     """Saves a state anew, with the metrics that its checkpoint does not have.
 
     The one that is there stays beside the folder until the new one is on disk.
+    A single process tries twice, and `say` tells.
 
     Raises:
-      SaveError: it could not be written; the old one is put back at the start
-        of the next run.
+      SaveError: it could not be written; the old one is put back, at the latest
+        at the start of the next run.
     """
     step = int(state.step)
     if jax.process_index() == 0:
       os.rename(os.path.join(self._folder, str(step)), self._old(step))
     multihost_utils.sync_global_devices('the old checkpoint is aside')
     self._manager.reload()
-    self.save(state, metrics)
-    self.finish(expected_step=step)
+    try:
+      self.save(state, metrics)
+      self.finish(expected_step=step)
+    except SaveError as error:
+      if jax.process_count() > 1:
+        raise
+      try:
+        self.save_now(state, metrics, error, say)
+      except SaveError:
+        self._put_back()
+        raise
     if jax.process_index() == 0:
       shutil.rmtree(self._old(step))
 
   def _old(self, step: int | str) -> str:
     return os.path.join(self._workdir, f'.replaced_{step}')
+
+  @staticmethod
+  def is_half_replaced(workdir: str) -> bool:
+    """Whether a kill within `replace` has left something to put right."""
+    return any(pathlib.Path(workdir).glob('.replaced_*'))
 
   def _put_back(self) -> None:
     """Makes good what a kill within `replace` has left."""
@@ -307,7 +335,7 @@ class Checkpoints:
     for path in sorted(pathlib.Path(self._folder).glob('*/metrics/metrics')):
       step = path.parts[-3]
       try:
-        json.loads(path.read_text())
+        _check_crc(json.loads(path.read_text()))
       except (OSError, ValueError) as error:
         if step.isdigit():
           damaged.append(int(step))
@@ -390,6 +418,23 @@ def _is_of_machine(reason: Any) -> bool:
       return True
     reason = reason.__cause__ or reason.__context__
   return False
+
+
+def _crc(metrics: dict[str, Any]) -> int:
+  return zlib.crc32(json.dumps(metrics, sort_keys=True).encode())
+
+
+def _check_crc(saved: Any) -> None:
+  """Raises a ValueError for metrics that are not what was saved."""
+  if not isinstance(saved, dict) or not isinstance(
+    saved.get('eval/top1'), float
+  ):
+    raise ValueError('its metrics have no eval/top1')
+  # Checkpoints from before there was a checksum go on without.
+  if _crc({k: v for k, v in saved.items() if k != _CRC}) != saved.get(
+    _CRC, _crc(saved)
+  ):
+    raise ValueError('the checksum of its metrics does not fit')
 
 
 @jax.jit

@@ -5,6 +5,7 @@ with a page of C++ log; here it is told before, in one line and by name.
 """
 
 from collections.abc import Mapping
+import contextlib
 import dataclasses
 import json
 import os
@@ -176,7 +177,8 @@ class Cluster:
 
   def fail(self, message: str, code: int) -> None:
     """Lets the others end with the reason why this process does."""
-    self._say_end({'state': 'failed', 'message': message, 'code': code})
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # Process 0 is gone.
+      self._say_end({'state': 'failed', 'message': message, 'code': code})
     if self._index == 0:
       # With process 0 goes what it has said.
       time.sleep(3 * _BEAT_SECONDS)

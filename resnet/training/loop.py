@@ -167,6 +167,7 @@ class Loop:
     jax.monitoring.record_event('/resnet/first_step')
     seconds = time.time() - start_time
     self.progress.say(f'First step done {seconds:.1f} s after the start.')
+    self.checkpoints.compile(state)
     return state, metrics
 
   def evaluate(self, state: TrainState, step: int) -> dict[str, float] | None:
@@ -204,9 +205,10 @@ class Loop:
     evaluation = self.evaluate(state, step)
     if evaluation:
       self.best_top1 = max(self.best_top1, evaluation['eval/top1'])
+      self.watchdog.watch(f'saving step {step}')
       if self.writer:
         self.writer.sync()
-      self.checkpoints.replace(state, evaluation)
+      self.checkpoints.replace(state, evaluation, self.progress.say)
     return evaluation
 
   def finish_steps(self, meter: Meter, *, leave: int = 0) -> None:

@@ -68,10 +68,14 @@ def _tell(
 ) -> None:
   """Prints how a run ended."""
   if outcome.signal is not None:
-    saved = 'it is saved' if outcome.step else 'there was nothing to save'
+    saved = 'it is saved. The same command goes on.'
+    if not outcome.step:
+      saved = 'there was nothing to save. The same command goes on.'
+    elif outcome.step == num_steps and outcome.metrics:
+      saved = 'the run is complete.'
     print(
       f'Stopped by {signal.Signals(outcome.signal).name} after step'
-      f' {outcome.step} of {num_steps}; {saved}. The same command goes on.'
+      f' {outcome.step} of {num_steps}; {saved}'
     )
     return
   if outcome.was_complete:
@@ -199,6 +203,8 @@ def _complete(experiment: Experiment, workdir: str) -> Outcome | None:
   (As there is where its last checkpoint is damaged.)
   """
   if not os.path.isdir(os.path.join(workdir, FOLDER)):
+    return None
+  if Checkpoints.is_half_replaced(workdir):
     return None
   try:
     checkpoints = Checkpoints(workdir)

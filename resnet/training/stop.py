@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+_TELL_SECONDS = 5.0
+
 
 class StopSignal:
   """SIGTERM or SIGINT: the run stops after the step, and saves.
@@ -112,7 +114,11 @@ class StopSignal:
   def _leave(self, message: str, number: int) -> NoReturn:
     print(message, file=sys.stderr)
     if self._on_leave:
-      self._on_leave(message, 128 + number)
+      # Not for long: process 0, through which it goes, may stand still.
+      args = message, 128 + number
+      telling = threading.Thread(target=self._on_leave, args=args, daemon=True)
+      telling.start()
+      telling.join(_TELL_SECONDS)
     leave(128 + number)
 
 

@@ -95,6 +95,21 @@ def test_user_set_is_read_without_its_code(name, user_dir):
   assert found == dict(map(user_file, range(10)))
 
 
+@pytest.mark.parametrize('damage', ['bit', 'end', 'all'])
+def test_a_damaged_file_of_records_is_named(user_dir, tmp_path, damage):
+  shutil.copytree(user_dir, tmp_path / 'data')
+  source = open_source('user_shapes', 'train', data_dir=str(tmp_path / 'data'))
+  (path,) = (tmp_path / 'data').rglob('user_shapes-train.array_record*')
+  data = bytearray(path.read_bytes())
+  if damage == 'bit':
+    data[len(data) // 2] ^= 1
+  path.write_bytes(data if damage == 'bit' else data[: len(data) // 2])
+  if damage == 'all':
+    path.unlink()
+  with pytest.raises(InputError, match=f'cannot be read from {path}: '):
+    source.read(range(len(source)))
+
+
 def test_records_come_in_the_order_of_the_keys(user_dir):
   whole = open_source('user_shapes', 'train', data_dir=user_dir)
   records = whole.read(range(7))

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from resnet.data.images import MAX_PIXELS, decode_image, image_size
+from resnet.data.images import MAX_PIXELS, decode_image, image_size, is_cmyk
 from resnet.errors import InputError
 from tests.data.in_memory import encode, make_source, smooth_image
 
@@ -119,9 +119,11 @@ def test_rows_below_those_wanted_are_not_decoded(subsampling, channels):
 def test_a_file_that_is_cut_is_an_error_whatever_rows_are_wanted():
   jpeg = encode(smooth_image(200, 200), 'JPEG')
   assert len(decode_image(jpeg, 3, 20)) == 20
-  for length in range(0, len(jpeg) - 1, 97):
+  # Each place in the header, and some behind.
+  for length in [*range(700), *range(700, len(jpeg) - 1, 97)]:
     with pytest.raises(ValueError):
       decode_image(jpeg[:length], 3, 20)
+    is_cmyk(jpeg[:length])
 
 
 def test_the_header_tells_the_size():

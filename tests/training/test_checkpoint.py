@@ -14,7 +14,7 @@ import pytest
 from configs import fake
 from resnet import experiment
 from resnet.errors import InputError, RunError
-from resnet.training.checkpoint import Checkpoints, SaveError
+from resnet.training.checkpoint import Checkpoints, DamagedError, SaveError
 from resnet.training.sharding import DataSharding
 
 
@@ -107,6 +107,57 @@ def test_an_error_of_the_machine_is_no_damage(run, tmp_path, monkeypatch, read):
   assert Checkpoints(str(workdir)).all_steps() == [int(state.step)]
 
 
+@pytest.mark.parametrize('num_failures', [1, 2])
+def test_a_replacement_that_fails_leaves_the_old_checkpoint(
+  run, tmp_path, monkeypatch, num_failures
+):
+  """A first failure is made good; after a second the old one is put back."""
+  workdir = tmp_path / 'run'
+  state = run.create_state()
+  checkpoints = Checkpoints(str(workdir), keep=1)
+  checkpoints.save(state, None)
+  checkpoints.finish(expected_step=0)
+  calls, real, lines = [], ocp.CheckpointManager.save, []
+
+  def fail(*args, **options):
+    calls.append(None)
+    if len(calls) <= num_failures:
+      raise OSError(errno.ENOSPC, 'No space left on device')
+    return real(*args, **options)
+
+  monkeypatch.setattr(ocp.CheckpointManager, 'save', fail)
+  if num_failures == 1:
+    checkpoints.replace(state, {'eval/top1': 0.5}, lines.append)
+    assert checkpoints.metrics(0) == {'eval/top1': 0.5}
+  else:
+    with pytest.raises(SaveError, match='No space left'):
+      checkpoints.replace(state, {'eval/top1': 0.5}, lines.append)
+  (line,) = lines
+  assert line.endswith('Trying again.')
+  assert Checkpoints(str(workdir)).all_steps() == [0]
+  assert not Checkpoints.is_half_replaced(str(workdir))
+
+
+@pytest.mark.parametrize(
+  ('old', 'new'), [('0.25', '0.75'), ('eval/top1', 'eval/tpp1'), ('}', '')]
+)
+def test_metrics_that_were_changed_are_noticed(run, tmp_path, old, new):
+  workdir = tmp_path / 'run'
+  state = run.create_state()
+  checkpoints = Checkpoints(str(workdir), keep=1)
+  checkpoints.save(state, {'eval/top1': 0.25})
+  checkpoints.finish(expected_step=0)
+  checkpoints.close()
+  (path,) = workdir.rglob('metrics/metrics')
+  path.write_text(path.read_text().replace(old, new, 1))
+  with pytest.raises(DamagedError, match=r'step 0 .*is damaged'):
+    Checkpoints(str(workdir))
+  lines = []
+  Checkpoints(str(workdir), keep=1, say=lines.append).close()
+  assert (workdir / 'damaged_checkpoints' / '0').is_dir()
+  assert len(lines) == 1
+
+
 def test_a_kill_while_a_checkpoint_is_replaced_loses_nothing(
   run, tmp_path, monkeypatch
 ):
@@ -122,12 +173,12 @@ def test_a_kill_while_a_checkpoint_is_replaced_loses_nothing(
   with monkeypatch.context() as patch:
     patch.setattr(checkpoints, 'save', killed)
     with pytest.raises(KeyboardInterrupt):
-      checkpoints.replace(state, {'eval/top1': 0.5})
+      checkpoints.replace(state, {'eval/top1': 0.5}, print)
   checkpoints.close()
   checkpoints = Checkpoints(str(workdir), keep=1)
   restored = checkpoints.restore_newest(run.abstract_state(), print)
   jax.tree.map(np.testing.assert_array_equal, state, restored)
-  checkpoints.replace(restored, {'eval/top1': 0.5})
+  checkpoints.replace(restored, {'eval/top1': 0.5}, print)
   assert checkpoints.metrics(0) == {'eval/top1': 0.5}
   checkpoints.close()
   assert not list(workdir.glob('.replaced_*'))
