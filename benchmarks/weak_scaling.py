@@ -26,7 +26,7 @@ from resnet import experiment
 from resnet.training import cluster as cluster_lib
 from resnet.training import loop, run
 
-_STEPS, _IMAGES = 320, 16
+_STEPS, _IMAGES = 120, 16
 
 
 def _train(count, index, port, workdir):

@@ -278,6 +278,19 @@ def test_many_processes_learn_what_one_does(
   assert_same_numbers(workdir, one(count * devices), rtol=1e-6)
 
 
+def test_who_does_not_come_is_named_under_slurm_too(processes, tmp_path):
+  here, missing = processes.start(
+    2, tmp_path / 'run', '--join_seconds=4', slurm=True
+  )
+  missing.kill()
+  ends = finish([here, missing])
+  assert ends[0] == (
+    1,
+    '',
+    'error: Process 1 of 2 has not come within 4 s (--join_seconds).\n',
+  )
+
+
 @pytest.mark.slow
 def test_under_slurm_they_find_each_other(processes, two, tmp_path):
   workdir = tmp_path / 'run'

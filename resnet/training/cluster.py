@@ -18,7 +18,7 @@ import time
 from typing import Any
 
 import jax
-from jax._src import distributed
+from jax._src import clusters, distributed
 
 from resnet.errors import InputError, RunError
 from resnet.training import roll_call
@@ -86,40 +86,48 @@ def join(options: Options) -> 'Cluster | None':
     InputError: the address, or the environment, is wrong.
     RunError: others have not come in time; the message says which.
   """
-  connections = {}
-  if options.coordinator_address is not None:
-    assert options.num_processes is not None and options.process_id is not None
-    if options.num_processes == 1:
-      return None
-    connections = roll_call.hold(
-      options.coordinator_address,
-      num_processes=options.num_processes,
-      process_id=options.process_id,
-      seconds=options.join_seconds,
-    )
-  try:
-    jax.distributed.initialize(
-      options.coordinator_address,
-      options.num_processes,
-      options.process_id,
-      cluster_detection_method=(
-        None if options.coordinator_address is None else 'deactivate'
-      ),
-      initialization_timeout=options.join_seconds,
-      heartbeat_timeout_seconds=options.heartbeat_seconds + _JAX_LATER_SECONDS,
-    )
-  except ValueError as error:  # JAX has found no cluster.
+  address, count, index, device_ids = _find(options)
+  if address is None or count is None or index is None:
     if options.required:
       raise InputError(
-        f'--distributed: no TPU pod, Slurm or GKE was found ({error}) Give'
+        '--distributed: no TPU pod, Slurm or GKE was found. Give'
         ' --coordinator_address=HOST:PORT --num_processes=N --process_id=I.'
-      ) from None
+      )
     return None
+  if count == 1:
+    return None
+  connections = roll_call.hold(
+    address,
+    num_processes=count,
+    process_id=index,
+    seconds=options.join_seconds,
+  )
+  jax.distributed.initialize(
+    address,
+    count,
+    index,
+    device_ids,
+    cluster_detection_method='deactivate',
+    initialization_timeout=options.join_seconds,
+    heartbeat_timeout_seconds=options.heartbeat_seconds + _JAX_LATER_SECONDS,
+  )
   # JAX's handler would keep the signal from us.
   signal.signal(signal.SIGTERM, signal.SIG_DFL)
-  if jax.process_count() == 1:
-    return None
   return Cluster(options, connections)
+
+
+def _find(options: Options) -> tuple[Any, Any, Any, Any]:
+  """Returns (address, number of processes, number of this one, its devices).
+
+  None is what is not known. JAX would find the same, but where a process does
+  not come it ends the others with a page of C++ log, and names none.
+  """
+  if options.coordinator_address is not None:
+    given = options.coordinator_address, options.num_processes
+    return *given, options.process_id, None
+  return clusters.ClusterEnv.auto_detect_unset_distributed_params(
+    None, None, None, None, None, options.join_seconds
+  )
 
 
 class Cluster:
