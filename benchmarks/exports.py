@@ -32,8 +32,11 @@ def _make_weights(name, size):
     model=model,
     variables=variables,
     preprocessing=Preprocessing(
-      mean=(0.485, 0.456, 0.406),
-      std=(0.229, 0.224, 0.225),
+      # Of pixels that are uniform: activations are then as large as those that
+      # the running statistics are of. Where they are not, random networks
+      # amplify rounding.
+      mean=(0.5,) * 3,
+      std=(12**-0.5,) * 3,
       image_size=size,
       crop_share=0.875,
       interpolation='bilinear',
