@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from resnet import config_flag
 from resnet.errors import InputError
 from resnet.tools import ceilings, programs, timing, traces
 from resnet.tools.programs import Program
@@ -27,6 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default='',
     metavar='RIVALS',
     help=f'of {", ".join(_AGAINST)}: the same network in turn with ours',
+  )
+  parser.add_argument(
+    '--also',
+    action='append',
+    default=[],
+    metavar='FIELDS',
+    help='our step with other fields, in turn likewise:'
+    " --also='model.remat=True model.conv_backend=xla'",
   )
   parser.add_argument(
     '--torch-python',
@@ -70,6 +79,11 @@ def main(args: argparse.Namespace) -> None:
       else:
         other = programs.torch(run, args.subject, name, args.torch_python)
         others[name] = cleanup.enter_context(other)
+    for fields in args.also:
+      changed = config_flag.changed(args.config, fields)
+      others[fields] = programs.ours(
+        programs.resolve_here(changed), args.subject
+      )
     ours = programs.ours(run, args.subject)
     result = {
       'machine': timing.machine(),
