@@ -53,6 +53,7 @@ def test_figures_of_a_step_add_up(tmp_path, capsys):
   )
   ms, rate = found['ms'], found['images_per_second']
   assert ms['low'] <= ms['median'] <= ms['high']
+  # Of an odd number of rounds the same one is in the middle.
   assert rate['median'] == pytest.approx(64 / ms['median'] * 1e3)
   share, ceiling = found['share_of_ceiling'], found['ceilings']
   assert share['arithmetic'] == pytest.approx(
