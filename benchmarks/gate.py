@@ -26,13 +26,13 @@ _CASES = {
   'ResNet-20, 32, batch 128': [
     'step',
     '--config=configs/cifar10.py:resnet20',
-    '--rounds=15',
+    '--rounds=11',
   ],
   'ResNet-20, 32, batch 128, loop': [
     'loop',
     '--config=configs/cifar10.py:resnet20',
-    '--config.log_every_steps=10',
-    '--rounds=7',
+    '--config.log_every_steps=5',
+    '--rounds=5',
   ],
   'ResNet-50, 224, batch 16': [
     'step',

@@ -1,6 +1,8 @@
 """The flags --config and --config.FIELD, and what is wrong with them."""
 
+import ast
 from collections.abc import Sequence
+import contextlib
 import os
 import pathlib
 from typing import Any
@@ -50,6 +52,30 @@ def read(argv: Sequence[str]) -> tuple[Any, str]:
   if not flags.FLAGS.is_parsed():
     flags.FLAGS(argv[:1])  # Grain's worker processes ask for this.
   return config.value, config_flags.get_config_filename(values['config'])
+
+
+def changed(config: Any, fields: str) -> Any:
+  """Returns a copy with other fields.
+
+  Args:
+    config: a `ConfigDict`.
+    fields: 'FIELD=VALUE FIELD=VALUE'.
+
+  Raises:
+    InputError: there is no such field, or the value is of another type.
+  """
+  config = config.copy_and_resolve_references()
+  for field in fields.split():
+    name, equals, value = field.partition('=')
+    if not equals:
+      raise InputError(f'--also={fields!r}: {field!r} is not FIELD=VALUE.')
+    with contextlib.suppress(ValueError, SyntaxError):
+      value = ast.literal_eval(value)  # A number; otherwise it is a word.
+    try:
+      config.update_from_flattened_dict({name: value})
+    except (KeyError, TypeError, ValueError) as error:
+      raise InputError(f'--also={fields!r}: {error}') from None
+  return config
 
 
 def explain(error: Exception) -> str:

@@ -1,7 +1,6 @@
 """How fast images come from the disk to the device: stages, cores, rivals."""
 
 import argparse
-import ast
 from collections.abc import Callable, Iterator
 import contextlib
 import functools
@@ -14,7 +13,7 @@ from typing import Any
 
 import jax
 
-from resnet import experiment
+from resnet import config_flag, experiment
 from resnet.data.loader import DeviceLoader, read_ahead
 from resnet.data.notes import Notes
 from resnet.data.reader import BatchReader
@@ -109,18 +108,10 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _changed(config: Any, fields: str) -> Any:
-  config = config.copy_and_resolve_references()
   for field in fields.split():
-    name, equals, value = field.partition('=')
-    if not equals or name.partition('.')[0] != 'data':
+    if not field.startswith('data.'):
       raise InputError(f'--also={fields!r}: {field!r} is not data.FIELD=VALUE.')
-    with contextlib.suppress(ValueError, SyntaxError):
-      value = ast.literal_eval(value)  # A number; otherwise it is a word.
-    try:
-      config.update_from_flattened_dict({name: value})
-    except (KeyError, TypeError, ValueError) as error:
-      raise InputError(f'--also={fields!r}: {error}') from None
-  return config
+  return config_flag.changed(config, fields)
 
 
 def _stages(run: experiment.Experiment, count: int) -> dict[str, float]:

@@ -10,8 +10,10 @@ from typing import Any
 
 import jax
 
+from resnet import config_flag
 from resnet.errors import InputError
 from resnet.tools import ceilings, programs, timing, traces
+from resnet.tools.compiled import Compiled
 from resnet.tools.programs import Program
 from resnet.training.workdir import write_atomically
 
@@ -27,6 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default='',
     metavar='RIVALS',
     help=f'of {", ".join(_AGAINST)}: the same network in turn with ours',
+  )
+  parser.add_argument(
+    '--also',
+    action='append',
+    default=[],
+    metavar='FIELDS',
+    help='our step with other fields, in turn likewise:'
+    " --also='model.remat=True model.conv_backend=xla'",
   )
   parser.add_argument(
     '--torch-python',
@@ -70,6 +80,11 @@ def main(args: argparse.Namespace) -> None:
       else:
         other = programs.torch(run, args.subject, name, args.torch_python)
         others[name] = cleanup.enter_context(other)
+    for fields in args.also:
+      changed = config_flag.changed(args.config, fields)
+      others[fields] = programs.ours(
+        programs.resolve_here(changed), args.subject
+      )
     ours = programs.ours(run, args.subject)
     result = {
       'machine': timing.machine(),
@@ -90,6 +105,7 @@ def main(args: argparse.Namespace) -> None:
 def _measure(
   run: Any, ours: Program, others: dict[str, Any], args: argparse.Namespace
 ) -> dict[str, Any]:
+  """Times all in turn; returns figures of ours, limits and ratios."""
   roads: dict[str, Callable[[], float]] = {
     name: _repeated(program.seconds, args.seconds)
     for name, program in {'ours': ours, **others}.items()
@@ -98,45 +114,37 @@ def _measure(
   limits = ceilings.ceilings(device, run.task.model.dtype)
   found = timing.in_turn({**roads, **limits}, args.rounds)
   seconds = timing.spread(found['ours'])
-  ceiling = {name: max(found[name]) for name in limits}
+  flops, copied = (max(found[name]) for name in limits)
   facts = ours.facts
-  result = {
+  return {
     'batch_size': ours.batch_size,
     'compile_seconds': facts.seconds,
-    'peak_bytes': facts.peak_bytes,
     'device_peak_bytes': (device.memory_stats() or {}).get('peak_bytes_in_use'),
-    'flops': facts.flops,
-    'accessed_bytes': facts.accessed_bytes,
+    **_counts(facts),
     'ms': {name: 1e3 * value for name, value in seconds.items()},
-    'images_per_second': {
-      name: ours.batch_size / value for name, value in seconds.items()
-    },
-    'ceilings': ceiling,
+    'images_per_second': timing.spread(
+      [ours.batch_size / value for value in found['ours']]
+    ),
+    'ceilings': {'flops_per_second': flops, 'bytes_per_second': copied},
     'share_of_ceiling': {
-      'arithmetic': facts.flops
-      / seconds['median']
-      / ceiling['flops_per_second'],
-      'memory': facts.accessed_bytes
-      / seconds['median']
-      / ceiling['bytes_per_second'],
+      'arithmetic': facts.flops / seconds['median'] / flops,
+      'memory': facts.accessed_bytes / seconds['median'] / copied,
     },
-    'against': {},
-  }
-  for name, program in others.items():
-    ratios = timing.pair_ratios(found[name], found['ours'])
-    result['against'][name] = {
-      'ratio': timing.spread(ratios),
-      'images_per_second': ours.batch_size
-      / timing.spread(found[name])['median'],
-    }
-    if program.facts:
-      result['against'][name] |= {
-        'compile_seconds': program.facts.seconds,
-        'flops': program.facts.flops,
-        'accessed_bytes': program.facts.accessed_bytes,
-        'peak_bytes': program.facts.peak_bytes,
+    'against': {
+      name: {
+        'ratio': timing.spread(timing.pair_ratios(found[name], found['ours'])),
+        'images_per_second': ours.batch_size
+        / timing.spread(found[name])['median'],
+        **_counts(program.facts),
       }
-  return result
+      for name, program in others.items()
+    },
+  }
+
+
+def _counts(facts: Compiled | None) -> dict[str, Any]:
+  names = ('flops', 'accessed_bytes', 'peak_bytes')
+  return {name: getattr(facts, name) for name in names} if facts else {}
 
 
 def _repeated(
@@ -172,37 +180,29 @@ def _trace(ours: Program, folder: str | None) -> dict[str, Any]:
 
 def _show(result: dict[str, Any], *, show_operations: bool) -> None:
   ms, rate = result['ms'], result['images_per_second']
+  peak = result['device_peak_bytes']
+  share, ceiling = result['share_of_ceiling'], result['ceilings']
+  kinds = ', '.join(
+    f'{kind} {part:.0%}' for kind, part in result['time_by_kind'].items()
+  )
   print(
     f'{result["subject"]} of {result["network"]}, {result["dtype"]}, batch'
     f' {result["batch_size"]}, images'
     f' {"x".join(map(str, result["image_shape"]))}, on {result["devices"]}'
-    f' ({result["machine"]}), jax {result["jax"]}'
-  )
-  print(
+    f' ({result["machine"]}), jax {result["jax"]}\n'
     f'  {rate["median"]:,.1f} images/s, {ms["median"]:,.2f} ms (quartiles'
     f' {ms["low"]:,.2f} to {ms["high"]:,.2f}); compiled in'
-    f' {result["compile_seconds"]:.1f} s'
-  )
-  peak = result['device_peak_bytes']
-  print(
+    f' {result["compile_seconds"]:.1f} s\n'
     f'  memory {result["peak_bytes"] / 1e9:.2f} GB by the compiler'
-    + (f', {peak / 1e9:.2f} GB in use at most' if peak else '')
-  )
-  share, ceiling = result['share_of_ceiling'], result['ceilings']
-  print(
+    f'{f", {peak / 1e9:.2f} GB in use at most" if peak else ""}\n'
     f'  arithmetic {result["flops"] / 1e9:,.1f} GFLOP,'
     f' {share["arithmetic"]:.0%} of'
     f' {ceiling["flops_per_second"] / 1e9:,.0f} GFLOP/s (a large matrix'
-    ' product)'
-  )
-  print(
+    ' product)\n'
     f'  traffic {result["accessed_bytes"] / 1e9:,.2f} GB, {share["memory"]:.0%}'
-    f' of {ceiling["bytes_per_second"] / 1e9:,.1f} GB/s (a large copy)'
+    f' of {ceiling["bytes_per_second"] / 1e9:,.1f} GB/s (a large copy)\n'
+    f'  time by kind: {kinds}'
   )
-  kinds = ', '.join(
-    f'{kind} {part:.0%}' for kind, part in result['time_by_kind'].items()
-  )
-  print(f'  time by kind: {kinds}')
   for name, other in result['against'].items():
     ratio = other['ratio']
     print(

@@ -52,6 +52,7 @@ class Rival:
     except OSError as error:
       raise InputError(f'{python} cannot be run: {error.strerror}.') from None
     if self._answer() != 'ready':
+      self._end()
       raise InputError(
         f'{command[0]} has no {package}: give another interpreter,'
         f' --{name.partition("-")[0]}-python=PYTHON'
@@ -61,9 +62,13 @@ class Rival:
     return self
 
   def __exit__(self, *_: Any) -> None:
-    assert self._process.stdin
+    self._end()
+
+  def _end(self) -> None:
+    assert self._process.stdin and self._process.stdout
     self._process.stdin.close()
     self._process.wait()
+    self._process.stdout.close()
 
   def ask(self, number: int) -> float:
     """Returns what it answers.

@@ -24,11 +24,7 @@ def _settings():
 def configure(**fields):
   config = fake.get_config()
   config.update_from_flattened_dict(
-    {
-      'data.image_size': 8,
-      'data.eval_resize': 8,
-      **{name.replace('__', '.'): value for name, value in fields.items()},
-    }
+    {name.replace('__', '.'): value for name, value in fields.items()}
   )
   return config
 
@@ -48,9 +44,16 @@ def measure(subject, tmp_path, *words):
 
 def test_figures_of_a_step_add_up(tmp_path, capsys):
   trace = tmp_path / 'trace'
-  found = measure('step', tmp_path, '--against=flax', f'--profile={trace}')
+  found = measure(
+    'step',
+    tmp_path,
+    '--against=flax',
+    '--also=model.remat=True',
+    f'--profile={trace}',
+  )
   ms, rate = found['ms'], found['images_per_second']
   assert ms['low'] <= ms['median'] <= ms['high']
+  # Of an odd number of rounds the same one is in the middle.
   assert rate['median'] == pytest.approx(64 / ms['median'] * 1e3)
   share, ceiling = found['share_of_ceiling'], found['ceilings']
   assert share['arithmetic'] == pytest.approx(
@@ -63,6 +66,8 @@ def test_figures_of_a_step_add_up(tmp_path, capsys):
   assert other['ratio']['low'] <= other['ratio']['high']
   # Both do the arithmetic of the same network.
   assert found['flops'] == pytest.approx(other['flops'], rel=0.1)
+  again = found['against']['model.remat=True']
+  assert again['flops'] > 1.1 * found['flops']
   kinds = found['time_by_kind']
   assert sum(kinds.values()) == pytest.approx(1)
   assert kinds['convolution'] > 0 and kinds['collective'] > 0
@@ -88,6 +93,7 @@ def test_an_evaluation_has_a_third_of_the_arithmetic(tmp_path, capsys):
   [
     (['step', '--against=tf'], 'tf is none of flax, torch, torch-compile'),
     (['step', '--rounds=0'], '--rounds must be at least 1'),
+    (['step', '--also=model.speed=1'], 'speed'),
     (['step', '--against=torch'], 'is for one CPU or GPU'),
     (['loop', '--rounds=0'], 'at least 1'),
     (['loop', '--intervals=9'], 'more than the 16 steps of the run'),

@@ -156,3 +156,18 @@ def test_a_part_moves_nothing_and_costs_its_share():
 def test_a_group_over_several_devices_is_refused_for_parts():
   with pytest.raises(InputError, match='8 devices, 2 images'):
     configure(accumulation_steps=4, model__bn_group_size=8)
+
+
+def test_steps_are_compiled_once_and_read_nothing_back():
+  run = configure()
+  steps = jit_steps(run.task, run.sharding)
+  state = run.create_state()
+  batches = [
+    jax.device_put(run.train_reader(step), run.sharding.batch)
+    for step in range(3)
+  ]
+  with jax.transfer_guard_device_to_host('disallow'):
+    for batch in batches:
+      state, _ = steps.train(state, batch)
+  assert steps.train._cache_size() == 1
+  assert int(state.step) == 3
