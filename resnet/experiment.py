@@ -15,7 +15,7 @@ from resnet.data.pipeline import Data, create_data
 from resnet.data.reader import BatchReader
 from resnet.errors import InputError
 from resnet.models import create_model
-from resnet.training.losses import create_loss
+from resnet.training.losses import check_threshold, create_loss
 from resnet.training.optimizers import create_optimizer
 from resnet.training.schedules import RunLength, create_schedule
 from resnet.training.sharding import DataSharding, create_sharding
@@ -246,6 +246,15 @@ def resolve(
   _check_groups(config, num_devices)
   data = data or create_data(**config.data)
   num_classes = _num_classes(config.model.num_classes, data)
+  augmentation = create_augmentation(
+    channels=data.train.channels, **config.augment
+  )
+  check_threshold(
+    config.loss.target_threshold,
+    config.loss.label_smoothing,
+    num_classes=num_classes,
+    is_mixed=augmentation.mixing is not None,
+  )
   length = _run_length(config, len(data.train))
   schedule = create_schedule(length, **config.schedule)
   task = Task(
@@ -263,9 +272,7 @@ def resolve(
     log_every_steps=config.log_every_steps,
     ema_decay=config.ema_decay,
     augment=data.augment,
-    augmentation=create_augmentation(
-      channels=data.train.channels, **config.augment
-    ),
+    augmentation=augmentation,
     seed=config.seed,
   )
   reader = functools.partial(

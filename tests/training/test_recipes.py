@@ -187,6 +187,22 @@ def test_without_a_recipe_the_batch_is_as_it_was():
     ({'augment__magnitude': 40}, r'magnitude=40 is not in 0 \.\. 30'),
     ({'augment__erase_area': (0.1,)}, 'is not 2 numbers'),
     ({'loss__target_threshold': 0.5}, 'mean nothing'),
+    (
+      {'loss__name': 'binary_cross_entropy', 'loss__target_threshold': 1.5},
+      r'threshold=1.5 is not in \[0, 1\)',
+    ),
+    (
+      {**ALL, 'loss__target_threshold': 0.5},
+      r'0.5 is not in \[0.01, 0.46\).* mixup or cutmix images would have no',
+    ),
+    (
+      {
+        'loss__name': 'binary_cross_entropy',
+        'loss__label_smoothing': 0.5,
+        'loss__target_threshold': 0.01,
+      },
+      r'0.01 is not in \[0.05, 0.55\)',
+    ),
   ],
 )
 def test_bad_values_are_named(fields, message):
