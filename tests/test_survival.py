@@ -30,6 +30,8 @@ SMALL = (
   '--config.num_epochs=3',
   '--config.save_every_steps=3',
   '--config.ema_decay=0.99',
+  # The slower one: a run should not be over before it is disturbed.
+  '--config.model.conv_backend=xla',
 )
 NUM_STEPS = 24
 

@@ -6,6 +6,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -21,6 +22,8 @@ ARGS = (
   '--config.save_every_steps=1000',
   '--config.data.prefetch_batches=1',
   '--config.data.num_threads=1',
+  # The slower one: a run should not be over before it is disturbed.
+  '--config.model.conv_backend=xla',
 )
 
 
@@ -65,8 +68,10 @@ def train(workdir, data_dir, *args, kills=0):
       lines.append(line)
       if kills and line.startswith('step '):
         kills -= 1
-        (worker,) = workers_of(process.pid)
-        os.kill(worker, signal.SIGKILL)
+        while not (workers := workers_of(process.pid)):
+          assert process.poll() is None
+          time.sleep(0.01)  # A new one is on its way.
+        os.kill(workers[0], signal.SIGKILL)
     code = process.wait(timeout=120)
     stderr.seek(0)
     return code, ''.join(lines), stderr.read()
