@@ -47,19 +47,7 @@ def main(args: argparse.Namespace) -> None:
       f' are more than the {run.length.num_steps} steps of the run: take a'
       ' smaller --config.log_every_steps'
     )
-  steps = jit_steps(run.task, run.sharding)
-  batch = programs.batch_on_device(run, run.length.batch_size)
-  bare = programs.timed(
-    lambda state: steps.train(state, batch), run.create_state()
-  )
-  bare(2)  # Compiles.
-  rates = timing.in_turn(
-    {
-      'step': lambda: count * run.length.batch_size / bare(count),
-      'loop': lambda: _loop(run, steps, batch, count),
-    },
-    args.rounds,
-  )
+  rates = _rates(run, count, args.rounds)
   result = {
     'machine': timing.machine(),
     'devices': programs.describe_devices(run),
@@ -80,6 +68,23 @@ def main(args: argparse.Namespace) -> None:
   )
   if args.json:
     write_atomically(args.json, json.dumps(result, indent=2) + '\n')
+
+
+def _rates(run: Experiment, count: int, rounds: int) -> dict[str, list[float]]:
+  """Returns images/s of the step alone and of the loop, in each round."""
+  steps = jit_steps(run.task, run.sharding)
+  batch = programs.batch_on_device(run, run.length.batch_size)
+  bare = programs.timed(
+    lambda state: steps.train(state, batch), run.create_state()
+  )
+  bare(2)  # Compiles.
+  return timing.in_turn(
+    {
+      'step': lambda: count * run.length.batch_size / bare(count),
+      'loop': lambda: _loop(run, steps, batch, count),
+    },
+    rounds,
+  )
 
 
 class _Resident:

@@ -72,19 +72,8 @@ def main(args: argparse.Namespace) -> None:
   programs.prepare_backend(shared=any('torch' in name for name in names))
   run = programs.resolve_here(args.config)
   with contextlib.ExitStack() as cleanup:
-    others: dict[str, Any] = {}
-    # What may be refused comes first.
-    for name in names:
-      if name == 'flax':
-        others[name] = programs.flax(run, args.subject)
-      else:
-        other = programs.torch(run, args.subject, name, args.torch_python)
-        others[name] = cleanup.enter_context(other)
-    for fields in args.also:
-      changed = config_flag.changed(args.config, fields)
-      others[fields] = programs.ours(
-        programs.resolve_here(changed), args.subject
-      )
+    # They may be refused, so they come first.
+    others = _others(run, names, args, cleanup)
     ours = programs.ours(run, args.subject)
     result = {
       'machine': timing.machine(),
@@ -100,6 +89,26 @@ def main(args: argparse.Namespace) -> None:
   _show(result, show_operations=bool(args.profile))
   if args.json:
     write_atomically(args.json, json.dumps(result, indent=2) + '\n')
+
+
+def _others(
+  run: Any,
+  names: list[str],
+  args: argparse.Namespace,
+  cleanup: contextlib.ExitStack,
+) -> dict[str, Any]:
+  """Returns the programs that ours is compared with."""
+  others: dict[str, Any] = {}
+  for name in names:
+    if name == 'flax':
+      others[name] = programs.flax(run, args.subject)
+    else:
+      other = programs.torch(run, args.subject, name, args.torch_python)
+      others[name] = cleanup.enter_context(other)
+  for fields in args.also:
+    changed = programs.resolve_here(config_flag.changed(args.config, fields))
+    others[fields] = programs.ours(changed, args.subject)
+  return others
 
 
 def _measure(

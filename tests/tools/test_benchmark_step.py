@@ -79,6 +79,7 @@ def test_figures_of_a_step_add_up(tmp_path, capsys):
   assert found['costliest'][0]['name'] in text
 
 
+@pytest.mark.slow
 def test_an_evaluation_has_a_third_of_the_arithmetic(tmp_path, capsys):
   train = compiled.compile_train(programs.resolve_here(configure()))
   found = measure('eval', tmp_path)
@@ -114,7 +115,11 @@ def test_flax_has_the_plain_networks_only():
 
 
 @pytest.mark.parametrize(
-  ('name', 'stage_sizes'), [('cifar_resnet8', None), ('resnet50', (1, 1))]
+  ('name', 'stage_sizes'),
+  [
+    ('cifar_resnet8', None),
+    pytest.param('resnet50', (1, 1), marks=pytest.mark.slow),
+  ],
 )
 def test_the_straightforward_step_is_the_same_step(name, stage_sizes):
   """Parameters, statistics and loss after three updates."""
