@@ -38,6 +38,7 @@ _CASES = {
     'step',
     '--config=configs/resnet50.py',
     '--config.batch_size=16',
+    '--config.model.bn_group_size=16',
     '--config.model.dtype=float32',
     '--rounds=5',
   ],

@@ -16,7 +16,6 @@ import jax
 
 from benchmarks import flax_step
 from configs import resnet50
-from resnet.models import layers
 from resnet.tools import compiled, topologies
 from resnet.training.workdir import write_atomically
 
@@ -37,9 +36,6 @@ _WAYS = {
   'ours': _changed,
   'flax': _flax,
   'ours, remat': functools.partial(_changed, remat=True),
-  'ours, space-to-depth stem': functools.partial(
-    _changed, stem=layers.space_to_depth_stem
-  ),
   'ours, 1x1 as matmul': functools.partial(_changed, conv_backend='matmul'),
 }
 

@@ -16,8 +16,6 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-CONV_BACKENDS = ('xla', 'matmul')
-
 
 def choose(conv_backend: str | None) -> str:
   """Returns `conv_backend`, or what is faster on JAX's default backend."""
@@ -64,42 +62,5 @@ def matmul_conv(
   )
 
 
-def space_to_depth_conv(
-  x: jax.Array,
-  kernel: jax.Array,
-  strides: Sequence[int],
-  padding: Sequence[tuple[int, int]],
-  **options: Any,
-) -> jax.Array:
-  """`lax.conv_general_dilated` with stride 2, by one with stride 1.
-
-  Each 2x2 square of pixels becomes one of four times the channels, and the
-  kernel with a row and a column of zeros in front likewise: units that want
-  many channels see 12 in the place of 3 (MLPerf's ResNet-50 for TPUs).
-
-  Args:
-    x: [B, H, W, C], H and W even.
-    kernel: [h, w, C, F], h and w odd.
-    strides: (2, 2).
-    padding: (h - 1) / 2 and (w - 1) / 2 on both sides.
-    **options: of `lax.conv_general_dilated`.
-  """
-  del strides
-  (top, _), (left, _) = padding
-  x = jnp.pad(x, ((0, 0), (top + 1, top - 1), (left + 1, left - 1), (0, 0)))
-  kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0)))
-  batch, height, width, channels = x.shape
-  x = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
-  x = jnp.moveaxis(x, 2, 3).reshape(batch, height // 2, width // 2, -1)
-  h, w, _, filters = kernel.shape
-  kernel = kernel.reshape(h // 2, 2, w // 2, 2, channels, filters)
-  kernel = jnp.moveaxis(kernel, 1, 2).reshape(h // 2, w // 2, -1, filters)
-  return lax.conv_general_dilated(x, kernel, (1, 1), 'VALID', **options)
-
-
-# What `nn.Conv` takes as `conv_general_dilated`.
-FUNCTIONS: dict[str, Any] = {
-  'xla': None,
-  'matmul': matmul_conv,
-  'space_to_depth': space_to_depth_conv,
-}
+# What `nn.Conv` takes as `conv_general_dilated`, by backend.
+CONV_BACKENDS: dict[str, Any] = {'xla': None, 'matmul': matmul_conv}

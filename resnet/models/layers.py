@@ -41,7 +41,7 @@ def conv(
 
   Maps [B, H, W, C] to [B, H / strides, W / strides, filters], in `dtype`. With
   `groups`, each group of output channels sees its own group of inputs. The
-  `backend` is one of `convolution.FUNCTIONS`.
+  `backend` is one of `convolution.CONV_BACKENDS`.
   """
   return nn.Conv(
     filters,
@@ -51,7 +51,7 @@ def conv(
     feature_group_count=groups,
     use_bias=False,
     kernel_init=kernel_init,
-    conv_general_dilated=convolution.FUNCTIONS[backend],
+    conv_general_dilated=convolution.CONV_BACKENDS[backend],
     dtype=dtype,
     name=name,
   )
@@ -173,14 +173,6 @@ def imagenet_stem(
 ) -> jax.Array:
   """7x7 convolution with stride 2 (He et al. 2016, Table 1, conv1)."""
   x = conv(filters, 7, 2, name='stem_conv')(x)
-  return nn.relu(norm(name='stem_bn')(x))
-
-
-def space_to_depth_stem(
-  x: jax.Array, filters: int, *, conv: ModuleDef, norm: ModuleDef
-) -> jax.Array:
-  """As `imagenet_stem`, with a 4x4 convolution of 2x2 squares of pixels."""
-  x = conv(filters, 7, 2, backend='space_to_depth', name='stem_conv')(x)
   return nn.relu(norm(name='stem_bn')(x))
 
 

@@ -97,25 +97,3 @@ def test_a_cpu_chooses_matmul():
 def test_unknown_backend_is_refused():
   with pytest.raises(InputError, match="conv_backend='im2col' is none of xla"):
     create_model('resnet18', conv_backend='im2col')
-
-
-@pytest.mark.parametrize(('height', 'width'), [(8, 8), (6, 10)])
-@pytest.mark.parametrize('kernel_size', [3, 7])
-def test_squares_of_pixels_give_the_same_stem(kernel_size, height, width):
-  x = jax.random.normal(jax.random.key(1), (2, height, width, 3))
-
-  def run(backend):
-    conv = layers.conv(8, kernel_size, 2, backend=backend, name='conv')
-    variables = conv.init(jax.random.key(0), x)
-    y, pull_back = jax.vjp(conv.apply, variables, x)
-    return y, pull_back(
-      jnp.cos(jnp.arange(y.size, dtype=float)).reshape(y.shape)
-    )
-
-  for a, b in zip(
-    jax.tree.leaves(run('xla')),
-    jax.tree.leaves(run('space_to_depth')),
-    strict=True,
-  ):
-    assert a.shape == b.shape
-    assert jnp.allclose(a, b, rtol=1e-5, atol=1e-5)
