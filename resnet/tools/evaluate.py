@@ -96,6 +96,7 @@ def evaluate(
   loader = DeviceLoader(batches, run.sharding.batch, notes)
   step = jax.jit(
     functools.partial(_step, task=run.task, size=size, which=which),
+    out_shardings=run.sharding.replicated,
     donate_argnums=1,
   )
   num_classes: int = run.task.model.num_classes  # pyright: ignore[reportAttributeAccessIssue]

@@ -14,14 +14,13 @@ Sums = dict[str, jax.Array]
 
 def zeros(num_classes: int) -> Sums:
   """Returns the sums over no images."""
-  bins = jnp.zeros((NUM_BINS,), jnp.float32)
+  # Each an array of its own: a step that takes them donates them.
+  bins = ('bin_count', 'bin_confidence', 'bin_top1')
   return {
     'loss': jnp.zeros((), jnp.float32),
     'top5': jnp.zeros((), jnp.float32),
     'confusion': jnp.zeros((num_classes, num_classes), jnp.int32),
-    'bin_count': bins,
-    'bin_confidence': bins,
-    'bin_top1': bins,
+    **{name: jnp.zeros((NUM_BINS,), jnp.float32) for name in bins},
   }
 
 

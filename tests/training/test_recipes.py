@@ -12,14 +12,20 @@ import pytest
 from configs import fake
 from resnet import experiment
 from resnet.data.augment import MIXING, example_keys, step_key
-from resnet.data.augmentation import Augmentation
 from resnet.errors import InputError
 from resnet.training.sharding import DataSharding
-from resnet.training.step import augment, jit_steps, network_rngs
+from resnet.training.step import (
+  _split_batch,
+  augment,
+  gradients,
+  jit_steps,
+  network_rngs,
+)
 
 ALL = {
   'log_every_steps': 1,
   'augment__operations': ('randaugment', 'erasing'),
+  'augment__num_layers': 1,
   'augment__erase_probability': 0.5,
   'augment__mixup_alpha': 0.2,
   'augment__cutmix_alpha': 1.0,
@@ -66,36 +72,28 @@ def look(run, step):
 
 
 def test_the_network_sees_the_same_on_one_device_and_on_eight():
+  """Pixels bit for bit (tests/data/test_policies.py), mixtures nearly."""
   run = resolve(**ALL)
-  # Bit for bit until images are mixed.
-  unmixed = Augmentation(operations=run.task.augmentation.operations)
-  pixels = dataclasses.replace(
-    run, task=dataclasses.replace(run.task, augmentation=unmixed)
+  see = jax.jit(functools.partial(augment, task=run.task))
+  batch = run.train_reader(0)
+  one, eight = (
+    jax.device_put(batch, on_devices(run, count).sharding.batch)
+    for count in (1, 8)
   )
-  for there, tolerance in ((pixels, 0.0), (run, 1e-3)):
-    see = jax.jit(functools.partial(augment, task=there.task))
-    batches = {
-      count: jax.device_put(
-        run.train_reader(0), on_devices(run, count).sharding.batch
-      )
-      for count in (1, 8)
-    }
-    for step in range(6):
-      one, eight = (
-        jax.device_get(see(batches[n], jnp.int32(step))) for n in (1, 8)
-      )
-      for name in one.keys() - {'image'}:
-        np.testing.assert_array_equal(one[name], eight[name])
-      np.testing.assert_allclose(
-        np.float32(one['image']), np.float32(eight['image']), atol=tolerance
-      )
+  for step in range(6):
+    first, second = (
+      jax.device_get(see(batch, jnp.int32(step))) for batch in (one, eight)
+    )
+    for name in ('label', 'target', 'mask'):
+      np.testing.assert_array_equal(first[name], second[name])
+    np.testing.assert_allclose(first['image'], second['image'], atol=1e-3)
 
 
 def test_one_device_equals_eight():
   run = resolve(**ALL)
   results = []
-  for count in (1, 8):
-    there = on_devices(run, count)
+  assert run.sharding.mesh.size == 8
+  for there in (on_devices(run, 1), run):
     _, seen = train(there, there.create_state(), range(6))
     results.append([float(metrics['loss']) for metrics in seen])
   np.testing.assert_allclose(*results, rtol=1e-5)
@@ -156,11 +154,22 @@ def test_parts_and_steps_drop_different_paths():
     )
   }
   assert len(keys) == 6
-  parts = resolve(
+
+
+def test_each_part_of_a_batch_drops_paths_of_its_own():
+  run = resolve(
     model__drop_path=0.3, model__bn_group_size=4, accumulation_steps=2
   )
-  state, _ = train(parts, parts.create_state(), range(2))
-  assert np.isfinite(state.params['head']['kernel']).all()
+  parts = _split_batch(run.train_reader(0), run.task)
+  np.testing.assert_array_equal(parts.pop('part'), [0, 1])
+  state = run.create_state()
+  first = jax.tree.map(lambda x: x[0], parts)
+  find = jax.jit(functools.partial(gradients, task=run.task))
+  losses = [
+    float(find(state, {**first, 'part': jnp.int32(part)})[2]['loss'])
+    for part in (0, 0, 1)
+  ]
+  assert losses[0] == losses[1] != losses[2]
 
 
 def test_without_a_recipe_the_batch_is_as_it_was():
