@@ -487,30 +487,6 @@ def test_a_save_that_hangs_is_noticed(tmp_path):
   assert 'steps 4 to 24' in resumed.stdout
 
 
-def test_nothing_is_written_beside_the_workdir(tmp_path):
-  home = tmp_path / 'home'
-  home.mkdir()
-  own = {
-    name: value
-    for name, value in environment().items()
-    if not name.startswith(('XDG_', 'MPL', 'JAX_COMPILATION_CACHE'))
-  }
-  result = subprocess.run(
-    command(tmp_path / 'run'),
-    cwd=ROOT,
-    env={**own, 'HOME': str(home), 'TMPDIR': str(home)},
-    capture_output=True,
-    text=True,
-    timeout=120,
-    check=False,
-  )
-  assert result.returncode == 0, result.stderr
-  assert {p.name for p in tmp_path.iterdir()} == {'home', 'run'}
-  files = [p.relative_to(home) for p in home.rglob('*') if p.is_file()]
-  # matplotlib keeps a list of the machine's fonts.
-  assert all('matplotlib' in path.parts for path in files), files
-
-
 def test_a_second_run_in_a_workdir_is_refused(tmp_path):
   workdir = tmp_path / 'run'
   with start(workdir, '--config.num_epochs=500') as first:
