@@ -70,6 +70,10 @@ class Service:
       ],
       cwd=folder,
       env=environment,
+      # Ctrl-C is nothing to programs that a shell has put behind.
+      preexec_fn=lambda: signal.signal(
+        signal.SIGINT, signal.default_int_handler
+      ),
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
