@@ -33,9 +33,11 @@ KINDS = [
 ]
 
 
-def make_weights(name, size=32, **overrides):
+def make_weights(name, size=32, num_classes=5, **overrides):
   """Random weights, with all that is recorded of them."""
-  model, variables = make_variables(name, size=size, num_classes=5, **overrides)
+  model, variables = make_variables(
+    name, size=size, num_classes=num_classes, **overrides
+  )
   return Weights(
     name='random',
     model_name=name,
@@ -48,7 +50,7 @@ def make_weights(name, size=32, **overrides):
       crop_share=0.875,
       interpolation='bilinear',
     ),
-    class_names=('a', 'b', 'c', 'd', 'e'),
+    class_names=tuple(f'class {i}' for i in range(num_classes)),
   )
 
 
@@ -101,14 +103,11 @@ def test_onnx_is_the_network_within_1e_5(kind, inside, tmp_path):
 )
 @pytest.mark.filterwarnings('ignore')
 def test_resnet50_as_it_is(format_, tmp_path):
-  weights = make_weights('resnet50', size=64)
+  weights = make_weights('resnet50', size=224, num_classes=1000)
+  # Of uniform pixels: where activations are larger than those that the
+  # statistics are of, random weights amplify rounding.
   preprocessing = dataclasses.replace(
-    weights.preprocessing,
-    image_size=224,
-    # Of uniform pixels: where activations are larger than those that the
-    # statistics are of, random weights amplify rounding.
-    mean=(0.5,) * 3,
-    std=(12**-0.5,) * 3,
+    weights.preprocessing, mean=(0.5,) * 3, std=(12**-0.5,) * 3
   )
   weights = dataclasses.replace(weights, preprocessing=preprocessing)
   manifest = write(weights, tmp_path / 'out', format_, inside=True)
