@@ -44,8 +44,9 @@ def make_weights(name, size=32, num_classes=5, **overrides):
     model=model,
     variables=variables,
     preprocessing=Preprocessing(
-      mean=(0.4, 0.5, 0.6),
-      std=(0.2, 0.25, 0.3),
+      # Of uniform pixels: what random weights are made for (below).
+      mean=(0.5,) * 3,
+      std=(12**-0.5,) * 3,
       image_size=size,
       crop_share=0.875,
       interpolation='bilinear',

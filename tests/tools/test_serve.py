@@ -65,15 +65,13 @@ class Service:
     }
     self.process = subprocess.Popen(
       [
-        *(sys.executable, '-m', 'resnet.tools.serve', f'--weights={source}'),
+        # A shell that puts a program behind lets it ignore Ctrl-C.
+        *('env', '--default-signal=INT', sys.executable),
+        *('-m', 'resnet.tools.serve', f'--weights={source}'),
         *('--port=0', '--max-batch=4', *args),
       ],
       cwd=folder,
       env=environment,
-      # Ctrl-C is nothing to programs that a shell has put behind.
-      preexec_fn=lambda: signal.signal(
-        signal.SIGINT, signal.default_int_handler
-      ),
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
