@@ -132,6 +132,8 @@ _LAYERS = (
     'resnet.tools.export',
     'resnet.tools.first_step',
     'resnet.tools.grid_figures',
+    'resnet.tools.experiments',
+    'resnet.tools.gains',
     'resnet.tools.grids',
     'resnet.tools.machine',
     'resnet.tools.predict',

@@ -63,6 +63,7 @@ class Panel:
     y_label: at the left.
     lines: in it; without any, the panel says so.
     y_range: lowest and highest value shown; None: of the lines.
+    x_names: of x = 0, 1, ..., instead of numbers.
   """
 
   title: str
@@ -70,6 +71,7 @@ class Panel:
   y_label: str
   lines: Sequence[Line]
   y_range: tuple[float, float] | None = None
+  x_names: Sequence[str] = ()
 
 
 def draw(
@@ -125,7 +127,10 @@ def _draw_panel(ax: Any, panel: Panel) -> None:
   ax.set_xlabel(panel.x_label)
   ax.set_ylabel(panel.y_label)
   ax.grid(alpha=0.3)
-  ax.xaxis.set_major_locator(ticker.MaxNLocator('auto', integer=True))
+  if panel.x_names:
+    ax.set_xticks(range(len(panel.x_names)), panel.x_names, rotation=30)
+  else:
+    ax.xaxis.set_major_locator(ticker.MaxNLocator('auto', integer=True))
   ax.spines[['top', 'right']].set_visible(False)
   for line in panel.lines:
     color, dash = _style(line)
@@ -135,8 +140,8 @@ def _draw_panel(ax: Any, panel: Panel) -> None:
       color=color,
       linestyle=dash,
       linewidth=_BOLD if line.bold else _THIN,
-      # A single point is no line.
-      marker='o' if len(line.x) == 1 else None,
+      # A single point is no line, and names are no numbers.
+      marker='o' if panel.x_names or len(line.x) == 1 else None,
     )
     if line.spread is not None:
       ax.fill_between(

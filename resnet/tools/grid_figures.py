@@ -1,12 +1,12 @@
 """The figures of the papers, from the results of a grid."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from resnet.reporting import figures
-from resnet.tools import grids
+from resnet.tools import gains, grids
 
 Cells = Sequence[Mapping[str, Any]]
 
@@ -18,6 +18,8 @@ def draw(
   experiment: grids.Experiment, cells: Cells
 ) -> figures.figure_lib.Figure:
   """Returns the figure of complete cells of results.json."""
+  if experiment.shows == 'gains':
+    return _draw_gains(experiment, cells)
   by_group = _grouped(cells)
   depths = sorted({cell['depth'] for cell in cells})
   groups = list(experiment.groups)
@@ -33,12 +35,7 @@ def draw(
   errors = [cell['test_error'] for cell in cells]
   if experiment.shows == 'error' and max(errors) < _SMALL_ERROR:
     y_range = (0.0, _SMALL_ERROR)
-  num_seeds = {len(runs) for runs in by_group.values()}
-  seeds = '-'.join(map(str, sorted({min(num_seeds), max(num_seeds)})))
-  data = cells[0]['config']['data.name']
-  note = f'{data}, {seeds} seed{"" if seeds == "1" else "s"} a net'
-  if num_seeds != {1}:
-    note += ': mean, band of one standard deviation'
+  note = _note(cells[0], by_group.values())
   if experiment.shows == 'error':
     note += '; thin: training, bold: test'
   return figures.draw(
@@ -56,6 +53,42 @@ def draw(
     note=note,
     share_y=True,
   )
+
+
+def _draw_gains(
+  experiment: grids.Experiment, cells: Cells
+) -> figures.figure_lib.Figure:
+  """Returns the last test error by group, in the order of the grid."""
+  groups = gains.by_group(cells)
+  runs = [
+    (
+      np.arange(len(groups)),
+      np.asarray([made[i]['test_error'] for made in groups.values()]),
+    )
+    for i in range(min(len(made) for made in groups.values()))
+  ]
+  x, mean, spread = figures.band(runs)
+  line = figures.Line(label='', style=0, x=x, y=mean, spread=spread)
+  panel = figures.Panel(
+    title=cells[0]['label'].split()[0],
+    x_label='each with those to its left',
+    y_label='test error, %',
+    lines=[line],
+    x_names=list(groups),
+  )
+  note = _note(cells[0], groups.values())
+  return figures.draw([panel], title=experiment.title, note=note)
+
+
+def _note(cell: Mapping[str, Any], runs_of_nets: Collection[Cells]) -> str:
+  """Says what data, how many seeds, and what the band is."""
+  num_seeds = {len(runs) for runs in runs_of_nets}
+  seeds = '-'.join(map(str, sorted({min(num_seeds), max(num_seeds)})))
+  data = cell['config']['data.name']
+  note = f'{data}, {seeds} seed{"" if seeds == "1" else "s"} a net'
+  if num_seeds != {1}:
+    note += ': mean, band of one standard deviation'
+  return note
 
 
 def _grouped(cells: Cells) -> dict[tuple[str, int], list[Mapping[str, Any]]]:

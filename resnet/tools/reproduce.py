@@ -25,7 +25,14 @@ from resnet.errors import InputError
 from resnet.experiment import FREE_FIELDS, resolve
 from resnet.reporting import figures
 from resnet.reporting.history import read_history
-from resnet.tools import command, grid_figures, grids, responses, results
+from resnet.tools import (
+  command,
+  experiments,
+  grid_figures,
+  grids,
+  responses,
+  results,
+)
 from resnet.training import checkpoint
 from resnet.training import run as run_lib
 from resnet.training import workdir as workdir_lib
@@ -37,7 +44,7 @@ _CELLS, _COMPILED = 'cells', 'compiled'
 def main(args: argparse.Namespace) -> None:
   # Between runs Ctrl-C ends the program at once; a run saves first.
   signal.signal(signal.SIGINT, signal.SIG_DFL)
-  experiment, data = grids.find(args.experiment, args.data)
+  experiment, data = experiments.find(args.experiment, args.data)
   asked = grids.cells(
     experiment,
     data=data,
@@ -198,13 +205,13 @@ def _numbers(text: str) -> list[int]:
 
 
 def _parser() -> command.Parser:
-  experiments = '\n'.join(
+  listed = '\n'.join(
     f'  {name:12} {experiment.title} ({"; ".join(_scope(experiment))})'
-    for name, experiment in grids.EXPERIMENTS.items()
+    for name, experiment in experiments.EXPERIMENTS.items()
   )
   parser = command.Parser(
     prog='python -m resnet.tools.reproduce',
-    description=(__doc__ or '').format(experiments=experiments),
+    description=(__doc__ or '').format(experiments=listed),
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument(

@@ -12,7 +12,7 @@ from typing import Any
 from resnet.experiment import FREE_FIELDS, Experiment
 from resnet.models import arithmetic
 from resnet.reporting.history import History
-from resnet.tools import grids
+from resnet.tools import gains, grids
 from resnet.training.workdir import write_atomically
 
 RESULTS_FILE, TABLE_FILE = 'results.json', 'results.md'
@@ -30,11 +30,13 @@ def describe(
   """Returns a complete cell as results.json has it.
 
   Errors are in %, of the training images of the last log interval (in train
-  mode, as they were learnt from) and of the whole evaluation split.
+  mode, as they were learnt from) and of the whole evaluation split. A run that
+  keeps moving averages is tested with these.
   """
+  tested = 'eval' if run.task.ema_decay is None else 'eval_ema'
   train, test = (
     [history.series(f'{split}/{metric}') for metric in ('top1', 'loss')]
-    for split in ('train', 'eval')
+    for split in ('train', tested)
   )
   return {
     'group': cell.group,
@@ -42,7 +44,7 @@ def describe(
     'seed': cell.seed,
     'label': grids.label(experiment, cell),
     'train_error': _error(history.last('train/top1')),
-    'test_error': _error(history.last('eval/top1')),
+    'test_error': _error(history.last(f'{tested}/top1')),
     # Of the first log interval.
     'first_loss': _finite(train[1][1][0]),
     'train_loss': _finite(history.last('train/loss')),
@@ -154,6 +156,11 @@ def _table(
     else:
       row += ['not run'] * len(columns) + [f'0 of {len(asked)}', '', '']
     rows.append(_row(row))
+  if experiment.shows == 'gains' and done:
+    note = 'Better or worse: mean ± standard deviation of both do not touch.'
+    titles, *gained = gains.rows([done[cell] for cell in cells if cell in done])
+    rows += ['', note, '', _row(titles), _row(['---'] * len(titles))]
+    rows += [_row(cells_) for cells_ in gained]
   for key in ('hardware', 'commits'):
     values = {value for cell in done.values() for value in cell[key]}
     if values:

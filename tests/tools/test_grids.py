@@ -1,22 +1,23 @@
 """The papers' experiments: what a grid is made of."""
 
+import itertools
 import re
 
 import pytest
 
 from resnet.errors import InputError
 from resnet.models import arithmetic, list_models
-from resnet.tools import grids
+from resnet.tools import experiments, grids
 
 ALL = [
   (name, data)
-  for name, experiment in grids.EXPERIMENTS.items()
+  for name, experiment in experiments.EXPERIMENTS.items()
   for data in experiment.depths
 ]
 
 
 def all_cells(name, data):
-  experiment, _ = grids.find(name, data)
+  experiment, _ = experiments.find(name, data)
   return experiment, grids.cells(experiment, data=data)
 
 
@@ -25,6 +26,14 @@ COMPARED = {
   'degradation': {'model.name', 'model.shortcut'},
   'shortcuts': {'model.shortcut'},
   'identity': {'model.zero_init_last_scale'},
+  'ladder': {
+    'augment.mixup_alpha',
+    'augment.operations',
+    'ema_decay',
+    'loss.label_smoothing',
+    'schedule.decay_epochs',
+    'schedule.name',
+  },
 }
 
 
@@ -46,6 +55,33 @@ def test_cells_differ_in_what_is_compared_only(name, data):
     flat_twin = _flat(configs[cells.index(twin)])
     differ = {field for field in flat if flat[field] != flat_twin[field]}
     assert differ <= {'seed'} | compared
+
+
+def test_each_rung_of_the_ladder_adds_one_ingredient():
+  experiment, cells = all_cells('ladder', 'fashion_mnist')
+  assert [c.name for c in cells[:6]] == [
+    'baseline20_seed0',
+    '+smoothing20_seed0',
+    '+cosine20_seed0',
+    '+erasing20_seed0',
+    '+mixup20_seed0',
+    '+ema20_seed0',
+  ]
+  flat = [
+    _flat(grids.config_of(experiment, 'fashion_mnist', cell).to_dict())
+    for cell in cells[:6]
+  ]
+  added = [
+    {field: new[field] for field in new if new[field] != old[field]}
+    for old, new in itertools.pairwise(flat)
+  ]
+  assert added == [
+    {'loss.label_smoothing': 0.1},
+    {'schedule.name': 'cosine', 'schedule.decay_epochs': ()},
+    {'augment.operations': ('erasing',)},
+    {'augment.mixup_alpha': 0.2},
+    {'ema_decay': 0.99},
+  ]
 
 
 def _flat(fields, prefix=''):
@@ -72,9 +108,9 @@ def test_cells_are_networks_with_labels_of_their_own(name, data):
   assert len(cells) == len({cell.name for cell in cells})
 
 
-@pytest.mark.parametrize('name', grids.EXPERIMENTS)
+@pytest.mark.parametrize('name', experiments.EXPERIMENTS)
 def test_paper_numbers_are_of_groups_and_have_sources(name):
-  experiment = grids.EXPERIMENTS[name]
+  experiment = experiments.EXPERIMENTS[name]
   for (data, group, _), (_, source) in experiment.paper.items():
     assert group in experiment.groups
     assert data in ('cifar10', 'imagenet2012')
@@ -84,7 +120,7 @@ def test_paper_numbers_are_of_groups_and_have_sources(name):
 def test_paper_numbers_are_those_of_the_papers():
   numbers = {
     (data, group, depth): error
-    for experiment in grids.EXPERIMENTS.values()
+    for experiment in experiments.EXPERIMENTS.values()
     for (data, group, depth), (error, _) in experiment.paper.items()
   }
   # He et al. 2016, Table 6, Figure 6, Tables 2 and 3; "Identity mappings".
@@ -108,7 +144,7 @@ def test_paper_numbers_are_those_of_the_papers():
 
 
 def test_bottlenecks_have_nearly_the_cost_of_basic_blocks():
-  experiment, data = grids.find('bottleneck', None)
+  experiment, data = experiments.find('bottleneck', None)
   costs = {}
   for cell in grids.cells(experiment, data=data, depths=[56], seeds=[0]):
     name = grids.config_of(experiment, data, cell).model.name
@@ -135,7 +171,7 @@ def test_cifar_has_the_recipe_of_the_paper():
 
 
 def test_seeds_depths_and_groups_can_be_chosen():
-  experiment, data = grids.find('degradation', None)
+  experiment, data = experiments.find('degradation', None)
   assert data == 'digits'
   assert len(grids.cells(experiment, data=data)) == 2 * 3 * 3
   cells = grids.cells(
@@ -157,17 +193,17 @@ def test_seeds_depths_and_groups_can_be_chosen():
 )
 def test_unknown_names_list_what_there_is(name, data, message):
   with pytest.raises(InputError, match=message):
-    grids.find(name, data)
+    experiments.find(name, data)
 
 
 def test_bottlenecks_are_as_many_as_basic_blocks():
-  experiment, data = grids.find('bottleneck', None)
+  experiment, data = experiments.find('bottleneck', None)
   cells = grids.cells(experiment, data=data, depths=[21], seeds=[0])
   with pytest.raises(InputError, match=r'--depths=21: .* 6n \+ 2'):
     grids.config_of(experiment, data, cells[1])
 
 
 def test_an_unknown_group_is_named():
-  experiment, data = grids.find('degradation', None)
+  experiment, data = experiments.find('degradation', None)
   with pytest.raises(InputError, match=r'no group .*Did you mean: residual'):
     grids.cells(experiment, data=data, groups=['residul'])

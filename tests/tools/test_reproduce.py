@@ -16,8 +16,17 @@ import pytest
 from configs import fake
 from resnet.experiment import resolve
 from resnet.models import create_model
-from resnet.tools import command, grids, reproduce, responses, results
+from resnet.reporting.history import read_history
+from resnet.tools import (
+  command,
+  experiments,
+  grids,
+  reproduce,
+  responses,
+  results,
+)
 from resnet.training.checkpoint import Checkpoints
+from tests.reporting.made_runs import write_run
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -100,7 +109,7 @@ def test_results_hold_every_cell(grid):
 
 def test_sizes_are_those_of_the_trained_nets():
   cell = grids.Cell('B', 8, 0)
-  experiment, data = grids.find('shortcuts', None)
+  experiment, data = experiments.find('shortcuts', None)
   with pytest.MonkeyPatch.context() as patch:
     # Grey images.
     config = small(None)
@@ -113,8 +122,60 @@ def test_sizes_are_those_of_the_trained_nets():
   assert size['parameters'] == sum(x.size for x in jax.tree.leaves(params))
 
 
+@pytest.mark.parametrize(('group', 'error'), [('+mixup', 50), ('+ema', 25)])
+def test_a_net_with_moving_averages_is_tested_with_these(
+  group, error, tmp_path
+):
+  cell = grids.Cell(group, 8, 0)
+  experiment, data = experiments.find('ladder', None)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(grids.RECIPES, data, small)
+    config = grids.config_of(experiment, data, cell)
+  config.data.train_split = 'train'
+  run = resolve(config)
+  step = run.length.num_steps
+  line = {'step': step, 'epoch': 10.0, 'time': 1.0}
+  lines = [
+    {**line, 'train/loss': 1.0, 'train/top1': 0.5},
+    {**line, 'eval/top1': 0.5, 'eval/loss': 1.0}
+    | {'eval_ema/top1': 0.75, 'eval_ema/loss': 1.0},
+  ]
+  folder = write_run(tmp_path / 'run', lines, step, **run.config)
+  result = results.describe(experiment, cell, run, read_history(folder))
+  assert result['test_error'] == error
+  assert result['curves']['test']['error'] == [error]
+
+
+def test_a_ladder_has_a_table_of_gains(tmp_path):
+  experiment, data = experiments.find('ladder', None)
+  cells = grids.cells(experiment, data=data, seeds=[0, 1])
+  grid = {'experiment': 'ladder', 'data': data}
+  timing = {'wall_seconds': 2.0, 'images_per_second': 50.0}
+  done = {
+    cell: {
+      'group': cell.group,
+      'test_error': 9.0
+      - 0.1 * cell.seed
+      - list(experiment.groups).index(group),
+      'train_error': 1.0,
+      'first_loss': 2.0,
+      'parameters': 3,
+      'multiply_adds': 4,
+      'hardware': ['a CPU'],
+      'commits': ['abc'],
+      'timing': timing,
+    }
+    for cell in cells
+    for group in [cell.group]
+  }
+  results.write(str(tmp_path), experiment, grid, cells, done)
+  text = (tmp_path / 'results.md').read_text()
+  assert '| resnet20 +cosine | none | 6.95 ± 0.07 | 1.00 ± 0.00 |' in text
+  assert '| +cosine | +1.00 | better | +2.00 | better | 1.00 |' in text
+
+
 def test_the_command_is_that_of_the_cells():
-  experiment, data = grids.find('degradation', None)
+  experiment, data = experiments.find('degradation', None)
   grid = {'experiment': 'degradation', 'data': data}
   tool = 'python -m resnet.tools.reproduce degradation --data=digits'
   for fields, flags in (
@@ -152,12 +213,12 @@ def test_the_table_has_mean_and_deviation(grid):
   ],
 )
 def test_the_paper_is_beside_ours(data, group, depth, text):
-  experiment = grids.EXPERIMENTS['degradation']
+  experiment = experiments.EXPERIMENTS['degradation']
   assert results._paper(experiment, data, group, depth) == text
 
 
 def test_what_was_not_run_is_said(tmp_path):
-  experiment, data = grids.find('degradation', None)
+  experiment, data = experiments.find('degradation', None)
   cells = grids.cells(experiment, data=data, depths=[20])
   grid = {'experiment': 'degradation', 'data': data}
   results.write(str(tmp_path), experiment, grid, cells, {})
@@ -259,7 +320,7 @@ def test_wrong_cells_are_found_before_the_first_run(run, capsys, tmp_path):
 
 def test_responses_are_deviations_of_batch_norms(grid):
   cell = grids.Cell('A', 8, 0)
-  experiment, data = grids.find('shortcuts', None)
+  experiment, data = experiments.find('shortcuts', None)
   with pytest.MonkeyPatch.context() as patch:
     patch.setitem(grids.RECIPES, 'digits', small)
     run = resolve(grids.config_of(experiment, data, cell))

@@ -1,0 +1,65 @@
+"""What is claimed of a ladder's rungs."""
+
+import pytest
+
+from resnet.tools import experiments, gains, grid_figures
+
+
+def cells(errors_by_group, speeds):
+  return [
+    {
+      'group': group,
+      'label': f'resnet20 {group}',
+      'test_error': error,
+      'timing': {'images_per_second': speed},
+      'config': {'data.name': 'fashion_mnist'},
+    }
+    for i in range(3)
+    for (group, errors), speed in zip(
+      errors_by_group.items(), speeds, strict=True
+    )
+    for error in errors[i : i + 1]
+  ]
+
+
+@pytest.mark.parametrize(
+  ('before', 'after', 'says'),
+  [
+    # Deviations 0.1 and 0.1.
+    ([5.0, 5.1, 4.9], [4.7, 4.8, 4.6], 'better'),
+    ([4.7, 4.8, 4.6], [5.0, 5.1, 4.9], 'worse'),
+    ([5.0, 5.1, 4.9], [4.81, 4.91, 4.71], 'within the spread'),
+    ([5.0, 5.0], [5.0, 5.0], 'within the spread'),
+    ([5.0], [1.0], 'one seed: no claim'),
+  ],
+)
+def test_a_fall_is_claimed_beyond_both_spreads_only(before, after, says):
+  assert gains.verdict(before, after) == says
+
+
+ERRORS = {
+  'baseline': [9.0, 9.1, 8.9],
+  '+a': [8.95, 9.05, 8.85],
+  '+b': [8.0, 8.1, 7.9],
+}
+
+
+def test_rows_compare_with_the_row_before_and_with_the_first():
+  titles, *rows = gains.rows(cells(ERRORS, (100.0, 90.0, 80.0)))
+  assert rows == [
+    ['baseline', '', '', '', '', '1.00'],
+    ['+a', '+0.05', 'within the spread', '+0.05', 'within the spread', '0.90'],
+    ['+b', '+0.95', 'better', '+1.00', 'better', '0.80'],
+  ]
+  assert len(titles) == len(rows[0])
+
+
+def test_the_figure_names_the_rungs_and_shows_the_spread():
+  experiment, _ = experiments.find('ladder', None)
+  figure = grid_figures.draw(experiment, cells(ERRORS, (1.0, 1.0, 1.0)))
+  (ax,) = figure.axes
+  assert [text.get_text() for text in ax.get_xticklabels()] == list(ERRORS)
+  assert ax.lines[0].get_ydata().tolist() == pytest.approx([9.0, 8.95, 8.0])
+  vertices = ax.collections[0].get_paths()[0].vertices
+  assert vertices[:, 1].max() == pytest.approx(9.1)
+  assert vertices[:, 1].min() == pytest.approx(7.9)
