@@ -2,6 +2,7 @@
 
 import errno
 import logging as python_logging
+import os
 import signal
 import sys
 import time
@@ -198,6 +199,8 @@ def _run(cluster: Any) -> int:
   if workdir is None:
     path = config_flags.get_config_filename(flags.FLAGS['config'])
     workdir = config_flag.default_workdir(path)
+  # A shell leaves ~ as it is in --workdir=~/runs.
+  workdir = os.path.expanduser(workdir)
   reference = None
   if _REFERENCE.value is not None:
     reference = read_reference(_REFERENCE.value)

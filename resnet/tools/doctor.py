@@ -11,6 +11,7 @@ of what it writes.
 import argparse
 from collections.abc import Callable
 import json
+import os
 import signal
 import sys
 from typing import Any
@@ -90,7 +91,10 @@ def _parser() -> command.Parser:
     allow_abbrev=False,
   )
   parser.add_argument(
-    '--workdir', metavar='DIR', help='of the run; default: runs/<config name>'
+    '--workdir',
+    metavar='DIR',
+    type=os.path.expanduser,
+    help='of the run; default: runs/<config name>',
   )
   parser.add_argument(
     '--json', action='store_true', help='a JSON object a line'

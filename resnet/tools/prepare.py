@@ -210,12 +210,18 @@ def parser() -> command.Parser:
     choices=('imagenet', 'folder', 'tfds', 'idx'),
     help='what the source is',
   )
-  result.add_argument(
-    '--source', metavar='PATH', required=True, help='a folder'
-  )
-  result.add_argument(
-    '--out', metavar='DIR', required=True, help='of prepared sets (data_dir)'
-  )
+  # A shell leaves ~ as it is in --out=~/sets, and TFDS does not.
+  for name, metavar, text in (
+    ('--source', 'PATH', 'a folder'),
+    ('--out', 'DIR', 'of prepared sets (data_dir)'),
+  ):
+    result.add_argument(
+      name,
+      metavar=metavar,
+      required=True,
+      type=os.path.expanduser,
+      help=text,
+    )
   result.add_argument(
     '--name', help="of the set; default: the source's last part"
   )

@@ -218,7 +218,11 @@ def _parser() -> command.Parser:
     'experiment', metavar='EXPERIMENT', help='one of those above'
   )
   parser.add_argument(
-    '--workdir', metavar='DIR', required=True, help='where to'
+    '--workdir',
+    metavar='DIR',
+    required=True,
+    type=os.path.expanduser,
+    help='where to',
   )
   parser.add_argument('--data', metavar='NAME', help='default: the first above')
   parser.add_argument('--data-dir', metavar='DIR', help="default: TFDS's")

@@ -138,6 +138,14 @@ def test_raw_without_one_size_is_refused(folder, tmp_path):
     prepare_folder(folder, tmp_path / 'sets', '--raw')
 
 
+def test_home_is_meant_where_a_shell_leaves_its_sign(
+  folder, tmp_path, monkeypatch
+):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  run('--from=folder', f'--source=~/{folder.name}', '--out=~/sets')
+  assert (tmp_path / 'sets' / 'my_photos').is_dir()
+
+
 def test_a_prepared_set_can_be_prepared_again(folder, tmp_path):
   first = prepare_folder(folder, tmp_path / 'sets')
   run(
