@@ -129,6 +129,7 @@ _LAYERS = (
     'resnet.tools.compiled',
     'resnet.tools.doctor',
     'resnet.tools.evaluate',
+    'resnet.tools.costs',
     'resnet.tools.export',
     'resnet.tools.first_step',
     'resnet.tools.grid_figures',

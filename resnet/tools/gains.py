@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 import statistics
 from typing import Any
 
+from resnet.tools.costs import Costs
+
 Cells = Sequence[Mapping[str, Any]]
 
 
@@ -34,10 +36,12 @@ def verdict(before: Sequence[float], after: Sequence[float]) -> str:
   return 'better' if gap > 0 else 'worse'
 
 
-def rows(cells: Cells) -> list[list[str]]:
-  """Returns a table, its titles first; of cells as results.json has them.
+def rows(cells: Cells, costs: Costs | None) -> list[list[str]]:
+  """Returns a table, its titles first.
 
-  Images/s are those of training, the mean over the seeds.
+  Args:
+    cells: complete ones, as results.json has them.
+    costs: of the groups; None: they are not measured yet.
   """
   groups = by_group(cells)
   result = [
@@ -47,21 +51,22 @@ def rows(cells: Cells) -> list[list[str]]:
       'against the row before',
       'fall since the first row',
       'against the first row',
-      'images/s, share of the first row',
+      'images/s of a step alone, in turn',
+      'share of the first row',
     ]
   ]
   names = list(groups)
   for before, name in zip([None, *names], names, strict=False):
     made, first = groups[name], groups[names[0]]
     if before is None:
-      result.append([name, *[''] * 4, '1.00'])
+      result.append([name, *[''] * 4, *_cost(name, costs)])
       continue
     result.append(
       [
         name,
         *_compare(groups[before], made),
         *_compare(first, made),
-        f'{_speed(made) / _speed(first):.2f}',
+        *_cost(name, costs),
       ]
     )
   return result
@@ -73,5 +78,11 @@ def _compare(before: Cells, after: Cells) -> tuple[str, str]:
   return f'{fall:+.2f}', verdict(old, new)
 
 
-def _speed(cells: Cells) -> float:
-  return statistics.mean(cell['timing']['images_per_second'] for cell in cells)
+def _cost(name: str, costs: Costs | None) -> tuple[str, str]:
+  if costs is None or name not in costs:
+    return 'not measured', 'not measured'
+  rate, share = costs[name]['images_per_second'], costs[name]['share']
+  return (
+    f'{rate["median"]:,.0f}',
+    f'{share["median"]:.2f} ({share["low"]:.2f} to {share["high"]:.2f})',
+  )

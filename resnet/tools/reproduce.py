@@ -27,6 +27,7 @@ from resnet.reporting import figures
 from resnet.reporting.history import read_history
 from resnet.tools import (
   command,
+  costs,
   experiments,
   grid_figures,
   grids,
@@ -87,6 +88,12 @@ def main(args: argparse.Namespace) -> None:
       print('Stopped; the same command goes on.')
       sys.exit(128 + outcome.signal)
     collect()
+  if experiment.shows == 'gains':
+    groups: dict[str, Any] = {}
+    for cell, config in configs.items():
+      groups.setdefault(cell.group, config)
+    found = costs.read_or_measure(args.workdir, groups)
+    results.write(args.workdir, experiment, grid, cells, done, found)
   with open(os.path.join(args.workdir, results.TABLE_FILE)) as file:
     print(file.read())
   print(f'Figure, table and numbers: {args.workdir}')

@@ -13,6 +13,7 @@ from resnet.experiment import FREE_FIELDS, Experiment
 from resnet.models import arithmetic
 from resnet.reporting.history import History
 from resnet.tools import gains, grids
+from resnet.tools.costs import Costs
 from resnet.training.workdir import write_atomically
 
 RESULTS_FILE, TABLE_FILE = 'results.json', 'results.md'
@@ -75,6 +76,7 @@ def write(
   grid: Mapping[str, Any],
   cells: Sequence[grids.Cell],
   done: Mapping[grids.Cell, Mapping[str, Any]],
+  costs: Costs | None = None,
 ) -> None:
   """Writes results.json and results.md.
 
@@ -84,16 +86,21 @@ def write(
     grid: what tells it from other grids.
     cells: that were asked for, now or before.
     done: those that are complete.
+    costs: of steps by group, where they were measured.
   """
   missing = [cell.name for cell in cells if cell not in done]
   results = {
     **grid,
     'cells': {cell.name: done[cell] for cell in cells if cell in done},
     'not_run': missing,
+    **({'costs': costs} if costs else {}),
   }
   text = json.dumps(results, indent=1, allow_nan=False) + '\n'
   write_atomically(os.path.join(folder, RESULTS_FILE), _compact(text))
-  table = '\n'.join(_table(experiment, grid, cells, done)) + '\n'
+  rows = _table(experiment, grid, cells, done)
+  if experiment.shows == 'gains' and done:
+    rows += _gains([done[cell] for cell in cells if cell in done], costs)
+  table = '\n'.join(rows) + '\n'
   write_atomically(os.path.join(folder, TABLE_FILE), table)
 
 
@@ -156,11 +163,6 @@ def _table(
     else:
       row += ['not run'] * len(columns) + [f'0 of {len(asked)}', '', '']
     rows.append(_row(row))
-  if experiment.shows == 'gains' and done:
-    note = 'Better or worse: mean ± standard deviation of both do not touch.'
-    titles, *gained = gains.rows([done[cell] for cell in cells if cell in done])
-    rows += ['', note, '', _row(titles), _row(['---'] * len(titles))]
-    rows += [_row(cells_) for cells_ in gained]
   for key in ('hardware', 'commits'):
     values = {value for cell in done.values() for value in cell[key]}
     if values:
@@ -175,6 +177,15 @@ def _table(
       for (data, group, depth), (error, source) in experiment.paper.items()
     ]
   return rows
+
+
+def _gains(
+  cells: Sequence[Mapping[str, Any]], costs: Costs | None
+) -> list[str]:
+  note = 'Better or worse: mean ± standard deviation of both do not touch.'
+  titles, *rows = gains.rows(cells, costs)
+  head = ['', note, '', _row(titles), _row(['---'] * len(titles))]
+  return [*head, *map(_row, rows)]
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -5,19 +5,16 @@ import pytest
 from resnet.tools import experiments, gains, grid_figures
 
 
-def cells(errors_by_group, speeds):
+def cells(errors_by_group):
   return [
     {
       'group': group,
       'label': f'resnet20 {group}',
       'test_error': error,
-      'timing': {'images_per_second': speed},
       'config': {'data.name': 'fashion_mnist'},
     }
     for i in range(3)
-    for (group, errors), speed in zip(
-      errors_by_group.items(), speeds, strict=True
-    )
+    for group, errors in errors_by_group.items()
     for error in errors[i : i + 1]
   ]
 
@@ -44,19 +41,31 @@ ERRORS = {
 }
 
 
+def spread(median):
+  return {'median': median, 'low': median - 0.01, 'high': median + 0.01}
+
+
+COSTS = {
+  'baseline': {'images_per_second': spread(1234.0), 'share': spread(1.0)},
+  '+a': {'images_per_second': spread(1110.6), 'share': spread(0.9)},
+}
+
+
 def test_rows_compare_with_the_row_before_and_with_the_first():
-  titles, *rows = gains.rows(cells(ERRORS, (100.0, 90.0, 80.0)))
+  titles, *rows = gains.rows(cells(ERRORS), COSTS)
+  within = 'within the spread'
+  no_cost = ['not measured'] * 2
   assert rows == [
-    ['baseline', '', '', '', '', '1.00'],
-    ['+a', '+0.05', 'within the spread', '+0.05', 'within the spread', '0.90'],
-    ['+b', '+0.95', 'better', '+1.00', 'better', '0.80'],
+    ['baseline', '', '', '', '', '1,234', '1.00 (0.99 to 1.01)'],
+    ['+a', '+0.05', within, '+0.05', within, '1,111', '0.90 (0.89 to 0.91)'],
+    ['+b', '+0.95', 'better', '+1.00', 'better', *no_cost],
   ]
   assert len(titles) == len(rows[0])
 
 
 def test_the_figure_names_the_rungs_and_shows_the_spread():
   experiment, _ = experiments.find('ladder', None)
-  figure = grid_figures.draw(experiment, cells(ERRORS, (1.0, 1.0, 1.0)))
+  figure = grid_figures.draw(experiment, cells(ERRORS))
   (ax,) = figure.axes
   assert [text.get_text() for text in ax.get_xticklabels()] == list(ERRORS)
   assert ax.lines[0].get_ydata().tolist() == pytest.approx([9.0, 8.95, 8.0])

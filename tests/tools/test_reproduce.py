@@ -1,5 +1,6 @@
 """A grid of tiny runs: results, figures, going on after a kill."""
 
+import functools
 import json
 import os
 import pathlib
@@ -19,6 +20,7 @@ from resnet.models import create_model
 from resnet.reporting.history import read_history
 from resnet.tools import (
   command,
+  costs,
   experiments,
   grids,
   reproduce,
@@ -171,7 +173,36 @@ def test_a_ladder_has_a_table_of_gains(tmp_path):
   results.write(str(tmp_path), experiment, grid, cells, done)
   text = (tmp_path / 'results.md').read_text()
   assert '| resnet20 +cosine | none | 6.95 ± 0.07 | 1.00 ± 0.00 |' in text
-  assert '| +cosine | +1.00 | better | +2.00 | better | 1.00 |' in text
+  gained = '| +cosine | +1.00 | better | +2.00 | better |'
+  assert f'{gained} not measured | not measured |' in text
+  costs_ = {
+    group: {name: spread(half) for name in ('images_per_second', 'share')}
+    for group, half in zip(experiment.groups, (1, 0.9, 0.8), strict=False)
+  }
+  results.write(str(tmp_path), experiment, grid, cells, done, costs_)
+  text = (tmp_path / 'results.md').read_text()
+  assert f'{gained} 1 | 0.80 (0.80 to 0.80) |' in text
+  assert json.loads((tmp_path / 'results.json').read_text())['costs'] == costs_
+
+
+def spread(value):
+  return dict.fromkeys(('median', 'low', 'high'), value)
+
+
+def test_the_costs_of_groups_are_measured_once(tmp_path, monkeypatch):
+  configs = {'plain': small(None), 'mixed': small(None)}
+  for config in configs.values():
+    config.model.name = 'cifar_resnet8'
+  configs['mixed'].augment.mixup_alpha = 0.2
+  measured = functools.partial(costs.measure, rounds=2)
+  monkeypatch.setattr(costs, 'measure', measured)
+  found = costs.read_or_measure(str(tmp_path), configs)
+  assert list(found) == ['plain', 'mixed']
+  assert found['plain']['share'] == spread(1.0)
+  rates = [found[group]['images_per_second'] for group in found]
+  assert all(0 < rate['low'] <= rate['high'] for rate in rates)
+  monkeypatch.setattr(costs, 'measure', None)
+  assert costs.read_or_measure(str(tmp_path), configs) == found
 
 
 def test_the_command_is_that_of_the_cells():
