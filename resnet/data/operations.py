@@ -15,6 +15,7 @@ a * b + c with one rounding and with two, would choose the pixel, too.
 from collections.abc import Sequence
 
 import jax
+from jax import lax
 import jax.numpy as jnp
 
 from resnet.data import geometry
@@ -147,16 +148,36 @@ def _stretch(images: jax.Array, values: jax.Array) -> jax.Array:
 def _equalize(images: jax.Array) -> jax.Array:
   """Table [B, 256, C] that makes the histogram flat, in Pillow's integers."""
   count = images.shape[1] * images.shape[2]
-  # Comparisons and a sum, which compile to one loop without scattered writes.
-  values = jnp.arange(256, dtype=jnp.int32)[None, None, None, None]
-  is_below = images.astype(jnp.int32)[..., None] < values
-  below = jnp.sum(is_below, axis=(1, 2), dtype=jnp.int32)  # [B, C, 256]
+  # Accelerators do not like scattered writes; on a CPU comparisons take 200
+  # times as long as these (benchmarks/recipes.py).
+  below = lax.platform_dependent(
+    images, cpu=_below_by_counting, default=_below_by_comparing
+  )
   # Pixels below the largest value that there is.
   others = jnp.max(jnp.where(below < count, below, 0), axis=-1, keepdims=True)
   step = others // 255
   table = (below + step // 2) // jnp.maximum(step, 1)
-  table = jnp.where(step > 0, jnp.clip(table, 0, 255), values[0, 0])
+  values = jnp.arange(256, dtype=jnp.int32)[None, None]
+  table = jnp.where(step > 0, jnp.clip(table, 0, 255), values)
   return jnp.swapaxes(table, 1, 2).astype(jnp.float32)
+
+
+def _below_by_counting(images: jax.Array) -> jax.Array:
+  """Pixels of a channel below each value, int32 [B, C, 256]."""
+  batch, _, _, channels = images.shape
+  first = 256 * jnp.arange(batch * channels, dtype=jnp.int32)
+  places = images.astype(jnp.int32) + first.reshape(batch, 1, 1, channels)
+  counts = jnp.zeros(batch * channels * 256, jnp.int32)
+  counts = counts.at[places.ravel()].add(1, mode='promise_in_bounds')
+  counts = counts.reshape(batch, channels, 256)
+  return jnp.cumsum(counts, axis=-1) - counts
+
+
+def _below_by_comparing(images: jax.Array) -> jax.Array:
+  """The same, as comparisons and a sum in one loop."""
+  values = jnp.arange(256, dtype=jnp.int32)[None, None, None, None]
+  is_below = images.astype(jnp.int32)[..., None] < values
+  return jnp.sum(is_below, axis=(1, 2), dtype=jnp.int32)
 
 
 def _look_up(images: jax.Array, tables: jax.Array) -> jax.Array:

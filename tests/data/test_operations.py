@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from resnet.data import operations
 from resnet.data.geometry import INTERPOLATIONS
 from resnet.data.operations import OPERATIONS, apply_operations
 from tests.data.in_memory import smooth_image
@@ -155,3 +156,17 @@ def test_an_image_of_two_pixels_is_not_sharpened():
     jnp.array([0.9], jnp.float32),
   )
   np.testing.assert_array_equal(found, image)
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_pixels_are_counted_alike_on_all_backends(channels):
+  images = jnp.stack(list(map(jnp.array, images_of(channels).values())))
+  expected = [
+    [
+      np.searchsorted(np.sort(x[..., c].ravel()), np.arange(256))
+      for c in range(channels)
+    ]
+    for x in np.asarray(images)
+  ]
+  for below in (operations._below_by_counting, operations._below_by_comparing):
+    np.testing.assert_array_equal(jax.jit(below)(images), expected)
