@@ -30,7 +30,7 @@ _RUNGS: dict[str, Fields] = {
   '+mixup': {'augment.mixup_alpha': 0.2},
   '+ema': {'ema_decay': 0.99},
 }
-_LADDER_EPOCHS = 15.0
+_LADDER_EPOCHS = 10.0
 _RESIDUAL_ON_CIFAR = {
   ('cifar10', 'residual', depth): (error, _TABLE_6)
   for depth, error in _CIFAR_ERRORS.items()
@@ -181,7 +181,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     # A twentieth of the images, and He et al.'s steps for a baseline.
     fields={
       'num_epochs': _LADDER_EPOCHS,
-      'eval_every_epochs': _LADDER_EPOCHS / 2,
+      'eval_every_epochs': _LADDER_EPOCHS,
       'data.train_split': 'train[:3000]',
       'schedule.name': 'step',
       'schedule.decay_epochs': (_LADDER_EPOCHS / 2, _LADDER_EPOCHS * 3 / 4),
