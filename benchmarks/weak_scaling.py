@@ -2,15 +2,18 @@
 
   PYTHONPATH=. python benchmarks/weak_scaling.py
 
-Each process has one virtual device and 16 images of 8 pixels a step, and runs
-the loop of `main.py`: input, dispatch, agreement on signals, reading metrics,
-a log line every 10 steps, no evaluation and no save. Shown is the CPU time of
-the main thread of process 0 from the first step to the last, by step: what the
-devices, and processes that share the cores, take does not count.
+Each process has one virtual device and 16 images a step, JPEG files of 500x375
+pixels of which 32x32 are made, and runs the loop of `main.py`: input, dispatch,
+agreement on signals, reading metrics, a log line every 10 steps, no evaluation
+and no save. Shown is the CPU time of process 0 from the first step to the last,
+by step, of the thread that makes batches ("input") and of the main one
+("loop"): what devices take, and the processes that share the cores, does not
+count. Groups of batch statistics are a device's.
 """
 
 import argparse
 import os
+import pathlib
 import socket
 import statistics
 import subprocess
@@ -19,17 +22,32 @@ import tempfile
 import time
 from unittest import mock
 
+import cv2
 import jax
+import numpy as np
 
 from configs import fake
 from resnet import experiment
+from resnet.data import reader
 from resnet.training import cluster as cluster_lib
 from resnet.training import loop, run
 
-_STEPS, _IMAGES = 120, 16
+_STEPS, _IMAGES, _FILES = 60, 16, 160
 
 
-def _train(count, index, port, workdir):
+def _make_files(folder):
+  """Writes JPEG files of the size and weight of ImageNet's."""
+  rng = np.random.default_rng(0)
+  for split in ('train', 'val'):
+    for i in range(_FILES):
+      coarse = rng.integers(0, 256, (94, 125, 3), np.uint8)
+      image = cv2.resize(coarse, (500, 375), interpolation=cv2.INTER_CUBIC)
+      place = pathlib.Path(folder, split, str(i % 2))
+      place.mkdir(parents=True, exist_ok=True)
+      cv2.imwrite(str(place / f'{i:03}.jpg'), image)
+
+
+def _train(count, index, port, folder):
   """Runs one process; process 0 prints seconds of CPU time a step."""
   cluster = cluster_lib.join(
     cluster_lib.Options(
@@ -42,14 +60,28 @@ def _train(count, index, port, workdir):
     )
   )
   config = fake.get_config()
-  config.data.image_size = config.data.eval_resize = 8
+  config.data.name, config.data.eval_split = 'folder', 'val'
+  config.data.data_dir = os.path.join(folder, 'images')
+  config.data.crop = 'random_resized'
+  config.data.image_size = config.data.eval_resize = 32
+  config.data.mean = config.data.std = (127.5,) * 3
   config.batch_size = _IMAGES * count
-  config.num_epochs = _STEPS * config.batch_size / 512
+  config.num_epochs = _STEPS * config.batch_size / _FILES
   config.log_every_steps = 10
   config.eval_every_epochs = config.num_epochs
   config.save_every_steps = _STEPS
   config.schedule.decay_epochs = ()
-  start = 0.0
+  config.model.bn_group_size = _IMAGES
+  workdir = os.path.join(folder, 'run')
+  start, input_seconds = 0.0, []
+  read = reader.BatchReader.__call__
+
+  def timed_read(*args):
+    begin = time.thread_time()
+    try:
+      return read(*args)
+    finally:
+      input_seconds.append(time.thread_time() - begin)
 
   class Timed(loop.Loop):
     def first(self, *args):
@@ -61,25 +93,33 @@ def _train(count, index, port, workdir):
     def evaluate(self, state, step):  # At the last step.
       seconds = time.thread_time() - start
       if jax.process_index() == 0:
-        print('seconds', seconds / (_STEPS - 1))
+        made = statistics.median(input_seconds)
+        print('seconds', seconds / (_STEPS - 1), made)
       return super().evaluate(state, step)
 
-  with mock.patch.object(run, 'Loop', Timed):
+  with (
+    mock.patch.object(run, 'Loop', Timed),
+    mock.patch.object(reader.BatchReader, '__call__', timed_read),
+  ):
     run.train(experiment.resolve(config), workdir, start_time=time.time())
   if cluster:
     cluster.close()
 
 
-def _measure(count):
-  """Returns seconds of CPU time a step of process 0 among `count`."""
+def _measure(count, images):
+  """Returns seconds of CPU time a step of process 0 among `count`.
+
+  Those of its main thread, and of the threads that make batches.
+  """
   with socket.create_server(('127.0.0.1', 0)) as server:
     port = server.getsockname()[1]
-  with tempfile.TemporaryDirectory() as workdir:
+  with tempfile.TemporaryDirectory() as folder:
+    os.symlink(images, os.path.join(folder, 'images'))
     processes = [
       subprocess.Popen(
         [
           *(sys.executable, __file__, f'--count={count}', f'--index={index}'),
-          *(f'--port={port}', f'--workdir={workdir}'),
+          *(f'--port={port}', f'--folder={folder}'),
         ],
         env={
           **os.environ,
@@ -96,32 +136,42 @@ def _measure(count):
     if process.returncode:
       sys.exit(output)
   (line,) = [x for x in outputs[0].splitlines() if x.startswith('seconds ')]
-  return float(line.split()[1])
+  return tuple(map(float, line.split()[1:]))
 
 
 def main():
   parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
   parser.add_argument('--repeats', type=int, default=3)
+  parser.add_argument('--counts', type=int, nargs='*', default=[1, 2, 4, 8])
   parser.add_argument('--count', type=int, help=argparse.SUPPRESS)
   parser.add_argument('--index', type=int, help=argparse.SUPPRESS)
   parser.add_argument('--port', type=int, help=argparse.SUPPRESS)
-  parser.add_argument('--workdir', help=argparse.SUPPRESS)
+  parser.add_argument('--folder', help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.count:
-    _train(args.count, args.index, args.port, args.workdir)
+    _train(args.count, args.index, args.port, args.folder)
     return
-  print(f'{os.cpu_count()} cores, jax {jax.__version__}')
-  seconds = {n: [] for n in (1, 2, 4, 8)}
-  for _ in range(args.repeats):
-    for count, values in seconds.items():
-      values.append(_measure(count))
-  first = statistics.median(seconds[1])
-  for count, values in seconds.items():
-    median = statistics.median(values)
+  print(f'{os.cpu_count()} cores, jax {jax.__version__}', flush=True)
+  found = {n: [] for n in args.counts}
+  with tempfile.TemporaryDirectory() as images:
+    _make_files(images)
+    for i in range(args.repeats):
+      for count, values in found.items():
+        values.append(_measure(count, images))
+        loop_ms, input_ms = (1000 * value for value in values[-1])
+        print(
+          f'round {i + 1}, {count} processes: loop {loop_ms:.2f} ms, input'
+          f' {input_ms:.2f} ms',
+          flush=True,
+        )
+  totals = {
+    count: statistics.median(map(sum, values))
+    for count, values in found.items()
+  }
+  for count, total in totals.items():
     print(
-      f'{count} processes: {1000 * median:.2f} ms of host time a step,'
-      f' {median / first:.2f} times that of one'
-      f' ({", ".join(f"{1000 * value:.2f}" for value in values)})'
+      f'{count} processes: {1000 * total:.2f} ms of host time a step,'
+      f' {total / totals[args.counts[0]]:.2f} times that of {args.counts[0]}'
     )
 
 
