@@ -111,6 +111,9 @@ def get_config() -> ConfigDict:
   data.crop_padding = 4
   # Mirror half of the training images.
   data.flip = True
+  # Copies of an image in a batch, each with crop and augmentation of its own;
+  # an epoch is as long, of fewer different images (Hoffer et al. 2020).
+  data.repeats = 1
   # Evaluation: the shorter side is resized to this, then the centre is cut.
   data.eval_resize = 256
   # Of all resizing, with antialias as in torchvision: 'bilinear' or 'bicubic'.

@@ -55,6 +55,7 @@ SAFE_FIELDS = frozenset(
 FORMER_VALUES = {
   'data.interpolation': 'bilinear',
   'data.augment_on': 'host',
+  'data.repeats': 1,
   'data.on_bad_image': 'error',
   'max_bad_steps': 10,
   'watchdog_seconds': 600.0,
@@ -255,6 +256,11 @@ def resolve(
     num_classes=num_classes,
     is_mixed=augmentation.mixing is not None,
   )
+  if data.repeats > config.batch_size:
+    raise InputError(
+      f'data.repeats={data.repeats} is more than batch_size='
+      f'{config.batch_size}: a batch would have copies of one image only.'
+    )
   length = _run_length(config, len(data.train))
   schedule = create_schedule(length, **config.schedule)
   task = Task(
@@ -301,6 +307,7 @@ def resolve(
       transform=data.train_transform,
       seed=config.seed,
       batch_size=config.batch_size,
+      repeats=data.repeats,
     ),
     eval_reader=reader(
       source=data.eval,

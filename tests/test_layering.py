@@ -24,6 +24,7 @@ _LAYERS = (
     'resnet.data.images',
     'resnet.data.memory',
     'resnet.data.notes',
+    'resnet.data.order',
     'resnet.data.workers',
     'resnet.data.augment',
     'resnet.data.augmentation',

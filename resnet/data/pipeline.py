@@ -36,6 +36,7 @@ class Data:
     loader: how fast to read.
     max_bad_images: broken ones that may be left out; None: none is.
     augment: what the device does with training images; None: nothing.
+    repeats: copies of a training image in a batch.
   """
 
   train: Source
@@ -48,6 +49,7 @@ class Data:
   loader: LoaderOptions
   max_bad_images: int | None
   augment: DeviceAugment | None = None
+  repeats: int = 1
 
 
 def create_data(
@@ -63,6 +65,7 @@ def create_data(
   crop_aspect: tuple[float, float],
   crop_padding: int,
   flip: bool,
+  repeats: int,
   eval_resize: int,
   interpolation: str,
   augment_on: str,
@@ -96,6 +99,8 @@ def create_data(
     prefetch_batches=prefetch_batches,
     max_worker_restarts=max_worker_restarts,
   )
+  if repeats < 1:
+    raise InputError(f'data.repeats={repeats} is too small: at least 1.')
   limit = _max_bad_images(on_bad_image, max_bad_images)
   train_transform = TrainTransform(
     size=image_size,
@@ -135,6 +140,7 @@ def create_data(
     loader=loader,
     max_bad_images=limit,
     augment=augment,
+    repeats=repeats,
   )
 
 

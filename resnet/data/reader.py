@@ -8,14 +8,14 @@ number of threads, worker processes, JAX processes or devices.
 from collections.abc import Sequence
 import dataclasses
 import functools
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol
 
 import cv2
-import grain.python as grain
 import numpy as np
 
 from resnet.data.memory import keep_freed_memory
 from resnet.data.notes import too_many_bad_images
+from resnet.data.order import TrainingOrder
 from resnet.data.source import Record, Source
 from resnet.data.transforms import Box, Draws
 from resnet.errors import InputError
@@ -81,9 +81,10 @@ class BatchReader:
 
   Global batch k holds the positions k * batch_size + (0 .. batch_size - 1) of
   the stream of examples. A training stream is an endless row of epochs, each
-  a permutation of the whole set, so batches may span two epochs and no
-  example is dropped. An evaluation stream is the set in stored order; rows
-  past its end are zeros with mask False.
+  a permutation of the whole set (with `repeats`, of a part of it, see
+  `TrainingOrder`), so batches may span two epochs and no example is dropped. An
+  evaluation stream is the set in stored order; rows past its end are zeros with
+  mask False.
 
   An image that cannot be decoded is an error, or is left out. Then the next
   record that decodes takes its place in training, whatever its label, and in
@@ -99,6 +100,7 @@ class BatchReader:
     row_start: the first row of the global batch that is this process's.
     row_count: the number of its rows, images.
     max_bad_images: broken images that may be left out; None: none is.
+    repeats: copies of a training image that a batch has; see `TrainingOrder`.
   """
 
   source: Source
@@ -109,12 +111,17 @@ class BatchReader:
   row_start: int
   row_count: int
   max_bad_images: int | None = None
+  repeats: int = 1
 
   @functools.cached_property
-  def _order(self) -> grain.MapDataset:
+  def _order(self) -> TrainingOrder:
     assert self.seed is not None
-    order = grain.MapDataset.range(len(self.source))
-    return order.shuffle(seed=_derive(self.seed, _ORDER_STREAM)).repeat()
+    return TrainingOrder(
+      length=len(self.source),
+      seed=_derive(self.seed, _ORDER_STREAM),
+      batch_size=self.batch_size,
+      repeats=self.repeats,
+    )
 
   @functools.cached_property
   def _augment_key(self) -> int:
@@ -151,7 +158,7 @@ class BatchReader:
       positions = range(start, min(positions.stop, len(self.source)))
       indices = list(positions)
     else:
-      indices = [cast(int, self._order[position]) for position in positions]
+      indices = list(map(self._order, positions))
     return BatchPlan(indices, self._draws(positions))
 
   def keys(self, step: int) -> list[str]:

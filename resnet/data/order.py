@@ -1,0 +1,61 @@
+"""Which record stands where in the endless stream of training examples."""
+
+import dataclasses
+import functools
+from typing import cast
+
+import grain.python as grain
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingOrder:
+  """A row of epochs, each with an order of its own.
+
+  With `repeats` r of more than 1 (repeated augmentation: Hoffer et al. 2020,
+  "Augment your batch"; Berman et al. 2019, "MultiGrain") each image of an
+  order comes r times, one copy after the other, each to be augmented anew. An
+  epoch is as long as without: it ends after the first 1/r of the order's
+  images, and the next one takes another order. So have torchvision's and
+  timm's samplers, which deal the copies out to different processes: likewise
+  a batch here has its first copies first, then the second ones, and so on, so
+  that groups of batch statistics of up to batch_size / r images see no image
+  twice.
+
+  Attributes:
+    length: number of records, and of the examples of an epoch.
+    seed: of the orders.
+    batch_size: global, images.
+    repeats: r.
+  """
+
+  length: int
+  seed: int
+  batch_size: int
+  repeats: int = 1
+
+  @functools.cached_property
+  def _shuffled(self) -> grain.MapDataset:
+    records = grain.MapDataset.range(self.length)
+    return records.shuffle(seed=self.seed).repeat()
+
+  def __call__(self, position: int) -> int:
+    """Returns the record at a position, of which a batch has batch_size."""
+    batch, row = divmod(position, self.batch_size)
+    place = batch * self.batch_size + self._place(row)
+    epoch, place = divmod(place, self.length)
+    chosen = epoch * self.length + place // self.repeats
+    return cast(int, self._shuffled[chosen])
+
+  def _place(self, row: int) -> int:
+    """Returns the place in the batch, copies side by side, of a row.
+
+    Rows take the places 0, r, 2r, ..., then 1, r + 1, ..., and so on.
+    """
+    length, longer = divmod(self.batch_size, self.repeats)
+    # So many of the r parts have one row more.
+    if row < longer * (length + 1):
+      copy, image = divmod(row, length + 1)
+    else:
+      copy, image = divmod(row - longer * (length + 1), length)
+      copy += longer
+    return image * self.repeats + copy
