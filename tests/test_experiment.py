@@ -125,6 +125,7 @@ OTHER_VALUES = {
   'data.crop_aspect': (1.0, 1.0),
   'data.crop_padding': 4,
   'data.flip': False,
+  'data.repeats': 2,
   'data.eval_resize': 20,
   'data.interpolation': 'bicubic',
   'data.augment_on': 'device',
