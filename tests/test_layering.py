@@ -86,6 +86,7 @@ _LAYERS = (
     'resnet.reporting.figures',
     'resnet.reporting.history',
     'resnet.reporting.curves',
+    'resnet.reporting.reliability',
   ),
   (
     'resnet.inference.export',

@@ -5,7 +5,8 @@
 
 Prints top-1, top-5, loss, the expected calibration error and the worst classes;
 with --output writes them to OUTPUT.json, with the bins of the reliability
-diagram, and the confusion matrix, label by prediction, to OUTPUT.csv.
+diagram, draws this to OUTPUT.png, and writes the confusion matrix, label by
+prediction, to OUTPUT.csv.
 
 --views=flip averages the probabilities of the image and its mirror image, ten
 those of the corners and the centre, and of their mirror images, cut from the
@@ -29,6 +30,8 @@ from resnet.data.notes import Notes
 from resnet.data.transforms import EvalTransform
 from resnet.errors import InputError
 from resnet.experiment import Experiment
+from resnet.reporting import figures
+from resnet.reporting.reliability import draw_reliability
 from resnet.tools import command
 from resnet.training import calibration, views
 from resnet.training.evaluate import open_state, sum_over_processes
@@ -58,7 +61,13 @@ def main(args: argparse.Namespace) -> None:
   for entry in worst:
     print(f'  {_describe(entry, names)}')
   if args.output:
-    _write(args.output, {**summary, 'views': args.views}, sums, worst)
+    source = run.eval_reader.source
+    title = (
+      f'{run.config["model.name"]} on {source.name}/{source.split}: top-1'
+      f' {summary["top1"]:.4f}, calibration error {summary["ece"]:.4f}'
+    )
+    summary = {**summary, 'views': args.views, 'worst_classes': worst}
+    _write(args.output, summary, sums, title)
 
 
 def evaluate(
@@ -142,18 +151,22 @@ def _describe(entry: dict[str, Any], names: Any) -> str:
 
 
 def _write(
-  output: str, summary: dict[str, Any], sums: Any, worst: list[Any]
+  output: str, summary: dict[str, Any], sums: dict[str, np.ndarray], title: str
 ) -> None:
+  """Writes OUTPUT.json, .csv and .png."""
   bins = {
-    name: sums[f'bin_{name}'].astype(float).tolist()
+    name: sums[f'bin_{name}'].astype(float)
     for name in ('count', 'confidence', 'top1')
   }
-  report = {**summary, 'worst_classes': worst, 'sums_of_bins': bins}
+  lists = {name: values.tolist() for name, values in bins.items()}
+  report = json.dumps({**summary, 'sums_of_bins': lists}, indent=2)
   rows = [','.join(map(str, row)) for row in sums['confusion'].tolist()]
+  figure = draw_reliability(bins, title=title)
   try:
     os.makedirs(os.path.dirname(output) or '.', exist_ok=True)
-    write_atomically(f'{output}.json', json.dumps(report, indent=2) + '\n')
+    write_atomically(f'{output}.json', f'{report}\n')
     write_atomically(f'{output}.csv', '\n'.join(rows) + '\n')
+    figures.save(figure, f'{output}.png')
   except OSError as error:
     raise InputError(
       f'--output={output} cannot be written: {error.strerror}.'

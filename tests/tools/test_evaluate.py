@@ -68,6 +68,7 @@ def test_one_view_is_the_evaluation_of_the_run(run, workdir, tmp_path, ema):
   assert np.trace(confusion) / confusion.sum() == pytest.approx(report['top1'])
   assert 0 <= report['ece'] <= 1 and 'calibration error' in out
   assert len(report['worst_classes']) == 5
+  assert (tmp_path / 'report.png').read_bytes().startswith(b'\x89PNG')
 
 
 def test_ten_views_are_the_mean_of_ten(run, workdir, tmp_path):
