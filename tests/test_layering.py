@@ -35,6 +35,7 @@ _LAYERS = (
     'resnet.data.policies',
     'resnet.data.resample',
     'resnet.data.transforms',
+    'resnet.data.scales',
     'resnet.data.source',
     'resnet.data.folder',
     'resnet.data.imagenet',
@@ -110,6 +111,7 @@ _LAYERS = (
   (
     'resnet.training.initialize',
     'resnet.training.evaluate',
+    'resnet.training.detailed',
     'resnet.training.bad_steps',
     'resnet.training.loop',
     'resnet.training.replay',

@@ -10,44 +10,46 @@ prediction, to OUTPUT.csv.
 
 --views=flip averages the probabilities of the image and its mirror image, ten
 those of the corners and the centre, and of their mirror images, cut from the
-image whose shorter side is data.eval_resize.
+image whose shorter side is data.eval_resize. --views=scales resizes the shorter
+side to each of --scales and applies the network to the central square, however
+large, and to its mirror image (He et al. 2016, section 3.4; there to the whole
+image, but those of a batch differ in shape). Without --scales they are those of
+the paper, 224, 256, 384, 480 and 640 pixels, in proportion to data.eval_size.
+All sizes of an image travel together: where memory is short, take a smaller
+--config.batch_size.
 """
 
 import argparse
-import dataclasses
-import functools
 import json
-import math
 import os
 from typing import Any
 
-import jax
 import numpy as np
 
 from resnet import experiment as experiment_lib
-from resnet.data.loader import DeviceLoader, read_ahead
-from resnet.data.notes import Notes
-from resnet.data.transforms import EvalTransform
+from resnet.data.pipeline import MAX_IMAGE_SIZE
+from resnet.data.scales import paper_sides
 from resnet.errors import InputError
 from resnet.experiment import Experiment
 from resnet.reporting import figures
 from resnet.reporting.reliability import draw_reliability
 from resnet.tools import command
-from resnet.training import calibration, views
-from resnet.training.evaluate import open_state, sum_over_processes
-from resnet.training.step import Batch, Task
+from resnet.training import calibration, detailed, views
+from resnet.training.evaluate import open_state
 from resnet.training.workdir import write_atomically
 
 
 def main(args: argparse.Namespace) -> None:
   run = experiment_lib.resolve(args.config)
+  sides = _sides(args, run)
   _, state, run = open_state(run, args.workdir, args.checkpoint)
   variables = state.variables
   if args.ema:
     if state.ema is None:
       raise InputError(f'--ema: {args.workdir} keeps no moving averages.')
     variables = state.ema
-  sums = evaluate(run, variables, args.views)
+  found = detailed.evaluate(run, variables, args.views, sides)
+  sums = found.sums
   summary = calibration.summarize(sums)
   worst = calibration.worst_classes(sums['confusion'], args.worst)
   names = run.train_reader.source.class_names
@@ -66,83 +68,37 @@ def main(args: argparse.Namespace) -> None:
       f'{run.config["model.name"]} on {source.name}/{source.split}: top-1'
       f' {summary["top1"]:.4f}, calibration error {summary["ece"]:.4f}'
     )
-    summary = {**summary, 'views': args.views, 'worst_classes': worst}
+    views_ = {'views': args.views, 'scales': sides}
+    summary = {**summary, **views_, 'worst_classes': worst}
     _write(args.output, summary, sums, title)
 
 
-def evaluate(
-  run: Experiment, variables: Any, which: str
-) -> dict[str, np.ndarray]:
-  """Returns the sums of `calibration` over the whole evaluation split.
-
-  Args:
-    run: with the split.
-    variables: of the network.
-    which: one of `views.VIEWS`.
-
-  Raises:
-    InputError: an image cannot be decoded.
-  """
-  reader = run.eval_reader
-  size = run.eval_image_shape[0]
-  transform: Any = reader.transform
-  if which == 'ten':
-    # The crops are cut on the device, of the whole square.
-    transform = EvalTransform(
-      size=transform.resize_size,
-      resize_size=transform.resize_size,
-      interpolation=transform.interpolation,
+def _sides(args: argparse.Namespace, run: Experiment) -> tuple[int, ...]:
+  """Returns the sides of --views=scales; of other views none."""
+  if args.views != 'scales':
+    if args.scales is not None:
+      raise InputError('--scales is for --views=scales: give that, too.')
+    return ()
+  if args.scales is None:
+    return paper_sides(run.eval_image_shape[0])
+  try:
+    sides = tuple(map(int, args.scales.split(',')))
+  except ValueError:
+    sides = ()
+  if not sides or not all(0 < side <= MAX_IMAGE_SIZE for side in sides):
+    raise InputError(
+      f'--scales={args.scales} are not sides of 1 to {MAX_IMAGE_SIZE} pixels:'
+      ' type --scales=224,256,384'
     )
-    reader = dataclasses.replace(reader, transform=transform)
-  notes = Notes(reader.max_bad_images)
-  batches = read_ahead(
-    reader,
-    run.loader,
-    first_step=0,
-    num_steps=math.ceil(len(reader.source) / reader.batch_size),
-    notes=notes,
-  )
-  loader = DeviceLoader(batches, run.sharding.batch, notes)
-  step = jax.jit(
-    functools.partial(_step, task=run.task, size=size, which=which),
-    out_shardings=run.sharding.replicated,
-    donate_argnums=1,
-  )
-  num_classes: int = run.task.model.num_classes  # pyright: ignore[reportAttributeAccessIssue]
-  sums = jax.device_put(calibration.zeros(num_classes), run.sharding.replicated)
-  for batch in loader:
-    sums = step(variables, sums, batch)
-  counted = int(sums['bin_count'].sum())
-  num_bad = sum_over_processes(loader.num_left_out)
-  if counted + num_bad != len(reader.source):
-    raise RuntimeError(f'Evaluated {counted} of {len(reader.source)} images.')
-  return jax.tree.map(np.asarray, jax.device_get(sums))
-
-
-def _step(
-  variables: Any,
-  sums: calibration.Sums,
-  batch: Batch,
-  *,
-  task: Task,
-  size: int,
-  which: str,
-) -> calibration.Sums:
-  logits = [
-    task.model.apply(variables, task.normalize(view), train=False)
-    for view in views.cut(batch['image'], size, which)
-  ]
-  more = calibration.batch_sums(
-    views.mean_probabilities(logits),  # pyright: ignore[reportArgumentType]
-    batch['label'],
-    batch['mask'],
-  )
-  return jax.tree.map(lambda a, b: a + b, sums, more)
+  return sides
 
 
 def _describe(entry: dict[str, Any], names: Any) -> str:
   def name(label: int) -> str:
-    return names[label] if names else f'class {label}'
+    # A network may have more logits than the set has classes.
+    if names and label < len(names):
+      return names[label]
+    return f'class {label}'
 
   text = f'{name(entry["label"])}: top-1 {entry["top1"]:.4f}'
   if entry['times']:
@@ -184,6 +140,7 @@ def _parser() -> command.Parser:
   add('--checkpoint', choices=('best', 'latest'), default='best')
   add('--ema', action='store_true', help='the moving averages')
   add('--views', choices=views.VIEWS, default='center')
+  add('--scales', metavar='N,N,...', help='pixels, for --views=scales')
   add('--worst', type=int, default=5, metavar='N', help='classes to show')
   add('--output', metavar='FILE', help='without an ending')
   return parser
