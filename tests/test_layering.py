@@ -112,6 +112,7 @@ _LAYERS = (
     'resnet.training.initialize',
     'resnet.training.evaluate',
     'resnet.training.detailed',
+    'resnet.training.precise_bn',
     'resnet.training.bad_steps',
     'resnet.training.loop',
     'resnet.training.replay',

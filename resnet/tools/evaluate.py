@@ -17,9 +17,15 @@ image, but those of a batch differ in shape). Without --scales they are those of
 the paper, 224, 256, 384, 480 and 640 pixels, in proportion to data.eval_size.
 All sizes of an image travel together: where memory is short, take a smaller
 --config.batch_size.
+
+--precise_bn=N takes mean and variance of every batch norm anew, of the first N
+training images (rounded up to whole batches), augmented and in groups as in
+training, with the weights fixed (Wu and Johnson 2021, section 3). It evaluates
+with the old and the new ones and shows what changed; the checkpoint stays.
 """
 
 import argparse
+import functools
 import json
 import os
 from typing import Any
@@ -34,7 +40,7 @@ from resnet.experiment import Experiment
 from resnet.reporting import figures
 from resnet.reporting.reliability import draw_reliability
 from resnet.tools import command
-from resnet.training import calibration, detailed, views
+from resnet.training import calibration, detailed, precise_bn, views
 from resnet.training.evaluate import open_state
 from resnet.training.workdir import write_atomically
 
@@ -42,13 +48,26 @@ from resnet.training.workdir import write_atomically
 def main(args: argparse.Namespace) -> None:
   run = experiment_lib.resolve(args.config)
   sides = _sides(args, run)
+  if args.precise_bn is not None:
+    precise_bn.check(run, args.precise_bn)
   _, state, run = open_state(run, args.workdir, args.checkpoint)
   variables = state.variables
   if args.ema:
     if state.ema is None:
       raise InputError(f'--ema: {args.workdir} keeps no moving averages.')
     variables = state.ema
-  found = detailed.evaluate(run, variables, args.views, sides)
+  evaluate = functools.partial(
+    detailed.evaluate, run, which=args.views, sides=sides
+  )
+  report: dict[str, Any] = {'views': args.views, 'scales': sides}
+  if args.precise_bn is not None:
+    before = calibration.summarize(evaluate(variables=variables).sums)
+    variables = precise_bn.recompute(run, variables, args.precise_bn)
+    report['precise_bn'] = {
+      'num_images': precise_bn.num_images(run, args.precise_bn),
+      'running_statistics': before,
+    }
+  found = evaluate(variables=variables)
   sums = found.sums
   summary = calibration.summarize(sums)
   worst = calibration.worst_classes(sums['confusion'], args.worst)
@@ -60,6 +79,13 @@ def main(args: argparse.Namespace) -> None:
     f'  calibration error {summary["ece"]:.4f}'
     f'  (mean confidence {summary["confidence"]:.4f})'
   )
+  if 'precise_bn' in report:
+    before = report['precise_bn']['running_statistics']['top1']
+    print(
+      f'  batch statistics of {report["precise_bn"]["num_images"]:,} training'
+      f' images: top-1 {summary["top1"] - before:+.4f}'
+      f' (the running ones: {before:.4f})'
+    )
   for entry in worst:
     print(f'  {_describe(entry, names)}')
   if args.output:
@@ -68,9 +94,8 @@ def main(args: argparse.Namespace) -> None:
       f'{run.config["model.name"]} on {source.name}/{source.split}: top-1'
       f' {summary["top1"]:.4f}, calibration error {summary["ece"]:.4f}'
     )
-    views_ = {'views': args.views, 'scales': sides}
-    summary = {**summary, **views_, 'worst_classes': worst}
-    _write(args.output, summary, sums, title)
+    report = {**summary, **report, 'worst_classes': worst}
+    _write(args.output, report, sums, title)
 
 
 def _sides(args: argparse.Namespace, run: Experiment) -> tuple[int, ...]:
@@ -107,7 +132,7 @@ def _describe(entry: dict[str, Any], names: Any) -> str:
 
 
 def _write(
-  output: str, summary: dict[str, Any], sums: dict[str, np.ndarray], title: str
+  output: str, report: dict[str, Any], sums: dict[str, np.ndarray], title: str
 ) -> None:
   """Writes OUTPUT.json, .csv and .png."""
   bins = {
@@ -115,12 +140,12 @@ def _write(
     for name in ('count', 'confidence', 'top1')
   }
   lists = {name: values.tolist() for name, values in bins.items()}
-  report = json.dumps({**summary, 'sums_of_bins': lists}, indent=2)
+  text = json.dumps({**report, 'sums_of_bins': lists}, indent=2)
   rows = [','.join(map(str, row)) for row in sums['confusion'].tolist()]
   figure = draw_reliability(bins, title=title)
   try:
     os.makedirs(os.path.dirname(output) or '.', exist_ok=True)
-    write_atomically(f'{output}.json', f'{report}\n')
+    write_atomically(f'{output}.json', f'{text}\n')
     write_atomically(f'{output}.csv', '\n'.join(rows) + '\n')
     figures.save(figure, f'{output}.png')
   except OSError as error:
@@ -141,6 +166,7 @@ def _parser() -> command.Parser:
   add('--ema', action='store_true', help='the moving averages')
   add('--views', choices=views.VIEWS, default='center')
   add('--scales', metavar='N,N,...', help='pixels, for --views=scales')
+  add('--precise_bn', type=int, metavar='N', help='of so many training images')
   add('--worst', type=int, default=5, metavar='N', help='classes to show')
   add('--output', metavar='FILE', help='without an ending')
   return parser

@@ -13,6 +13,7 @@ from resnet import experiment
 from resnet.data.scales import ScalesTransform, paper_sides
 from resnet.data.transforms import EvalTransform, resize_and_center_crop
 from resnet.tools import command, evaluate
+from resnet.training import precise_bn
 from resnet.training import run as run_lib
 from resnet.training.views import cut_scales
 from tests.data.in_memory import smooth_image
@@ -77,13 +78,13 @@ def test_one_view_is_the_evaluation_of_the_run(run, workdir, tmp_path, ema):
 
 @pytest.fixture(scope='module')
 def restored(workdir):
-  """The variables of the run, and its experiment."""
+  """The state of the run, and its experiment."""
   config = fake.get_config()
   config.update_from_flattened_dict(SMALL)
   _, state, there = evaluate.open_state(
     experiment.resolve(config), workdir, 'best'
   )
-  return state.variables, there
+  return state, there
 
 
 def mean_of(views, variables, task):
@@ -108,7 +109,7 @@ def check(report, probabilities, labels):
 def test_ten_views_are_the_mean_of_ten(run, restored, tmp_path):
   run('--views=ten', f'--output={tmp_path}/ten')
   report = json.loads((tmp_path / 'ten.json').read_text())
-  variables, there = restored
+  state, there = restored
   count = len(there.eval_reader.source)
   reader = dataclasses.replace(
     there.eval_reader,
@@ -120,7 +121,7 @@ def test_ten_views_are_the_mean_of_ten(run, restored, tmp_path):
   for top, left in ((0, 0), (0, 4), (4, 0), (4, 4), (2, 2)):
     crops = batch['image'][:, top : top + 16, left : left + 16]
     views += [crops, crops[:, :, ::-1]]
-  check(report, mean_of(views, variables, there.task), batch['label'])
+  check(report, mean_of(views, state.variables, there.task), batch['label'])
 
 
 def test_scales_are_the_mean_of_sizes_and_mirror_images(
@@ -128,7 +129,7 @@ def test_scales_are_the_mean_of_sizes_and_mirror_images(
 ):
   run('--views=scales', '--scales=12,21', f'--output={tmp_path}/scales')
   report = json.loads((tmp_path / 'scales.json').read_text())
-  variables, there = restored
+  state, there = restored
   source = there.eval_reader.source
   records = source.read(range(len(source)))
   views = []
@@ -138,8 +139,37 @@ def test_scales_are_the_mean_of_sizes_and_mirror_images(
     )
     views += [squares, squares[:, :, ::-1]]
   labels = np.array([record['label'] for record in records])
-  check(report, mean_of(views, variables, there.task), labels)
+  check(report, mean_of(views, state.variables, there.task), labels)
   assert report['scales'] == [12, 21]
+
+
+@pytest.mark.parametrize('ema', [False, True])
+def test_recomputed_statistics_are_evaluated_beside_the_running_ones(
+  run, workdir, restored, tmp_path, ema
+):
+  out = run(
+    '--precise_bn=65',
+    f'--output={tmp_path}/precise',
+    *(['--ema'] if ema else []),
+  )
+  report = json.loads((tmp_path / 'precise.json').read_text())
+  theirs, which = last_evaluation(workdir), 'eval_ema' if ema else 'eval'
+  precise = report['precise_bn']
+  assert precise['num_images'] == 128 and 'of 128 training images' in out
+  running = precise['running_statistics']
+  assert running['loss'] == pytest.approx(theirs[f'{which}/loss'], rel=1e-4)
+  assert report['loss'] != pytest.approx(running['loss'], rel=1e-4)
+  state, there = restored
+  variables = precise_bn.recompute(
+    there, state.ema if ema else state.variables, 65
+  )
+  whole = dataclasses.replace(there.eval_reader, batch_size=100, row_count=100)(
+    0
+  )
+  found = mean_of([whole['image']], variables, there.task)
+  check(report, found, whole['label'])
+  change = report['top1'] - running['top1']
+  assert f'top-1 {change:+.4f} (the running ones: {running["top1"]:.4f})' in out
 
 
 def test_the_scales_are_those_of_the_paper():
@@ -163,6 +193,8 @@ def test_bad_values_are_named(run, capsys):
   for args, message in (
     (['--views=five'], 'invalid choice'),
     (['--output=/proc/report'], 'cannot be written'),
+    (['--precise_bn=0'], '--precise_bn=0 is not in 1 .. 512'),
+    (['--precise_bn=some'], 'invalid int value'),
     (['--scales=224'], '--scales is for --views=scales'),
     (['--views=scales', '--scales=0,224'], '--scales=0,224 are not'),
     (['--views=scales', '--scales=224,big'], '--scales=224,big are not'),
