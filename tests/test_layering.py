@@ -41,6 +41,8 @@ _LAYERS = (
     'resnet.data.imagenet',
     'resnet.data.records',
     'resnet.data.datasets',
+    'resnet.data.real_labels',
+    'resnet.data.same_classes',
     'resnet.data.digits',
     'resnet.data.encoding',
     'resnet.data.job',
@@ -87,6 +89,7 @@ _LAYERS = (
     'resnet.reporting.figures',
     'resnet.reporting.history',
     'resnet.reporting.curves',
+    'resnet.reporting.evaluation',
     'resnet.reporting.reliability',
   ),
   (

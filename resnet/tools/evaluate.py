@@ -22,32 +22,41 @@ All sizes of an image travel together: where memory is short, take a smaller
 training images (rounded up to whole batches), augmented and in groups as in
 training, with the weights fixed (Wu and Johnson 2021, section 3). It evaluates
 with the old and the new ones and shows what changed; the checkpoint stays.
+
+--on evaluates on another TFDS set of the same classes, resized and normalised
+as the run's own: imagenet_v2/matched-frequency, .../threshold-0.7 and
+.../topimages (Recht et al. 2019), or imagenet2012_real.
+
+--real_labels=real.json adds the ReaL top-1 (Beyer et al. 2020): a prediction is
+right where it is among the labels that the file has for the image, found by the
+name ILSVRC2012_val_... of the image, and an image without labels does not
+count. The set imagenet2012_real brings these labels along.
 """
 
 import argparse
+import dataclasses
 import functools
-import json
-import os
 from typing import Any
 
-import numpy as np
-
 from resnet import experiment as experiment_lib
+from resnet.data import real_labels
 from resnet.data.pipeline import MAX_IMAGE_SIZE
+from resnet.data.same_classes import open_same_classes
 from resnet.data.scales import paper_sides
 from resnet.errors import InputError
 from resnet.experiment import Experiment
-from resnet.reporting import figures
-from resnet.reporting.reliability import draw_reliability
+from resnet.reporting import evaluation
 from resnet.tools import command
 from resnet.training import calibration, detailed, precise_bn, views
 from resnet.training.evaluate import open_state
-from resnet.training.workdir import write_atomically
 
 
 def main(args: argparse.Namespace) -> None:
   run = experiment_lib.resolve(args.config)
+  _check(args)
   sides = _sides(args, run)
+  run = _with_images(args, run)
+  real = _real_labels(args, run)
   if args.precise_bn is not None:
     precise_bn.check(run, args.precise_bn)
   _, state, run = open_state(run, args.workdir, args.checkpoint)
@@ -56,10 +65,15 @@ def main(args: argparse.Namespace) -> None:
     if state.ema is None:
       raise InputError(f'--ema: {args.workdir} keeps no moving averages.')
     variables = state.ema
+  source = run.eval_reader.source
+  report: dict[str, Any] = {
+    'images': f'{source.name}/{source.split}',
+    'views': args.views,
+    'scales': sides,
+  }
   evaluate = functools.partial(
     detailed.evaluate, run, which=args.views, sides=sides
   )
-  report: dict[str, Any] = {'views': args.views, 'scales': sides}
   if args.precise_bn is not None:
     before = calibration.summarize(evaluate(variables=variables).sums)
     variables = precise_bn.recompute(run, variables, args.precise_bn)
@@ -68,41 +82,55 @@ def main(args: argparse.Namespace) -> None:
       'running_statistics': before,
     }
   found = evaluate(variables=variables)
-  sums = found.sums
-  summary = calibration.summarize(sums)
-  worst = calibration.worst_classes(sums['confusion'], args.worst)
-  names = run.train_reader.source.class_names
-  print(
-    f'{summary["num_examples"]:,} images, views: {args.views}\n'
-    f'  top-1 {summary["top1"]:.4f}  top-5 {summary["top5"]:.4f}'
-    f'  loss {summary["loss"]:.4f}\n'
-    f'  calibration error {summary["ece"]:.4f}'
-    f'  (mean confidence {summary["confidence"]:.4f})'
-  )
-  if 'precise_bn' in report:
-    before = report['precise_bn']['running_statistics']['top1']
-    print(
-      f'  batch statistics of {report["precise_bn"]["num_images"]:,} training'
-      f' images: top-1 {summary["top1"] - before:+.4f}'
-      f' (the running ones: {before:.4f})'
-    )
-  for entry in worst:
-    print(f'  {_describe(entry, names)}')
+  report |= calibration.summarize(found.sums)
+  if real is not None:
+    report['real'] = real_labels.score(found.predictions, real)
+  confusion = found.sums['confusion']
+  report['worst_classes'] = calibration.worst_classes(confusion, args.worst)
+  print('\n'.join(evaluation.lines(report, source.class_names)))
   if args.output:
-    source = run.eval_reader.source
-    title = (
-      f'{run.config["model.name"]} on {source.name}/{source.split}: top-1'
-      f' {summary["top1"]:.4f}, calibration error {summary["ece"]:.4f}'
-    )
-    report = {**summary, **report, 'worst_classes': worst}
-    _write(args.output, report, sums, title)
+    model = run.config['model.name']
+    evaluation.save(args.output, report, found.sums, model=model)
+
+
+def _check(args: argparse.Namespace) -> None:
+  if args.worst < 0:
+    raise InputError(f'--worst={args.worst} is no number of classes.')
+  if args.scales is not None and args.views != 'scales':
+    raise InputError('--scales is for --views=scales: give that, too.')
+  if args.on is None and (args.split or args.data_dir):
+    raise InputError('--split and --data_dir are for --on: give that, too.')
+  if args.output:
+    evaluation.check(args.output)
+
+
+def _with_images(args: argparse.Namespace, run: Experiment) -> Experiment:
+  """Returns the run with the images of --on for evaluation."""
+  if args.on is None:
+    return run
+  source = open_same_classes(
+    run.train_reader.source,
+    args.on,
+    args.split,
+    data_dir=args.data_dir or run.config['data.data_dir'],
+  )
+  reader = dataclasses.replace(run.eval_reader, source=source)
+  return dataclasses.replace(run, eval_reader=reader)
+
+
+def _real_labels(
+  args: argparse.Namespace, run: Experiment
+) -> real_labels.Labels | None:
+  """Returns the labels that people see in each image, where they are known."""
+  source = run.eval_reader.source
+  if args.real_labels is None:
+    return real_labels.of_records(source)
+  return real_labels.by_file_name(source, real_labels.read(args.real_labels))
 
 
 def _sides(args: argparse.Namespace, run: Experiment) -> tuple[int, ...]:
   """Returns the sides of --views=scales; of other views none."""
   if args.views != 'scales':
-    if args.scales is not None:
-      raise InputError('--scales is for --views=scales: give that, too.')
     return ()
   if args.scales is None:
     return paper_sides(run.eval_image_shape[0])
@@ -118,42 +146,6 @@ def _sides(args: argparse.Namespace, run: Experiment) -> tuple[int, ...]:
   return sides
 
 
-def _describe(entry: dict[str, Any], names: Any) -> str:
-  def name(label: int) -> str:
-    # A network may have more logits than the set has classes.
-    if names and label < len(names):
-      return names[label]
-    return f'class {label}'
-
-  text = f'{name(entry["label"])}: top-1 {entry["top1"]:.4f}'
-  if entry['times']:
-    text += f', taken for {name(entry["taken_for"])} {entry["times"]:,} times'
-  return f'{text} ({entry["num_examples"]:,} images)'
-
-
-def _write(
-  output: str, report: dict[str, Any], sums: dict[str, np.ndarray], title: str
-) -> None:
-  """Writes OUTPUT.json, .csv and .png."""
-  bins = {
-    name: sums[f'bin_{name}'].astype(float)
-    for name in ('count', 'confidence', 'top1')
-  }
-  lists = {name: values.tolist() for name, values in bins.items()}
-  text = json.dumps({**report, 'sums_of_bins': lists}, indent=2)
-  rows = [','.join(map(str, row)) for row in sums['confusion'].tolist()]
-  figure = draw_reliability(bins, title=title)
-  try:
-    os.makedirs(os.path.dirname(output) or '.', exist_ok=True)
-    write_atomically(f'{output}.json', f'{text}\n')
-    write_atomically(f'{output}.csv', '\n'.join(rows) + '\n')
-    figures.save(figure, f'{output}.png')
-  except OSError as error:
-    raise InputError(
-      f'--output={output} cannot be written: {error.strerror}.'
-    ) from None
-
-
 def _parser() -> command.Parser:
   parser = command.ConfigParser(
     prog='python -m resnet.tools.evaluate',
@@ -165,6 +157,10 @@ def _parser() -> command.Parser:
   add('--checkpoint', choices=('best', 'latest'), default='best')
   add('--ema', action='store_true', help='the moving averages')
   add('--views', choices=views.VIEWS, default='center')
+  add('--on', metavar='SET', help='other images of the same classes')
+  add('--split', help='of --on; without it, the only one')
+  add('--data_dir', metavar='DIR', help='of --on; else that of the config')
+  add('--real_labels', metavar='FILE', help='real.json of ImageNet-ReaL')
   add('--scales', metavar='N,N,...', help='pixels, for --views=scales')
   add('--precise_bn', type=int, metavar='N', help='of so many training images')
   add('--worst', type=int, default=5, metavar='N', help='classes to show')
