@@ -100,8 +100,8 @@ def only_split(name: str, data_dir: str | None = None) -> str:
     splits = list(_find_prepared(name, data_dir).info.splits)
   if len(splits) != 1:
     raise InputError(
-      f'{name!r} has the splits {", ".join(splits) or "of no name"}: say which'
-      ' one.'
+      f'{name!r} has the splits {", ".join(splits) or "of no name"}: name one,'
+      f' --split={splits[-1] if splits else "SPLIT"}'
     )
   return splits[0]
 

@@ -47,9 +47,13 @@ def test_version_2_has_the_classes_of_imagenet_and_one_split(folder, train):
     ('imagenet_v2/topimage', None, 'imagenet_v2/topimage'),
     ('imagenet_v2/topimages', 'validation', 'There are: test'),
     ('imagenet_v3', None, 'Did you mean: .*imagenet_v2'),
-    ('imagenet2012', None, 'has the splits train, validation: say which one'),
+    (
+      'imagenet2012',
+      None,
+      'has the splits train, validation: name one, --split=val',
+    ),
     ('digits', 'test', 'digits/test has 10 classes, and .* has 1,000'),
-    ('fake', None, 'has the splits train, test: say which one'),
+    ('fake', None, 'has the splits train, test: name one, --split=test'),
   ],
 )
 def test_another_set_is_refused(folder, train, name, split, message):
