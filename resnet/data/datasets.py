@@ -17,7 +17,7 @@ from tensorflow_datasets.core import constants, read_only_builder
 from resnet.data import imagenet
 from resnet.data.fake import LENGTHS, FakeRecords
 from resnet.data.folder import open_folder
-from resnet.data.records import is_pixels, open_records
+from resnet.data.records import LABELS, is_pixels, open_records
 from resnet.data.source import Source
 from resnet.errors import InputError, nearest
 
@@ -80,6 +80,32 @@ def open_source(
   )
 
 
+def only_split(name: str, data_dir: str | None = None) -> str:
+  """Returns the split of a set that has one.
+
+  Args:
+    name: as of `open_source`.
+    data_dir: likewise.
+
+  Raises:
+    InputError: no such set, or it has several splits.
+  """
+  if name == 'digits':
+    _prepare_digits(data_dir)
+  if name == 'fake':
+    splits = list(LENGTHS)
+  elif name == 'folder':
+    splits = ['train', 'val']
+  else:
+    splits = list(_find_prepared(name, data_dir).info.splits)
+  if len(splits) != 1:
+    raise InputError(
+      f'{name!r} has the splits {", ".join(splits) or "of no name"}: name one,'
+      f' --split={splits[-1] if splits else "SPLIT"}'
+    )
+  return splits[0]
+
+
 def _find_prepared(name: str, data_dir: str | None) -> Any:
   try:
     return read_only_builder.builder_from_files(name, data_dir=data_dir)
@@ -130,7 +156,7 @@ def _check_features(
   """Returns channels, the feature of the label, the shape of all images."""
   fields: dict[str, Any] = dict(features)
   image: Any = fields.get('image')
-  label = fields.get('label')
+  label = next((fields[name] for name in LABELS if name in fields), None)
   is_image = isinstance(image, tfds.features.Image) or is_pixels(image)
   if not is_image or not isinstance(label, tfds.features.ClassLabel):
     raise InputError(

@@ -18,7 +18,8 @@ from resnet.data.transforms import (
 )
 from resnet.errors import InputError
 
-_MAX_IMAGE_SIZE = 4096
+# Pixels.
+MAX_IMAGE_SIZE = 4096
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,9 +86,9 @@ def create_data(
   """
   eval_size = image_size if eval_size is None else eval_size
   for field, size in (('image_size', image_size), ('eval_size', eval_size)):
-    if not 0 < size <= _MAX_IMAGE_SIZE:
+    if not 0 < size <= MAX_IMAGE_SIZE:
       raise InputError(
-        f'data.{field}={size} must be positive, up to {_MAX_IMAGE_SIZE}.'
+        f'data.{field}={size} must be positive, up to {MAX_IMAGE_SIZE}.'
       )
   if data_dir == '':
     raise InputError(

@@ -18,6 +18,9 @@ from resnet.errors import InputError
 # Records are fetched one by one, in random order.
 _READER_OPTIONS = 'readahead_buffer_size:0'
 _READER_BUFFER_BYTES = 2**15
+# Where a set keeps the label of an image; `imagenet2012_real` has another name.
+LABELS = ('label', 'original_label')
+REAL_LABEL = 'real_label'
 # Fields by which a person finds a record.
 _NAMES = ('file_name', 'id')
 _BYTES = 1
@@ -35,7 +38,10 @@ class Part:
 
 
 class TfdsRecords:
-  """Random access to 'image', 'label', and 'file_name' or 'id' of a split."""
+  """Random access to 'image', 'label', and 'file_name' or 'id' of a split.
+
+  Where the set has REAL_LABEL, a tuple of labels, that too.
+  """
 
   def __init__(self, parts: Sequence[Part], shape: tuple[int, int, int] | None):
     """Of files that are opened when they are first read.
@@ -93,9 +99,13 @@ class TfdsRecords:
     else:
       image = np.frombuffer(data, np.uint8, end - start, start)
       image = image.reshape(self._shape)
-    label, _ = _varint(data, fields['label'][0])
+    place = fields.get(LABELS[0]) or fields[LABELS[1]]
+    label, _ = _varint(data, place[0])
     # Negative numbers, of unlabelled splits, are 64 bits long.
     record = {'image': image, 'label': label - ((label >> 63) << 64)}
+    if REAL_LABEL in fields:
+      start, end, _ = fields[REAL_LABEL]
+      record[REAL_LABEL] = tuple(_varints(data, start, end))
     for name in _NAMES:
       start, end, kind = fields.get(name, (0, 0, _BYTES))
       if kind == _BYTES and end > start:
@@ -133,13 +143,20 @@ def is_pixels(feature: Any) -> bool:
   )
 
 
-def _features(data: bytes) -> Iterator[tuple[str, tuple[int, int, int]]]:
-  """Yields the fields of a serialized tf.train.Example of one value each.
+def _varints(data: bytes, start: int, end: int) -> Iterator[int]:
+  """Yields the numbers of a feature, which may have none."""
+  while start < end:
+    value, start = _varint(data, start)
+    yield value
 
-  Each as (start, end, kind) of its value in `data`: of the bytes, or of the
-  numbers. Nothing is copied; protobuf would copy an image twice. The format
-  is that of example.proto and feature.proto of TensorFlow, as protobuf writes
-  it, each message in order of its field numbers:
+
+def _features(data: bytes) -> Iterator[tuple[str, tuple[int, int, int]]]:
+  """Yields the fields of a serialized tf.train.Example.
+
+  Each as (start, end, kind) of its value in `data`: of the bytes, which are one
+  value, or of the numbers. Nothing is copied; protobuf would copy an image
+  twice. The format is that of example.proto and feature.proto of TensorFlow, as
+  protobuf writes it, each message in order of its field numbers:
 
     Example {1: Features {1 (repeated): {1: name, 2: Feature}}}
     Feature {1: BytesList {1: bytes} or 3: Int64List {1: packed ints}}

@@ -54,6 +54,25 @@ class Line:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Bars:
+  """Boxes side by side.
+
+  Attributes:
+    style: index of the colour.
+    edges: [N + 1], where they begin and end in x.
+    low: [N], where they begin in y; not finite: none is drawn.
+    high: [N], where they end.
+    hatched: strokes in the colour, instead of an area.
+  """
+
+  style: int
+  edges: np.ndarray
+  low: np.ndarray
+  high: np.ndarray
+  hatched: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Panel:
   """Axes with lines.
 
@@ -62,6 +81,8 @@ class Panel:
     x_label: below.
     y_label: at the left.
     lines: in it; without any, the panel says so.
+    bars: behind the lines.
+    x_range: lowest and highest value shown; None: of the lines, whole numbers.
     y_range: lowest and highest value shown; None: of the lines.
     x_names: of x = 0, 1, ..., instead of numbers.
   """
@@ -69,7 +90,9 @@ class Panel:
   title: str
   x_label: str
   y_label: str
-  lines: Sequence[Line]
+  lines: Sequence[Line] = ()
+  bars: Sequence[Bars] = ()
+  x_range: tuple[float, float] | None = None
   y_range: tuple[float, float] | None = None
   x_names: Sequence[str] = ()
 
@@ -85,7 +108,8 @@ def draw(
   """Returns a figure of panels, row by row."""
   columns = min(columns, len(panels))
   rows = -(-len(panels) // columns)
-  longest = max(len(line.label) for panel in panels for line in panel.lines)
+  labels = [line.label for panel in panels for line in panel.lines]
+  longest = max(map(len, labels), default=0)
   width = 4.2 + 0.09 * longest  # Inches; the labels stand beside the axes.
   figure = figure_lib.Figure(
     figsize=(width * columns, 3.6 * rows + 0.6), layout='constrained'
@@ -129,9 +153,14 @@ def _draw_panel(ax: Any, panel: Panel) -> None:
   ax.grid(alpha=0.3)
   if panel.x_names:
     ax.set_xticks(range(len(panel.x_names)), panel.x_names, rotation=30)
+  elif panel.x_range:
+    ax.set_xlim(*panel.x_range)
+    ax.xaxis.set_major_formatter(ticker.FormatStrFormatter('%g'))
   else:
     ax.xaxis.set_major_locator(ticker.MaxNLocator('auto', integer=True))
   ax.spines[['top', 'right']].set_visible(False)
+  for bars in panel.bars:
+    _draw_bars(ax, bars)
   for line in panel.lines:
     color, dash = _style(line)
     ax.plot(
@@ -154,10 +183,28 @@ def _draw_panel(ax: Any, panel: Panel) -> None:
       )
   if panel.y_range:
     ax.set_ylim(*panel.y_range)
-  if not any(np.isfinite(line.y).any() for line in panel.lines):
+  values = [line.y for line in panel.lines] + [b.high for b in panel.bars]
+  if not any(np.isfinite(value).any() for value in values):
     ax.text(0.5, 0.5, 'nothing measured', transform=ax.transAxes, ha='center')
   else:
     ax.yaxis.set_major_formatter(ticker.FormatStrFormatter('%g'))
+
+
+def _draw_bars(ax: Any, bars: Bars) -> None:
+  color = _COLORS[bars.style % len(_COLORS)]
+  look: dict[str, Any] = {'color': color, 'edgecolor': 'white'}
+  if bars.hatched:
+    look = {'color': 'none', 'edgecolor': color, 'hatch': '////'}
+  ax.bar(
+    bars.edges[:-1],
+    bars.high - bars.low,
+    width=np.diff(bars.edges),
+    bottom=bars.low,
+    align='edge',
+    linewidth=_THIN,
+    zorder=2,
+    **look,
+  )
 
 
 def _style(line: Line) -> tuple[str, Any]:

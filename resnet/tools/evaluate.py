@@ -5,159 +5,145 @@
 
 Prints top-1, top-5, loss, the expected calibration error and the worst classes;
 with --output writes them to OUTPUT.json, with the bins of the reliability
-diagram, and the confusion matrix, label by prediction, to OUTPUT.csv.
+diagram, draws this to OUTPUT.png, and writes the confusion matrix, label by
+prediction, to OUTPUT.csv.
 
 --views=flip averages the probabilities of the image and its mirror image, ten
 those of the corners and the centre, and of their mirror images, cut from the
-image whose shorter side is data.eval_resize.
+image whose shorter side is data.eval_resize. --views=scales resizes the shorter
+side to each of --scales and applies the network to the central square, however
+large, and to its mirror image (He et al. 2016, section 3.4; there to the whole
+image, but those of a batch differ in shape). Without --scales they are those of
+the paper, 224, 256, 384, 480 and 640 pixels, in proportion to data.eval_size.
+All sizes of an image travel together: where memory is short, take a smaller
+--config.batch_size.
+
+--precise_bn=N takes mean and variance of every batch norm anew, of the first N
+training images (rounded up to whole batches), augmented and in groups as in
+training, with the weights fixed (Wu and Johnson 2021, section 3). It evaluates
+with the old and the new ones and shows what changed; the checkpoint stays.
+
+--on evaluates on another TFDS set of the same classes, resized and normalised
+as the run's own: imagenet_v2/matched-frequency, .../threshold-0.7 and
+.../topimages (Recht et al. 2019), or imagenet2012_real.
+
+--real_labels=real.json adds the ReaL top-1 (Beyer et al. 2020): a prediction is
+right where it is among the labels that the file has for the image, found by the
+name ILSVRC2012_val_... of the image, and an image without labels does not
+count. The set imagenet2012_real brings these labels along.
 """
 
 import argparse
 import dataclasses
 import functools
-import json
-import math
-import os
 from typing import Any
 
-import jax
-import numpy as np
-
 from resnet import experiment as experiment_lib
-from resnet.data.loader import DeviceLoader, read_ahead
-from resnet.data.notes import Notes
-from resnet.data.transforms import EvalTransform
+from resnet.data import real_labels
+from resnet.data.pipeline import MAX_IMAGE_SIZE
+from resnet.data.same_classes import open_same_classes
+from resnet.data.scales import paper_sides
 from resnet.errors import InputError
 from resnet.experiment import Experiment
+from resnet.reporting import evaluation
 from resnet.tools import command
-from resnet.training import calibration, views
-from resnet.training.evaluate import open_state, sum_over_processes
-from resnet.training.step import Batch, Task
-from resnet.training.workdir import write_atomically
+from resnet.training import calibration, detailed, precise_bn, views
+from resnet.training.evaluate import open_state
 
 
 def main(args: argparse.Namespace) -> None:
   run = experiment_lib.resolve(args.config)
+  _check(args)
+  sides = _sides(args, run)
+  run = _with_images(args, run)
+  real = _real_labels(args, run)
+  if args.precise_bn is not None:
+    precise_bn.check(run, args.precise_bn)
   _, state, run = open_state(run, args.workdir, args.checkpoint)
   variables = state.variables
   if args.ema:
     if state.ema is None:
       raise InputError(f'--ema: {args.workdir} keeps no moving averages.')
     variables = state.ema
-  sums = evaluate(run, variables, args.views)
-  summary = calibration.summarize(sums)
-  worst = calibration.worst_classes(sums['confusion'], args.worst)
-  names = run.train_reader.source.class_names
-  print(
-    f'{summary["num_examples"]:,} images, views: {args.views}\n'
-    f'  top-1 {summary["top1"]:.4f}  top-5 {summary["top5"]:.4f}'
-    f'  loss {summary["loss"]:.4f}\n'
-    f'  calibration error {summary["ece"]:.4f}'
-    f'  (mean confidence {summary["confidence"]:.4f})'
-  )
-  for entry in worst:
-    print(f'  {_describe(entry, names)}')
-  if args.output:
-    _write(args.output, {**summary, 'views': args.views}, sums, worst)
-
-
-def evaluate(
-  run: Experiment, variables: Any, which: str
-) -> dict[str, np.ndarray]:
-  """Returns the sums of `calibration` over the whole evaluation split.
-
-  Args:
-    run: with the split.
-    variables: of the network.
-    which: one of `views.VIEWS`.
-
-  Raises:
-    InputError: an image cannot be decoded.
-  """
-  reader = run.eval_reader
-  size = run.eval_image_shape[0]
-  transform: Any = reader.transform
-  if which == 'ten':
-    # The crops are cut on the device, of the whole square.
-    transform = EvalTransform(
-      size=transform.resize_size,
-      resize_size=transform.resize_size,
-      interpolation=transform.interpolation,
-    )
-    reader = dataclasses.replace(reader, transform=transform)
-  notes = Notes(reader.max_bad_images)
-  batches = read_ahead(
-    reader,
-    run.loader,
-    first_step=0,
-    num_steps=math.ceil(len(reader.source) / reader.batch_size),
-    notes=notes,
-  )
-  loader = DeviceLoader(batches, run.sharding.batch, notes)
-  step = jax.jit(
-    functools.partial(_step, task=run.task, size=size, which=which),
-    out_shardings=run.sharding.replicated,
-    donate_argnums=1,
-  )
-  num_classes: int = run.task.model.num_classes  # pyright: ignore[reportAttributeAccessIssue]
-  sums = jax.device_put(calibration.zeros(num_classes), run.sharding.replicated)
-  for batch in loader:
-    sums = step(variables, sums, batch)
-  counted = int(sums['bin_count'].sum())
-  num_bad = sum_over_processes(loader.num_left_out)
-  if counted + num_bad != len(reader.source):
-    raise RuntimeError(f'Evaluated {counted} of {len(reader.source)} images.')
-  return jax.tree.map(np.asarray, jax.device_get(sums))
-
-
-def _step(
-  variables: Any,
-  sums: calibration.Sums,
-  batch: Batch,
-  *,
-  task: Task,
-  size: int,
-  which: str,
-) -> calibration.Sums:
-  logits = [
-    task.model.apply(variables, task.normalize(view), train=False)
-    for view in views.cut(batch['image'], size, which)
-  ]
-  more = calibration.batch_sums(
-    views.mean_probabilities(logits),  # pyright: ignore[reportArgumentType]
-    batch['label'],
-    batch['mask'],
-  )
-  return jax.tree.map(lambda a, b: a + b, sums, more)
-
-
-def _describe(entry: dict[str, Any], names: Any) -> str:
-  def name(label: int) -> str:
-    return names[label] if names else f'class {label}'
-
-  text = f'{name(entry["label"])}: top-1 {entry["top1"]:.4f}'
-  if entry['times']:
-    text += f', taken for {name(entry["taken_for"])} {entry["times"]:,} times'
-  return f'{text} ({entry["num_examples"]:,} images)'
-
-
-def _write(
-  output: str, summary: dict[str, Any], sums: Any, worst: list[Any]
-) -> None:
-  bins = {
-    name: sums[f'bin_{name}'].astype(float).tolist()
-    for name in ('count', 'confidence', 'top1')
+  source = run.eval_reader.source
+  report: dict[str, Any] = {
+    'images': f'{source.name}/{source.split}',
+    'views': args.views,
+    'scales': sides,
   }
-  report = {**summary, 'worst_classes': worst, 'sums_of_bins': bins}
-  rows = [','.join(map(str, row)) for row in sums['confusion'].tolist()]
+  evaluate = functools.partial(
+    detailed.evaluate, run, which=args.views, sides=sides
+  )
+  if args.precise_bn is not None:
+    before = calibration.summarize(evaluate(variables=variables).sums)
+    variables = precise_bn.recompute(run, variables, args.precise_bn)
+    report['precise_bn'] = {
+      'num_images': precise_bn.num_images(run, args.precise_bn),
+      'running_statistics': before,
+    }
+  found = evaluate(variables=variables)
+  report |= calibration.summarize(found.sums)
+  if real is not None:
+    report['real'] = real_labels.score(found.predictions, real)
+  confusion = found.sums['confusion']
+  report['worst_classes'] = calibration.worst_classes(confusion, args.worst)
+  print('\n'.join(evaluation.lines(report, source.class_names)))
+  if args.output:
+    model = run.config['model.name']
+    evaluation.save(args.output, report, found.sums, model=model)
+
+
+def _check(args: argparse.Namespace) -> None:
+  if args.worst < 0:
+    raise InputError(f'--worst={args.worst} is no number of classes.')
+  if args.scales is not None and args.views != 'scales':
+    raise InputError('--scales is for --views=scales: give that, too.')
+  if args.on is None and (args.split or args.data_dir):
+    raise InputError('--split and --data_dir are for --on: give that, too.')
+  if args.output:
+    evaluation.check(args.output)
+
+
+def _with_images(args: argparse.Namespace, run: Experiment) -> Experiment:
+  """Returns the run with the images of --on for evaluation."""
+  if args.on is None:
+    return run
+  source = open_same_classes(
+    run.train_reader.source,
+    args.on,
+    args.split,
+    data_dir=args.data_dir or run.config['data.data_dir'],
+  )
+  reader = dataclasses.replace(run.eval_reader, source=source)
+  return dataclasses.replace(run, eval_reader=reader)
+
+
+def _real_labels(
+  args: argparse.Namespace, run: Experiment
+) -> real_labels.Labels | None:
+  """Returns the labels that people see in each image, where they are known."""
+  source = run.eval_reader.source
+  if args.real_labels is None:
+    return real_labels.of_records(source)
+  return real_labels.by_file_name(source, real_labels.read(args.real_labels))
+
+
+def _sides(args: argparse.Namespace, run: Experiment) -> tuple[int, ...]:
+  """Returns the sides of --views=scales; of other views none."""
+  if args.views != 'scales':
+    return ()
+  if args.scales is None:
+    return paper_sides(run.eval_image_shape[0])
   try:
-    os.makedirs(os.path.dirname(output) or '.', exist_ok=True)
-    write_atomically(f'{output}.json', json.dumps(report, indent=2) + '\n')
-    write_atomically(f'{output}.csv', '\n'.join(rows) + '\n')
-  except OSError as error:
+    sides = tuple(map(int, args.scales.split(',')))
+  except ValueError:
+    sides = ()
+  if not sides or not all(0 < side <= MAX_IMAGE_SIZE for side in sides):
     raise InputError(
-      f'--output={output} cannot be written: {error.strerror}.'
-    ) from None
+      f'--scales={args.scales} are not sides of 1 to {MAX_IMAGE_SIZE} pixels:'
+      ' type --scales=224,256,384'
+    )
+  return sides
 
 
 def _parser() -> command.Parser:
@@ -171,6 +157,12 @@ def _parser() -> command.Parser:
   add('--checkpoint', choices=('best', 'latest'), default='best')
   add('--ema', action='store_true', help='the moving averages')
   add('--views', choices=views.VIEWS, default='center')
+  add('--on', metavar='SET', help='other images of the same classes')
+  add('--split', help='of --on; without it, the only one')
+  add('--data_dir', metavar='DIR', help='of --on; else that of the config')
+  add('--real_labels', metavar='FILE', help='real.json of ImageNet-ReaL')
+  add('--scales', metavar='N,N,...', help='pixels, for --views=scales')
+  add('--precise_bn', type=int, metavar='N', help='of so many training images')
   add('--worst', type=int, default=5, metavar='N', help='classes to show')
   add('--output', metavar='FILE', help='without an ending')
   return parser

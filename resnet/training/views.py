@@ -1,9 +1,11 @@
 """Several views of an evaluation image, whose predictions are averaged."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
-VIEWS = ('center', 'flip', 'ten')
+VIEWS = ('center', 'flip', 'ten', 'scales')
 
 
 def cut(images: jax.Array, size: int, which: str) -> list[jax.Array]:
@@ -17,7 +19,7 @@ def cut(images: jax.Array, size: int, which: str) -> list[jax.Array]:
   Args:
     images: of at least `size`.
     size: pixels.
-    which: one of VIEWS.
+    which: one of these.
   """
   height, width = images.shape[1:3]
   down, right = height - size, width - size
@@ -29,8 +31,25 @@ def cut(images: jax.Array, size: int, which: str) -> list[jax.Array]:
   views = [
     images[:, top : top + size, left : left + size] for top, left in places
   ]
-  if which == 'center':
-    return views
+  return views if which == 'center' else _with_mirrored(views)
+
+
+def cut_scales(images: jax.Array, sides: Sequence[int]) -> list[jax.Array]:
+  """Returns views [B, side, side, C] of each side, then their mirror images.
+
+  Args:
+    images: [B, N, C], the squares one after the other, N = sum(side * side).
+    sides: pixels.
+  """
+  views, start = [], 0
+  for side in sides:
+    square = images[:, start : start + side * side]
+    views.append(square.reshape(len(images), side, side, -1))
+    start += side * side
+  return _with_mirrored(views)
+
+
+def _with_mirrored(views: list[jax.Array]) -> list[jax.Array]:
   return [*views, *(view[:, :, ::-1] for view in views)]
 
 

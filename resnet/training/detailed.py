@@ -1,0 +1,143 @@
+"""One pass over the evaluation images, with several views of each."""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from resnet.data.loader import DeviceLoader, read_ahead
+from resnet.data.notes import Notes
+from resnet.data.reader import BatchReader
+from resnet.data.scales import ScalesTransform
+from resnet.data.transforms import EvalTransform
+from resnet.errors import InputError
+from resnet.experiment import Experiment
+from resnet.training import calibration, views
+from resnet.training.evaluate import sum_over_processes
+from resnet.training.sharding import DataSharding
+from resnet.training.step import Batch, Task
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Found:
+  """What a pass has found.
+
+  Attributes:
+    sums: of `calibration`, over all images.
+    predictions: class of each record, in the order of the split, int32 [N];
+      -1 where the image is broken.
+  """
+
+  sums: dict[str, np.ndarray]
+  predictions: np.ndarray
+
+
+def evaluate(
+  run: Experiment,
+  variables: Any,
+  which: str = 'center',
+  sides: Sequence[int] = (),
+) -> Found:
+  """Evaluates `run.eval_reader`, every image once; prints what is left out.
+
+  Args:
+    run: with the images.
+    variables: of the network.
+    which: one of `views.VIEWS`.
+    sides: for 'scales', pixels.
+
+  Raises:
+    InputError: an image cannot be decoded.
+  """
+  reader = _reader(run, which, tuple(sides))
+  num_examples = len(reader.source)
+  notes = Notes(reader.max_bad_images)
+  batches = read_ahead(
+    reader,
+    run.loader,
+    first_step=0,
+    num_steps=math.ceil(num_examples / reader.batch_size),
+    notes=notes,
+  )
+  loader = DeviceLoader(batches, run.sharding.batch, notes)
+  step = jax.jit(
+    functools.partial(
+      _step,
+      task=run.task,
+      sharding=run.sharding,
+      which=which,
+      sizes=tuple(sides) or run.eval_image_shape[:1],
+    ),
+    out_shardings=run.sharding.replicated,
+    donate_argnums=1,
+  )
+  num_classes: int = run.task.model.num_classes  # pyright: ignore[reportAttributeAccessIssue]
+  sums = jax.device_put(calibration.zeros(num_classes), run.sharding.replicated)
+  predictions = []
+  for batch in loader:
+    sums, predicted = step(variables, sums, batch)
+    predictions.append(predicted)
+  for line in notes.take():
+    print(line)
+  counted = int(sums['bin_count'].sum())
+  num_bad = sum_over_processes(loader.num_left_out)
+  if counted + num_bad != num_examples:
+    raise RuntimeError(f'Evaluated {counted} of {num_examples} images.')
+  if not counted:
+    raise InputError(
+      f'No image of {reader.source.name}/{reader.source.split} can be decoded.'
+    )
+  return Found(
+    sums=jax.tree.map(np.asarray, jax.device_get(sums)),
+    predictions=np.concatenate(jax.device_get(predictions))[:num_examples],
+  )
+
+
+def _reader(run: Experiment, which: str, sides: tuple[int, ...]) -> BatchReader:
+  """Returns the reader of what is cut on the device."""
+  transform: Any = run.eval_reader.transform
+  if which == 'ten':
+    # The crops are cut of the whole square.
+    transform = EvalTransform(
+      size=transform.resize_size,
+      resize_size=transform.resize_size,
+      interpolation=transform.interpolation,
+    )
+  elif which == 'scales':
+    transform = ScalesTransform(
+      sides=sides, interpolation=transform.interpolation
+    )
+  return dataclasses.replace(run.eval_reader, transform=transform)
+
+
+def _step(
+  variables: Any,
+  sums: calibration.Sums,
+  batch: Batch,
+  *,
+  task: Task,
+  sharding: DataSharding,
+  which: str,
+  sizes: Sequence[int],
+) -> tuple[calibration.Sums, jax.Array]:
+  """Returns the sums with this batch in them, and its predictions [B]."""
+  variables = sharding.gather(variables)
+  images, mask = batch['image'], batch['mask']
+  if which == 'scales':
+    cuts = views.cut_scales(images, sizes)
+  else:
+    cuts = views.cut(images, sizes[0], which)
+  logits: list[Any] = [
+    task.model.apply(variables, task.normalize(view), train=False)
+    for view in cuts
+  ]
+  probabilities = views.mean_probabilities(logits)
+  more = calibration.batch_sums(probabilities, batch['label'], mask)
+  predictions = jnp.argmax(probabilities, axis=1).astype(jnp.int32)
+  sums = jax.tree.map(lambda a, b: a + b, sums, more)
+  return sums, jnp.where(mask, predictions, -1)

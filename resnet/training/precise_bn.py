@@ -1,0 +1,156 @@
+"""Batch statistics of the weights as they are: "precise BN".
+
+Running statistics are those of weights that moved while they were taken, and
+few batches have a say in them. Here they are taken anew, of training images as
+training sees them, with the weights fixed (Wu and Johnson 2021, "Rethinking
+'batch' in BatchNorm", section 3).
+"""
+
+from collections.abc import Mapping
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from resnet.data.loader import DeviceLoader, read_ahead
+from resnet.data.notes import Notes
+from resnet.errors import InputError
+from resnet.experiment import Experiment
+from resnet.training.sharding import DataSharding
+from resnet.training.step import Batch, Task, augment, network_rngs
+
+Variables = Mapping[str, Any]
+
+
+def check(run: Experiment, at_least: int) -> None:
+  """Raises an InputError where `recompute` has no such images or no norms."""
+  most = len(run.train_reader.source)
+  if not 0 < at_least <= most:
+    raise InputError(
+      f'--precise_bn={at_least} is not in 1 .. {most}, the training images.'
+    )
+  shapes = run.abstract_state().batch_stats
+  if not jax.tree.leaves(shapes) or getattr(run.task.model, 'frozen_bn', False):
+    raise InputError(
+      f'--precise_bn={at_least}: {run.config["model.name"]} has no batch'
+      ' norms whose statistics training takes; leave it out.'
+    )
+
+
+def num_images(run: Experiment, at_least: int) -> int:
+  """Returns the images of the whole batches that hold at least so many."""
+  batch_size = run.train_reader.batch_size
+  return math.ceil(at_least / batch_size) * batch_size
+
+
+def recompute(
+  run: Experiment, variables: Variables, at_least: int
+) -> Variables:
+  """Returns the variables with batch statistics of the first training batches.
+
+  With mean and biased variance m, v of each group of images that training
+  normalises together (`model.bn_group_size`, else a part of a batch),
+
+    mean = E[m],  var = E[v + m * m] - E[m] ** 2
+
+  that is the variance over all images, not the mean of those of the groups.
+  Norms that are frozen keep their statistics.
+
+  Args:
+    run: with the images; they are augmented as in training.
+    variables: 'params' and 'batch_stats', of the weights or their averages.
+    at_least: images; rounded up to whole batches.
+
+  Raises:
+    InputError: an image cannot be decoded.
+  """
+  reader = run.train_reader
+  notes = Notes(reader.max_bad_images)
+  count = num_images(run, at_least) // reader.batch_size
+  batches = read_ahead(
+    reader, run.loader, first_step=0, num_steps=count, notes=notes
+  )
+  step = jax.jit(
+    functools.partial(_statistics, task=run.task, sharding=run.sharding),
+    out_shardings=run.sharding.replicated,
+  )
+  total: Any = None
+  for i, batch in enumerate(DeviceLoader(batches, run.sharding.batch, notes)):
+    found = jax.device_get(step(variables, batch, np.int32(i)))
+    # Sums of squares need more digits than float32 has.
+    moments = _map_norms(_raw_moments, found)
+    total = moments if i == 0 else jax.tree.map(np.add, total, moments)
+  for line in notes.take():
+    print(line)
+  means = jax.tree.map(lambda x: x / count, total)
+  batch_stats = jax.tree.map(
+    lambda new, old: jax.device_put(new, old.sharding),
+    _map_norms(_central_moments, means),
+    variables['batch_stats'],
+  )
+  return {**variables, 'batch_stats': batch_stats}
+
+
+def _statistics(
+  variables: Variables,
+  batch: Batch,
+  step: jax.Array,
+  *,
+  task: Task,
+  sharding: DataSharding,
+) -> Any:
+  """Returns mean and variance of each norm over a batch, as 'batch_stats'."""
+  variables = sharding.gather(variables)
+  images = augment(batch, step, task=task)['image']
+  size = getattr(task.model, 'bn_group_size', None)
+  size = size or len(images) // task.accumulation_steps
+  # One application is one group, and leaves exactly its statistics behind.
+  model = task.model.clone(bn_group_size=None, bn_momentum=0.0)
+
+  def of_group(images: jax.Array, number: jax.Array) -> Any:
+    _, updates = model.apply(
+      variables,
+      task.normalize(images),
+      train=True,
+      mutable=['batch_stats'],
+      rngs=network_rngs(task, step, number),
+    )
+    return updates['batch_stats']
+
+  groups = images.reshape(-1, size, *images.shape[1:])
+  numbers = jnp.arange(len(groups), dtype=jnp.int32)
+  return _map_norms(_over_groups, jax.vmap(of_group)(groups, numbers))
+
+
+def _over_groups(norm: dict[str, jax.Array]) -> dict[str, jax.Array]:
+  """Statistics of equal groups, [groups, C] -> of their union, [C]."""
+  mean, var = norm['mean'], norm['var']
+  return {
+    'mean': jnp.mean(mean, axis=0),
+    'var': jnp.mean(var, axis=0) + jnp.var(mean, axis=0),
+  }
+
+
+def _raw_moments(norm: dict[str, Any]) -> dict[str, np.ndarray]:
+  """Mean and variance -> mean and mean of squares, float64."""
+  mean = np.asarray(norm['mean'], np.float64)
+  return {'mean': mean, 'var': norm['var'] + mean**2}
+
+
+def _central_moments(norm: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Mean and mean of squares -> mean and variance, float32."""
+  var = np.maximum(norm['var'] - norm['mean'] ** 2, 0.0)
+  return {
+    'mean': norm['mean'].astype(np.float32),
+    'var': var.astype(np.float32),
+  }
+
+
+def _map_norms(fn: Any, batch_stats: Any) -> Any:
+  """Applies fn to what each norm has, a dict of 'mean' and 'var'."""
+  return jax.tree.map(
+    fn, batch_stats, is_leaf=lambda node: set(node) == {'mean', 'var'}
+  )
