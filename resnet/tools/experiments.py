@@ -173,7 +173,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     num_seeds=1,
   ),
   'ladder': Experiment(
-    title='Ingredients of modern recipes, one after the other',
+    title='Ingredients, one after the other',
     groups=_ladder(_RUNGS),
     depths={'fashion_mnist': (20,)},
     paper={},
