@@ -182,19 +182,21 @@ def get_config() -> ConfigDict:
   sharding.fsdp = 1
 
   optimizer = config.optimizer = ConfigDict()
-  # 'sgd'; for batches of 8,192 and more 'lars' (You et al. 2017) or 'lamb' (You
+  # 'sgd'; 'sgdw' or 'adamw', with decoupled weight decay (Loshchilov and Hutter
+  # 2019); for batches of 8,192 and more 'lars' (You et al. 2017) or 'lamb' (You
   # et al. 2020), which take decay_rule='kernels'.
   optimizer.name = 'sgd'
-  # For 'lamb' the decay of the first moment.
+  # For 'adamw' and 'lamb' the decay of the first moment.
   optimizer.momentum = 0.9
   # Nesterov's momentum; the paper has the classical one.
   optimizer.nesterov = False
   # For 'lars': of norm(kernel) / norm(gradient), eta in the paper.
   optimizer.trust_coefficient = 0.001
-  # For 'lamb': decay of the second moment, and what is added to its root.
+  # For 'adamw' and 'lamb': decay of the second moment, and what is added to its
+  # root.
   optimizer.b2 = 0.999
   optimizer.eps = 1e-6
-  # L2, added to the gradient; for 'lamb' to the direction, as in AdamW.
+  # L2, added to the gradient; for 'sgdw', 'adamw' and 'lamb' to the direction.
   optimizer.weight_decay = 1e-4
   # 'all' parameters (He et al. 2016) or 'kernels' (Goyal et al. 2017).
   optimizer.decay_rule = 'all'

@@ -19,7 +19,7 @@ DECAY_RULES: dict[str, Callable[[jax.Array], bool]] = {
   'kernels': lambda param: param.ndim > 1,
 }
 
-OPTIMIZERS = ('sgd', 'lars', 'lamb')
+OPTIMIZERS = ('sgd', 'sgdw', 'adamw', 'lars', 'lamb')
 
 
 def decay_mask(params: Any, rule: str) -> Any:
@@ -47,13 +47,22 @@ def create_optimizer(
       d = g + weight_decay * p                 (where the rule says so)
       v = momentum * v + d
       p -= learning_rate * v                   (d + momentum * v with Nesterov)
-    'lars' (You et al. 2017, Algorithm 1), with d as above:
+    'sgdw' (Loshchilov and Hutter 2019, Algorithm 1), the decay decoupled:
+      v = momentum * v + g
+      p -= learning_rate * (v + weight_decay * p)
+                                               (g + momentum * v with Nesterov)
+    'adamw' (the same, Algorithm 2), with m and v as in Adam, b1 being the
+      momentum:
+      p -= learning_rate * (m / (sqrt(v) + eps) + weight_decay * p)
+    'lars' (You et al. 2017, Algorithm 1), with d as in 'sgd':
       v = momentum * v + learning_rate * trust_coefficient * |p| / |d| * d
       p -= v
-    'lamb' (You et al. 2020, Algorithm 2), with m and v as in Adam, b1 being
-      the momentum:
+    'lamb' (You et al. 2020, Algorithm 2), with m and v as in 'adamw':
       d = m / (sqrt(v) + eps) + weight_decay * p
       p -= learning_rate * |p| / |d| * d
+
+  Decoupled decay is times the learning rate, as in PyTorch's AdamW and timm's
+  SGDW; in the paper it is times the schedule alone.
 
   The last two adapt and decay kernels only: biases, and scales of batch norm,
   are neither decayed nor scaled by a ratio of norms, as in the papers' code.
@@ -73,13 +82,16 @@ def create_optimizer(
       f'optimizer.decay_rule={decay_rule!r} is none of'
       f' {", ".join(DECAY_RULES)}.'
     )
-  if name != 'sgd' and decay_rule != 'kernels':
+  if name in ('lars', 'lamb') and decay_rule != 'kernels':
     raise InputError(
       f'optimizer.decay_rule={decay_rule!r} is not for {name!r}, which leaves'
       ' out biases and scales: --config.optimizer.decay_rule=kernels'
     )
-  if name == 'lamb' and nesterov:
-    raise InputError("optimizer.nesterov=True means nothing to 'lamb'.")
+  if name in ('adamw', 'lamb') and nesterov:
+    raise InputError(
+      f'optimizer.nesterov=True means nothing to {name!r}:'
+      ' --config.optimizer.nesterov=False'
+    )
   for field, value in (('momentum', momentum), ('b2', b2)):
     if not 0 <= value < 1:
       raise InputError(f'optimizer.{field}={value} is not in [0, 1).')
@@ -99,13 +111,14 @@ def create_optimizer(
   )
   rate = optax.scale_by_learning_rate(schedule)
   trace = optax.trace(decay=momentum, nesterov=nesterov)
-  if name == 'lars':
-    steps = [decay, _adapt_kernels(trust_coefficient), rate, trace]
-  elif name == 'lamb':
-    adam = optax.scale_by_adam(b1=momentum, b2=b2, eps=eps)
-    steps = [adam, decay, _adapt_kernels(1.0), rate]
-  else:
-    steps = [decay, trace, rate]
+  adam = optax.scale_by_adam(b1=momentum, b2=b2, eps=eps)
+  steps = {
+    'sgd': [decay, trace, rate],
+    'sgdw': [trace, decay, rate],
+    'adamw': [adam, decay, rate],
+    'lars': [decay, _adapt_kernels(trust_coefficient), rate, trace],
+    'lamb': [adam, decay, _adapt_kernels(1.0), rate],
+  }[name]
   return optax.chain(*steps, *_slower(backbone_multiplier, frozen_stages))
 
 

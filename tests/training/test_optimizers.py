@@ -1,4 +1,4 @@
-"""SGD against its formula, and which parameters decay."""
+"""Optimizers against their formulas and others', and what decays."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ RATES = [0.1, 0.2, 0.05]
 
 @pytest.mark.parametrize('nesterov', [False, True])
 @pytest.mark.parametrize('decay_rule', ['all', 'kernels'])
-def test_three_updates_follow_the_formula(nesterov, decay_rule):
+def test_updated_follow_the_formula(nesterov, decay_rule):
   rng = np.random.default_rng(0)
   params = {'kernel': rng.normal(size=(2, 3)), 'bias': rng.normal(size=3)}
   grads = [
@@ -57,7 +57,7 @@ def test_three_updates_follow_the_formula(nesterov, decay_rule):
     np.testing.assert_allclose(ours[name], params[name], rtol=1e-5, atol=1e-6)
 
 
-def _three_updates(tx, params, grads):
+def _updated(tx, params, grads):
   """Returns float32 parameters after an update for each of the gradients."""
   ours = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
   state = tx.init(ours)
@@ -67,6 +67,62 @@ def _three_updates(tx, params, grads):
     )
     ours = optax.apply_updates(ours, updates)
   return ours
+
+
+@pytest.mark.parametrize('decay_rule', ['all', 'kernels'])
+@pytest.mark.parametrize(
+  ('name', 'nesterov'), [('sgdw', False), ('sgdw', True), ('adamw', False)]
+)
+def test_decoupled_decay_is_that_of_timm_and_pytorch(
+  name, nesterov, decay_rule
+):
+  torch = pytest.importorskip('torch')
+  sgdw = pytest.importorskip('timm.optim').SGDW
+  rng = np.random.default_rng(2)
+  rates = np.geomspace(0.2, 0.01, 8)
+  start = {'kernel': rng.normal(size=(3, 4)), 'bias': rng.normal(size=4)}
+  grads = [
+    {key: rng.normal(size=value.shape) for key, value in start.items()}
+    for _ in rates
+  ]
+  theirs = {
+    key: torch.nn.Parameter(torch.tensor(x)) for key, x in start.items()
+  }
+  groups = [
+    {
+      'params': [theirs[key]],
+      'weight_decay': 0.3 * (decay_rule == 'all' or key == 'kernel'),
+    }
+    for key in start
+  ]
+  if name == 'sgdw':
+    optimizer = sgdw(groups, lr=1.0, momentum=0.9, nesterov=nesterov)
+  else:
+    optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.99), eps=1e-3)
+  for rate, grad in zip(rates, grads, strict=True):
+    for key, param in theirs.items():
+      param.grad = torch.tensor(grad[key])
+    for group in optimizer.param_groups:
+      group['lr'] = rate
+    optimizer.step()
+  tx = create_optimizer(
+    lambda step: jnp.asarray(rates, jnp.float32)[step],
+    **{
+      **FIELDS,
+      'name': name,
+      'nesterov': nesterov,
+      'b2': 0.99,
+      'eps': 1e-3,
+      'weight_decay': 0.3,
+      'decay_rule': decay_rule,
+    },
+  )
+  with jax.numpy_dtype_promotion('standard'):  # Optax: float ** count.
+    ours = _updated(tx, start, grads)
+  for key, param in theirs.items():
+    np.testing.assert_allclose(
+      ours[key], param.detach().numpy(), rtol=1e-4, atol=1e-6
+    )
 
 
 def _large_batch_case(name):
@@ -93,7 +149,7 @@ def _large_batch_case(name):
 
 def test_lars_is_algorithm_1_for_kernels_and_sgd_for_the_rest():
   tx, params, grads = _large_batch_case('lars')
-  ours = _three_updates(tx, params, grads)
+  ours = _updated(tx, params, grads)
   velocity = dict.fromkeys(params, 0.0)
   for rate, grad in zip(RATES, grads, strict=True):
     for name, param in params.items():
@@ -110,7 +166,7 @@ def test_lars_is_algorithm_1_for_kernels_and_sgd_for_the_rest():
 def test_lamb_is_algorithm_2_for_kernels_and_adam_for_the_rest():
   tx, params, grads = _large_batch_case('lamb')
   with jax.numpy_dtype_promotion('standard'):  # Optax: float ** count.
-    ours = _three_updates(tx, params, grads)
+    ours = _updated(tx, params, grads)
   m, v = dict.fromkeys(params, 0.0), dict.fromkeys(params, 0.0)
   for step, (rate, grad) in enumerate(zip(RATES, grads, strict=True), start=1):
     for name, param in params.items():
@@ -183,7 +239,8 @@ def test_kernels_decay_and_scales_and_biases_do_not():
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'name': 'adam'}, "'adam' is none of sgd, lars, lamb"),
+    ({'name': 'adam'}, "'adam' is none of sgd, sgdw, adamw, lars, lamb"),
+    ({'name': 'adamw', 'nesterov': True}, "nothing to 'adamw'.*=False"),
     ({'name': 'lars'}, r"'all' is not for 'lars'.*decay_rule=kernels"),
     (
       {'name': 'lamb', 'decay_rule': 'kernels', 'nesterov': True},
