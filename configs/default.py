@@ -200,6 +200,12 @@ def get_config() -> ConfigDict:
   optimizer.weight_decay = 1e-4
   # 'all' parameters (He et al. 2016) or 'kernels' (Goyal et al. 2017).
   optimizer.decay_rule = 'all'
+  # Most that the norm of all gradients together may be (Pascanu et al. 2013);
+  # None: they are not clipped.
+  optimizer.clip_norm = config_dict.placeholder(float)
+  # Most that a gradient's norm may be of the weights', for each output channel
+  # but those of the head (Brock et al. 2021: 0.01 for batches of 4,096); None.
+  optimizer.clip_adaptive = config_dict.placeholder(float)
   # For fine-tuning: share of the learning rate, 0 to 1, that all parameters but
   # those of the head have.
   optimizer.backbone_multiplier = 1.0

@@ -160,6 +160,8 @@ OTHER_VALUES = {
   'optimizer.eps': 0.1,
   'optimizer.weight_decay': 0.1,
   'optimizer.decay_rule': 'kernels',
+  'optimizer.clip_norm': 0.1,
+  'optimizer.clip_adaptive': 0.1,
   'optimizer.backbone_multiplier': 0.5,
   'schedule.name': 'cosine',
   'schedule.learning_rate': 0.3,

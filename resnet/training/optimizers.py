@@ -39,6 +39,8 @@ def create_optimizer(
   weight_decay: float,
   decay_rule: str,
   backbone_multiplier: float = 1.0,
+  clip_norm: float | None = None,
+  clip_adaptive: float | None = None,
   frozen_stages: int = 0,
 ) -> optax.GradientTransformation:
   """Returns an optimizer by name; g is the gradient, p the parameter.
@@ -67,31 +69,21 @@ def create_optimizer(
   The last two adapt and decay kernels only: biases, and scales of batch norm,
   are neither decayed nor scaled by a ratio of norms, as in the papers' code.
 
+  Before all that g is clipped, by one of
+
+    g *= min(1, clip_norm / |all gradients|)               (Pascanu et al. 2013)
+    g *= min(1, clip_adaptive * max(|p|, 1e-3) / |g|)      (Brock et al. 2021)
+
+  the second for each output channel of a kernel, for each bias and scale as a
+  whole, and not for the head, as in the paper.
+
   All parameters but those of the head learn at `backbone_multiplier` times the
   rate; those of the stem and the first `frozen_stages` stages not at all.
 
   Raises:
     InputError: an unknown name or rule, or a number out of its range.
   """
-  if name not in OPTIMIZERS:
-    raise InputError(
-      f'optimizer.name={name!r} is none of {", ".join(OPTIMIZERS)}.'
-    )
-  if decay_rule not in DECAY_RULES:
-    raise InputError(
-      f'optimizer.decay_rule={decay_rule!r} is none of'
-      f' {", ".join(DECAY_RULES)}.'
-    )
-  if name in ('lars', 'lamb') and decay_rule != 'kernels':
-    raise InputError(
-      f'optimizer.decay_rule={decay_rule!r} is not for {name!r}, which leaves'
-      ' out biases and scales: --config.optimizer.decay_rule=kernels'
-    )
-  if name in ('adamw', 'lamb') and nesterov:
-    raise InputError(
-      f'optimizer.nesterov=True means nothing to {name!r}:'
-      ' --config.optimizer.nesterov=False'
-    )
+  _check_names(name, decay_rule, nesterov)
   for field, value in (('momentum', momentum), ('b2', b2)):
     if not 0 <= value < 1:
       raise InputError(f'optimizer.{field}={value} is not in [0, 1).')
@@ -119,7 +111,57 @@ def create_optimizer(
     'lars': [decay, _adapt_kernels(trust_coefficient), rate, trace],
     'lamb': [adam, decay, _adapt_kernels(1.0), rate],
   }[name]
-  return optax.chain(*steps, *_slower(backbone_multiplier, frozen_stages))
+  return optax.chain(
+    *_clip(clip_norm, clip_adaptive),
+    *steps,
+    *_slower(backbone_multiplier, frozen_stages),
+  )
+
+
+def _check_names(name: str, decay_rule: str, nesterov: bool) -> None:
+  if name not in OPTIMIZERS:
+    raise InputError(
+      f'optimizer.name={name!r} is none of {", ".join(OPTIMIZERS)}.'
+    )
+  if decay_rule not in DECAY_RULES:
+    raise InputError(
+      f'optimizer.decay_rule={decay_rule!r} is none of'
+      f' {", ".join(DECAY_RULES)}.'
+    )
+  if name in ('lars', 'lamb') and decay_rule != 'kernels':
+    raise InputError(
+      f'optimizer.decay_rule={decay_rule!r} is not for {name!r}, which leaves'
+      ' out biases and scales: --config.optimizer.decay_rule=kernels'
+    )
+  if name in ('adamw', 'lamb') and nesterov:
+    raise InputError(
+      f'optimizer.nesterov=True means nothing to {name!r}:'
+      ' --config.optimizer.nesterov=False'
+    )
+
+
+def _clip(
+  norm: float | None, adaptive: float | None
+) -> list[optax.GradientTransformation]:
+  """Returns what is done to the gradients, before anything else."""
+  for field, value in (('clip_norm', norm), ('clip_adaptive', adaptive)):
+    if value is not None and not 0 < value < math.inf:
+      raise InputError(
+        f'optimizer.{field}={value} must be positive: leave it out for none.'
+      )
+  if norm is not None and adaptive is not None:
+    raise InputError(
+      f'optimizer.clip_norm={norm} and optimizer.clip_adaptive={adaptive} are'
+      ' two ways to do the same: leave one of them out.'
+    )
+  # Only where asked for: each is another entry in the state of a checkpoint.
+  if norm is not None:
+    return [optax.clip_by_global_norm(norm)]
+  if adaptive is not None:
+    return [
+      optax.masked(optax.adaptive_grad_clip(adaptive, eps=1e-3), _backbone)
+    ]
+  return []
 
 
 def _adapt_kernels(coefficient: float) -> optax.GradientTransformation:
@@ -137,12 +179,7 @@ def _slower(
   steps = []
   # Only where asked for: each is another entry in the state of a checkpoint.
   if backbone_multiplier != 1:
-    steps.append(
-      optax.masked(
-        optax.scale(backbone_multiplier),
-        functools.partial(_mask, lambda module: module != 'head'),
-      )
-    )
+    steps.append(optax.masked(optax.scale(backbone_multiplier), _backbone))
   if frozen_stages:
     steps.append(
       optax.masked(
@@ -151,6 +188,11 @@ def _slower(
       )
     )
   return steps
+
+
+def _backbone(params: Any) -> Any:
+  """Returns a tree like `params`: True but in the head."""
+  return _mask(lambda module: module != 'head', params)
 
 
 def _mask(choose: Callable[[str], bool], params: Any) -> Any:

@@ -125,6 +125,96 @@ def test_decoupled_decay_is_that_of_timm_and_pytorch(
     )
 
 
+NETWORK = {
+  'stem_conv': {'kernel': (3, 3, 2, 4)},
+  'stem_bn': {'scale': (4,), 'bias': (4,)},
+  'se': {'kernel': (4, 5)},
+  'head': {'kernel': (4, 3), 'bias': (3,)},
+}
+
+
+def _to_torch(array):
+  """Output channels first."""
+  return np.moveaxis(array, -1, 0).copy() if array.ndim > 1 else array.copy()
+
+
+@pytest.mark.parametrize(
+  ('field', 'mode', 'value', 'num_clipped'),
+  [
+    ('clip_norm', 'norm', 1.5, 2),
+    ('clip_norm', 'norm', 1e3, 0),
+    ('clip_adaptive', 'agc', 0.1, 3),
+    ('clip_adaptive', 'agc', 1e3, 0),
+  ],
+)
+def test_clipping_is_that_of_timm_before_the_decay(
+  field, mode, value, num_clipped
+):
+  torch = pytest.importorskip('torch')
+  clip = pytest.importorskip('timm.utils').dispatch_clip_grad
+  rng = np.random.default_rng(3)
+
+  def draw(scale):
+    return jax.tree.map(
+      lambda shape: scale * rng.normal(size=shape),
+      NETWORK,
+      is_leaf=lambda x: isinstance(x, tuple),
+    )
+
+  # Gradients grow, so that some are clipped and some are not.
+  params, grads = draw(1.0), [draw(scale) for scale in (0.02, 0.2, 2.0)]
+  # A kernel of zeros, and a channel of them, are clipped to 0.001 times that.
+  params['se']['kernel'][:] = 0.0
+  params['stem_conv']['kernel'][..., 1] = 0.0
+  theirs = [
+    torch.nn.Parameter(torch.tensor(_to_torch(x)))
+    for module in NETWORK
+    for x in params[module].values()
+  ]
+  optimizer = torch.optim.SGD(theirs, lr=0.1, momentum=0.9, weight_decay=0.1)
+  found = 0
+  for grad in grads:
+    flat = [
+      torch.tensor(_to_torch(x))
+      for module in NETWORK
+      for x in grad[module].values()
+    ]
+    for param, x in zip(theirs, flat, strict=True):
+      param.grad = x.clone()
+    # As timm's training does: the last two are those of the head.
+    clip(theirs[:-2] if mode == 'agc' else theirs, value, mode=mode)
+    found += any(
+      not torch.allclose(param.grad, x)
+      for param, x in zip(theirs, flat, strict=True)
+    )
+    optimizer.step()
+  assert found == num_clipped
+  tx = create_optimizer(
+    optax.constant_schedule(0.1),
+    **{**FIELDS, 'weight_decay': 0.1, field: value},
+  )
+  ours = _updated(tx, params, grads)
+  found = [x for module in NETWORK for x in ours[module].values()]
+  for param, x in zip(theirs, found, strict=True):
+    np.testing.assert_allclose(
+      _to_torch(np.asarray(x)), param.detach().numpy(), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_without_clipping_the_state_is_what_it_was():
+  params = {'head': {'kernel': jnp.ones((2, 3))}}
+  for name, fields in (
+    ('sgd', ('MaskedState', 'TraceState', 'ScaleByScheduleState')),
+    ('sgdw', ('TraceState', 'MaskedState', 'ScaleByScheduleState')),
+    ('adamw', ('ScaleByAdamState', 'MaskedState', 'ScaleByScheduleState')),
+  ):
+    tx = create_optimizer(
+      optax.constant_schedule(0.1), **{**FIELDS, 'name': name}
+    )
+    found = [type(entry).__name__ for entry in tx.init(params)]
+    assert found == list(fields)
+
+
 def _large_batch_case(name):
   """Returns the optimizer and float64 parameters and gradients."""
   rng = np.random.default_rng(1)
@@ -253,6 +343,10 @@ def test_kernels_decay_and_scales_and_biases_do_not():
     ({'momentum': 1.0}, 'momentum'),
     ({'weight_decay': -1.0}, 'weight_decay=-1.0'),
     ({'weight_decay': float('nan')}, 'weight_decay=nan'),
+    ({'clip_norm': 0.0}, 'clip_norm=0.0 must be positive'),
+    ({'clip_norm': float('nan')}, 'clip_norm=nan must be positive'),
+    ({'clip_adaptive': -0.1}, 'clip_adaptive=-0.1 must be positive'),
+    ({'clip_norm': 1.0, 'clip_adaptive': 0.01}, 'leave one of them out'),
   ],
 )
 def test_bad_fields_are_named(changes, message):

@@ -87,6 +87,9 @@ def test_devices_of_an_fsdp_group_are_neighbours_and_rows_stay_in_order():
     (2, {'accumulation_steps': 2, 'model__bn_group_size': 4}),
     (4, {'ema_decay': 0.9, 'model__bn_group_size': None}),
     (8, {'optimizer__name': 'lars', 'optimizer__decay_rule': 'kernels'}),
+    # Of 0.5 at first: to clip by a device's part of the norm would show.
+    (8, {'optimizer__clip_norm': 0.3}),
+    (4, {'optimizer__clip_adaptive': 0.005}),
   ],
 )
 def test_losses_and_weights_are_those_of_a_replicated_state(fsdp, changes):

@@ -57,6 +57,41 @@ def test_one_device_equals_eight_for_20_steps():
   assert one[-1] < one[0] - 0.05
 
 
+def test_clipping_is_by_the_norm_over_all_devices():
+  """The update is as long as it may be, rate times norm, on any number."""
+  run = configure(
+    optimizer__clip_norm=0.01,
+    optimizer__momentum=0.0,
+    optimizer__weight_decay=0.0,
+    schedule__learning_rate=40.0,
+  )
+  before = jax.device_get(run.create_state().params)
+  moves = []
+  for count in (1, 8):
+    state, _ = train(on_devices(run, count), 1)
+    moves.append(jax.tree.map(np.subtract, state.params, before))
+    length = np.sqrt(sum((x**2).sum() for x in jax.tree.leaves(moves[-1])))
+    # The rate is scaled to 64 images.
+    assert length == pytest.approx(10.0 * 0.01, rel=1e-4)
+  assert_close(*moves, rtol=1e-3, atol=1e-6)
+
+
+def test_a_clipped_gradient_that_is_not_finite_is_skipped():
+  run = configure(optimizer__clip_norm=0.01)
+  steps = jit_steps(run.task, run.sharding)
+  state = run.create_state()
+  batch = jax.device_put(run.train_reader(0), run.sharding.batch)
+  # In the place of the weights of the first class, whose gradient it spoils.
+  kernel = state.params['head']['kernel'].at[:, 0].set(np.inf)
+  state = state.replace(
+    params={**state.params, 'head': {**state.params['head'], 'kernel': kernel}}
+  )
+  before = jax.device_get(state.params)
+  state, _ = steps.train(state, batch)
+  assert int(state.skipped_steps) == 1
+  jax.tree.map(np.testing.assert_array_equal, before, state.params)
+
+
 def test_parts_equal_the_whole_batch_with_the_same_groups():
   groups = {'model__bn_group_size': 2}  # 64 images / 8 devices / 4 parts.
   whole, whole_losses = train(configure(**groups), 3)
