@@ -10,6 +10,7 @@ import jax
 import optax
 
 from resnet.errors import InputError
+from resnet.training.lookahead import lookahead
 
 # Which parameters decay, by name of the rule.
 DECAY_RULES: dict[str, Callable[[jax.Array], bool]] = {
@@ -41,6 +42,9 @@ def create_optimizer(
   backbone_multiplier: float = 1.0,
   clip_norm: float | None = None,
   clip_adaptive: float | None = None,
+  lookahead_steps: int | None = None,
+  lookahead_share: float = 0.5,
+  sam_rho: float | None = None,
   frozen_stages: int = 0,
 ) -> optax.GradientTransformation:
   """Returns an optimizer by name; g is the gradient, p the parameter.
@@ -79,11 +83,24 @@ def create_optimizer(
 
   All parameters but those of the head learn at `backbone_multiplier` times the
   rate; those of the stem and the first `frozen_stages` stages not at all.
+  After all that, every `lookahead_steps` updates, the parameters go back to
+  `lookahead_share` of the way since the last time (`training.lookahead`).
+  `sam_rho` is a matter of the gradients (`training.step`), and only checked.
 
   Raises:
     InputError: an unknown name or rule, or a number out of its range.
   """
   _check_names(name, decay_rule, nesterov)
+  for field, value in (
+    ('clip_norm', clip_norm),
+    ('clip_adaptive', clip_adaptive),
+    ('lookahead_steps', lookahead_steps),
+    ('sam_rho', sam_rho),
+  ):
+    if value is not None and not 0 < value < math.inf:
+      raise InputError(
+        f'optimizer.{field}={value} must be positive: leave it out for none.'
+      )
   for field, value in (('momentum', momentum), ('b2', b2)):
     if not 0 <= value < 1:
       raise InputError(f'optimizer.{field}={value} is not in [0, 1).')
@@ -115,6 +132,7 @@ def create_optimizer(
     *_clip(clip_norm, clip_adaptive),
     *steps,
     *_slower(backbone_multiplier, frozen_stages),
+    *_look_ahead(lookahead_steps, lookahead_share),
   )
 
 
@@ -144,11 +162,6 @@ def _clip(
   norm: float | None, adaptive: float | None
 ) -> list[optax.GradientTransformation]:
   """Returns what is done to the gradients, before anything else."""
-  for field, value in (('clip_norm', norm), ('clip_adaptive', adaptive)):
-    if value is not None and not 0 < value < math.inf:
-      raise InputError(
-        f'optimizer.{field}={value} must be positive: leave it out for none.'
-      )
   if norm is not None and adaptive is not None:
     raise InputError(
       f'optimizer.clip_norm={norm} and optimizer.clip_adaptive={adaptive} are'
@@ -188,6 +201,17 @@ def _slower(
       )
     )
   return steps
+
+
+def _look_ahead(
+  num_steps: int | None, share: float
+) -> list[optax.GradientTransformation]:
+  """Returns what is done to the finished updates."""
+  if not 0 < share <= 1:
+    raise InputError(
+      f'optimizer.lookahead_share={share} is not above 0, at most 1.'
+    )
+  return [] if num_steps is None else [lookahead(num_steps, share)]
 
 
 def _backbone(params: Any) -> Any:

@@ -8,6 +8,7 @@ import pytest
 
 from resnet.errors import InputError
 from resnet.models import create_model
+from resnet.training.lookahead import begin_at
 from resnet.training.optimizers import create_optimizer, decay_mask
 
 FIELDS = {
@@ -201,7 +202,55 @@ def test_clipping_is_that_of_timm_before_the_decay(
     )
 
 
-def test_without_clipping_the_state_is_what_it_was():
+@pytest.mark.parametrize('share', [0.5, 0.2])
+def test_lookahead_is_that_of_optax(share):
+  rng = np.random.default_rng(4)
+  params = {'kernel': rng.normal(size=(2, 3)), 'bias': rng.normal(size=3)}
+  grads = [
+    {key: rng.normal(size=value.shape) for key, value in params.items()}
+    for _ in range(8)
+  ]
+  rate = optax.linear_schedule(0.2, 0.1, 8)
+  params, grads = jax.tree.map(
+    lambda x: jnp.asarray(x, jnp.float32), (params, grads)
+  )
+  theirs = optax.lookahead(create_optimizer(rate, **FIELDS), 3, share)
+  pair = optax.LookaheadParams.init_synced(params)
+  ours = create_optimizer(
+    rate, **{**FIELDS, 'lookahead_steps': 3, 'lookahead_share': share}
+  )
+  state, other = ours.init(params), theirs.init(pair)
+  went_back = []
+  with jax.numpy_dtype_promotion('standard'):  # Optax: bool * float.
+    for grad in grads:
+      updates, state = ours.update(grad, state, params)
+      params = optax.apply_updates(params, updates)
+      update_pair, other = theirs.update(grad, other, pair)
+      pair = optax.apply_updates(pair, update_pair)
+      for a, b in ((params, pair.fast), (state[-1].slow, pair.slow)):
+        jax.tree.map(
+          lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6),
+          a,
+          b,
+        )
+      went_back.append(np.allclose(params['kernel'], state[-1].slow['kernel']))
+  assert went_back == [False, False, True, False, False, True, False, False]
+
+
+def test_weights_that_are_loaded_are_the_slow_ones_too():
+  ones = {'head': {'kernel': jnp.ones((2, 3))}}
+  twos = jax.tree.map(lambda x: 2 * x, ones)
+  tx = create_optimizer(
+    optax.constant_schedule(0.1), **{**FIELDS, 'lookahead_steps': 5}
+  )
+  state, begun = tx.init(ones), begin_at(tx.init(ones), twos)
+  jax.tree.map(np.testing.assert_array_equal, begun, tx.init(twos))
+  assert jax.tree.structure(begun) == jax.tree.structure(state)
+  without = create_optimizer(optax.constant_schedule(0.1), **FIELDS).init(ones)
+  jax.tree.map(np.testing.assert_array_equal, begin_at(without, twos), without)
+
+
+def test_without_clipping_and_lookahead_the_state_is_what_it_was():
   params = {'head': {'kernel': jnp.ones((2, 3))}}
   for name, fields in (
     ('sgd', ('MaskedState', 'TraceState', 'ScaleByScheduleState')),
@@ -347,6 +396,11 @@ def test_kernels_decay_and_scales_and_biases_do_not():
     ({'clip_norm': float('nan')}, 'clip_norm=nan must be positive'),
     ({'clip_adaptive': -0.1}, 'clip_adaptive=-0.1 must be positive'),
     ({'clip_norm': 1.0, 'clip_adaptive': 0.01}, 'leave one of them out'),
+    ({'lookahead_steps': 0}, 'lookahead_steps=0 must be positive'),
+    ({'sam_rho': 0.0}, 'sam_rho=0.0 must be positive'),
+    ({'sam_rho': float('inf')}, 'sam_rho=inf must be positive'),
+    ({'lookahead_steps': 5, 'lookahead_share': 0.0}, 'lookahead_share=0.0'),
+    ({'lookahead_steps': 5, 'lookahead_share': 1.1}, 'lookahead_share=1.1'),
   ],
 )
 def test_bad_fields_are_named(changes, message):

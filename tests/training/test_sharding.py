@@ -156,14 +156,16 @@ def test_kernels_are_gathered_and_activations_stay():
 
 @pytest.mark.parametrize(('before', 'after'), [(4, 1), (1, 8), (8, 2)])
 def test_a_checkpoint_goes_on_with_another_axis(before, after, tmp_path):
-  first = resolve(before, log_every_steps=1)
+  # Lookahead, so that the optimizer's state has weights of its own.
+  fields = {'log_every_steps': 1, 'optimizer__lookahead_steps': 3}
+  first = resolve(before, **fields)
   state, _ = train(first, 2)
   saved = jax.device_get(state)
   checkpoints = Checkpoints(str(tmp_path), keep=1)
   checkpoints.save(state, None)
   checkpoints.finish(expected_step=2)
   _, losses = train(first, 2, state)
-  run = resolve(after, log_every_steps=1)
+  run = resolve(after, **fields)
   restored = Checkpoints(str(tmp_path)).restore(2, run.abstract_state())
   jax.tree.map(np.testing.assert_array_equal, saved, jax.device_get(restored))
   assert bytes_per_device(restored) == bytes_per_device(run.create_state())
