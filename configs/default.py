@@ -228,12 +228,19 @@ def get_config() -> ConfigDict:
   # Linear warm-up (Goyal et al. 2017, 2.2); may be a fraction. Of 'one_cycle'
   # the way up.
   schedule.warmup_epochs = 0.0
+  # At its beginning, at a batch of base_batch_size images; None: the peak over
+  # the steps of the warm-up.
+  schedule.warmup_learning_rate = config_dict.placeholder(float)
   # For 'step': epochs after which the rate is multiplied by decay_factor.
   schedule.decay_epochs = (30.0, 60.0)
   schedule.decay_factor = 0.1
-  # For 'polynomial', and the cool-down of 'wsd': 1 is a straight line to zero.
+  # For 'polynomial', and the cool-down of 'wsd': 1 is a straight line.
   schedule.decay_power = 2.0
-  # For 'wsd': the last epochs, in which the rate goes to zero.
+  # For 'cosine', 'polynomial' and 'wsd': where the rate falls to, at a batch of
+  # base_batch_size images.
+  schedule.final_learning_rate = 0.0
+  # The last epochs: in which the rate of 'wsd' falls, and in which that of
+  # 'cosine' and 'polynomial' has fallen and stays.
   schedule.cooldown_epochs = 0.0
 
   loss = config.loss = ConfigDict()
