@@ -185,22 +185,37 @@ def get_config() -> ConfigDict:
   sharding.fsdp = 1
 
   optimizer = config.optimizer = ConfigDict()
-  # 'sgd'; for batches of 8,192 and more 'lars' (You et al. 2017) or 'lamb' (You
+  # 'sgd'; 'sgdw' or 'adamw', with decoupled weight decay (Loshchilov and Hutter
+  # 2019); for batches of 8,192 and more 'lars' (You et al. 2017) or 'lamb' (You
   # et al. 2020), which take decay_rule='kernels'.
   optimizer.name = 'sgd'
-  # For 'lamb' the decay of the first moment.
+  # For 'adamw' and 'lamb' the decay of the first moment.
   optimizer.momentum = 0.9
   # Nesterov's momentum; the paper has the classical one.
   optimizer.nesterov = False
   # For 'lars': of norm(kernel) / norm(gradient), eta in the paper.
   optimizer.trust_coefficient = 0.001
-  # For 'lamb': decay of the second moment, and what is added to its root.
+  # For 'adamw' and 'lamb': decay of the second moment, and what is added to its
+  # root.
   optimizer.b2 = 0.999
   optimizer.eps = 1e-6
-  # L2, added to the gradient; for 'lamb' to the direction, as in AdamW.
+  # L2, added to the gradient; for 'sgdw', 'adamw' and 'lamb' to the direction.
   optimizer.weight_decay = 1e-4
   # 'all' parameters (He et al. 2016) or 'kernels' (Goyal et al. 2017).
   optimizer.decay_rule = 'all'
+  # Most that the norm of all gradients together may be (Pascanu et al. 2013);
+  # None: they are not clipped.
+  optimizer.clip_norm = config_dict.placeholder(float)
+  # Most that a gradient's norm may be of the weights', for each output channel
+  # but those of the head (Brock et al. 2021: 0.01 for batches of 4,096); None.
+  optimizer.clip_adaptive = config_dict.placeholder(float)
+  # Updates after which the weights go back to a share of their way since the
+  # last time (Zhang et al. 2019: 5 and 0.5); None: they never do.
+  optimizer.lookahead_steps = config_dict.placeholder(int)
+  optimizer.lookahead_share = 0.5
+  # How far uphill of the weights, in the norm of all of them, their gradient is
+  # taken (Foret et al. 2021, SAM: 0.05), for twice the work; None: at them.
+  optimizer.sam_rho = config_dict.placeholder(float)
   # For fine-tuning: share of the learning rate, 0 to 1, that all parameters but
   # those of the head have.
   optimizer.backbone_multiplier = 1.0
@@ -216,12 +231,19 @@ def get_config() -> ConfigDict:
   # Linear warm-up (Goyal et al. 2017, 2.2); may be a fraction. Of 'one_cycle'
   # the way up.
   schedule.warmup_epochs = 0.0
+  # At its beginning, at a batch of base_batch_size images; None: the peak over
+  # the steps of the warm-up.
+  schedule.warmup_learning_rate = config_dict.placeholder(float)
   # For 'step': epochs after which the rate is multiplied by decay_factor.
   schedule.decay_epochs = (30.0, 60.0)
   schedule.decay_factor = 0.1
-  # For 'polynomial', and the cool-down of 'wsd': 1 is a straight line to zero.
+  # For 'polynomial', and the cool-down of 'wsd': 1 is a straight line.
   schedule.decay_power = 2.0
-  # For 'wsd': the last epochs, in which the rate goes to zero.
+  # For 'cosine', 'polynomial' and 'wsd': where the rate falls to, at a batch of
+  # base_batch_size images.
+  schedule.final_learning_rate = 0.0
+  # The last epochs: in which the rate of 'wsd' falls, and in which that of
+  # 'cosine' and 'polynomial' has fallen and stays.
   schedule.cooldown_epochs = 0.0
 
   loss = config.loss = ConfigDict()

@@ -65,6 +65,8 @@ FORMER_VALUES = {
   'optimizer.eps': 1e-6,
   'schedule.decay_power': 2.0,
   'schedule.cooldown_epochs': 0.0,
+  'schedule.final_learning_rate': 0.0,
+  'optimizer.lookahead_share': 0.5,
   'optimizer.backbone_multiplier': 1.0,
   'loss.name': 'cross_entropy',
   'loss.reduction': 'mean',
@@ -280,6 +282,7 @@ def resolve(
     augment=data.augment,
     augmentation=augmentation,
     seed=config.seed,
+    sam_rho=config.optimizer.sam_rho,
   )
   reader = functools.partial(
     _create_reader,

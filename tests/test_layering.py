@@ -54,6 +54,7 @@ _LAYERS = (
     'resnet.training.calibration',
     'resnet.training.views',
     'resnet.training.schedules',
+    'resnet.training.lookahead',
     'resnet.training.optimizers',
     'resnet.training.metrics',
     'resnet.training.state',

@@ -10,6 +10,7 @@ import jax
 from resnet.errors import InputError
 from resnet.experiment import Experiment
 from resnet.models import weights
+from resnet.training.lookahead import begin_at
 from resnet.training.state import TrainState
 
 
@@ -40,8 +41,10 @@ class InitialWeights:
     def place(new: Any, old: jax.Array) -> jax.Array:
       return jax.device_put(new, old.sharding)
 
+    params = jax.tree.map(place, params, dict(state.params))
     state = state.replace(
-      params=jax.tree.map(place, params, dict(state.params)),
+      params=params,
+      opt_state=begin_at(state.opt_state, params),
       batch_stats=jax.tree.map(
         place, variables['batch_stats'], dict(state.batch_stats)
       ),

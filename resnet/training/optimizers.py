@@ -10,6 +10,7 @@ import jax
 import optax
 
 from resnet.errors import InputError
+from resnet.training.lookahead import lookahead
 
 # Which parameters decay, by name of the rule.
 DECAY_RULES: dict[str, Callable[[jax.Array], bool]] = {
@@ -19,7 +20,7 @@ DECAY_RULES: dict[str, Callable[[jax.Array], bool]] = {
   'kernels': lambda param: param.ndim > 1,
 }
 
-OPTIMIZERS = ('sgd', 'lars', 'lamb')
+OPTIMIZERS = ('sgd', 'sgdw', 'adamw', 'lars', 'lamb')
 
 
 def decay_mask(params: Any, rule: str) -> Any:
@@ -39,6 +40,11 @@ def create_optimizer(
   weight_decay: float,
   decay_rule: str,
   backbone_multiplier: float = 1.0,
+  clip_norm: float | None = None,
+  clip_adaptive: float | None = None,
+  lookahead_steps: int | None = None,
+  lookahead_share: float = 0.5,
+  sam_rho: float | None = None,
   frozen_stages: int = 0,
 ) -> optax.GradientTransformation:
   """Returns an optimizer by name; g is the gradient, p the parameter.
@@ -47,39 +53,54 @@ def create_optimizer(
       d = g + weight_decay * p                 (where the rule says so)
       v = momentum * v + d
       p -= learning_rate * v                   (d + momentum * v with Nesterov)
-    'lars' (You et al. 2017, Algorithm 1), with d as above:
+    'sgdw' (Loshchilov and Hutter 2019, Algorithm 1), the decay decoupled:
+      v = momentum * v + g
+      p -= learning_rate * (v + weight_decay * p)
+                                               (g + momentum * v with Nesterov)
+    'adamw' (the same, Algorithm 2), with m and v as in Adam, b1 being the
+      momentum:
+      p -= learning_rate * (m / (sqrt(v) + eps) + weight_decay * p)
+    'lars' (You et al. 2017, Algorithm 1), with d as in 'sgd':
       v = momentum * v + learning_rate * trust_coefficient * |p| / |d| * d
       p -= v
-    'lamb' (You et al. 2020, Algorithm 2), with m and v as in Adam, b1 being
-      the momentum:
+    'lamb' (You et al. 2020, Algorithm 2), with m and v as in 'adamw':
       d = m / (sqrt(v) + eps) + weight_decay * p
       p -= learning_rate * |p| / |d| * d
+
+  Decoupled decay is times the learning rate, as in PyTorch's AdamW and timm's
+  SGDW; in the paper it is times the schedule alone.
 
   The last two adapt and decay kernels only: biases, and scales of batch norm,
   are neither decayed nor scaled by a ratio of norms, as in the papers' code.
 
+  Before all that g is clipped, by one of
+
+    g *= min(1, clip_norm / |all gradients|)               (Pascanu et al. 2013)
+    g *= min(1, clip_adaptive * max(|p|, 1e-3) / |g|)      (Brock et al. 2021)
+
+  the second for each output channel of a kernel, for each bias and scale as a
+  whole, and not for the head, as in the paper.
+
   All parameters but those of the head learn at `backbone_multiplier` times the
   rate; those of the stem and the first `frozen_stages` stages not at all.
+  After all that, every `lookahead_steps` updates, the parameters go back to
+  `lookahead_share` of the way since the last time (`training.lookahead`).
+  `sam_rho` is a matter of the gradients (`training.step`), and only checked.
 
   Raises:
     InputError: an unknown name or rule, or a number out of its range.
   """
-  if name not in OPTIMIZERS:
-    raise InputError(
-      f'optimizer.name={name!r} is none of {", ".join(OPTIMIZERS)}.'
-    )
-  if decay_rule not in DECAY_RULES:
-    raise InputError(
-      f'optimizer.decay_rule={decay_rule!r} is none of'
-      f' {", ".join(DECAY_RULES)}.'
-    )
-  if name != 'sgd' and decay_rule != 'kernels':
-    raise InputError(
-      f'optimizer.decay_rule={decay_rule!r} is not for {name!r}, which leaves'
-      ' out biases and scales: --config.optimizer.decay_rule=kernels'
-    )
-  if name == 'lamb' and nesterov:
-    raise InputError("optimizer.nesterov=True means nothing to 'lamb'.")
+  _check_names(name, decay_rule, nesterov)
+  for field, value in (
+    ('clip_norm', clip_norm),
+    ('clip_adaptive', clip_adaptive),
+    ('lookahead_steps', lookahead_steps),
+    ('sam_rho', sam_rho),
+  ):
+    if value is not None and not 0 < value < math.inf:
+      raise InputError(
+        f'optimizer.{field}={value} must be positive: leave it out for none.'
+      )
   for field, value in (('momentum', momentum), ('b2', b2)):
     if not 0 <= value < 1:
       raise InputError(f'optimizer.{field}={value} is not in [0, 1).')
@@ -99,14 +120,61 @@ def create_optimizer(
   )
   rate = optax.scale_by_learning_rate(schedule)
   trace = optax.trace(decay=momentum, nesterov=nesterov)
-  if name == 'lars':
-    steps = [decay, _adapt_kernels(trust_coefficient), rate, trace]
-  elif name == 'lamb':
-    adam = optax.scale_by_adam(b1=momentum, b2=b2, eps=eps)
-    steps = [adam, decay, _adapt_kernels(1.0), rate]
-  else:
-    steps = [decay, trace, rate]
-  return optax.chain(*steps, *_slower(backbone_multiplier, frozen_stages))
+  adam = optax.scale_by_adam(b1=momentum, b2=b2, eps=eps)
+  steps = {
+    'sgd': [decay, trace, rate],
+    'sgdw': [trace, decay, rate],
+    'adamw': [adam, decay, rate],
+    'lars': [decay, _adapt_kernels(trust_coefficient), rate, trace],
+    'lamb': [adam, decay, _adapt_kernels(1.0), rate],
+  }[name]
+  return optax.chain(
+    *_clip(clip_norm, clip_adaptive),
+    *steps,
+    *_slower(backbone_multiplier, frozen_stages),
+    *_look_ahead(lookahead_steps, lookahead_share),
+  )
+
+
+def _check_names(name: str, decay_rule: str, nesterov: bool) -> None:
+  if name not in OPTIMIZERS:
+    raise InputError(
+      f'optimizer.name={name!r} is none of {", ".join(OPTIMIZERS)}.'
+    )
+  if decay_rule not in DECAY_RULES:
+    raise InputError(
+      f'optimizer.decay_rule={decay_rule!r} is none of'
+      f' {", ".join(DECAY_RULES)}.'
+    )
+  if name in ('lars', 'lamb') and decay_rule != 'kernels':
+    raise InputError(
+      f'optimizer.decay_rule={decay_rule!r} is not for {name!r}, which leaves'
+      ' out biases and scales: --config.optimizer.decay_rule=kernels'
+    )
+  if name in ('adamw', 'lamb') and nesterov:
+    raise InputError(
+      f'optimizer.nesterov=True means nothing to {name!r}:'
+      ' --config.optimizer.nesterov=False'
+    )
+
+
+def _clip(
+  norm: float | None, adaptive: float | None
+) -> list[optax.GradientTransformation]:
+  """Returns what is done to the gradients, before anything else."""
+  if norm is not None and adaptive is not None:
+    raise InputError(
+      f'optimizer.clip_norm={norm} and optimizer.clip_adaptive={adaptive} are'
+      ' two ways to do the same: leave one of them out.'
+    )
+  # Only where asked for: each is another entry in the state of a checkpoint.
+  if norm is not None:
+    return [optax.clip_by_global_norm(norm)]
+  if adaptive is not None:
+    return [
+      optax.masked(optax.adaptive_grad_clip(adaptive, eps=1e-3), _backbone)
+    ]
+  return []
 
 
 def _adapt_kernels(coefficient: float) -> optax.GradientTransformation:
@@ -124,12 +192,7 @@ def _slower(
   steps = []
   # Only where asked for: each is another entry in the state of a checkpoint.
   if backbone_multiplier != 1:
-    steps.append(
-      optax.masked(
-        optax.scale(backbone_multiplier),
-        functools.partial(_mask, lambda module: module != 'head'),
-      )
-    )
+    steps.append(optax.masked(optax.scale(backbone_multiplier), _backbone))
   if frozen_stages:
     steps.append(
       optax.masked(
@@ -138,6 +201,22 @@ def _slower(
       )
     )
   return steps
+
+
+def _look_ahead(
+  num_steps: int | None, share: float
+) -> list[optax.GradientTransformation]:
+  """Returns what is done to the finished updates."""
+  if not 0 < share <= 1:
+    raise InputError(
+      f'optimizer.lookahead_share={share} is not above 0, at most 1.'
+    )
+  return [] if num_steps is None else [lookahead(num_steps, share)]
+
+
+def _backbone(params: Any) -> Any:
+  """Returns a tree like `params`: True but in the head."""
+  return _mask(lambda module: module != 'head', params)
 
 
 def _mask(choose: Callable[[str], bool], params: Any) -> Any:

@@ -30,6 +30,7 @@ from resnet.training.step import (
   jit_steps,
   network_rngs,
   targets,
+  uphill_gradients,
 )
 
 _MOST_SHOWN = 10
@@ -142,6 +143,16 @@ def _inspect(
   grads, batch_stats, _ = jax.jit(functools.partial(gradients, task=task))(
     state, batch
   )
+  trees = {
+    'activations': stages,
+    'gradients': grads,
+    'batch_stats': batch_stats,
+  }
+  if task.sam_rho is not None:
+    uphill = functools.partial(uphill_gradients, task=task)
+    trees['gradients uphill'] = jax.jit(uphill)(
+      state, grads, batch, task.sam_rho
+    )
   keys = record_keys(experiment, step)
   lines = [
     f'loss {float(jnp.mean(losses)):.4g}, gradient norm'
@@ -150,11 +161,7 @@ def _inspect(
   bad_rows = np.flatnonzero(~np.isfinite(np.asarray(losses)))
   lines.append(f'{len(bad_rows)} of {len(keys)} losses are not finite')
   lines += [f'  {keys[row]}' for row in bad_rows[:_MOST_SHOWN]]
-  for name, tree in (
-    ('activations', stages),
-    ('gradients', grads),
-    ('batch_stats', batch_stats),
-  ):
+  for name, tree in trees.items():
     bad = [
       jax.tree_util.keystr(path, simple=True, separator='/')
       for path, leaf in jax.tree_util.tree_leaves_with_path(tree)

@@ -10,6 +10,8 @@ import optax
 from resnet.errors import InputError
 
 SCHEDULES = ('step', 'cosine', 'polynomial', 'one_cycle', 'wsd')
+# Those that fall to a last rate, and may have a cool-down.
+FALLING = ('cosine', 'polynomial', 'wsd')
 
 # torch.optim.lr_scheduler.OneCycleLR's.
 _ONE_CYCLE_START, _ONE_CYCLE_END = 1 / 25, 1 / 25 / 1e4
@@ -45,21 +47,31 @@ def create_schedule(
   decay_factor: float,
   decay_power: float,
   cooldown_epochs: float,
+  warmup_learning_rate: float | None = None,
+  final_learning_rate: float = 0.0,
 ) -> optax.Schedule:
   """Returns the learning rate of update `step` (0 is the first).
 
-  peak = learning_rate * batch_size / base_batch_size (Goyal et al. 2017, the
-  linear scaling rule). The first w updates have peak * (step + 1) / w. Then:
+  All rates are times batch_size / base_batch_size (Goyal et al. 2017, the
+  linear scaling rule): `peak`, `first` and `last` are the three that are given.
+  The first w updates have peak * (step + 1) / w; with a `first` they have
 
-    'cosine': peak * (1 + cos(pi * (step - w) / (num_steps - w))) / 2
+    first + (peak - first) * step / w  (PyTorch's LinearLR, timm's --warmup-lr)
+
+  Then, with n = num_steps - w - c, where c is the steps of the cool-down, and
+  t = min(1, (step - w) / n):
+
+    'cosine': last + (peak - last) * (1 + cos(pi * t)) / 2
       (Loshchilov and Hutter 2017, without restarts)
+    'polynomial': last + (peak - last) * (1 - t) ** decay_power
+      (You et al. 2017, with power 2)
     'step': peak * decay_factor ** (number of `decay_epochs` that are over)
       (He et al. 2016, section 3.4)
-    'polynomial': peak * (1 - (step - w) / (num_steps - w)) ** decay_power
-      (You et al. 2017, with power 2)
-    'wsd': peak, but over the last c updates, the cool-down,
-      peak * ((num_steps - step) / c) ** decay_power
+    'wsd': peak, but over the last c updates
+      last + (peak - last) * ((num_steps - step) / c) ** decay_power
       (warm-up, stable, decay: Hu et al. 2024)
+
+  so that the first two stay at `last` for the cool-down, as timm's do.
 
   'one_cycle' (Smith and Topin 2018, as PyTorch's OneCycleLR) has a warm-up of
   its own: half a cosine from peak / 25 to peak over `warmup_epochs`, and
@@ -88,7 +100,8 @@ def create_schedule(
       f'schedule.warmup_epochs={warmup_epochs} and schedule.decay_epochs='
       f'{tuple(decay_epochs)} must be numbers, not negative.'
     )
-  peak = learning_rate * length.batch_size / base_batch_size
+  scale = length.batch_size / base_batch_size
+  peak, last = scale * learning_rate, scale * final_learning_rate
   warmup_steps = length.steps(warmup_epochs)
   if not 0 <= warmup_steps < length.num_steps:
     raise InputError(
@@ -97,21 +110,29 @@ def create_schedule(
     )
   main_steps = length.num_steps - warmup_steps
   cooldown_steps = _cooldown_steps(name, cooldown_epochs, length, main_steps)
+  _check_ends(
+    name,
+    learning_rate,
+    warmup=warmup_learning_rate,
+    final=final_learning_rate,
+    has_warmup=warmup_steps > 0,
+    has_cooldown=cooldown_steps > 0,
+  )
   if name != 'step' and decay_epochs:
     raise InputError(
       f'schedule.decay_epochs={tuple(decay_epochs)} means nothing to {name!r}:'
       " set it to (), or take schedule.name='step'."
     )
+  begin = main_steps - cooldown_steps
   if name == 'one_cycle':
     main = _one_cycle(peak, warmup_steps, length.num_steps)
   elif name == 'cosine':
-    main = optax.cosine_decay_schedule(peak, main_steps)
+    main = optax.cosine_decay_schedule(peak, begin, alpha=last / peak)
   elif name == 'polynomial':
-    main = optax.polynomial_schedule(peak, 0.0, decay_power, main_steps)
+    main = optax.polynomial_schedule(peak, last, decay_power, begin)
   elif name == 'wsd':
-    begin = main_steps - cooldown_steps
     main = optax.polynomial_schedule(
-      peak, 0.0, decay_power, cooldown_steps, transition_begin=begin
+      peak, last, decay_power, cooldown_steps, transition_begin=begin
     )
   else:
     boundaries = [length.steps(e) - warmup_steps for e in decay_epochs]
@@ -124,30 +145,73 @@ def create_schedule(
       peak, dict.fromkeys(boundaries, decay_factor)
     )
   if warmup_steps and name != 'one_cycle':
-    warmup = optax.linear_schedule(peak / warmup_steps, peak, warmup_steps - 1)
+    if warmup_learning_rate is None:
+      ends = peak / warmup_steps, peak, warmup_steps - 1
+    else:
+      ends = scale * warmup_learning_rate, peak, warmup_steps
+    warmup = optax.linear_schedule(*ends)
     main = optax.join_schedules([warmup, main], [warmup_steps])
   # Optax divides the count by floats: make it one, as strict promotion asks.
   return lambda step: main(jnp.asarray(step, jnp.float32))
 
 
+def _check_ends(
+  name: str,
+  peak: float,
+  *,
+  warmup: float | None,
+  final: float,
+  has_warmup: bool,
+  has_cooldown: bool,
+) -> None:
+  """Checks the first and the last rate, before they are scaled."""
+  if warmup is not None and (not has_warmup or name == 'one_cycle'):
+    raise InputError(
+      f'schedule.warmup_learning_rate={warmup} means nothing to'
+      f' {repr(name) if has_warmup else "a run without schedule.warmup_epochs"}'
+      ': leave it out.'
+    )
+  if warmup is not None and not 0 <= warmup <= peak:
+    raise InputError(
+      f'schedule.warmup_learning_rate={warmup} is not in 0 .. {peak}, which is'
+      ' schedule.learning_rate.'
+    )
+  if not 0 <= final < peak:
+    raise InputError(
+      f'schedule.final_learning_rate={final} is not in [0, {peak}), the end of'
+      ' which is schedule.learning_rate.'
+    )
+  if final and name not in FALLING:
+    raise InputError(
+      f'schedule.final_learning_rate={final} means nothing to {name!r}: set it'
+      f' to 0.0, or take one of {", ".join(FALLING)}.'
+    )
+  if has_cooldown and name != 'wsd' and not final:
+    raise InputError(
+      'schedule.cooldown_epochs would have a learning rate of zero: give'
+      ' --config.schedule.final_learning_rate'
+    )
+
+
 def _cooldown_steps(
   name: str, cooldown_epochs: float, length: RunLength, main_steps: int
 ) -> int:
-  """Returns the steps of the cool-down; checks that there is one for 'wsd'."""
+  """Returns the steps of the cool-down; 'wsd' must have one."""
   if not 0 <= cooldown_epochs < math.inf:
     raise InputError(
       f'schedule.cooldown_epochs={cooldown_epochs} is not a number from 0 up.'
     )
   steps = length.steps(cooldown_epochs)
-  if name != 'wsd' and cooldown_epochs:
+  if name not in FALLING and cooldown_epochs:
     raise InputError(
       f'schedule.cooldown_epochs={cooldown_epochs} means nothing to {name!r}:'
-      " set it to 0.0, or take schedule.name='wsd'."
+      f' set it to 0.0, or take one of {", ".join(FALLING)}.'
     )
-  if name == 'wsd' and not 0 < steps <= main_steps:
+  least, most = (1, main_steps) if name == 'wsd' else (0, main_steps - 1)
+  if not least <= steps <= most:
     raise InputError(
-      f'schedule.cooldown_epochs={cooldown_epochs} is {steps} steps; expected 1'
-      f' to the {main_steps} steps of the run after its warm-up.'
+      f'schedule.cooldown_epochs={cooldown_epochs} is {steps} steps; expected'
+      f' {least} to {most}, of {main_steps} steps after the warm-up.'
     )
   return steps
 

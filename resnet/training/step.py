@@ -48,6 +48,8 @@ class Task:
       has done it.
     augmentation: what else is done to training images, always on the device.
     seed: of all that is random in a step.
+    sam_rho: distance from the weights, uphill, at which the gradient of the
+      update is taken; None: at the weights.
   """
 
   model: nn.Module
@@ -62,6 +64,7 @@ class Task:
   augment: Augment | None = None
   augmentation: Augmentation = dataclasses.field(default_factory=Augmentation)
   seed: int = 0
+  sam_rho: float | None = None
 
   def normalize(self, images: jax.Array) -> jax.Array:
     """Pixels [B, H, W, C] -> (images - mean) / std, float32."""
@@ -104,9 +107,12 @@ def train_step(
   whole = state
   if sharding:
     whole = state.replace(params=sharding.gather(state.params))
-  grads, batch_stats, sums = _gradients_in_parts(
-    whole, augment(batch, state.step, task=task), task
-  )
+  batch = augment(batch, state.step, task=task)
+  grads, batch_stats, sums = _gradients_in_parts(whole, batch, task)
+  if task.sam_rho is not None:
+    # Statistics and metrics stay those of the weights themselves. Where the
+    # first gradients are not finite, these are not either.
+    grads = uphill_gradients(whole, grads, batch, task.sam_rho, task=task)
   if sharding:
     grads = sharding.split(grads)
   is_good = guards.all_finite((grads, batch_stats, sums['loss']))
@@ -220,6 +226,20 @@ def gradients(
 
   grads, (batch_stats, sums) = jax.grad(mean_loss, has_aux=True)(state.params)
   return grads, batch_stats, sums
+
+
+def uphill_gradients(
+  state: TrainState, grads: Any, batch: Batch, rho: float, *, task: Task
+) -> Any:
+  """Returns the gradients at weights where the loss is higher.
+
+  These are w + rho * g / |g|, of the weights w with the gradients g, all of
+  them together: sharpness-aware minimization, Foret et al. 2021, Algorithm 1.
+  The paper takes g on each device for itself, here it is of the whole batch.
+  """
+  scale = rho / jnp.maximum(optax.tree.norm(grads), 1e-12)
+  params = jax.tree.map(lambda w, g: w + scale * g, state.params, grads)
+  return _gradients_in_parts(state.replace(params=params), batch, task)[0]
 
 
 def _gradients_in_parts(

@@ -1,4 +1,4 @@
-"""SGD against its formula, and which parameters decay."""
+"""Optimizers against their formulas and others', and what decays."""
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ import pytest
 
 from resnet.errors import InputError
 from resnet.models import create_model
+from resnet.training.lookahead import begin_at
 from resnet.training.optimizers import create_optimizer, decay_mask
 
 FIELDS = {
@@ -25,7 +26,7 @@ RATES = [0.1, 0.2, 0.05]
 
 @pytest.mark.parametrize('nesterov', [False, True])
 @pytest.mark.parametrize('decay_rule', ['all', 'kernels'])
-def test_three_updates_follow_the_formula(nesterov, decay_rule):
+def test_updated_follow_the_formula(nesterov, decay_rule):
   rng = np.random.default_rng(0)
   params = {'kernel': rng.normal(size=(2, 3)), 'bias': rng.normal(size=3)}
   grads = [
@@ -57,7 +58,7 @@ def test_three_updates_follow_the_formula(nesterov, decay_rule):
     np.testing.assert_allclose(ours[name], params[name], rtol=1e-5, atol=1e-6)
 
 
-def _three_updates(tx, params, grads):
+def _updated(tx, params, grads):
   """Returns float32 parameters after an update for each of the gradients."""
   ours = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
   state = tx.init(ours)
@@ -67,6 +68,200 @@ def _three_updates(tx, params, grads):
     )
     ours = optax.apply_updates(ours, updates)
   return ours
+
+
+@pytest.mark.parametrize('decay_rule', ['all', 'kernels'])
+@pytest.mark.parametrize(
+  ('name', 'nesterov'), [('sgdw', False), ('sgdw', True), ('adamw', False)]
+)
+def test_decoupled_decay_is_that_of_timm_and_pytorch(
+  name, nesterov, decay_rule
+):
+  torch = pytest.importorskip('torch')
+  sgdw = pytest.importorskip('timm.optim').SGDW
+  rng = np.random.default_rng(2)
+  rates = np.geomspace(0.2, 0.01, 8)
+  start = {'kernel': rng.normal(size=(3, 4)), 'bias': rng.normal(size=4)}
+  grads = [
+    {key: rng.normal(size=value.shape) for key, value in start.items()}
+    for _ in rates
+  ]
+  theirs = {
+    key: torch.nn.Parameter(torch.tensor(x)) for key, x in start.items()
+  }
+  groups = [
+    {
+      'params': [theirs[key]],
+      'weight_decay': 0.3 * (decay_rule == 'all' or key == 'kernel'),
+    }
+    for key in start
+  ]
+  if name == 'sgdw':
+    optimizer = sgdw(groups, lr=1.0, momentum=0.9, nesterov=nesterov)
+  else:
+    optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.99), eps=1e-3)
+  for rate, grad in zip(rates, grads, strict=True):
+    for key, param in theirs.items():
+      param.grad = torch.tensor(grad[key])
+    for group in optimizer.param_groups:
+      group['lr'] = rate
+    optimizer.step()
+  tx = create_optimizer(
+    lambda step: jnp.asarray(rates, jnp.float32)[step],
+    **{
+      **FIELDS,
+      'name': name,
+      'nesterov': nesterov,
+      'b2': 0.99,
+      'eps': 1e-3,
+      'weight_decay': 0.3,
+      'decay_rule': decay_rule,
+    },
+  )
+  with jax.numpy_dtype_promotion('standard'):  # Optax: float ** count.
+    ours = _updated(tx, start, grads)
+  for key, param in theirs.items():
+    np.testing.assert_allclose(
+      ours[key], param.detach().numpy(), rtol=1e-4, atol=1e-6
+    )
+
+
+NETWORK = {
+  'stem_conv': {'kernel': (3, 3, 2, 4)},
+  'stem_bn': {'scale': (4,), 'bias': (4,)},
+  'se': {'kernel': (4, 5)},
+  'head': {'kernel': (4, 3), 'bias': (3,)},
+}
+
+
+def _to_torch(array):
+  """Output channels first."""
+  return np.moveaxis(array, -1, 0).copy() if array.ndim > 1 else array.copy()
+
+
+@pytest.mark.parametrize(
+  ('field', 'mode', 'value', 'num_clipped'),
+  [
+    ('clip_norm', 'norm', 1.5, 2),
+    ('clip_norm', 'norm', 1e3, 0),
+    ('clip_adaptive', 'agc', 0.1, 3),
+    ('clip_adaptive', 'agc', 1e3, 0),
+  ],
+)
+def test_clipping_is_that_of_timm_before_the_decay(
+  field, mode, value, num_clipped
+):
+  torch = pytest.importorskip('torch')
+  clip = pytest.importorskip('timm.utils').dispatch_clip_grad
+  rng = np.random.default_rng(3)
+
+  def draw(scale):
+    return jax.tree.map(
+      lambda shape: scale * rng.normal(size=shape),
+      NETWORK,
+      is_leaf=lambda x: isinstance(x, tuple),
+    )
+
+  # Gradients grow, so that some are clipped and some are not.
+  params, grads = draw(1.0), [draw(scale) for scale in (0.02, 0.2, 2.0)]
+  # A kernel of zeros, and a channel of them, are clipped to 0.001 times that.
+  params['se']['kernel'][:] = 0.0
+  params['stem_conv']['kernel'][..., 1] = 0.0
+  theirs = [
+    torch.nn.Parameter(torch.tensor(_to_torch(x)))
+    for module in NETWORK
+    for x in params[module].values()
+  ]
+  optimizer = torch.optim.SGD(theirs, lr=0.1, momentum=0.9, weight_decay=0.1)
+  found = 0
+  for grad in grads:
+    flat = [
+      torch.tensor(_to_torch(x))
+      for module in NETWORK
+      for x in grad[module].values()
+    ]
+    for param, x in zip(theirs, flat, strict=True):
+      param.grad = x.clone()
+    # As timm's training does: the last two are those of the head.
+    clip(theirs[:-2] if mode == 'agc' else theirs, value, mode=mode)
+    found += any(
+      not torch.allclose(param.grad, x)
+      for param, x in zip(theirs, flat, strict=True)
+    )
+    optimizer.step()
+  assert found == num_clipped
+  tx = create_optimizer(
+    optax.constant_schedule(0.1),
+    **{**FIELDS, 'weight_decay': 0.1, field: value},
+  )
+  ours = _updated(tx, params, grads)
+  found = [x for module in NETWORK for x in ours[module].values()]
+  for param, x in zip(theirs, found, strict=True):
+    np.testing.assert_allclose(
+      _to_torch(np.asarray(x)), param.detach().numpy(), rtol=1e-4, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize('share', [0.5, 0.2])
+def test_lookahead_is_that_of_optax(share):
+  rng = np.random.default_rng(4)
+  params = {'kernel': rng.normal(size=(2, 3)), 'bias': rng.normal(size=3)}
+  grads = [
+    {key: rng.normal(size=value.shape) for key, value in params.items()}
+    for _ in range(8)
+  ]
+  rate = optax.linear_schedule(0.2, 0.1, 8)
+  params, grads = jax.tree.map(
+    lambda x: jnp.asarray(x, jnp.float32), (params, grads)
+  )
+  theirs = optax.lookahead(create_optimizer(rate, **FIELDS), 3, share)
+  pair = optax.LookaheadParams.init_synced(params)
+  ours = create_optimizer(
+    rate, **{**FIELDS, 'lookahead_steps': 3, 'lookahead_share': share}
+  )
+  state, other = ours.init(params), theirs.init(pair)
+  went_back = []
+  with jax.numpy_dtype_promotion('standard'):  # Optax: bool * float.
+    for grad in grads:
+      updates, state = ours.update(grad, state, params)
+      params = optax.apply_updates(params, updates)
+      update_pair, other = theirs.update(grad, other, pair)
+      pair = optax.apply_updates(pair, update_pair)
+      for a, b in ((params, pair.fast), (state[-1].slow, pair.slow)):
+        jax.tree.map(
+          lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6),
+          a,
+          b,
+        )
+      went_back.append(np.allclose(params['kernel'], state[-1].slow['kernel']))
+  assert went_back == [False, False, True, False, False, True, False, False]
+
+
+def test_weights_that_are_loaded_are_the_slow_ones_too():
+  ones = {'head': {'kernel': jnp.ones((2, 3))}}
+  twos = jax.tree.map(lambda x: 2 * x, ones)
+  tx = create_optimizer(
+    optax.constant_schedule(0.1), **{**FIELDS, 'lookahead_steps': 5}
+  )
+  state, begun = tx.init(ones), begin_at(tx.init(ones), twos)
+  jax.tree.map(np.testing.assert_array_equal, begun, tx.init(twos))
+  assert jax.tree.structure(begun) == jax.tree.structure(state)
+  without = create_optimizer(optax.constant_schedule(0.1), **FIELDS).init(ones)
+  jax.tree.map(np.testing.assert_array_equal, begin_at(without, twos), without)
+
+
+def test_without_clipping_and_lookahead_the_state_is_what_it_was():
+  params = {'head': {'kernel': jnp.ones((2, 3))}}
+  for name, fields in (
+    ('sgd', ('MaskedState', 'TraceState', 'ScaleByScheduleState')),
+    ('sgdw', ('TraceState', 'MaskedState', 'ScaleByScheduleState')),
+    ('adamw', ('ScaleByAdamState', 'MaskedState', 'ScaleByScheduleState')),
+  ):
+    tx = create_optimizer(
+      optax.constant_schedule(0.1), **{**FIELDS, 'name': name}
+    )
+    found = [type(entry).__name__ for entry in tx.init(params)]
+    assert found == list(fields)
 
 
 def _large_batch_case(name):
@@ -93,7 +288,7 @@ def _large_batch_case(name):
 
 def test_lars_is_algorithm_1_for_kernels_and_sgd_for_the_rest():
   tx, params, grads = _large_batch_case('lars')
-  ours = _three_updates(tx, params, grads)
+  ours = _updated(tx, params, grads)
   velocity = dict.fromkeys(params, 0.0)
   for rate, grad in zip(RATES, grads, strict=True):
     for name, param in params.items():
@@ -110,7 +305,7 @@ def test_lars_is_algorithm_1_for_kernels_and_sgd_for_the_rest():
 def test_lamb_is_algorithm_2_for_kernels_and_adam_for_the_rest():
   tx, params, grads = _large_batch_case('lamb')
   with jax.numpy_dtype_promotion('standard'):  # Optax: float ** count.
-    ours = _three_updates(tx, params, grads)
+    ours = _updated(tx, params, grads)
   m, v = dict.fromkeys(params, 0.0), dict.fromkeys(params, 0.0)
   for step, (rate, grad) in enumerate(zip(RATES, grads, strict=True), start=1):
     for name, param in params.items():
@@ -183,7 +378,8 @@ def test_kernels_decay_and_scales_and_biases_do_not():
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'name': 'adam'}, "'adam' is none of sgd, lars, lamb"),
+    ({'name': 'adam'}, "'adam' is none of sgd, sgdw, adamw, lars, lamb"),
+    ({'name': 'adamw', 'nesterov': True}, "nothing to 'adamw'.*=False"),
     ({'name': 'lars'}, r"'all' is not for 'lars'.*decay_rule=kernels"),
     (
       {'name': 'lamb', 'decay_rule': 'kernels', 'nesterov': True},
@@ -196,6 +392,15 @@ def test_kernels_decay_and_scales_and_biases_do_not():
     ({'momentum': 1.0}, 'momentum'),
     ({'weight_decay': -1.0}, 'weight_decay=-1.0'),
     ({'weight_decay': float('nan')}, 'weight_decay=nan'),
+    ({'clip_norm': 0.0}, 'clip_norm=0.0 must be positive'),
+    ({'clip_norm': float('nan')}, 'clip_norm=nan must be positive'),
+    ({'clip_adaptive': -0.1}, 'clip_adaptive=-0.1 must be positive'),
+    ({'clip_norm': 1.0, 'clip_adaptive': 0.01}, 'leave one of them out'),
+    ({'lookahead_steps': 0}, 'lookahead_steps=0 must be positive'),
+    ({'sam_rho': 0.0}, 'sam_rho=0.0 must be positive'),
+    ({'sam_rho': float('inf')}, 'sam_rho=inf must be positive'),
+    ({'lookahead_steps': 5, 'lookahead_share': 0.0}, 'lookahead_share=0.0'),
+    ({'lookahead_steps': 5, 'lookahead_share': 1.1}, 'lookahead_share=1.1'),
   ],
 )
 def test_bad_fields_are_named(changes, message):

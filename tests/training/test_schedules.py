@@ -99,6 +99,75 @@ def test_one_cycle_is_that_of_pytorch():
   assert np.argmax(actual) == 29
 
 
+@pytest.mark.parametrize('name', ['cosine', 'poly'])
+def test_ends_and_cooldown_are_those_of_timm(name):
+  torch = pytest.importorskip('torch')
+  create = pytest.importorskip('timm.scheduler').create_scheduler_v2
+  tx = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=PEAK)
+  theirs, _ = create(
+    tx,
+    name,
+    num_epochs=65,  # Steps, as one is an epoch; the warm-up is before them.
+    warmup_epochs=15,
+    warmup_prefix=True,
+    cooldown_epochs=20,
+    warmup_lr=0.02,
+    min_lr=0.004,
+    decay_rate=1.5,
+  )
+  expected = []
+  for step in range(100):
+    theirs.step(step)
+    expected.append(tx.param_groups[0]['lr'])
+  actual = rates(
+    name={'poly': 'polynomial'}.get(name, name),
+    warmup_epochs=1.5,
+    warmup_learning_rate=0.01,  # All are times two here: the batch is larger.
+    final_learning_rate=0.002,
+    cooldown_epochs=2.0,
+    decay_power=1.5,
+  )
+  np.testing.assert_allclose(actual, expected, rtol=1e-5)
+  np.testing.assert_allclose(actual[80:], 0.004, rtol=1e-5)
+
+
+def test_warmup_is_that_of_torchvisions_recipe():
+  torch = pytest.importorskip('torch')
+  schedulers = torch.optim.lr_scheduler
+  tx = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=PEAK)
+  warmup = schedulers.LinearLR(tx, start_factor=0.01, total_iters=5)
+  main = schedulers.CosineAnnealingLR(tx, T_max=95, eta_min=0.002)
+  theirs = schedulers.SequentialLR(tx, [warmup, main], milestones=[5])
+  expected = []
+  for _ in range(100):
+    expected.append(tx.param_groups[0]['lr'])
+    tx.step()
+    theirs.step()
+  actual = rates(warmup_learning_rate=0.001, final_learning_rate=0.001)
+  np.testing.assert_allclose(actual, expected, rtol=1e-4)
+
+
+def test_a_straight_line_up_and_down_is_that_of_ffcv():
+  """Its 'cyclic' schedule: from 0.0001 of the peak, at epoch 2, to zero."""
+  actual = rates(
+    name='polynomial',
+    decay_power=1.0,
+    warmup_epochs=2.0,
+    warmup_learning_rate=1e-4 * 0.1,
+  )
+  expected = np.interp(np.arange(100), [0, 20, 100], [1e-4 * PEAK, PEAK, 0])
+  np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-8)
+
+
+def test_wsd_falls_to_the_final_rate():
+  actual = rates(
+    name='wsd', decay_power=1.0, cooldown_epochs=2.0, final_learning_rate=0.01
+  )
+  expected = np.interp(np.arange(80, 100), [80, 100], [PEAK, 0.02])
+  np.testing.assert_allclose(actual[80:], expected, rtol=1e-5)
+  np.testing.assert_allclose(actual[5:80], PEAK, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
@@ -119,9 +188,31 @@ def test_one_cycle_is_that_of_pytorch():
     ({'name': 'step', 'decay_epochs': (6.0, 3.0)}, 'must rise'),
     ({'name': 'step', 'decay_epochs': (0.5,)}, 'after the 0.5 epochs'),
     ({'name': 'one_cycle', 'warmup_epochs': 0.0}, 'expected 2 to 98'),
-    ({'name': 'wsd'}, 'expected 1 to the 95 steps'),
-    ({'name': 'wsd', 'cooldown_epochs': 9.9}, '99 steps; expected 1 to the 95'),
-    ({'cooldown_epochs': 1.0}, "means nothing to 'cosine'"),
+    ({'name': 'wsd'}, '0 steps; expected 1 to 95,'),
+    ({'name': 'wsd', 'cooldown_epochs': 9.9}, '99 steps; expected 1 to 95,'),
+    ({'cooldown_epochs': 9.5}, '95 steps; expected 0 to 94,'),
+    ({'cooldown_epochs': 1.0}, 'of zero: give .*final_learning_rate'),
+    ({'name': 'step', 'cooldown_epochs': 1.0}, "nothing to 'step'.* wsd"),
+    (
+      {'name': 'step', 'final_learning_rate': 0.01},
+      "means nothing to 'step'.*one of cosine, polynomial, wsd",
+    ),
+    ({'final_learning_rate': 0.1}, r'=0.1 is not in \[0, 0.1\)'),
+    ({'final_learning_rate': -1e-6}, r'=-1e-06 is not in \[0, 0.1\)'),
+    ({'warmup_learning_rate': 0.2}, r'=0.2 is not in 0 \.\. 0.1'),
+    ({'warmup_learning_rate': math.nan}, r'=nan is not in 0 \.\. 0.1'),
+    (
+      {'warmup_learning_rate': 0.01, 'warmup_epochs': 0.0},
+      'without schedule.warmup_epochs: leave it out',
+    ),
+    (
+      {
+        'name': 'one_cycle',
+        'warmup_learning_rate': 0.01,
+        'warmup_epochs': 3.0,
+      },
+      "warmup_learning_rate=0.01 means nothing to 'one_cycle'",
+    ),
     ({'cooldown_epochs': -1.0}, 'cooldown_epochs=-1.0 is not a number'),
   ],
 )

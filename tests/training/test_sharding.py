@@ -87,6 +87,9 @@ def test_devices_of_an_fsdp_group_are_neighbours_and_rows_stay_in_order():
     (2, {'accumulation_steps': 2, 'model__bn_group_size': 4}),
     (4, {'ema_decay': 0.9, 'model__bn_group_size': None}),
     (8, {'optimizer__name': 'lars', 'optimizer__decay_rule': 'kernels'}),
+    # Of 0.5 at first: to clip by a device's part of the norm would show.
+    (8, {'optimizer__clip_norm': 0.3}),
+    (4, {'optimizer__clip_adaptive': 0.005}),
   ],
 )
 def test_losses_and_weights_are_those_of_a_replicated_state(fsdp, changes):
@@ -153,14 +156,16 @@ def test_kernels_are_gathered_and_activations_stay():
 
 @pytest.mark.parametrize(('before', 'after'), [(4, 1), (1, 8), (8, 2)])
 def test_a_checkpoint_goes_on_with_another_axis(before, after, tmp_path):
-  first = resolve(before, log_every_steps=1)
+  # Lookahead, so that the optimizer's state has weights of its own.
+  fields = {'log_every_steps': 1, 'optimizer__lookahead_steps': 3}
+  first = resolve(before, **fields)
   state, _ = train(first, 2)
   saved = jax.device_get(state)
   checkpoints = Checkpoints(str(tmp_path), keep=1)
   checkpoints.save(state, None)
   checkpoints.finish(expected_step=2)
   _, losses = train(first, 2, state)
-  run = resolve(after, log_every_steps=1)
+  run = resolve(after, **fields)
   restored = Checkpoints(str(tmp_path)).restore(2, run.abstract_state())
   jax.tree.map(np.testing.assert_array_equal, saved, jax.device_get(restored))
   assert bytes_per_device(restored) == bytes_per_device(run.create_state())

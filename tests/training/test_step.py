@@ -6,13 +6,15 @@ import re
 import jax
 from jax.sharding import AxisType, Mesh
 import numpy as np
+import optax
 import pytest
 
 from configs import fake
 from resnet import experiment
 from resnet.errors import InputError
+from resnet.training import replay
 from resnet.training.sharding import DataSharding
-from resnet.training.step import jit_steps
+from resnet.training.step import gradients, jit_steps
 
 
 def configure(**changes):
@@ -55,6 +57,136 @@ def test_one_device_equals_eight_for_20_steps():
   _, eight = train(on_devices(run, 8), 20)
   np.testing.assert_allclose(one, eight, rtol=1e-5)
   assert one[-1] < one[0] - 0.05
+
+
+def test_clipping_is_by_the_norm_over_all_devices():
+  """The update is as long as it may be, rate times norm, on any number."""
+  run = configure(
+    optimizer__clip_norm=0.01,
+    optimizer__momentum=0.0,
+    optimizer__weight_decay=0.0,
+    schedule__learning_rate=40.0,
+  )
+  before = jax.device_get(run.create_state().params)
+  moves = []
+  for count in (1, 8):
+    state, _ = train(on_devices(run, count), 1)
+    moves.append(jax.tree.map(np.subtract, state.params, before))
+    length = np.sqrt(sum((x**2).sum() for x in jax.tree.leaves(moves[-1])))
+    # The rate is scaled to 64 images.
+    assert length == pytest.approx(10.0 * 0.01, rel=1e-4)
+  assert_close(*moves, rtol=1e-3, atol=1e-6)
+
+
+def test_sam_is_that_of_optax_but_for_the_statistics():
+  """These are of the weights, not of where the loss is higher."""
+  rho = 0.2
+  run = configure(
+    log_every_steps=1, optimizer__sam_rho=rho, schedule__learning_rate=0.4
+  )
+  ours, losses = train(run, 4)
+  plain = configure(log_every_steps=1, schedule__learning_rate=0.4)
+  uphill = optax.chain(optax.contrib.normalize(), optax.sgd(rho))
+  sam = optax.contrib.sam(plain.task.tx, uphill, opaque_mode=True)
+
+  @jax.jit
+  def step(state, opt_state, batch):
+    def grads_at(params, _=None):
+      return gradients(state.replace(params=params), batch, task=plain.task)
+
+    grads, batch_stats, sums = grads_at(state.params)
+    updates, opt_state = sam.update(
+      grads, opt_state, state.params, grad_fn=lambda *args: grads_at(*args)[0]
+    )
+    state = state.replace(
+      step=state.step + 1,
+      params=optax.apply_updates(state.params, updates),
+      batch_stats=batch_stats,
+    )
+    return state, opt_state, sums['loss']
+
+  theirs, expected = plain.create_state(), []
+  opt_state = sam.init(theirs.params)
+  for i in range(4):
+    batch = jax.device_put(run.train_reader(i), run.sharding.batch)
+    theirs, opt_state, loss = step(theirs, opt_state, batch)
+    expected.append(float(loss) / 64)
+  np.testing.assert_allclose(losses, expected, rtol=1e-5)
+  assert_close(ours.params, theirs.params, rtol=1e-3, atol=1e-5)
+  assert_close(ours.batch_stats, theirs.batch_stats, rtol=1e-4, atol=1e-5)
+  _, flat = train(plain, 4)
+  assert flat[0] == pytest.approx(losses[0], rel=1e-6)
+  assert flat[1:] != pytest.approx(losses[1:], rel=1e-3)
+
+
+def test_sam_sees_the_whole_batch_in_parts_and_split_over_devices():
+  fields = {'optimizer__sam_rho': 0.2, 'model__bn_group_size': 2}
+  whole, _ = train(configure(**fields), 2)
+  parts, _ = train(
+    configure(accumulation_steps=4, sharding__fsdp=4, **fields), 2
+  )
+  assert_close(whole.params, parts.params, rtol=1e-3, atol=1e-5)
+
+
+def test_gradients_uphill_that_are_not_finite_are_skipped_and_shown():
+  run = configure(optimizer__sam_rho=1e30)
+  steps = jit_steps(run.task, run.sharding)
+  batch = jax.device_put(run.train_reader(0), run.sharding.batch)
+  lines = replay._inspect(run, run.create_state(), batch, 1)
+  assert '0 of the gradients are not finite' in lines
+  (line,) = [x for x in lines if 'of the gradients uphill are not' in x]
+  assert int(line.split()[0]) > 0
+  state, _ = steps.train(run.create_state(), batch)
+  assert int(state.skipped_steps) == 1
+  jax.tree.map(
+    np.testing.assert_array_equal, state.params, run.create_state().params
+  )
+
+
+def test_a_step_back_that_is_skipped_is_made_up_for():
+  """The slow weights stay beside the weights, also in checkpoints."""
+  run = configure(optimizer__lookahead_steps=2)
+  steps = jit_steps(run.task, run.sharding)
+  state, slow = run.create_state(), []
+  good = jax.device_put(run.train_reader(0), run.sharding.batch)
+  for step in range(5):
+    kernel = state.params['head']['kernel']
+    if step == 3:  # The second step back; spoiled, and put right after it.
+      state = _with_head_kernel(state, kernel.at[:, 0].set(np.inf))
+      kernel = np.array(kernel)
+    state, _ = steps.train(state, good)
+    if step == 3:
+      kernel = jax.device_put(kernel, run.sharding.replicated)
+      state = _with_head_kernel(state, kernel)
+    slow.append(np.array(state.opt_state[-1].slow['head']['kernel']))
+  assert int(state.skipped_steps) == 1
+  assert np.array_equal(slow[0], run.create_state().params['head']['kernel'])
+  for step, is_new in ((1, True), (2, False), (3, False), (4, False)):
+    assert (not np.array_equal(slow[step], slow[step - 1])) == is_new, step
+  state, _ = steps.train(state, good)
+  last = state.opt_state[-1].slow['head']['kernel']
+  assert not np.array_equal(last, slow[-1])
+  np.testing.assert_allclose(
+    state.params['head']['kernel'], last, rtol=1e-6, atol=1e-7
+  )
+
+
+def _with_head_kernel(state, kernel):
+  head = {**state.params['head'], 'kernel': kernel}
+  return state.replace(params={**state.params, 'head': head})
+
+
+def test_a_clipped_gradient_that_is_not_finite_is_skipped():
+  run = configure(optimizer__clip_norm=0.01)
+  steps = jit_steps(run.task, run.sharding)
+  state = run.create_state()
+  batch = jax.device_put(run.train_reader(0), run.sharding.batch)
+  kernel = state.params['head']['kernel'].at[:, 0].set(np.inf)
+  state = _with_head_kernel(state, kernel)
+  before = jax.device_get(state.params)
+  state, _ = steps.train(state, batch)
+  assert int(state.skipped_steps) == 1
+  jax.tree.map(np.testing.assert_array_equal, before, state.params)
 
 
 def test_parts_equal_the_whole_batch_with_the_same_groups():
