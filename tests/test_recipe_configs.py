@@ -12,6 +12,7 @@ import pytest
 from configs import default
 from resnet import experiment
 from resnet.data import datasets
+from resnet.errors import InputError
 
 GOLDEN = pathlib.Path(__file__).parent / 'recipes'
 RECIPES = [
@@ -71,11 +72,19 @@ def test_there_is_no_other_golden_file():
   assert {path.name for path in GOLDEN.iterdir()} == expected
 
 
-@pytest.mark.parametrize('name', ['resnet50_timm', 'resnet50_nvidia'])
-def test_an_unknown_recipe_is_named(name):
+@pytest.mark.parametrize(
+  ('name', 'argument', 'hint'),
+  [
+    ('resnet50_timm', 'b1', 'There are: a1, a2, a3.'),
+    ('resnet50_nvidia', 'e9', 'Did you mean: e90?'),
+  ],
+)
+def test_an_unknown_recipe_lists_the_nearest(name, argument, hint):
   module = importlib.import_module(f'configs.{name}')
-  with pytest.raises(ValueError, match="'b1' is none of "):
-    module.get_config('b1')
+  with pytest.raises(InputError) as error:
+    module.get_config(argument)
+  assert repr(argument) in str(error.value)
+  assert str(error.value).endswith(hint)
 
 
 if __name__ == '__main__':
