@@ -4,14 +4,18 @@
 
 Hardware: eight GPUs of 16 GB, or one of 80 GB. TFDS needs the set once, see
 the README.
-Source: Vryniotis 2021, "How to train state-of-the-art models using
-torchvision's latest primitives", recipe of `ResNet50_Weights.IMAGENET1K_V2`.
+Source: the recipe of `ResNet50_Weights.IMAGENET1K_V2`: Vryniotis 2021, "How to
+train state-of-the-art models using torchvision's latest primitives", and
+torchvision's issue 3995. Confirmed value by value in transcriptions of its
+command, in references/classification/train.py and presets.py, and accuracy and
+eval_resize in torchvision itself.
 Aim: top-1 of one 224-pixel centre crop, %: 80.858, of the moving averages
 (`eval_ema/top1`). Not run.
 
 What differs: torchvision repeats each image four times in an epoch (repeated
-augmentation), which there is not yet; it decays the bias of the head, and moves
-its averages every 32 updates, by 32 times as much.
+augmentation), which there is not yet; it decays the bias of the head, changes
+the rate once an epoch, and moves its averages every 32 updates, by 32 times as
+much, after a warm-up in which they are the weights themselves.
 """
 
 from configs import default

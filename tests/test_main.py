@@ -162,6 +162,10 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, data_dir):
     (['train'], ["'train' is not a flag"]),
     (['--mode=test'], ['train|eval']),
     (['--config=configs/cifar10.py:resnet21'], ['cifar10']),
+    (
+      ['--config=configs/resnet50_timm.py:a4'],
+      ["'a4'", 'There are: a1, a2, a3.'],
+    ),
     ([*SMALL, '--config.model.name=resnet51'], ['resnet51', 'resnet50']),
     ([*SMALL, '--config.batch_size=0'], ['batch_size=0']),
     ([*SMALL, '--config.batch_size=-64'], ['batch_size=-64']),

@@ -7,14 +7,17 @@ import dataclasses
 import importlib
 import pathlib
 
+import numpy as np
 import pytest
 
 from configs import default
 from resnet import experiment
 from resnet.data import datasets
+from resnet.errors import InputError
 
 GOLDEN = pathlib.Path(__file__).parent / 'recipes'
 RECIPES = [
+  *(('resnet50_lars', name) for name in ('32768', '3264')),
   ('resnet50_torchvision_v2', None),
   *(('resnet50_timm', name) for name in ('a1', 'a2', 'a3')),
   *(('resnet50_nvidia', name) for name in ('e50', 'e90', 'e250')),
@@ -44,11 +47,11 @@ def describe(name, argument, monkeypatch):
     if value != usual[field]
   ]
   steps = run.length.num_steps
-  rates = [float(run.task.schedule(step)) for step in range(0, steps, 100)]
+  rates = np.asarray(run.task.schedule(np.arange(0, steps, 100)))
   parts = run.task.augmentation
   lines += [
     '',
-    f'{steps} steps, rate {rates[0]:.4g}, then {max(rates):.4g},'
+    f'{steps} steps, rate {rates[0]:.4g}, then {rates.max():.4g},'
     f' at last {rates[-1]:.2g}',
     f'trained at {run.image_shape}, evaluated at {run.eval_image_shape}',
     *map(repr, (*parts.operations, parts.erasing, parts.mixing)),
@@ -71,11 +74,20 @@ def test_there_is_no_other_golden_file():
   assert {path.name for path in GOLDEN.iterdir()} == expected
 
 
-@pytest.mark.parametrize('name', ['resnet50_timm', 'resnet50_nvidia'])
-def test_an_unknown_recipe_is_named(name):
+@pytest.mark.parametrize(
+  ('name', 'argument', 'hint'),
+  [
+    ('resnet50_timm', 'b1', 'There are: a1, a2, a3.'),
+    ('resnet50_nvidia', 'e9', 'Did you mean: e90?'),
+    ('resnet50_lars', '8192', 'There are: 3264, 32768.'),
+  ],
+)
+def test_an_unknown_recipe_lists_the_nearest(name, argument, hint):
   module = importlib.import_module(f'configs.{name}')
-  with pytest.raises(ValueError, match="'b1' is none of "):
-    module.get_config('b1')
+  with pytest.raises(InputError) as error:
+    module.get_config(argument)
+  assert repr(argument) in str(error.value)
+  assert str(error.value).endswith(hint)
 
 
 if __name__ == '__main__':

@@ -109,6 +109,14 @@ _MODELS: dict[str, Any] = {
   },
   # Hu et al. 2018, "Squeeze-and-excitation networks".
   'seresnet50': _imagenet(50, block_cls=_bottleneck(se_reduction=16)),
+  # Bello et al. 2021, "Revisiting ResNets", section 4.1.
+  'resnetrs50': _imagenet(
+    50,
+    block_cls=_bottleneck(se_reduction=4),
+    stem=layers.rs_stem,
+    stem_pool=None,
+    shortcut='D',
+  ),
   # He et al. 2016, section 3.3: the same nets without shortcuts.
   **{f'plain{depth}': _imagenet(depth, shortcut='none') for depth in (18, 34)},
   **{

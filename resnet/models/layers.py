@@ -186,6 +186,18 @@ def deep_stem(
   return x
 
 
+def rs_stem(
+  x: jax.Array, filters: int, *, conv: ModuleDef, norm: ModuleDef
+) -> jax.Array:
+  """The deep stem, and a strided 3x3 convolution for the max-pooling.
+
+  Bello et al. 2021, "Revisiting ResNets", section 4.1 (ResNet-RS).
+  """
+  x = deep_stem(x, filters, conv=conv, norm=norm)
+  x = conv(filters, 3, 2, name='stem_conv4')(x)
+  return nn.relu(norm(name='stem_bn4')(x))
+
+
 def cifar_stem(
   x: jax.Array, filters: int, *, conv: ModuleDef, norm: ModuleDef
 ) -> jax.Array:

@@ -26,6 +26,7 @@ _TIMM = {
   'resnet18d': 'resnet18d',
   'resnet50d': 'resnet50d',
   'seresnet50': 'seresnet50',
+  'resnetrs50': 'resnetrs50',
   'preact_resnet50': 'resnetv2_50',
 }
 # 40 pixels become 20, 10, 5, 3, 2 (without pooling 20, 20, 10, 5, 3): odd ones
@@ -244,7 +245,7 @@ class _Hooks:
   def block(self, block, inputs):
     # Where a gate follows the batch norm, it lets only a part of the shift
     # through: again, and content with less each time, until none is needed.
-    for margin in _ZERO_MARGIN * 0.8 ** np.arange(12):
+    for margin in _ZERO_MARGIN * 0.8 ** np.arange(16):
       self.margin = float(margin)
       self._shifts.clear()
       block.forward(*inputs)
@@ -369,7 +370,10 @@ def _feature_modules(model):
   elif hasattr(model, 'relu'):  # torchvision's.
     stem, pooled = model.relu, model.avgpool
   else:
-    stem, pooled = model.act1, model.global_pool
+    # ResNet-RS: a convolution in the place of max-pooling, of the stem here.
+    is_pooled = isinstance(model.maxpool, torch.nn.MaxPool2d)
+    stem = model.act1 if is_pooled else model.maxpool
+    pooled = model.global_pool
   stages = {f'stage{i}': m for i, m in enumerate(_stages(model), start=1)}
   return {'stem': stem, **stages, 'pooled': pooled}
 

@@ -83,7 +83,7 @@ def test_the_name_counts_the_layers_with_weights(name):
   # The deep stem counts as one; WRN counts two of its three projections, and
   # the lecture does not count the convolutions between its stages.
   depth += {'wrn28_10': 2, 'lecture_resnet50': -4}.get(name, 0)
-  depth -= 2 * ('stem_conv1' in variables['params'])
+  depth -= len([name for name in kernels if re.match(r'stem_conv[2-9]', name)])
   assert re.search(r'\d+', name).group() == str(depth)
 
 
@@ -94,6 +94,7 @@ def test_all_networks_are_listed():
     *(f'resnet{d}d' for d in depths),
     *(f'resnet{d}_v1' for d in (50, 101, 152)),
     *('resnext50_32x4d', 'resnext101_32x8d', 'seresnet50', 'wrn28_10'),
+    'resnetrs50',
     *('wide_resnet50_2', 'wide_resnet101_2', 'lecture_resnet50'),
     *('plain18', 'plain34'),
     *(f'cifar_plain{d}' for d in (20, 32, 44, 56, 110)),
@@ -149,6 +150,7 @@ def _num_params(name, **overrides):
     ('resnet101d', 44_568_392),
     ('resnet152d', 60_212_040),
     ('seresnet50', 28_088_024),
+    ('resnetrs50', 35_691_912),
     ('preact_resnet50', 25_549_352),
     ('preact_resnet101', 44_541_480),
     ('preact_resnet152', 60_185_128),
@@ -355,7 +357,7 @@ def test_names_and_shapes_of_the_variables():
 @pytest.mark.parametrize('name', list_models())
 def test_every_tree_has_the_names_of_the_contract(name):
   _, _, variables = _abstract(name)
-  outer = r'stem_(conv|bn)[1-3]?|stage\d_block\d+|head|head_bn'
+  outer = r'stem_(conv|bn)[1-4]?|stage\d_block\d+|head|head_bn'
   inner = r'(conv|bn)[1-3]|shortcut_(conv|bn)|se_(reduce|expand)'
   if name == 'lecture_resnet50':
     outer, inner = r'stem_conv|stage\d_(conv|block\d)|head', r'conv[1-3]'

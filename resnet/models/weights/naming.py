@@ -3,8 +3,8 @@
 A variable of ours is a path such as ('params', 'stage1_block2', 'conv1',
 'kernel'), one of theirs a key such as 'layer1.1.conv1.weight'. Both libraries
 use the same names where they have the same network; what only timm has (D, SE,
-v2) is named as there. In v2 nets timm has the first batch norm not in the stem
-but in the first block, after the max-pool: see `NAMINGS`.
+RS, v2) is named as there. In v2 nets timm has the first batch norm not in the
+stem but in the first block, after the max-pool: see `NAMINGS`.
 """
 
 from collections.abc import Iterable
@@ -31,6 +31,8 @@ _MODULES = {
   r'stem_bn2': 'conv1.4',
   r'stem_conv3': 'conv1.6',
   r'stem_bn3': 'bn1',
+  r'stem_conv4': 'maxpool.0',
+  r'stem_bn4': 'maxpool.1',
   r'(conv\d|bn\d)': r'\1',
   r'se_reduce': 'se.fc1',
   r'se_expand': 'se.fc2',

@@ -17,6 +17,7 @@ TIMM = {
   'resnet18d': 'resnet18d',
   'resnet50d': 'resnet50d',
   'seresnet50': 'seresnet50',
+  'resnetrs50': 'resnetrs50',
   'resnet50': 'resnet50',
   'resnetv2_50': 'preact_resnet50',
 }

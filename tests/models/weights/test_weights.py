@@ -72,6 +72,7 @@ def _state(**changes):
     'resnet18',
     'resnet50d',
     'seresnet50',
+    'resnetrs50',
     'preact_resnet18',
     'preact_resnet50',
     'lecture_resnet50',
