@@ -6,8 +6,8 @@
 Runs `resnet.tools.benchmark` and compares with benchmarks/baseline.json: ratios
 to another program in the same run, never times. --write writes it anew, after a
 change that was meant: each ratio that was measured. Needs a quarter of an hour
-and a machine that is otherwise idle. Without torchvision its
-ratios are left out, and where torch.compile does not work its own; that is said.
+and a machine that is otherwise idle. Without torchvision its ratios are left
+out, and where torch.compile does not work, its own; that is said.
 """
 
 import argparse
