@@ -1,4 +1,4 @@
-"""torchvision's network, to compare with: `--against=torch,torch-compile`.
+"""torchvision's network, eager or compiled: `--against=torch`.
 
 Reads numbers of steps, answers with the seconds they took; the options are a
 JSON object, see resnet/tools/programs.py. Images are uint8 on the device, their
@@ -102,6 +102,10 @@ def _step(options, model, images, labels):
   return loss if options['subject'] == 'eval' else train
 
 
+def _first_line(error):
+  return next((x for x in str(error).splitlines() if x), repr(error))
+
+
 def main():
   options = json.loads(sys.argv[1])
   device = options['device']
@@ -118,8 +122,13 @@ def main():
   step = _step(options, model, *_batch(options, device))
   wait = torch.cuda.synchronize if device == 'cuda' else lambda: None
   with torch.inference_mode() if is_eval else contextlib.nullcontext():
-    step()
-    wait()
+    try:
+      step()
+      wait()
+    except Exception as error:  # Of torch.compile: many kinds.
+      if not options['compile']:
+        raise
+      return print(json.dumps(_first_line(error)))
     print(json.dumps('ready'), flush=True)
     for line in sys.stdin:
       start = time.perf_counter()

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable
 import contextlib
 import functools
+import itertools
 import json
 import tempfile
 from typing import Any
@@ -18,7 +19,13 @@ from resnet.tools.programs import Program
 from resnet.training.workdir import write_atomically
 
 HELP = 'a training step, or a batch of evaluation, of images on the device'
-_AGAINST = ('flax', 'torch', 'torch-compile')
+# What each name of --against stands for.
+_AGAINST = {
+  'flax': ('flax',),
+  'torch': ('torch-eager', 'torch-compile'),
+  'torch-eager': ('torch-eager',),
+  'torch-compile': ('torch-compile',),
+}
 _TRACED_STEPS = 3
 
 
@@ -28,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--against',
     default='',
     metavar='RIVALS',
-    help=f'of {", ".join(_AGAINST)}: the same network in turn with ours',
+    help=f'of {", ".join(_AGAINST)}: the same network in turn with ours;'
+    ' torch is both of them',
   )
   parser.add_argument(
     '--also',
@@ -99,11 +107,19 @@ def _others(
 ) -> dict[str, Any]:
   """Returns the programs that ours is compared with."""
   others: dict[str, Any] = {}
-  for name in names:
+  wanted = itertools.chain.from_iterable(_AGAINST[name] for name in names)
+  for name in dict.fromkeys(wanted):
     if name == 'flax':
       others[name] = programs.flax(run, args.subject)
-    else:
+      continue
+    try:
       other = programs.torch(run, args.subject, name, args.torch_python)
+    except InputError as error:
+      # Where eager works and compile was not asked for, go on without it.
+      if 'torch-eager' not in others or name in names:
+        raise
+      print(f'Without {name}: {error}', flush=True)
+    else:
       others[name] = cleanup.enter_context(other)
   for fields in args.also:
     changed = programs.resolve_here(config_flag.changed(args.config, fields))

@@ -151,10 +151,11 @@ class TorchProgram(Rival):
 def torch(
   run: Experiment, subject: str, name: str, python: str | None
 ) -> TorchProgram:
-  """Starts `name`: 'torch' (eager) or 'torch-compile'.
+  """Starts `name`: 'torch-eager' or 'torch-compile'.
 
   Raises:
-    InputError: there is no such network, no torchvision, or more devices.
+    InputError: there is no such network, no torchvision, or more devices; or
+      torch.compile does not work here, as without a C++ compiler.
   """
   devices = run.sharding.mesh.devices.flatten()
   if len(devices) > 1 or devices[0].platform not in ('cpu', 'gpu'):

@@ -31,14 +31,15 @@ class Rival:
 
     Args:
       name: to tell it by; --NAME-python is its interpreter's flag.
-      script: in benchmarks/. It says 'ready', then answers each number with a
-        number; all as JSON, a line each.
+      script: in benchmarks/. It says 'ready', or what is wrong, then answers
+        each number with a number; all as JSON, a line each.
       args: of the script.
       package: that it needs.
       python: its interpreter; None: this one.
 
     Raises:
-      InputError: the interpreter has not what it needs.
+      InputError: the interpreter has not what it needs, or the script says
+        what is wrong.
     """
     self.name = name
     command = [python or sys.executable, os.path.join(_SCRIPTS, script)]
@@ -51,8 +52,11 @@ class Rival:
       )
     except OSError as error:
       raise InputError(f'{python} cannot be run: {error.strerror}.') from None
-    if self._answer() != 'ready':
+    answer = self._answer()
+    if answer != 'ready':
       self._end()
+      if answer:
+        raise InputError(f'{name} does not work here: {answer}')
       raise InputError(
         f'{command[0]} has no {package}: give another interpreter,'
         f' --{name.partition("-")[0]}-python=PYTHON'

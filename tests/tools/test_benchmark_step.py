@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import flax_step, gate
+from benchmarks import flax_step
 from configs import fake
 from resnet.errors import InputError
 from resnet.tools import benchmark, compiled, programs, timing, traces
@@ -92,7 +92,7 @@ def test_an_evaluation_has_a_third_of_the_arithmetic(tmp_path, capsys):
 @pytest.mark.parametrize(
   ('words', 'message'),
   [
-    (['step', '--against=tf'], 'tf is none of flax, torch, torch-compile'),
+    (['step', '--against=tf'], 'tf is none of flax, torch, torch-eager, torc'),
     (['step', '--rounds=0'], '--rounds must be at least 1'),
     (['step', '--also=model.speed=1'], 'speed'),
     (['step', '--against=torch'], 'is for one CPU or GPU'),
@@ -192,21 +192,6 @@ def test_a_start_is_faster_where_programs_are_kept(tmp_path, monkeypatch):
   assert found['warm']['compile'] < 0.7 * found['cold']['compile']
 
 
-@pytest.mark.slow
-def test_torch_takes_turns():
-  pytest.importorskip('torchvision')
-  run_ = programs.resolve_here(configure())
-  one = jax.sharding.Mesh(np.array(jax.devices()[:1]), ('data',))
-  object.__setattr__(run_.sharding, 'mesh', one)
-  for subject in ('step', 'eval'):
-    with programs.torch(run_, subject, 'torch', None) as program:
-      assert program.seconds(2) > 0
-  config = {**run_.config, 'model.name': 'preact_resnet18'}
-  object.__setattr__(run_, 'config', config)
-  with pytest.raises(InputError, match='none with such a network'):
-    programs.torch(run_, 'step', 'torch', None)
-
-
 def test_measurements_take_turns():
   order = []
   roads = {
@@ -264,14 +249,3 @@ ENTRY %main (p: f32[8]) -> f32[8] {
   assert found['g'] == ('matrix product', '')
   assert found['r'][0] == 'collective' and found['t'][0] == 'copy'
   assert 'w' not in found
-
-
-def test_a_ratio_that_has_fallen_is_found():
-  baseline = {'a': 2.0, 'b': 1.0, 'c': 1.0}
-  lines, fallen = gate.compare(baseline, {'a': 1.71, 'b': 0.84})
-  assert lines == [
-    'a: 1.710, was 2.000',
-    'b: 0.840, was 1.000',
-    'c: not measured',
-  ]
-  assert fallen == ['b']
