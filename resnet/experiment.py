@@ -74,7 +74,7 @@ FORMER_VALUES = {
   'augment.num_layers': 2,
   'augment.magnitude': 9,
   'augment.interpolation': 'nearest',
-  'augment.jitter': [0.4, 0.4, 0.4],
+  'augment.jitter': [0.4, 0.4, 0.4, 0.0],
   'augment.lighting': 0.1,
   'augment.erase_probability': 0.25,
   'augment.erase_area': [0.02, 1 / 3],
@@ -292,7 +292,7 @@ def resolve(
   )
   size, eval_size = data.image_size, data.eval_transform.size
   return Experiment(
-    config=flatten(config),
+    config=_with_hue(flatten(config)),
     length=length,
     seed=config.seed,
     init_from=config.init_from,
@@ -331,6 +331,18 @@ def _create_reader(
   return BatchReader(
     batch_size=batch_size, row_start=row_start, row_count=row_count, **fields
   )
+
+
+def of_saved(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the config of a run, of whatever age, as it would be today."""
+  return _with_hue({**FORMER_VALUES, **config})
+
+
+def _with_hue(flat: dict[str, Any]) -> dict[str, Any]:
+  """Adds to `augment.jitter` of three numbers, as it once was, its hue."""
+  if len(flat['augment.jitter']) == 3:
+    flat['augment.jitter'] = [*flat['augment.jitter'], 0.0]
+  return flat
 
 
 def flatten(config: Any) -> dict[str, Any]:

@@ -141,7 +141,7 @@ OTHER_VALUES = {
   'augment.num_layers': 1,
   'augment.magnitude': 15,
   'augment.interpolation': 'bilinear',
-  'augment.jitter': (0.1, 0.2, 0.3),
+  'augment.jitter': (0.1, 0.2, 0.3, 0.4),
   'augment.lighting': 0.2,
   'augment.erase_probability': 0.5,
   'augment.erase_area': (0.1, 0.2),

@@ -63,7 +63,7 @@ def create_augmentation(
   num_layers: int,
   magnitude: int,
   interpolation: str,
-  jitter: tuple[float, float, float],
+  jitter: Sequence[float],
   lighting: float,
   erase_probability: float,
   erase_area: tuple[float, float],
@@ -103,7 +103,7 @@ def create_augmentation(
       f'autoaugment_{data}': AutoAugment(data=data, interpolation=interpolation)
       for data in ('imagenet', 'cifar')
     },
-    'color_jitter': ColorJitter(strength=_numbers('jitter', jitter, 3)),
+    'color_jitter': ColorJitter(strength=_jitter(jitter)),
     'lighting': Lighting(strength=lighting),
   }
   names = _check_operations(operations, (*created, _ERASING))
@@ -141,6 +141,12 @@ def _check_operations(operations: Any, known: Sequence[str]) -> tuple[str, ...]:
       f' --config.augment.operations="{(*others, _ERASING)}"'
     )
   return names
+
+
+def _jitter(values: Any) -> tuple[float, float, float, float]:
+  """Returns four numbers; the last may have been left out."""
+  is_without_hue = isinstance(values, tuple | list) and len(values) == 3
+  return _numbers('jitter', (*values, 0.0) if is_without_hue else values, 4)
 
 
 def _numbers(field: str, values: Sequence[Any], count: int) -> Any:

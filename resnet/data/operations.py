@@ -164,12 +164,16 @@ def _equalize(images: jax.Array) -> jax.Array:
 
 def _below_by_counting(images: jax.Array) -> jax.Array:
   """Pixels of a channel below each value, int32 [B, C, 256]."""
-  batch, _, _, channels = images.shape
-  first = 256 * jnp.arange(batch * channels, dtype=jnp.int32)
-  places = images.astype(jnp.int32) + first.reshape(batch, 1, 1, channels)
-  counts = jnp.zeros(batch * channels * 256, jnp.int32)
-  counts = counts.at[places.ravel()].add(1, mode='promise_in_bounds')
-  counts = counts.reshape(batch, channels, 256)
+  channels = images.shape[-1]
+  first = 256 * jnp.arange(channels, dtype=jnp.int32)
+
+  # An image at a time: with one table for all, devices would add up theirs.
+  def count(image: jax.Array) -> jax.Array:
+    places = (image.astype(jnp.int32) + first[None, None]).ravel()
+    counts = jnp.zeros(channels * 256, jnp.int32)
+    return counts.at[places].add(1, mode='promise_in_bounds')
+
+  counts = jax.vmap(count)(images).reshape(-1, channels, 256)
   return jnp.cumsum(counts, axis=-1) - counts
 
 

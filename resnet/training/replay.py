@@ -13,10 +13,10 @@ from resnet.data.loader import DeviceLoader, read_ahead
 from resnet.data.notes import Notes
 from resnet.errors import InputError
 from resnet.experiment import (
-  FORMER_VALUES,
   FREE_FIELDS,
   SAFE_FIELDS,
   Experiment,
+  of_saved,
 )
 from resnet.training import workdir as workdir_lib
 from resnet.training.bad_steps import FILE, record_keys
@@ -55,7 +55,7 @@ def run(experiment: Experiment, workdir: str, step: int | None) -> int:
     raise InputError(f'{workdir} holds no run: give its --workdir.')
   workdir_lib.check_same_config(
     workdir,
-    {**FORMER_VALUES, **saved['config']},
+    of_saved(saved['config']),
     experiment.config,
     ignore=FREE_FIELDS | SAFE_FIELDS,
   )

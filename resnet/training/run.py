@@ -20,10 +20,10 @@ from resnet.data.loader import DeviceLoader, read_ahead
 from resnet.data.notes import Notes
 from resnet.errors import InputError
 from resnet.experiment import (
-  FORMER_VALUES,
   FREE_FIELDS,
   SAFE_FIELDS,
   Experiment,
+  of_saved,
 )
 from resnet.training import workdir as workdir_lib
 from resnet.training.checkpoint import FOLDER, Checkpoints, DamagedError
@@ -333,7 +333,7 @@ def _check_workdir(
       experiment = experiment.with_statistics_of(saved['derived'])
     changed = workdir_lib.check_same_config(
       workdir,
-      {**FORMER_VALUES, **saved['config']},
+      of_saved(saved['config']),
       experiment.config,
       ignore=FREE_FIELDS,
       safe=SAFE_FIELDS,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from resnet.data import augment, jitter, policies
+from resnet.data import augment, policies
 from resnet.data.jitter import ColorJitter, Lighting
 from resnet.data.operations import OPERATIONS
 from resnet.data.policies import AutoAugment, RandomOperations
@@ -121,55 +121,6 @@ def test_auto_augment_takes_policies_and_probabilities(data):
     }
 
 
-def test_jitter_has_the_factors_and_orders_of_torchvision():
-  count, strength = 12_000, (0.4, 0.3, 0.2)
-  kinds, magnitudes = map(
-    np.array, ColorJitter(strength=strength).draw(keys_of(count))
-  )
-  orders, counts = np.unique(kinds, axis=1, return_counts=True)
-  assert orders.shape == (3, 6) and stats.chisquare(counts).pvalue > 0.001
-  for i, s in enumerate(strength):
-    uniform = stats.uniform(-s, 2 * s)
-    found = magnitudes[kinds == i]
-    assert len(found) == count
-    assert stats.kstest(found, uniform.cdf).pvalue > 0.001
-
-
-def test_jitter_is_that_of_torchvision_for_its_draws():
-  torch = pytest.importorskip('torch')
-  functional = torchvision().functional
-  adjust = (
-    functional.adjust_brightness,
-    functional.adjust_contrast,
-    functional.adjust_saturation,
-  )
-  rng = np.random.default_rng(0)
-  images = rng.integers(0, 256, (6, 20, 22, 3), np.uint8)
-  policy = ColorJitter(strength=(0.4, 0.4, 0.4))
-  kinds, magnitudes = map(np.array, policy.draw(keys_of(6)))
-  found = np.array(policy(jnp.array(images), keys_of(6)))
-  for image, ours, order, factors in zip(
-    images, found, kinds.T, magnitudes.T, strict=True
-  ):
-    x = torch.tensor(image.transpose(2, 0, 1))
-    for kind, factor in zip(order, factors.tolist(), strict=True):
-      x = adjust[kind](x, 1 + factor)
-    differs = np.abs(x.numpy().transpose(1, 2, 0) - ours.astype(int)) > 1
-    assert differs.mean() <= 0.005
-
-
-def test_lighting_adds_a_colour_with_the_covariance_of_the_paper():
-  images = jnp.full((20_000, 1, 1, 3), 128, jnp.uint8)
-  found = np.array(Lighting(strength=0.1)(images, keys_of(20_000)))
-  colors = found[:, 0, 0].astype(float) - 128
-  axes, std = np.array(jitter._LIGHTING_AXES), jitter._LIGHTING_STD
-  expected = axes @ np.diag(np.square(25.5 * np.array(std))) @ axes.T
-  # Rounding adds the variance 1 / 12 of its own.
-  expected += np.eye(3) / 12
-  np.testing.assert_allclose(np.cov(colors.T), expected, rtol=0.06)
-  assert np.abs(colors.mean(0)).max() < 0.15
-
-
 @pytest.mark.parametrize(
   'policy',
   [
@@ -177,7 +128,7 @@ def test_lighting_adds_a_colour_with_the_covariance_of_the_paper():
     TRIVIAL,
     AutoAugment(data='imagenet', interpolation='bilinear'),
     AutoAugment(data='cifar', interpolation='nearest'),
-    ColorJitter(strength=(0.4, 0.4, 0.4)),
+    ColorJitter(strength=(0.4, 0.4, 0.4, 0.5)),
     Lighting(strength=0.5),
   ],
 )
@@ -226,7 +177,8 @@ def test_an_image_depends_on_its_key_only_and_stays_where_it_is(policy):
       lambda: AutoAugment(data='cifar', interpolation='cubic'),
       "interpolation='cubic' is none of nearest, bilinear",
     ),
-    (lambda: ColorJitter(strength=(0.4, 2.0, 0.0)), 'augment.jitter'),
+    (lambda: ColorJitter(strength=(0.4, 2.0, 0.0, 0.1)), 'augment.jitter'),
+    (lambda: ColorJitter(strength=(0.4, 0.4, 0.4, 0.6)), 'from 0 to 0.5'),
     (lambda: Lighting(strength=-0.1), 'augment.lighting=-0.1'),
   ],
 )

@@ -323,10 +323,13 @@ def test_a_run_from_before_a_field_goes_on(whole, tmp_path):
   saved = json.loads((workdir / 'config.json').read_text())
   for field in ('on_bad_image', 'max_bad_images', 'max_worker_restarts'):
     del saved['config'][f'data.{field}']
+  # And of the jitter the hue, which came later.
+  del saved['config']['augment.jitter'][3]
   (workdir / 'config.json').write_text(json.dumps(saved))
   assert train(workdir).was_complete
   with pytest.raises(InputError, match=r"data\.on_bad_image: 'error' there"):
     train(workdir, data__on_bad_image='skip')
+  assert train(workdir, augment__jitter=(0.4, 0.4, 0.4)).was_complete
 
 
 def test_data_prepared_anew_are_refused(whole, monkeypatch):

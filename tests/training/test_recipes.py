@@ -192,7 +192,7 @@ def test_without_a_recipe_the_batch_is_as_it_was():
       r'must be last: .*operations=.\(.randaugment., .erasing.\)',
     ),
     ({'augment__operations': ('randaugmet',)}, 'Did you mean: randaugment'),
-    ({'augment__jitter': (0.1, 0.1)}, 'is not 3 numbers'),
+    ({'augment__jitter': (0.1, 0.1)}, 'is not 4 numbers'),
     ({'augment__magnitude': 40}, r'magnitude=40 is not in 0 \.\. 30'),
     ({'augment__erase_area': (0.1,)}, 'is not 2 numbers'),
     ({'loss__target_threshold': 0.5}, 'mean nothing'),
