@@ -17,6 +17,12 @@ from resnet.errors import InputError
 
 GOLDEN = pathlib.Path(__file__).parent / 'recipes'
 RECIPES = [
+  *(
+    ('ffcv', f'{net}_{epochs}')
+    for net in ('rn18', 'rn50')
+    for epochs in (16, 24, 32, 40, 56, 88)
+  ),
+  *(('resnet50_goyal', name) for name in ('256', '8192')),
   *(('resnet50_lars', name) for name in ('32768', '3264')),
   ('resnet50_torchvision_v2', None),
   *(('resnet50_timm', name) for name in ('a1', 'a2', 'a3')),
@@ -79,6 +85,8 @@ def test_there_is_no_other_golden_file():
   [
     ('resnet50_timm', 'b1', 'There are: a1, a2, a3.'),
     ('resnet50_nvidia', 'e9', 'Did you mean: e90?'),
+    ('ffcv', 'rn50', 'Did you mean: rn50_16, rn50_24, rn50_32?'),
+    ('resnet50_goyal', '8k', 'There are: 256, 8192.'),
     ('resnet50_lars', '8192', 'There are: 3264, 32768.'),
   ],
 )
