@@ -153,6 +153,11 @@ def get_config() -> ConfigDict:
   # of their magnitude, 0 to 30.
   augment.num_layers = 2
   augment.magnitude = 9
+  # And timm's two: standard deviation of the magnitude, drawn anew for each
+  # operation, in the same units (three of them are one of timm's, whose
+  # magnitude ends at 10); and the chance that an operation is done, 0 to 1.
+  augment.magnitude_std = 0.0
+  augment.operation_probability = 1.0
   # Of shears, translations and rotations: 'nearest' or 'bilinear'.
   augment.interpolation = 'nearest'
   # For 'color_jitter': of brightness, contrast and saturation, whose factor is

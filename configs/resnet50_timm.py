@@ -13,12 +13,11 @@ mmpretrain (configs/resnet, rsb-a1, a2, a3) and OpenMixup, and LAMB's with timm.
 Aim: top-1 of one 224-pixel centre crop, %: 80.38 (a1), 79.85 (a2), 78.06 (a3),
 timm's weights by their model card. Not run.
 
-What differs: a1 and a2 repeat each image three times in an epoch (repeated
-augmentation), which there is not yet. RandAugment here is torchvision's: two
-operations, always, of one magnitude, which is as strong as the paper's mean (21
-of 30 is 7 of 10, 18 is 6); timm's jitters its magnitude by 0.5, leaves out half
-of the operations and has three more. timm's LAMB clips the norm of all
-gradients at 1; the rate begins at 1e-4 and ends at 1e-6.
+What differs: RandAugment is as strong as timm's (21 of 30 is 7 of 10, 18 is 6,
+and a deviation of 1.5 is 0.5) and leaves out half of the operations too; but
+they are torchvision's: timm's have Invert and SolarizeAdd besides, no Identity,
+and posterize to fewer bits. timm's LAMB clips the norm of all gradients at 1; the
+rate begins at 1e-4 and ends at 1e-6.
 """
 
 from configs import default
@@ -58,6 +57,8 @@ def get_config(recipe='a3'):
   config.data.interpolation = 'bicubic'
   config.augment.operations = ('randaugment',)
   config.augment.magnitude = magnitude
+  config.augment.magnitude_std = 1.5
+  config.augment.operation_probability = 0.5
   config.augment.interpolation = 'bilinear'
   config.augment.mixup_alpha = alpha
   config.augment.cutmix_alpha = 1.0

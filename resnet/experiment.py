@@ -73,6 +73,8 @@ FORMER_VALUES = {
   'augment.operations': [],
   'augment.num_layers': 2,
   'augment.magnitude': 9,
+  'augment.magnitude_std': 0.0,
+  'augment.operation_probability': 1.0,
   'augment.interpolation': 'nearest',
   'augment.jitter': [0.4, 0.4, 0.4, 0.0],
   'augment.lighting': 0.1,

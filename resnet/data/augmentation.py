@@ -62,6 +62,8 @@ def create_augmentation(
   operations: Sequence[str],
   num_layers: int,
   magnitude: int,
+  magnitude_std: float,
+  operation_probability: float,
   interpolation: str,
   jitter: Sequence[float],
   lighting: float,
@@ -94,10 +96,18 @@ def create_augmentation(
   )
   created: dict[str, Augment] = {
     'randaugment': RandomOperations(
-      num_layers=num_layers, magnitude=magnitude, interpolation=interpolation
+      num_layers=num_layers,
+      magnitude=magnitude,
+      magnitude_std=magnitude_std,
+      operation_probability=operation_probability,
+      interpolation=interpolation,
     ),
     'trivialaugment_wide': RandomOperations(
-      num_layers=1, magnitude=None, interpolation=interpolation
+      num_layers=1,
+      magnitude=None,
+      magnitude_std=0.0,
+      operation_probability=1.0,
+      interpolation=interpolation,
     ),
     **{
       f'autoaugment_{data}': AutoAugment(data=data, interpolation=interpolation)

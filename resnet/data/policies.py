@@ -7,6 +7,7 @@ and probabilities.
 
 from collections.abc import Sequence
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -76,11 +77,17 @@ class RandomOperations:
     magnitude: number of the magnitude, 0 to 30, for all operations (Cubuk et
       al. 2020, RandAugment); None: a random one for each (Mueller and Hutter
       2021, TrivialAugment), in its wide space.
+    magnitude_std: timm's `mstd`, in the units of `magnitude`: each operation's
+      is drawn from a normal distribution about `magnitude` and clipped to 0 ..
+      30; what lies between two of the 31 is interpolated.
+    operation_probability: timm's `p`, that an operation is done at all.
     interpolation: of the geometric operations.
   """
 
   num_layers: int
   magnitude: int | None
+  magnitude_std: float
+  operation_probability: float
   interpolation: str
 
   def __post_init__(self):
@@ -93,6 +100,15 @@ class RandomOperations:
       raise InputError(
         f'augment.magnitude={self.magnitude} is not in 0 .. {BINS - 1}.'
       )
+    if not 0 <= self.magnitude_std < math.inf:
+      raise InputError(
+        f'augment.magnitude_std={self.magnitude_std} is not a number from 0 up.'
+      )
+    if not 0 <= self.operation_probability <= 1:
+      raise InputError(
+        f'augment.operation_probability={self.operation_probability} is not in'
+        ' 0 .. 1.'
+      )
     check_interpolation(self.interpolation)
 
   def draw(
@@ -101,15 +117,22 @@ class RandomOperations:
     """Returns kinds int32 [B] and magnitudes float32 [B] of a layer."""
     is_wide = self.magnitude is None
     table = space(_WITHOUT_INVERT, BINS, height, width, is_wide=is_wide)
+    magnitudes = jnp.array(np.stack(list(table.values())))
     draws = uniform(keys, 3)
     kinds = _place(draws[:, 0], len(table))
-    levels = (
-      _place(draws[:, 1], BINS)
-      if self.magnitude is None
-      else jnp.full_like(kinds, self.magnitude)
-    )
-    magnitudes = jnp.array(np.stack(list(table.values())))[kinds, levels]
-    return kinds, _with_sign(kinds, magnitudes, draws[:, 2])
+    if self.magnitude is None:
+      magnitudes = magnitudes[kinds, _place(draws[:, 1], BINS)]
+    elif not self.magnitude_std:
+      magnitudes = magnitudes[kinds, self.magnitude]
+    else:
+      noise = jax.vmap(jax.random.normal)(fold_in(keys, 0))
+      levels = self.magnitude + self.magnitude_std * noise
+      magnitudes = _interpolate(magnitudes, kinds, levels)
+    magnitudes = _with_sign(kinds, magnitudes, draws[:, 2])
+    if self.operation_probability < 1:
+      is_done = uniform(fold_in(keys, 1), 1)[:, 0] < self.operation_probability
+      kinds = jnp.where(is_done, kinds, OPERATIONS.index('Identity'))
+    return kinds, magnitudes
 
   def __call__(self, images: jax.Array, keys: jax.Array) -> jax.Array:
     """uint8 [B, H, W, C] and keys [B] -> uint8 [B, H, W, C]."""
@@ -123,6 +146,19 @@ class RandomOperations:
         interpolation=self.interpolation,
       )
     return images
+
+
+def _interpolate(
+  table: jax.Array, kinds: jax.Array, levels: jax.Array
+) -> jax.Array:
+  """Returns magnitudes [B] at `levels`, float32 [B], clipped to the table's."""
+  levels = jnp.clip(levels, 0.0, BINS - 1.0)
+  below = jnp.minimum(levels.astype(jnp.int32), BINS - 2)
+  low, high = table[kinds, below], table[kinds, below + 1]
+  magnitudes = low + (levels - below.astype(jnp.float32)) * (high - low)
+  # Bits are whole, and the operation would take off what is not.
+  is_bits = kinds == OPERATIONS.index('Posterize')
+  return jnp.where(is_bits, jnp.round(magnitudes), magnitudes)
 
 
 def _with_sign(

@@ -1,5 +1,7 @@
 """Random parameters against those of torchvision's transforms."""
 
+import random
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,10 +14,19 @@ from resnet.data.operations import OPERATIONS
 from resnet.data.policies import AutoAugment, RandomOperations
 from resnet.errors import InputError
 
-RAND = RandomOperations(num_layers=2, magnitude=9, interpolation='nearest')
-TRIVIAL = RandomOperations(
-  num_layers=1, magnitude=None, interpolation='nearest'
-)
+
+def rand(**fields):
+  defaults = {
+    'num_layers': 2,
+    'magnitude': 9,
+    'magnitude_std': 0.0,
+    'operation_probability': 1.0,
+    'interpolation': 'nearest',
+  }
+  return RandomOperations(**{**defaults, **fields})
+
+
+RAND, TRIVIAL = rand(), rand(num_layers=1, magnitude=None)
 SIGNED = OPERATIONS[1:10]
 
 
@@ -82,6 +93,66 @@ def test_operations_magnitudes_and_signs_are_uniform(policy):
     assert len(values) == 1 or stats.chisquare(counts, weights).pvalue > 1e-4
 
 
+# Nine of timm's ten are 27 of 30; this and half a one above are cut off there.
+LIKE_TIMM = rand(magnitude=27, magnitude_std=1.5, operation_probability=0.5)
+
+
+def test_magnitudes_are_normal_and_operations_left_out():
+  count = 100_000
+  kinds, magnitudes = map(
+    np.array, jax.jit(lambda k: LIKE_TIMM.draw(k, 50, 70))(keys_of(count))
+  )
+  chances = np.full(14, 0.5 / 14)
+  chances[0] += 0.5
+  done = np.bincount(kinds, minlength=14)
+  assert stats.chisquare(done, chances * count).pvalue > 0.001
+  levels = np.random.default_rng(0).normal(27.0, 1.5, 20_000).clip(0, 30)
+  table = policies.space(OPERATIONS, 31, 50, 70, is_wide=False)
+  for i, name in enumerate(OPERATIONS[1:12], start=1):
+    found = magnitudes[kinds == i]
+    expected = np.interp(levels, np.arange(31), table[name])
+    if name == 'Posterize':
+      assert set(found) == {4.0, 5.0}
+      share = np.mean(np.round(expected) == 4)
+      assert abs(np.mean(found == 4) - share) < 0.03
+      continue
+    if name in SIGNED:
+      assert stats.binomtest(int((found < 0).sum()), len(found)).pvalue > 1e-4
+      found = np.abs(found)
+    assert stats.ks_2samp(found, expected).pvalue > 0.001, name
+
+
+@pytest.mark.parametrize(
+  ('name', 'theirs', 'to_theirs'),
+  [
+    ('Rotate', 'Rotate', lambda x: x),
+    ('ShearX', 'ShearX', lambda x: x),
+    ('TranslateX', 'TranslateXRel', lambda x: x / 200),
+    ('Color', 'ColorIncreasing', lambda x: 1 + x),
+    ('Solarize', 'SolarizeIncreasing', lambda x: 256 * x),
+  ],
+)
+def test_magnitudes_are_those_of_timm(name, theirs, to_theirs):
+  auto_augment = pytest.importorskip('timm.data.auto_augment')
+  kinds, magnitudes = map(
+    np.array, jax.jit(lambda k: LIKE_TIMM.draw(k, 100, 200))(keys_of(100_000))
+  )
+  found = to_theirs(magnitudes[kinds == OPERATIONS.index(name)])
+  operations = auto_augment.rand_augment_transform(
+    'rand-m9-mstd0.5-inc1', {'translate_pct': 150 / 331}
+  ).ops
+  (operation,) = [op for op in operations if op.name == theirs]
+  given = []
+  operation.aug_fn = lambda _, value, **_options: given.append(value)
+  random.seed(0)
+  for _ in range(2 * len(found)):
+    operation('image')
+  assert stats.binomtest(len(given), 2 * len(found)).pvalue > 0.001
+  if name == 'Solarize':  # Whole numbers there.
+    found = 256 - np.floor(256 - found)
+  assert stats.ks_2samp(found, given).pvalue > 0.001
+
+
 @pytest.mark.parametrize('data', ['imagenet', 'cifar'])
 def test_auto_augment_takes_policies_and_probabilities(data):
   count = 40_000
@@ -125,6 +196,7 @@ def test_auto_augment_takes_policies_and_probabilities(data):
   'policy',
   [
     RAND,
+    rand(magnitude_std=3.0, operation_probability=0.5),
     TRIVIAL,
     AutoAugment(data='imagenet', interpolation='bilinear'),
     AutoAugment(data='cifar', interpolation='nearest'),
@@ -162,16 +234,17 @@ def test_an_image_depends_on_its_key_only_and_stays_where_it_is(policy):
   ('make', 'message'),
   [
     (
-      lambda: RandomOperations(
-        num_layers=0, magnitude=9, interpolation='nearest'
-      ),
+      lambda: rand(num_layers=0),
       r'num_layers=0 is not in 1 \.\. 15',
     ),
     (
-      lambda: RandomOperations(
-        num_layers=2, magnitude=31, interpolation='nearest'
-      ),
+      lambda: rand(magnitude=31),
       r'magnitude=31 is not in 0 \.\. 30',
+    ),
+    (lambda: rand(magnitude_std=-1.0), 'magnitude_std=-1.0 is not a number'),
+    (
+      lambda: rand(operation_probability=1.5),
+      r'operation_probability=1.5 is not in 0 \.\. 1',
     ),
     (
       lambda: AutoAugment(data='cifar', interpolation='cubic'),
