@@ -41,10 +41,12 @@ def get_config() -> ConfigDict:
   config.watchdog_seconds = 600.0
   # From SIGTERM or Ctrl-C to the end of the process: the time to save.
   config.preemption_grace_seconds = 30.0
-  # Share of the moving averages of weights and statistics that an update keeps,
-  # 0.9999 for long runs, less in the first steps; evaluated beside the weights.
-  # None: no averages.
+  # Share of the moving averages of weights and statistics that each of their
+  # moves keeps, 0.9999 for long runs, less in the first ones; evaluated beside
+  # the weights. None: no averages.
   config.ema_decay = config_dict.placeholder(float)
+  # Updates from one move to the next.
+  config.ema_every_steps = 1
 
   model = config.model = ConfigDict()
   # One of resnet.models.list_models().

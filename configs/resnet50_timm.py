@@ -16,8 +16,9 @@ timm's weights by their model card. Not run.
 What differs: RandAugment is as strong as timm's (21 of 30 is 7 of 10, 18 is 6,
 and a deviation of 1.5 is 0.5) and leaves out half of the operations too; but
 they are torchvision's: timm's have Invert and SolarizeAdd besides, no Identity,
-and posterize to fewer bits. timm's LAMB clips the norm of all gradients at 1; the
-rate begins at 1e-4 and ends at 1e-6.
+and posterize to fewer bits. The rate changes with each update, and the cosine
+begins after the warm-up; timm's changes once an epoch, and its cosine begins
+before.
 """
 
 from configs import default
@@ -55,6 +56,7 @@ def get_config(recipe='a3'):
   # A crop of 95 %.
   config.data.eval_resize = 236
   config.data.interpolation = 'bicubic'
+  config.data.repeats = 1 if recipe == 'a3' else 3
   config.augment.operations = ('randaugment',)
   config.augment.magnitude = magnitude
   config.augment.magnitude_std = 1.5
@@ -66,11 +68,14 @@ def get_config(recipe='a3'):
   config.optimizer.name = 'lamb'
   config.optimizer.weight_decay = decay
   config.optimizer.decay_rule = 'kernels'
+  config.optimizer.clip_norm = 1.0
   config.schedule.name = 'cosine'
   config.schedule.decay_epochs = ()
   config.schedule.learning_rate = rate
   config.schedule.base_batch_size = 2048
   config.schedule.warmup_epochs = 5.0
+  config.schedule.warmup_learning_rate = 1e-4
+  config.schedule.final_learning_rate = 1e-6
   config.loss.name = 'binary_cross_entropy'
   config.loss.label_smoothing = smoothing
   config.loss.target_threshold = 0.2

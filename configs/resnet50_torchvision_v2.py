@@ -12,10 +12,8 @@ eval_resize in torchvision itself.
 Aim: top-1 of one 224-pixel centre crop, %: 80.858, of the moving averages
 (`eval_ema/top1`). Not run.
 
-What differs: torchvision repeats each image four times in an epoch (repeated
-augmentation), which there is not yet; it decays the bias of the head, changes
-the rate once an epoch, and moves its averages every 32 updates, by 32 times as
-much, after a warm-up in which they are the weights themselves.
+What differs: torchvision decays the bias of the head, changes the rate once an
+epoch, and its averages are the weights themselves until the warm-up is over.
 """
 
 from configs import default
@@ -26,8 +24,10 @@ def get_config():
   config.batch_size = 1024
   config.num_epochs = 600.0
   config.eval_every_epochs = 5.0
-  # --model-ema-decay=0.99998, which torchvision scales by batch and epochs.
-  config.ema_decay = 1 - 2e-5 * 1024 / 600
+  # --model-ema-decay=0.99998, which torchvision scales by batch, steps and
+  # epochs.
+  config.ema_every_steps = 32
+  config.ema_decay = 1 - 2e-5 * 1024 * 32 / 600
 
   config.model.name = 'resnet50'
   config.model.dtype = 'bfloat16'
@@ -36,6 +36,7 @@ def get_config():
   config.data.image_size = 176
   config.data.eval_size = 224
   config.data.eval_resize = 232
+  config.data.repeats = 4
   config.augment.operations = ('trivialaugment_wide', 'erasing')
   config.augment.interpolation = 'bilinear'
   config.augment.erase_probability = 0.1
@@ -52,5 +53,7 @@ def get_config():
   config.schedule.learning_rate = 0.5
   config.schedule.base_batch_size = 1024
   config.schedule.warmup_epochs = 5.0
+  # --lr-warmup-decay=0.01.
+  config.schedule.warmup_learning_rate = 0.005
   config.loss.label_smoothing = 0.1
   return config

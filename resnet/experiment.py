@@ -57,6 +57,7 @@ FORMER_VALUES = {
   'data.augment_on': 'host',
   'data.repeats': 1,
   'data.on_bad_image': 'error',
+  'ema_every_steps': 1,
   'max_bad_steps': 10,
   'watchdog_seconds': 600.0,
   'preemption_grace_seconds': 30.0,
@@ -281,6 +282,7 @@ def resolve(
     accumulation_steps=config.accumulation_steps,
     log_every_steps=config.log_every_steps,
     ema_decay=config.ema_decay,
+    ema_every_steps=config.ema_every_steps,
     augment=data.augment,
     augmentation=augmentation,
     seed=config.seed,
@@ -371,6 +373,7 @@ def _check_ranges(config: Any) -> None:
     'max_bad_steps',
     'watchdog_seconds',
     'preemption_grace_seconds',
+    'ema_every_steps',
   ):
     if config[name] is None:
       continue

@@ -42,8 +42,9 @@ class Task:
     accumulation_steps: parts in which a batch is worked off, one after the
       other, to save memory.
     log_every_steps: metrics are summed over so many steps.
-    ema_decay: share of the moving averages that an update keeps; None: none
-      are kept.
+    ema_decay: share of the moving averages that a move of theirs keeps; None:
+      there are none.
+    ema_every_steps: updates from one move to the next.
     augment: crop and flip of training images, on the device; None: the host
       has done it.
     augmentation: what else is done to training images, always on the device.
@@ -61,6 +62,7 @@ class Task:
   accumulation_steps: int
   log_every_steps: int
   ema_decay: float | None = None
+  ema_every_steps: int = 1
   augment: Augment | None = None
   augmentation: Augmentation = dataclasses.field(default_factory=Augmentation)
   seed: int = 0
@@ -191,14 +193,17 @@ def network_rngs(
 def _update_ema(state: TrainState, task: Task) -> TrainState:
   """Moves the averages towards the weights, faster at first.
 
-    ema = d * ema + (1 - d) * value,  d = min(decay, (1 + step) / (10 + step))
+    ema = d * ema + (1 - d) * value,  d = min(decay, (1 + n) / (10 + n))
 
-  so that the first, random weights are soon forgotten.
+  at every n-th multiple of `ema_every_steps`, so that the first, random weights
+  are soon forgotten (TensorFlow's ExponentialMovingAverage).
   """
   if task.ema_decay is None:
     return state
-  step = state.step.astype(jnp.float32)
-  decay = jnp.minimum(task.ema_decay, (1.0 + step) / (10.0 + step))
+  every = task.ema_every_steps
+  n = (state.step // every).astype(jnp.float32)
+  decay = jnp.minimum(task.ema_decay, (1.0 + n) / (10.0 + n))
+  decay = jnp.where(state.step % every == 0, decay, 1.0)
   ema = jax.tree.map(
     lambda mean, value: decay * mean + (1.0 - decay) * value,
     state.ema,

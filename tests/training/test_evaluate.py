@@ -55,6 +55,22 @@ def test_the_result_is_that_of_numpy(results):
   assert results[24] == pytest.approx(expected, rel=1e-4)
 
 
+def test_the_averages_are_evaluated_as_weights_would_be(results):
+  config = fake.get_config()
+  config.ema_decay = 0.9
+  run = experiment.resolve(config)
+  steps = jit_steps(run.task, run.sharding)
+  state = run.create_state()
+  # Averages that are those of other weights, and statistics.
+  ema = jax.tree.map(lambda x: 1.5 * x + 0.1, state.ema)
+  found = evaluate(run, steps, state.replace(ema=ema), Notes())
+  assert found['eval/loss'] == pytest.approx(results[64]['eval/loss'], rel=1e-5)
+  alone = evaluate(run, steps, state.replace(**ema, ema=None), Notes())
+  for name in ('loss', 'top1', 'top5'):
+    assert found[f'eval_ema/{name}'] == alone[f'eval/{name}']
+  assert found['eval_ema/loss'] != pytest.approx(found['eval/loss'], rel=0.01)
+
+
 def test_a_wrong_count_is_an_error():
   run = experiment.resolve(fake.get_config())
   steps = jit_steps(run.task, run.sharding)
