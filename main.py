@@ -151,6 +151,9 @@ def main(argv: list[str]) -> int:
     code = _run(cluster)
     if cluster:
       cluster.close()
+    if code > 128:
+      # A signal, and all is saved: a later size may still be compiled for.
+      leave(code)
     return code
   except InputError as error:
     return fail(error, 2)

@@ -17,12 +17,13 @@ import jax
 from benchmarks import flax_step
 from configs import resnet50
 from resnet.tools import compiled, topologies
+from resnet.training.programs import abstract_batch
 from resnet.training.workdir import write_atomically
 
 
 def _flax(run):
   state = run.abstract_state()
-  batch = compiled.abstract_batch(run, run.length.batch_size, run.image_shape)
+  batch = abstract_batch(run, run.length.batch_size, run.image_shape)
   state = (state.params, state.batch_stats, state.opt_state)
   return compiled.build(flax_step.jit(run, 'step'), state, batch)[1]
 

@@ -100,6 +100,11 @@ def get_config() -> ConfigDict:
   data.eval_split = 'validation'
   # Side of the square images that the network sees, pixels ...
   data.image_size = 224
+  # ... in training, from an epoch on: (epoch, size) pairs, both rising, from
+  # epoch 0 to a last size that is image_size (progressive resizing: Howard
+  # 2018; Tan and Le 2021, section 4). FFCV's 88 epochs: ((0.0, 160), (71.0,
+  # 192)). (): image_size throughout.
+  data.size_schedule = ()
   # ... and in evaluation (Touvron et al. 2019, FixRes); None: the same.
   data.eval_size = config_dict.placeholder(int)
   # Training crop: 'random_resized' (Szegedy et al. 2015), 'pad' (He et al.

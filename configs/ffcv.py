@@ -22,13 +22,11 @@ minutes that FFCV took on eight A100 (rn50) or on one (rn18):
 Not run.
 
 What differs: there is no BlurPool, with which FFCV blurs before all strided
-convolutions but the first, and no progressive resizing: FFCV trains the first
-three quarters at 160 pixels and the rest at 192, here it is 192 throughout. Its
-images are stored at up to 500 pixels (rn50) or 400 (rn18), partly as JPEG of
-quality 90, and resized by areas; it decays the head's bias and the batch norms
-of shortcuts, and adds up logits over the mirror images, where `--views=flip`
-has the mean of probabilities. Its README says 224 pixels of evaluation, the
-files say 256.
+convolutions but the first. Its images are stored at up to 500 pixels (rn50) or
+400 (rn18), partly as JPEG of quality 90, and resized by areas; it decays the
+head's bias and the batch norms of shortcuts, and adds up logits over the mirror
+images, where `--views=flip` has the mean of probabilities. Its README says 224
+pixels of evaluation, the files say 256.
 """
 
 from configs import default
@@ -39,6 +37,9 @@ _RECIPES = {
   for net in ('rn18', 'rn50')
   for epochs in (16, 24, 32, 40, 56, 88)
 }
+# The first epoch of 192 pixels: the middle of the ramp from 160, rounded to
+# multiples of 32 at the start of each epoch.
+_LARGE_FROM = {16: 12, 24: 19, 32: 25, 40: 32, 56: 45, 88: 71}
 # Batch, images per device, rate of that batch, weight decay.
 _NETS = {
   'rn18': ('resnet18', 1024, 1024, 0.5, 5e-5),
@@ -62,6 +63,7 @@ def get_config(recipe='rn50_88'):
   config.model.bn_group_size = group
 
   config.data.image_size = 192
+  config.data.size_schedule = ((0.0, 160), (float(_LARGE_FROM[epochs]), 192))
   config.data.eval_size = 256
   # A crop of 224 / 256.
   config.data.eval_resize = 293

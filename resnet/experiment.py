@@ -9,10 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from resnet.data.augment import DeviceAugment
 from resnet.data.augmentation import create_augmentation
 from resnet.data.loader import LoaderOptions
 from resnet.data.pipeline import Data, create_data
 from resnet.data.reader import BatchReader
+from resnet.data.sizes import Sizes, create_sizes
 from resnet.errors import InputError
 from resnet.models import create_model
 from resnet.training.losses import check_threshold, create_loss
@@ -56,6 +58,7 @@ FORMER_VALUES = {
   'data.interpolation': 'bilinear',
   'data.augment_on': 'host',
   'data.repeats': 1,
+  'data.size_schedule': [],
   'data.on_bad_image': 'error',
   'ema_every_steps': 1,
   'max_bad_steps': 10,
@@ -110,9 +113,10 @@ class Experiment:
     watchdog_seconds: a silence longer than this, and than 50 steps, ends it;
       None: it may hang for ever.
     preemption_grace_seconds: from a signal to a forced end.
-    task: model, optimizer, loss and normalisation.
-    image_shape: [H, W, C] of the images that the network sees in training.
-    eval_image_shape: and in evaluation.
+    task: model, optimizer, loss and normalisation; at the last size.
+    sizes: side of the training images that the network sees, by step.
+    image_shape: [H, W, C] of these images, at the last size.
+    eval_image_shape: and of those in evaluation.
     train_reader: batches of training images.
     eval_reader: batches of evaluation images.
     loader: how fast to read.
@@ -130,6 +134,7 @@ class Experiment:
   watchdog_seconds: float | None
   preemption_grace_seconds: float
   task: Task
+  sizes: Sizes
   image_shape: tuple[int, int, int]
   eval_image_shape: tuple[int, int, int]
   train_reader: BatchReader
@@ -145,6 +150,24 @@ class Experiment:
     shape = self.train_reader.source.image_shape
     assert shape is not None
     return shape
+
+  def at(self, step: int) -> 'Experiment':
+    """Returns this run with one size throughout: that of batch `step`."""
+    size, augment = self.sizes.at(step), self.task.augment
+    sizes = Sizes(((0, size),))
+    if isinstance(augment, DeviceAugment):
+      augment = dataclasses.replace(augment, size=size)
+    return dataclasses.replace(
+      self,
+      task=dataclasses.replace(self.task, augment=augment),
+      sizes=sizes,
+      image_shape=(size, size, self.image_shape[-1]),
+      train_reader=dataclasses.replace(self.train_reader, sizes=sizes),
+    )
+
+  def at_last_size(self) -> 'Experiment':
+    """Returns this run with its last size, the largest, throughout."""
+    return self.at(self.length.num_steps)
 
   def create_state(self) -> TrainState:
     """Returns the state at step 0, on the devices."""
@@ -267,6 +290,9 @@ def resolve(
       f'{config.batch_size}: a batch would have copies of one image only.'
     )
   length = _run_length(config, len(data.train))
+  sizes = create_sizes(
+    data.size_schedule, steps=length.steps, num_steps=length.num_steps
+  )
   schedule = create_schedule(length, **config.schedule)
   task = Task(
     model=create_model(num_classes=num_classes, **model_options),
@@ -307,6 +333,7 @@ def resolve(
     watchdog_seconds=config.watchdog_seconds,
     preemption_grace_seconds=config.preemption_grace_seconds,
     task=task,
+    sizes=sizes,
     image_shape=(size, size, data.train.channels),
     eval_image_shape=(eval_size, eval_size, data.train.channels),
     train_reader=reader(
@@ -315,6 +342,7 @@ def resolve(
       seed=config.seed,
       batch_size=config.batch_size,
       repeats=data.repeats,
+      sizes=sizes,
     ),
     eval_reader=reader(
       source=data.eval,

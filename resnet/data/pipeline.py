@@ -10,6 +10,7 @@ from resnet.data.datasets import open_source
 from resnet.data.loader import LoaderOptions
 from resnet.data.normalization import channel_statistics
 from resnet.data.reader import Transform
+from resnet.data.sizes import Pairs, check_schedule
 from resnet.data.source import Source
 from resnet.data.transforms import (
   EvalTransform,
@@ -29,8 +30,10 @@ class Data:
   Attributes:
     train: the source of training images.
     eval: the source of evaluation images.
-    image_size: side of the training images that the network sees, pixels.
-    train_transform: for the former.
+    image_size: side of the training images that the network sees, pixels; at
+      the end of the run, where there is a schedule.
+    size_schedule: (epoch, side) pairs, from epoch 0 to `image_size`.
+    train_transform: to `image_size`.
     eval_transform: for the latter.
     mean: of each channel, in units of 0..255 pixels.
     std: likewise.
@@ -43,6 +46,7 @@ class Data:
   train: Source
   eval: Source
   image_size: int
+  size_schedule: Pairs
   train_transform: Transform
   eval_transform: EvalTransform
   mean: tuple[float, ...]
@@ -60,6 +64,7 @@ def create_data(
   train_split: str,
   eval_split: str,
   image_size: int,
+  size_schedule: Sequence[Sequence[float]],
   eval_size: int | None,
   crop: str,
   crop_area: tuple[float, float],
@@ -90,6 +95,7 @@ def create_data(
       raise InputError(
         f'data.{field}={size} must be positive, up to {MAX_IMAGE_SIZE}.'
       )
+  schedule = check_schedule(size_schedule, image_size=image_size)
   if data_dir == '':
     raise InputError(
       "data.data_dir='' is no folder: leave it out, or name one."
@@ -112,6 +118,8 @@ def create_data(
     flip=flip,
     interpolation=interpolation,
   )
+  for _, size in schedule:
+    train_transform.with_size(size)  # Checks it.
   eval_transform = EvalTransform(
     size=eval_size, resize_size=eval_resize, interpolation=interpolation
   )
@@ -120,6 +128,11 @@ def create_data(
     for split in (train_split, eval_split)
   )
   augment = _device_augment(augment_on, train_transform, train)
+  if augment and augment.crop != 'random_resized' and len(schedule) > 1:
+    raise InputError(
+      f"data.size_schedule with data.augment_on='device' needs data.crop="
+      f"'random_resized': {crop!r} does not resize."
+    )
   if mean is None or std is None:
     measured_mean, measured_std = channel_statistics(
       train, image_size, max_bad_images=limit
@@ -134,6 +147,7 @@ def create_data(
     train=train,
     eval=eval_,
     image_size=image_size,
+    size_schedule=schedule,
     train_transform=StoredTransform() if augment else train_transform,
     eval_transform=eval_transform,
     mean=mean,

@@ -16,6 +16,7 @@ import numpy as np
 from resnet.data.memory import keep_freed_memory
 from resnet.data.notes import too_many_bad_images
 from resnet.data.order import TrainingOrder
+from resnet.data.sizes import Sizes
 from resnet.data.source import Record, Source
 from resnet.data.transforms import Box, Draws
 from resnet.errors import InputError
@@ -42,6 +43,10 @@ class Transform(Protocol):
 
   @property
   def num_draws(self) -> int: ...
+
+  def with_size(self, size: int, /) -> 'Transform':
+    """Returns the same for images of another side."""
+    ...
 
   def box(self, height: int, width: int, draws: Draws, /) -> Box:
     """Returns the part of an image that will be looked at."""
@@ -101,6 +106,7 @@ class BatchReader:
     row_count: the number of its rows, images.
     max_bad_images: broken images that may be left out; None: none is.
     repeats: copies of a training image that a batch has; see `TrainingOrder`.
+    sizes: side of the images by step; None: always that of the transform.
   """
 
   source: Source
@@ -112,6 +118,7 @@ class BatchReader:
   row_count: int
   max_bad_images: int | None = None
   repeats: int = 1
+  sizes: Sizes | None = None
 
   @functools.cached_property
   def _order(self) -> TrainingOrder:
@@ -127,6 +134,16 @@ class BatchReader:
   def _augment_key(self) -> int:
     return _derive(self.seed or 0, _AUGMENT_STREAM)
 
+  @functools.cached_property
+  def _by_size(self) -> dict[int, 'BatchReader']:
+    assert self.sizes is not None
+    return {
+      size: dataclasses.replace(
+        self, transform=self.transform.with_size(size), sizes=None
+      )
+      for _, size in self.sizes.starts
+    }
+
   def __call__(self, step: int) -> HostBatch | InputError:
     """Returns 'image' uint8 [b, H, W, C], 'label' int32 [b], 'mask' bool [b].
 
@@ -134,6 +151,8 @@ class BatchReader:
     that name them. An `InputError` is returned, not raised, so that it crosses
     the border of a worker process as it is.
     """
+    if self.sizes is not None:
+      return self._by_size[self.sizes.at(step)](step)
     cv2.setNumThreads(0)  # The threads are Grain's.
     keep_freed_memory()
     left_out: list[str] = []

@@ -165,8 +165,12 @@ class TrainTransform:
     if not 0 <= self.padding <= self.size:
       raise InputError(
         f'data.crop_padding={self.padding} is not in 0 .. {self.size}'
-        ' (data.image_size).'
+        ' (data.image_size, or the first of data.size_schedule).'
       )
+
+  def with_size(self, size: int) -> 'TrainTransform':
+    """Returns the same for another size."""
+    return dataclasses.replace(self, size=size)
 
   def box(self, height: int, width: int, draws: Draws) -> Box:
     """Returns the part of an image [height, width] that will be looked at."""
@@ -214,6 +218,10 @@ class EvalTransform:
         f' {8 * self.size} (1 to 8 times the side of evaluation images).'
       )
 
+  def with_size(self, size: int) -> 'EvalTransform':
+    """Returns the same for another size."""
+    return dataclasses.replace(self, size=size)
+
   def box(self, height: int, width: int, draws: Draws) -> Box:
     """Returns the whole image."""
     del draws
@@ -232,6 +240,11 @@ class StoredTransform:
   """Images that all have one size -> as they are; the device does the rest."""
 
   num_draws = 0
+
+  def with_size(self, size: int) -> 'StoredTransform':
+    """Returns this one: the device makes the size."""
+    del size
+    return self
 
   def box(self, height: int, width: int, draws: Draws) -> Box:
     """Returns the whole image."""

@@ -65,9 +65,11 @@ def main(args: argparse.Namespace) -> None:
   """Measures and prints; the first road is the baseline of the ratios."""
   if min(args.rounds, args.batches) < 1:
     raise InputError('--rounds and --batches must be at least 1.')
-  runs = {'config': experiment.resolve(args.config)}
+  # Of the largest size, where sizes are scheduled.
+  runs = {'config': experiment.resolve(args.config).at_last_size()}
   for fields in args.also:
-    runs[fields] = experiment.resolve(_changed(args.config, fields))
+    changed = _changed(args.config, fields)
+    runs[fields] = experiment.resolve(changed).at_last_size()
   names = [name for name in args.against.split(',') if name]
   if unknown := set(names) - set(_RIVALS):
     raise InputError(

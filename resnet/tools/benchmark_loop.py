@@ -118,7 +118,7 @@ def _loop(run: Experiment, steps: JittedSteps, batch: Any, count: int) -> float:
     cleanup.callback(checkpoints.close)
     loop = Loop(run, workdir, checkpoints, 0, None, stop, Notes())
     cleanup.callback(loop.close)
-    loop.steps = steps  # Compiled already.
+    loop.programs.steps = steps  # Compiled already.
     # The first step is not counted, nor what comes after the last log line.
     batches: Any = _Resident(batch, count + 1, stop)
     outcome = loop.run(run.create_state(), batches, 0.0)

@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from resnet.data import pipeline
 from resnet.data.fake import LENGTHS
@@ -15,6 +14,7 @@ from resnet.experiment import Experiment, resolve
 from resnet.tools import collectives
 from resnet.tools.topologies import Topology
 from resnet.training import metrics
+from resnet.training.programs import abstract_batch
 from resnet.training.step import jit_steps
 
 # Sets that need not be here: classes and training images.
@@ -71,6 +71,8 @@ class Compiled:
 def prepare(config: Any, topology: Topology) -> Experiment:
   """Resolves a config for a topology; its data set need not be here.
 
+  Where sizes are scheduled it is the run of the largest one.
+
   Raises:
     InputError: a value is wrong.
   """
@@ -81,7 +83,7 @@ def prepare(config: Any, topology: Topology) -> Experiment:
     model = model.clone(conv_backend='xla')
   return dataclasses.replace(
     run, task=dataclasses.replace(run.task, model=model)
-  )
+  ).at_last_size()
 
 
 def _stand_in(config: Any) -> pipeline.Data | None:
@@ -143,23 +145,6 @@ def build_eval(run: Experiment) -> tuple[Any, Compiled]:
   )
   batch = abstract_batch(run, run.eval_reader.batch_size, run.eval_image_shape)
   return build(steps.evaluate, run.abstract_state().variables, sums, batch)
-
-
-def abstract_batch(
-  run: Experiment, batch_size: int, image_shape: tuple[int, int, int]
-) -> dict[str, jax.ShapeDtypeStruct]:
-  """Returns shapes, dtypes and sharding of a batch, all devices together."""
-  fields = {
-    'image': (image_shape, jnp.uint8),
-    'label': ((), jnp.int32),
-    'mask': ((), jnp.bool_),
-  }
-  return {
-    name: jax.ShapeDtypeStruct(
-      (batch_size, *shape), dtype, sharding=run.sharding.batch
-    )
-    for name, (shape, dtype) in fields.items()
-  }
 
 
 def build(step: Any, *args: Any) -> tuple[Any, Compiled]:

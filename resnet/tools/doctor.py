@@ -66,7 +66,7 @@ def main(args: argparse.Namespace) -> None:
   visit.check('versions', machine.versions)
   visit.check('devices', machine.devices)
   if visit.findings['devices'].status != 'FAIL':
-    _check_run(visit, resolve(args.config), workdir)
+    _check_run(visit, resolve(args.config).at_last_size(), workdir)
   if visit.has_failed:
     sys.exit(2)
 

@@ -32,9 +32,9 @@ from resnet.training.bad_steps import BadSteps
 from resnet.training.checkpoint import Checkpoints, SaveError
 from resnet.training.evaluate import describe, evaluate, sum_over_processes
 from resnet.training.meter import Meter
+from resnet.training.programs import Programs
 from resnet.training.reference import Reference
 from resnet.training.state import TrainState
-from resnet.training.step import jit_steps
 from resnet.training.stop import AgreedSignal, StopSignal
 from resnet.training.watchdog import Watchdog
 from resnet.training.writer import MetricsWriter, Progress
@@ -81,7 +81,7 @@ class Loop:
     self.first_step = self.saved_step = first_step
     self.stop = stop
     self.signal = AgreedSignal(stop, experiment.sharding.batch)
-    self.steps = jit_steps(experiment.task, experiment.sharding)
+    self.programs = Programs(experiment, first_step=first_step)
     self.writer = None
     if jax.process_index() == 0:
       self.writer = MetricsWriter(workdir, first_step=first_step)
@@ -111,7 +111,11 @@ class Loop:
     length = self.experiment.length
     meter = Meter(length, batches, self.first_step)
     step, evaluation = self.first_step, self.evaluate_late(state)
-    while step < length.num_steps and not self.signal.poll():
+    while (
+      step < length.num_steps
+      and not self.signal.poll()
+      and self.wait_for_program(step, meter)
+    ):
       self.watchdog.watch(f'waiting for batch {step + 1}')
       try:
         batch = next(batches)
@@ -124,7 +128,7 @@ class Loop:
         state, metrics = self.first(state, batch, start_time)
         meter.start(step + 1)
       else:
-        state, metrics = self.steps.train(state, batch)
+        state, metrics = self.programs.train(step)(state, batch)
       step += 1
       is_last = step == length.num_steps
       self.in_flight.append((step, metrics, batches.num_left_out))
@@ -162,20 +166,34 @@ class Loop:
     """Compiles and makes the first step; says how long all took until then."""
     self.watchdog.rest()
     with self.stop.at_once():
-      state, metrics = self.steps.train(state, batch)
+      state, metrics = self.programs.steps.train(state, batch)
       jax.block_until_ready(metrics)
     jax.monitoring.record_event('/resnet/first_step')
     seconds = time.time() - start_time
     self.progress.say(f'First step done {seconds:.1f} s after the start.')
     self.checkpoints.compile(state)
+    with self.stop.at_once():
+      self.programs.compile_later_sizes()
     return state, metrics
+
+  def wait_for_program(self, step: int, meter: Meter) -> bool:
+    """Waits for the compiler at a new size; False: a signal came first."""
+    if self.programs.is_ready(step):
+      return True
+    with meter.paused(self.finish_steps):
+      size = self.experiment.sizes.at(step)
+      self.progress.say(
+        f'Step {step + 1}, of {size} pixels, is not compiled yet.'
+      )
+      self.watchdog.rest()
+      return self.programs.wait(step, self.stop)
 
   def evaluate(self, state: TrainState, step: int) -> dict[str, float] | None:
     """Evaluates, writes and shows; None: a signal came before the end."""
     try:
       evaluation = evaluate(
         self.experiment,
-        self.steps,
+        self.programs.steps,
         state,
         self.notes,
         stop=self.signal,
@@ -311,6 +329,7 @@ class Loop:
     self.watchdog.rest()
 
   def close(self) -> None:
+    self.programs.close()
     self.watchdog.close()
     self.progress.close()
     if self.writer:

@@ -74,10 +74,14 @@ def run(experiment: Experiment, workdir: str, step: int | None) -> int:
     experiment.sharding.batch,
     notes,
   )
-  steps = jit_steps(experiment.task, experiment.sharding)
   print(f'Step {step}, from the checkpoint of step {first_step}.')
+  size, train = None, None
   for now in range(first_step, step - 1):
-    state, metrics = steps.train(state, next(batches))
+    if size != experiment.sizes.at(now):
+      size = experiment.sizes.at(now)
+      train = jit_steps(experiment.at(now).task, experiment.sharding).train
+    assert train
+    state, metrics = train(state, next(batches))
     if int(metrics['skipped_in_row']):
       print(f'step {now + 1}: not finite either, skipped.')
   for line in _inspect(experiment, state, next(batches), step):
@@ -135,7 +139,7 @@ def _inspect(
   experiment: Experiment, state: TrainState, batch: Batch, step: int
 ) -> list[str]:
   """Returns lines on losses, gradients and activations of an update."""
-  task = experiment.task
+  task = experiment.at(step - 1).task
   batch = jax.jit(functools.partial(augment, task=task))(batch, state.step)
   losses, stages = jax.jit(functools.partial(_forward, task=task))(state, batch)
   if task.accumulation_steps > 1:

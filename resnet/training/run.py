@@ -382,9 +382,14 @@ def _describe(experiment: Experiment, first_step: int) -> str:
   what = f'steps {first_step + 1} to {num_steps}'
   if first_step == num_steps:
     what = 'the last evaluation'
+  sizes = ', '.join(
+    f'{size} pixels from step {start + 1}'
+    for start, size in experiment.sizes.starts
+  )
   return (
     f'{"Continuing" if first_step else "Training"} {model} on {train.name}'
     f' ({len(train):,} {train.split}, {len(eval_):,} {eval_.split} images),'
     f' {what}, batch {experiment.length.batch_size},'
     f' {len(devices)} x {devices[0].device_kind}'
+    f'{", " + sizes if len(experiment.sizes.starts) > 1 else ""}'
   )

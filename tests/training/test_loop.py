@@ -15,7 +15,7 @@ from configs import fake
 from resnet import experiment
 from resnet.data.loader import DeviceLoader
 from resnet.errors import InputError, RunError
-from resnet.training import evaluate, loop
+from resnet.training import evaluate, loop, programs
 from resnet.training import run as run_lib
 from resnet.training.checkpoint import Checkpoints
 
@@ -80,10 +80,10 @@ def whole(tmp_path_factory, data_dir):
   """An uninterrupted run."""
   del data_dir
   workdir = tmp_path_factory.mktemp('whole')
-  steps, real = [], loop.jit_steps
+  steps, real = [], programs.jit_steps
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(
-      loop, 'jit_steps', lambda *args: steps.append(real(*args)) or steps[0]
+      programs, 'jit_steps', lambda *args: steps.append(real(*args)) or steps[0]
     )
     outcome = train(workdir)
   return workdir, outcome, steps[0]
