@@ -1,0 +1,185 @@
+"""Ways to write parts of the step that were tried, see docs/performance.md.
+
+  PYTHONPATH=. python benchmarks/variants.py --batch-size=16 --dtype=float32
+  PYTHONPATH=. python benchmarks/variants.py --topology=v5e:2x4 --json=FILE
+
+The first times them in turn with our step on this machine: ResNet-50 at 224
+pixels. The second compiles them for a TPU that is not there, needs `pip install
+'jax[tpu]'`, and takes some minutes for each: what the compiler says of a chip.
+"""
+
+import argparse
+import dataclasses
+import functools
+import itertools
+import json
+from unittest import mock
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+import optax
+
+from configs import resnet50
+from resnet.models import layers
+from resnet.tools import compiled, programs, timing, topologies
+from resnet.training import step
+from resnet.training.workdir import write_atomically
+
+
+def _windows(x):
+  """[B, H, W, C] -> nine arrays, the taps of the windows, row by row."""
+  rows, columns = ((n - 1) // 2 + 1 for n in x.shape[1:3])
+  x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+  return [
+    x[:, i : i + 2 * rows - 1 : 2, j : j + 2 * columns - 1 : 2]
+    for i, j in itertools.product(range(3), repeat=2)
+  ]
+
+
+def _first_tap(windows, largest):
+  """Returns which tap of each window is the largest, of equals the first."""
+  first = jnp.full(largest.shape, len(windows), jnp.uint8)
+  for tap in reversed(range(len(windows))):
+    first = jnp.where(windows[tap] == largest, jnp.uint8(tap), first)
+  return first
+
+
+def _spread(first, grads, shape):
+  """Returns the gradient of the images, from that of the maxima."""
+  num_rows, num_columns = first.shape[1:3]
+
+  def tap(i, j):
+    x = jnp.where(first == 3 * i + j, grads, jnp.zeros_like(grads))
+    # Tap 0 of a window is tap 2 of the one before.
+    after = ((0, 0), (0, int(i == 0)), (0, int(j == 0)), (0, 0))
+    return jnp.pad(x, after)[:, -num_rows:, -num_columns:]
+
+  # Even pixels are the middle of one window, odd ones the ends of two.
+  taps = ((1,), (2, 0))
+  rows = []
+  for in_row in taps:
+    columns = [
+      sum(tap(i, j) for i, j in itertools.product(in_row, in_column))
+      for in_column in taps
+    ]
+    row = jnp.stack(columns, axis=3)
+    rows.append(row.reshape(*row.shape[:2], -1, row.shape[-1]))
+  x = jnp.stack(rows, axis=2)
+  x = x.reshape(len(x), -1, *x.shape[3:])
+  return x[:, : shape[1], : shape[2]]
+
+
+def pool_by_taps(x):
+  """`layers.stem_max_pool` with a backward pass of comparisons, x [B, H, W, C].
+
+  The gradient goes to the first of equal pixels, as PyTorch has it.
+  """
+  shape = x.shape
+
+  @jax.custom_vjp
+  def pool(x):
+    return layers.stem_max_pool(x)
+
+  def forward(x):
+    y = layers.stem_max_pool(x)
+    return y, (x, y)
+
+  def backward(kept, grads):
+    x, y = kept
+    return (_spread(_first_tap(_windows(x), y), grads, shape),)
+
+  pool.defvjp(forward, backward)
+  return pool(x)
+
+
+def reduced_gradients(state, batch, task, *, sharding, dtype):
+  """`step._gradients_in_parts`, with an all-reduce of gradients in `dtype`."""
+  axes = sharding.mesh.axis_names
+
+  def local(state, batch):
+    grads, batch_stats, sums = _GRADIENTS(state, batch, task)
+    grads = jax.tree.map(
+      lambda g: lax.pmean(g.astype(dtype), axes).astype(g.dtype), grads
+    )
+    return grads, lax.pmean(batch_stats, axes), lax.psum(sums, axes)
+
+  whole, split = PartitionSpec(), PartitionSpec(axes)
+  return jax.shard_map(
+    local,
+    mesh=sharding.mesh,
+    in_specs=(whole, split),
+    out_specs=whole,
+    check_vma=False,
+  )(state, batch)
+
+
+_GRADIENTS = step._gradients_in_parts
+
+
+NAMES = ('ours', 'max-pool by taps', 'bfloat16 all-reduce', 'flat update')
+
+
+def build(run, name):
+  """Returns the update of a run, written as NAMES says, and its `Compiled`."""
+  task = run.task
+  if name == 'max-pool by taps':
+    model = task.model.clone(stem_pool=pool_by_taps)
+    task = dataclasses.replace(task, model=model)
+  if name == 'flat update':
+    task = dataclasses.replace(task, tx=optax.flatten(task.tx))
+  run = dataclasses.replace(run, task=task)
+  if name != 'bfloat16 all-reduce':
+    return run, *compiled.build_train(run)
+  reduced = functools.partial(
+    reduced_gradients, sharding=run.sharding, dtype=jnp.bfloat16
+  )
+  with mock.patch.object(step, '_gradients_in_parts', reduced):
+    return run, *compiled.build_train(run)
+
+
+def _time(config, rounds):
+  """Returns seconds of each in turn, a value a round."""
+  run = programs.resolve_here(config)
+  roads = {}
+  for name in NAMES:
+    changed, update, _ = build(run, name)
+    batch = programs.batch_on_device(changed, config.batch_size)
+    state = changed.create_state()
+    seconds = programs.timed(lambda s, u=update, b=batch: u(s, b), state)
+    seconds(1)  # Warm-up.
+    roads[name] = functools.partial(seconds, 1)
+  return timing.in_turn(roads, rounds)
+
+
+def main():
+  parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
+  parser.add_argument('--topology', help='compile for it instead')
+  parser.add_argument('--batch-size', type=int, default=256, help='of a chip')
+  parser.add_argument('--dtype', default='bfloat16')
+  parser.add_argument('--rounds', type=int, default=7)
+  parser.add_argument('--json', metavar='FILE')
+  args = parser.parse_args()
+  config = resnet50.get_config()
+  config.model.dtype = args.dtype
+  config.model.bn_group_size = config.batch_size = args.batch_size
+  if args.topology:
+    topology = topologies.open_topology(args.topology)
+    config.batch_size *= len(topology.devices)
+    run = compiled.prepare(config, topology)
+    result = {n: dataclasses.asdict(build(run, n)[2]) for n in NAMES}
+  else:
+    found = _time(config, args.rounds)
+    result = {
+      name: timing.spread(timing.pair_ratios(found['ours'], seconds))
+      for name, seconds in found.items()
+    }
+  for name, figures in result.items():
+    print(f'{name}: {figures}')
+  if args.json:
+    write_atomically(args.json, json.dumps(result, indent=2) + '\n')
+
+
+if __name__ == '__main__':
+  main()
