@@ -77,7 +77,7 @@ def apply_operations(
   """
   chosen = {name: kinds == i for i, name in enumerate(names)}
   factors = round_to_bits(magnitudes, _FACTOR_BITS)
-  tables = _tables(images, chosen, factors)
+  tables = _tables(images, chosen, factors, 255.0 * magnitudes)
   if tables is not None:
     images = _look_up(images, tables)
   images = _blend(images, chosen, factors)
@@ -104,9 +104,20 @@ def grayscale(images: jax.Array) -> jax.Array:
 
 
 def _tables(
-  images: jax.Array, chosen: dict[str, jax.Array], magnitudes: jax.Array
+  images: jax.Array,
+  chosen: dict[str, jax.Array],
+  magnitudes: jax.Array,
+  thresholds: jax.Array,
 ) -> jax.Array | None:
-  """Returns what becomes of each value, uint8 [B, 256, C]; None: nothing."""
+  """Returns what becomes of each value, uint8 [B, 256, C]; None: nothing.
+
+  Args:
+    images: uint8 [B, H, W, C].
+    chosen: whether an image has the operation of that name, [B] each.
+    magnitudes: rounded, float32 [B].
+    thresholds: of 'Solarize', float32 [B], not rounded: many are whole numbers
+      but for the last bit, and that decides.
+  """
   values = jnp.arange(256, dtype=jnp.float32)[None, :, None]
   magnitude = magnitudes[:, None, None]
   made = {}
@@ -120,7 +131,7 @@ def _tables(
     step = jnp.exp2(8.0 - jnp.floor(magnitude))
     made['Posterize'] = jnp.floor(values / step) * step
   if 'Solarize' in chosen:
-    is_bright = values >= 255.0 * magnitude
+    is_bright = values >= thresholds[:, None, None]
     made['Solarize'] = jnp.where(is_bright, 255.0 - values, values)
   if 'Invert' in chosen:
     made['Invert'] = 255.0 - values
