@@ -82,7 +82,9 @@ def test_the_share_of_mixup_has_a_beta_distribution(alpha):
   assert result.pvalue > 0.001
 
 
-def test_the_box_of_cutmix_has_the_size_and_place_of_the_paper():
+def test_the_box_of_cutmix_has_the_size_and_place_of_timm_and_the_paper(
+  monkeypatch,
+):
   inside = 1 - draws(make(cutmix_alpha=1.0), 40, 30)
   assert set(np.unique(inside)) == {0.0, 1.0}
   rows, columns = inside.any(2).sum(1), inside.any(1).sum(1)
@@ -99,6 +101,16 @@ def test_the_box_of_cutmix_has_the_size_and_place_of_the_paper():
 
   for found, length in ((rows, 40), (columns, 30)):
     assert stats.ks_2samp(found, expected(length)).pvalue > 0.001
+  timm_mixup = pytest.importorskip('timm.data.mixup')
+  monkeypatch.setattr(np, 'random', np.random.RandomState(0))
+  boxes = [
+    timm_mixup.rand_bbox((3, 40, 30), np.random.beta(1.0, 1.0))
+    for _ in range(5000)
+  ]
+  top, bottom, left, right = np.array(boxes).T
+  is_box = (bottom > top) & (right > left)
+  assert stats.ks_2samp(rows, (bottom - top) * is_box).pvalue > 0.001
+  assert stats.ks_2samp(columns, (right - left) * is_box).pvalue > 0.001
   # Uniform centres: symmetric, and the middle is covered most.
   cover = inside.mean(0)
   assert np.abs(cover - cover[::-1]).max() < 0.08

@@ -1,5 +1,6 @@
 """Random parameters against those of torchvision's transforms."""
 
+import collections
 import random
 
 import jax
@@ -38,12 +39,20 @@ def torchvision():
   return pytest.importorskip('torchvision.transforms.v2')
 
 
-@pytest.mark.parametrize('is_wide', [False, True])
+@pytest.mark.parametrize(
+  ('policy', 'names'),
+  [
+    ('RandAugment', OPERATIONS[:14]),
+    ('TrivialAugmentWide', OPERATIONS[:14]),
+    ('AutoAugment', OPERATIONS[1:]),
+  ],
+)
 @pytest.mark.parametrize('bins', [10, 31])
-def test_magnitudes_are_those_of_torchvision(is_wide, bins):
-  v2 = torchvision()
-  cls = v2.TrivialAugmentWide if is_wide else v2.AutoAugment
+def test_magnitudes_are_those_of_torchvision(policy, names, bins):
+  cls = getattr(torchvision(), policy)
+  is_wide = policy == 'TrivialAugmentWide'
   ours = policies.space(OPERATIONS, bins, 50, 70, is_wide=is_wide)
+  assert cls._AUGMENTATION_SPACE.keys() == set(names)
   for name, (make, is_signed) in cls._AUGMENTATION_SPACE.items():
     theirs = make(bins, 50, 70)
     theirs = np.zeros(bins) if theirs is None else theirs.numpy()
@@ -151,6 +160,60 @@ def test_magnitudes_are_those_of_timm(name, theirs, to_theirs):
   if name == 'Solarize':  # Whole numbers there.
     found = 256 - np.floor(256 - found)
   assert stats.ks_2samp(found, given).pvalue > 0.001
+
+
+@pytest.mark.parametrize(
+  ('policy', 'theirs'),
+  [
+    (rand(num_layers=1), lambda v2: v2.RandAugment(1, 9)),
+    (TRIVIAL, lambda v2: v2.TrivialAugmentWide()),
+    *(
+      (
+        AutoAugment(data=ours, interpolation='nearest'),
+        lambda v2, name=name: v2.AutoAugment(v2.AutoAugmentPolicy[name]),
+      )
+      for ours, name in (('imagenet', 'IMAGENET'), ('cifar', 'CIFAR10'))
+    ),
+  ],
+)
+def test_what_is_drawn_is_what_torchvision_draws(policy, theirs, monkeypatch):
+  """Of each operation its magnitudes with their signs, as often as there."""
+  torch = pytest.importorskip('torch')
+  transform, given = theirs(torchvision()), []
+  monkeypatch.setattr(
+    transform,
+    '_apply_image_or_video_transform',
+    lambda x, name, magnitude, **_: given.append((name, magnitude)) or x,
+  )
+  torch.manual_seed(0)
+  # (There are 589 wide magnitudes.)
+  count = 12_000 if policy is TRIVIAL else 4000
+  image = torch.zeros((3, 50, 70), dtype=torch.uint8)
+  for _ in range(count):
+    transform(image)
+  kinds, magnitudes = jax.jit(lambda k: policy.draw(k, 50, 70))(keys_of(count))
+  drawn = [
+    (OPERATIONS[kind], magnitude)
+    for kind, magnitude in zip(
+      np.ravel(kinds).tolist(), np.ravel(magnitudes).tolist(), strict=True
+    )
+  ]
+  # (Of AutoAugment, what is not done is not called there.)
+  tables = [
+    collections.Counter(
+      (name, round(magnitude, 3) + 0.0)
+      for name, magnitude in pairs
+      if name != 'Identity'
+    )
+    for pairs in (drawn, given)
+  ]
+  cells = sorted(tables[0] | tables[1])
+  counts = np.array([[table[cell] for cell in cells] for table in tables])
+  assert counts.sum(0).min() > 3
+  assert stats.chi2_contingency(counts).pvalue > 0.001
+  # And as many are done.
+  shares = counts.sum(1) / count
+  assert abs(shares[0] - shares[1]) < 0.06
 
 
 @pytest.mark.parametrize('data', ['imagenet', 'cifar'])
