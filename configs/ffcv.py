@@ -77,5 +77,6 @@ def get_config(recipe='rn50_88'):
   config.schedule.learning_rate = rate
   config.schedule.base_batch_size = batch_size
   config.schedule.warmup_epochs = 2.0
+  config.schedule.warmup_learning_rate = 1e-4 * rate
   config.loss.label_smoothing = 0.1
   return config
