@@ -138,6 +138,8 @@ class AgreedSignal:
     self._sharding = sharding
     self._max = jax.jit(jnp.max)
     self._votes: collections.deque[jax.Array] = collections.deque()
+    # By number: to make an array takes as long as to work out the highest.
+    self._arrays: dict[int, jax.Array] = {}
     self._agreed: int | None = None
 
   @property
@@ -149,14 +151,19 @@ class AgreedSignal:
   def poll(self) -> int | None:
     """Returns `number`; all processes call this equally often."""
     if jax.process_count() > 1 and self._agreed is None:
-      mine = np.full(jax.local_device_count(), self._stop.received or 0)
-      votes = jax.make_array_from_process_local_data(
-        self._sharding, mine.astype(np.int32)
-      )
-      self._votes.append(self._max(votes))
+      self._votes.append(self._max(self._array(self._stop.received or 0)))
       if len(self._votes) > self._LAG:
         self._agreed = int(self._votes.popleft()) or None
     return self.number
+
+  def _array(self, number: int) -> jax.Array:
+    """Returns an array over all devices, which has `number` on ours."""
+    if number not in self._arrays:
+      mine = np.full(jax.local_device_count(), number, np.int32)
+      self._arrays[number] = jax.make_array_from_process_local_data(
+        self._sharding, mine
+      )
+    return self._arrays[number]
 
 
 def leave(code: int) -> NoReturn:
