@@ -72,7 +72,7 @@ def test_every_config_builds(name, args):
   )
   reader = run.train_reader
   batch = dataclasses.replace(reader, row_count=2)(0)
-  assert batch['image'].shape == (2, *run.image_shape)
+  assert batch['image'].shape == (2, *run.at(0).image_shape)
   if args:
     assert run.length.num_steps == round(64_000 * 512 / 45_000)
 
@@ -120,6 +120,7 @@ OTHER_VALUES = {
   'data.train_split': 'test',
   'data.eval_split': 'train',
   'data.image_size': 15,
+  'data.size_schedule': ((0.0, 8), (1.0, 16)),
   'data.eval_size': 14,
   'data.crop': 'none',
   'data.crop_area': (0.5, 0.6),
@@ -228,6 +229,7 @@ BESIDES = {
   },
   'model.conv_backend': {'model__shortcut': 'B'},
   'schedule.name': {'schedule.decay_epochs': ()},
+  'data.size_schedule': {'data.crop': 'random_resized'},
   'data.crop_area': {'data.crop': 'random_resized'},
   'data.crop_aspect': {'data.crop': 'random_resized'},
   'data.interpolation': {'data.crop': 'random_resized'},
