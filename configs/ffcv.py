@@ -1,7 +1,8 @@
 """ResNet-50 and ResNet-18 on ImageNet: FFCV's 16 to 88 epochs.
 
   python main.py --config=configs/ffcv.py:rn50_88 --workdir=DIR
-  python -m resnet.tools.evaluate --workdir=DIR --views=flip
+  python -m resnet.tools.evaluate --config=configs/ffcv.py:rn50_88 \\
+    --workdir=DIR --views=flip
 
 The part after the colon is the net and the epochs: rn50_16, rn50_24, rn50_32,
 rn50_40, rn50_56 or rn50_88 (the default), and rn18_16 to rn18_88.

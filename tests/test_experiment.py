@@ -344,6 +344,8 @@ def test_every_field_is_read(field, monkeypatch):
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
+    ({'optimizer__lookahead_steps': 2**31}, 'lookahead_steps=.* below 2'),
+    ({'schedule__decay_epochs': (1e10,)}, 'decay_epochs=.* less than 2'),
     ({'batch_size': 12}, r'8 devices .* multiples of 8.*=8 or 16'),
     ({'batch_size': 24, 'accumulation_steps': 2}, r'=16 or 32'),
     ({'batch_size': -8}, 'batch_size=-8 must be positive'),

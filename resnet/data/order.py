@@ -19,7 +19,7 @@ class TrainingOrder:
   timm's samplers, which deal the copies out to different processes: likewise
   a batch here has its first copies first, then the second ones, and so on, so
   that groups of batch statistics of up to batch_size / r images see no image
-  twice.
+  twice (but for accumulation_steps, whose parts take rows that lie apart).
 
   Attributes:
     length: number of records, and of the examples of an epoch.

@@ -20,6 +20,8 @@ DECAY_RULES: dict[str, Callable[[jax.Array], bool]] = {
   'kernels': lambda param: param.ndim > 1,
 }
 
+# Steps are int32 on the device.
+_MAX_STEPS = 2**31
 OPTIMIZERS = ('sgd', 'sgdw', 'adamw', 'lars', 'lamb')
 
 
@@ -101,6 +103,10 @@ def create_optimizer(
       raise InputError(
         f'optimizer.{field}={value} must be positive: leave it out for none.'
       )
+  if lookahead_steps is not None and lookahead_steps >= _MAX_STEPS:
+    raise InputError(
+      f'optimizer.lookahead_steps={lookahead_steps} must be below 2**31.'
+    )
   for field, value in (('momentum', momentum), ('b2', b2)):
     if not 0 <= value < 1:
       raise InputError(f'optimizer.{field}={value} is not in [0, 1).')

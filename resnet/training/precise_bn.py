@@ -67,6 +67,8 @@ def recompute(
   Raises:
     InputError: an image cannot be decoded.
   """
+  # As the run ended, where images have grown.
+  run = run.at_last_size()
   reader = run.train_reader
   notes = Notes(reader.max_bad_images)
   count = num_images(run, at_least) // reader.batch_size

@@ -141,6 +141,11 @@ def create_schedule(
         f'schedule.decay_epochs={tuple(decay_epochs)} must rise, and begin'
         f' after the {warmup_epochs} epochs of warm-up.'
       )
+    if max(boundaries, default=0) >= 2**31:  # Steps are int32 on the device.
+      raise InputError(
+        f'schedule.decay_epochs={tuple(decay_epochs)}: the last is step'
+        f' {boundaries[-1]:.3g}, and there are less than 2**31.'
+      )
     main = optax.piecewise_constant_schedule(
       peak, dict.fromkeys(boundaries, decay_factor)
     )

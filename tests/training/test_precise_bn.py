@@ -126,3 +126,22 @@ def test_what_cannot_be_recomputed_is_said(fields, count, message):
   run = make_run(**fields)
   with pytest.raises(InputError, match=message):
     precise_bn.check(run, count)
+
+
+def test_images_are_of_the_size_that_the_run_ended_with():
+  run = make_run(
+    **{
+      'data.image_size': 16,
+      'data.eval_resize': 16,
+      'data.crop': 'random_resized',
+      'data.size_schedule': ((0.0, 8), (1.0, 16)),
+      'model.bn_group_size': 8,
+    }
+  )
+  variables = run.create_state().variables
+  found, last, first = (
+    jax.tree.leaves(precise_bn.recompute(each, variables, 64)['batch_stats'])
+    for each in (run, run.at_last_size(), run.at(0))
+  )
+  jax.tree.map(np.testing.assert_array_equal, found, last)
+  assert any((x != y).any() for x, y in zip(found, first, strict=True))
