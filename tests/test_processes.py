@@ -466,3 +466,38 @@ def test_a_second_run_is_refused_in_all_processes(processes, tmp_path):
   assert 'is in use by process' in ends[1][2]
   running[0].terminate()
   assert [code for code, _, _ in finish(running)] == [143, 143]
+
+
+_LEAVE_BY_A_SIGNAL = """
+import sys, time
+import jax
+from resnet.training import cluster, stop
+options = cluster.Options(
+  coordinator_address=f'127.0.0.1:{sys.argv[2]}', num_processes=2,
+  process_id=int(sys.argv[1]), required=True, join_seconds=60,
+  heartbeat_seconds=30,
+)
+mine = cluster.join(options)
+mine.agree({})
+time.sleep(3.0 * options.process_id)  # Process 0 is done first.
+mine.close()
+stop.leave(143)
+"""
+
+
+def test_process_0_does_not_end_before_others_are_done():
+  with socket.create_server(('127.0.0.1', 0)) as server:
+    port = server.getsockname()[1]
+  running = [
+    subprocess.Popen(
+      [sys.executable, '-c', _LEAVE_BY_A_SIGNAL, str(index), str(port)],
+      cwd=ROOT,
+      env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for index in range(2)
+  ]
+  ends = finish(running)
+  assert [code for code, _, _ in ends] == [143, 143], ends
