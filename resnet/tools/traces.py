@@ -1,5 +1,6 @@
 """What a trace of a compiled program says: the time of each operation."""
 
+import bisect
 from collections.abc import Callable, Iterator
 import dataclasses
 import pathlib
@@ -13,6 +14,7 @@ _INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?([\w.-]+) = .*? ([a-z][\w-]*)\(')
 _CALLED = re.compile(r'(?:calls|to_apply|body)=%?([\w.-]+)')
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
 _SOURCE = re.compile(r'op_name="([^"]*)"')
+_END = 'end: '  # Of an operation, in the trace of a CPU.
 # Their time is that of the operations within.
 _CONTAINERS = frozenset(('while', 'call', 'conditional'))
 _MOVES = frozenset(
@@ -35,7 +37,7 @@ class Operation:
       statistics of batch norm, and their gradients), 'elementwise', 'copy' or
       'collective'.
     source: where the model says so; '' where the compiler does not tell.
-    seconds: of a step, all threads together.
+    seconds: of a step, from its begin to its end.
   """
 
   name: str
@@ -92,7 +94,13 @@ def _age(path: pathlib.Path) -> float:
 
 
 def _events(profile: Any) -> Iterator[tuple[str, float]]:
-  """Yields names of operations and nanoseconds."""
+  """Yields names of operations and nanoseconds.
+
+  On a CPU the event of a convolution is over once other threads have the work;
+  'end: NAME' comes after what it leads to has run in the same thread. So its
+  time is that until the next operation begins, or until that end.
+  """
+  found, ends = [], []
   for plane in profile.planes:
     for line in plane.lines:
       for event in line.events:
@@ -100,7 +108,22 @@ def _events(profile: Any) -> Iterator[tuple[str, float]]:
         if name is None and line.name == 'XLA Ops':  # A TPU's.
           name = event.name.partition(' = ')[0].lstrip('%')
         if name is not None:
-          yield str(name), event.duration_ns
+          found.append((event.start_ns, str(name), event.duration_ns))
+        elif event.name.startswith(_END):
+          ends.append((event.start_ns, event.name.removeprefix(_END)))
+  found.sort()
+  begins = [start for start, _, _ in found]
+  ends_by_name: dict[str, list[float]] = {}
+  for end, name in sorted(ends):
+    ends_by_name.setdefault(name, []).append(end)
+  for start, name, duration in found:
+    own = ends_by_name.get(name, [])
+    place = bisect.bisect_left(own, start + duration)
+    if place < len(own):
+      following = bisect.bisect_left(begins, start + duration)
+      end = min([own[place], *begins[following : following + 1]])
+      duration = max(duration, end - start)
+    yield name, duration
 
 
 def _instructions(hlo: str) -> dict[str, tuple[str, str]]:

@@ -1,6 +1,7 @@
 """What XLA is told, and where it keeps the programs that it has compiled."""
 
 from collections.abc import Mapping
+import functools
 import hashlib
 import os
 import platform
@@ -10,9 +11,16 @@ from typing import Any
 import jax
 
 # Options of XLA by backend, each with its reason and its gain. Those that
-# XLA_FLAGS or LIBTPU_INIT_ARGS name are left to the user.
+# XLA_FLAGS or LIBTPU_INIT_ARGS name are left to the user, and experimental ones
+# are left out where this XLA does not know them.
 XLA_OPTIONS: Mapping[str, Mapping[str, Any]] = {
-  'cpu': {},
+  'cpu': {
+    # By default YNNPACK has the convolutions too. Without it, on two cores, a
+    # step of ResNet-50 takes 0.56 of the time, one of ResNet-20 0.86.
+    'xla_cpu_experimental_ynn_fusion_type': (
+      'LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE'
+    ),
+  },
   'gpu': {
     # Gradients are reduced over the devices while the backward pass goes on.
     # On one device it changes nothing. Not measured.
@@ -32,7 +40,19 @@ def options(backend: str) -> dict[str, Any]:
     name: value
     for name, value in XLA_OPTIONS.get(backend, {}).items()
     if f'--{name}=' not in given
+    and ('experimental' not in name or _is_known(name, value))
   }
+
+
+@functools.cache
+def _is_known(name: str, value: Any) -> bool:
+  """Returns whether this XLA has the option: it may go with any version."""
+  program = jax.jit(lambda: 0, compiler_options={name: value})
+  try:
+    program.lower().compile()
+  except jax.errors.JaxRuntimeError:
+    return False
+  return True
 
 
 def keep_programs() -> str | None:

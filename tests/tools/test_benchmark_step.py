@@ -2,6 +2,7 @@
 
 import functools
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -249,3 +250,35 @@ ENTRY %main (p: f32[8]) -> f32[8] {
   assert found['g'] == ('matrix product', '')
   assert found['r'][0] == 'collective' and found['t'][0] == 'copy'
   assert 'w' not in found
+
+
+def test_the_time_of_a_convolution_that_other_threads_do():
+  def event(name, start, duration, operation=True):
+    return types.SimpleNamespace(
+      name=name,
+      start_ns=start,
+      duration_ns=duration,
+      stats={'hlo_op': name}.items() if operation else (),
+    )
+
+  lines = [
+    [
+      event('sine', 0.0, 100.0),
+      event('conv', 100.0, 5.0),
+      event('end: sine', 110.0, 1.0, operation=False),
+    ],
+    [
+      event('add', 500.0, 20.0),  # What waits for it runs before its end.
+      event('conv2', 520.0, 5.0),
+      event('end: conv', 530.0, 1.0, operation=False),
+    ],
+    [event('end: conv2', 900.0, 1.0, operation=False)],
+  ]
+  lines = [types.SimpleNamespace(name='', events=events) for events in lines]
+  profile = types.SimpleNamespace(planes=[types.SimpleNamespace(lines=lines)])
+  assert dict(traces._events(profile)) == {
+    'sine': 100.0,
+    'conv': 400.0,
+    'add': 20.0,
+    'conv2': 380.0,
+  }

@@ -93,6 +93,15 @@ def test_the_users_flags_go_before_ours(monkeypatch):
   assert compiler.options('gpu')[name] is value
   monkeypatch.setenv('XLA_FLAGS', f'--other=1 --{name}=false')
   assert name not in compiler.options('gpu')
+
+
+def test_experimental_options_are_left_out_where_xla_has_none_such(monkeypatch):
+  name, value = next(iter(compiler.XLA_OPTIONS['cpu'].items()))
+  assert compiler.options('cpu') == {name: value}
+  options = {'xla_cpu_experimental_nonsense': 'A', name: value}
+  monkeypatch.setitem(compiler.XLA_OPTIONS, 'cpu', options)
+  assert compiler.options('cpu') == {name: value}
+  monkeypatch.setitem(compiler.XLA_OPTIONS, 'cpu', {name: 'NONSENSE'})
   assert compiler.options('cpu') == {}
 
 
