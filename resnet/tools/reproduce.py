@@ -59,7 +59,9 @@ def main(args: argparse.Namespace) -> None:
   for config in configs.values():
     resolve(config)  # What is wrong in any run is said before the first.
   grid = {'experiment': args.experiment, 'data': data}
-  cells = _open_grid(args.workdir, grid, asked)
+  # Its table has a row a group.
+  is_of_one_depth = experiment.shows == 'gains'
+  cells = _open_grid(args.workdir, grid, asked, is_of_one_depth)
   # Runs that differ in their seed are the same program: compile it once.
   cache = os.path.join(args.workdir, _COMPILED)
   jax.config.update('jax_compilation_cache_dir', cache)
@@ -115,12 +117,16 @@ def _folder(workdir: str, cell: grids.Cell) -> str:
 
 
 def _open_grid(
-  workdir: str, grid: Mapping[str, Any], asked: Sequence[grids.Cell]
+  workdir: str,
+  grid: Mapping[str, Any],
+  asked: Sequence[grids.Cell],
+  is_of_one_depth: bool,
 ) -> list[grids.Cell]:
   """Returns the cells asked for now and before; remembers them.
 
   Raises:
-    InputError: the folder is of another grid, or cannot be written.
+    InputError: the folder is of another grid, or cannot be written, or there
+      would be several depths where the grid is of one.
   """
   path = os.path.join(workdir, _GRID_FILE)
   before: list[grids.Cell] = []
@@ -139,6 +145,13 @@ def _open_grid(
         f'{workdir} is not empty and holds no grid: give another --workdir.'
       )
     cells = sorted({*before, *asked}, key=_order(asked))
+    depths = sorted({cell.depth for cell in cells})
+    if is_of_one_depth and len(depths) > 1:
+      raise InputError(
+        f'{grid["experiment"]} is of one depth, not'
+        f' {" and ".join(map(str, depths))}: give one in --depths, and each a'
+        ' --workdir.'
+      )
     os.makedirs(workdir, exist_ok=True)
     fields = [[cell.group, cell.depth, cell.seed] for cell in cells]
     text = json.dumps({**grid, 'cells': fields}, indent=1) + '\n'

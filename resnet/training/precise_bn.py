@@ -20,7 +20,13 @@ from resnet.data.notes import Notes
 from resnet.errors import InputError
 from resnet.experiment import Experiment
 from resnet.training.sharding import DataSharding
-from resnet.training.step import Batch, Task, augment, network_rngs
+from resnet.training.step import (
+  Batch,
+  Task,
+  augment,
+  network_rngs,
+  split_batch,
+)
 
 Variables = Mapping[str, Any]
 
@@ -106,9 +112,15 @@ def _statistics(
 ) -> Any:
   """Returns mean and variance of each norm over a batch, as 'batch_stats'."""
   variables = sharding.gather(variables)
-  images = augment(batch, step, task=task)['image']
-  size = getattr(task.model, 'bn_group_size', None)
-  size = size or len(images) // task.accumulation_steps
+  parts = split_batch(augment(batch, step, task=task), task)
+  images = parts['image']
+  if task.accumulation_steps == 1:
+    images = images[None]
+  size = getattr(task.model, 'bn_group_size', None) or images.shape[1]
+  # [parts, groups, images of a group, H, W, C]
+  groups = images.reshape(len(images), -1, size, *images.shape[2:])
+  numbers = jnp.arange(groups.shape[0] * groups.shape[1], dtype=jnp.int32)
+  numbers = numbers.reshape(groups.shape[:2])
   # One application is one group, and leaves exactly its statistics behind.
   model = task.model.clone(bn_group_size=None, bn_momentum=0.0)
 
@@ -122,9 +134,10 @@ def _statistics(
     )
     return updates['batch_stats']
 
-  groups = images.reshape(-1, size, *images.shape[1:])
-  numbers = jnp.arange(len(groups), dtype=jnp.int32)
-  return _map_norms(_over_groups, jax.vmap(of_group)(groups, numbers))
+  # As in training, one part after the other: they may not fit together.
+  found = jax.lax.map(lambda part: jax.vmap(of_group)(*part), (groups, numbers))
+  found = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+  return _map_norms(_over_groups, found)
 
 
 def _over_groups(norm: dict[str, jax.Array]) -> dict[str, jax.Array]:

@@ -251,7 +251,7 @@ def _gradients_in_parts(
   state: TrainState, batch: Batch, task: Task
 ) -> tuple[Any, Any, metrics.Sums]:
   """As `gradients`, with the memory of `accumulation_steps` parts."""
-  parts = _split_batch(batch, task)
+  parts = split_batch(batch, task)
   if task.accumulation_steps == 1:
     return gradients(state, parts, task=task)
   # Each part starts from the same statistics: the mean over parts of the
@@ -262,7 +262,7 @@ def _gradients_in_parts(
   return grads, batch_stats, sums
 
 
-def _split_batch(batch: Batch, task: Task) -> Batch:
+def split_batch(batch: Batch, task: Task) -> Batch:
   """[B, ...] -> [parts, B / parts, ...]; as it is, for one part.
 
   A part takes whole groups of batch statistics, and takes them from every

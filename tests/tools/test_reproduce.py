@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from configs import fake
+from resnet.errors import InputError
 from resnet.experiment import resolve
 from resnet.models import create_model
 from resnet.reporting.history import read_history
@@ -414,3 +415,20 @@ def test_a_killed_grid_goes_on_to_the_same_results(grid, tmp_path, data_dir):
   assert read(workdir)['not_run'], 'killed too late'
   subprocess.run(args, cwd=ROOT, env=environment, check=True, timeout=300)
   assert read(workdir) == read(grid)
+
+
+def test_a_ladder_is_of_one_depth(tmp_path):
+  """Its table has a row a group, whose seeds alone are averaged."""
+  grid = {'experiment': 'ladder', 'data': 'fashion_mnist'}
+  small, large = (grids.Cell('baseline', depth, 0) for depth in (8, 20))
+  message = 'ladder is of one depth, not 8 and 20'
+  workdir = tmp_path / 'ladder'
+  with pytest.raises(InputError, match=message):
+    reproduce._open_grid(str(workdir), grid, [small, large], True)
+  assert not workdir.exists()
+  reproduce._open_grid(str(workdir), grid, [large], True)
+  text = (workdir / 'grid.json').read_text()
+  with pytest.raises(InputError, match=message):
+    reproduce._open_grid(str(workdir), grid, [small], True)
+  assert (workdir / 'grid.json').read_text() == text
+  reproduce._open_grid(str(workdir), grid, [small], False)

@@ -15,11 +15,11 @@ from resnet.data.augment import MIXING, example_keys, step_key
 from resnet.errors import InputError
 from resnet.training.sharding import DataSharding
 from resnet.training.step import (
-  _split_batch,
   augment,
   gradients,
   jit_steps,
   network_rngs,
+  split_batch,
 )
 
 ALL = {
@@ -160,7 +160,7 @@ def test_each_part_of_a_batch_drops_paths_of_its_own():
   run = resolve(
     model__drop_path=0.3, model__bn_group_size=4, accumulation_steps=2
   )
-  parts = _split_batch(run.train_reader(0), run.task)
+  parts = split_batch(run.train_reader(0), run.task)
   np.testing.assert_array_equal(parts.pop('part'), [0, 1])
   state = run.create_state()
   first = jax.tree.map(lambda x: x[0], parts)
