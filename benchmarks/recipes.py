@@ -9,6 +9,7 @@ against the plain one: in turn, the median ratio of the rounds.
 """
 
 import argparse
+import json
 import os
 import statistics
 import time
@@ -84,6 +85,7 @@ def main():
   parser.add_argument('--batch-size', type=int, default=16)
   parser.add_argument('--rounds', type=int, default=8)
   parser.add_argument('--only', nargs='*', default=[*RECIPES])
+  parser.add_argument('--json', help='a file for the ratios')
   args = parser.parse_args()
   device = jax.devices()[0].device_kind
   print(
@@ -99,16 +101,22 @@ def main():
       step()
       if i:  # The first one compiles.
         seconds[name].append(time.perf_counter() - start)
+  medians = {}
   for name in names[1:]:
     ratios = [
       with_it / without
       for with_it, without in zip(seconds[name], seconds['plain'], strict=True)
     ]
     low, median, high = statistics.quantiles(ratios, n=4)
+    medians[name] = median
     print(
       f'{name}: {median:.3f} times the plain step'
-      f' (quartiles {low:.3f} to {high:.3f})'
+      f' (quartiles {low:.3f} to {high:.3f})',
+      flush=True,
     )
+  if args.json:
+    with open(args.json, 'w') as file:
+      json.dump(medians, file)
 
 
 if __name__ == '__main__':
