@@ -13,6 +13,7 @@ from ml_collections import config_flags
 from resnet.errors import InputError
 
 _DEFAULT_CONFIG = pathlib.Path(__file__).parents[1] / 'configs' / 'digits.py'
+_IN_FILE = 'Error whilst parsing config file'
 
 
 def with_default(argv: Sequence[str]) -> list[str]:
@@ -80,6 +81,20 @@ def changed(config: Any, fields: str) -> Any:
 
 def explain(error: Exception) -> str:
   """Returns in one line what was wrong with the flags or the config file."""
+  cause = error
+  # ml_collections, and then absl, put what a config file raised into another.
+  while _IN_FILE in str(cause) and cause.__context__:
+    cause = cause.__context__
+  if isinstance(cause, InputError):
+    return str(cause)
+  # Whether the file was not entered, or raised this itself further down.
+  is_the_call = cause.__traceback__ and not cause.__traceback__.tb_next
+  if is_the_call and 'config() takes 0 positional arguments' in str(cause):
+    given = str(error).partition(f': {_IN_FILE}')[0].removeprefix('flag ')
+    return (
+      f'{given}: this config takes nothing after the colon: type'
+      f' {given.partition(":")[0]}'
+    )
   if isinstance(error, (AttributeError, KeyError)):
     # ml_collections: the name, and the nearest one that there is.
     cause = error.args[0] if error.args else error

@@ -92,6 +92,12 @@ FORMER_VALUES = {
   'augment.cutmix_share': 0.5,
 }
 
+# Fields that do nothing while another one is None.
+_NEEDED = {
+  'ema_every_steps': 'ema_decay',
+  'optimizer.lookahead_share': 'optimizer.lookahead_steps',
+}
+
 # Steps are int32 on the device; a smaller interval is no use to anybody.
 _LEAST, _MOST = 1e-6, 2**31
 _MAX_CLASSES = 1_000_000
@@ -266,6 +272,7 @@ def resolve(
     InputError: a value is wrong; the message says what to type instead.
   """
   _check_ranges(config)
+  _check_needed(flatten(config))
   if config.init_from == '':
     raise InputError("init_from='' is no source: leave it out, or name one.")
   sharding = create_sharding(devices, **config.sharding)
@@ -411,6 +418,16 @@ def _check_ranges(config: Any) -> None:
     raise InputError(f'seed={config.seed} is not in 0 .. 2**32 - 1.')
   if config.ema_decay is not None and not 0 < config.ema_decay < 1:
     raise InputError(f'ema_decay={config.ema_decay} is not between 0 and 1.')
+
+
+def _check_needed(flat: Mapping[str, Any]) -> None:
+  for field, needed in _NEEDED.items():
+    usual = FORMER_VALUES[field]
+    if flat[needed] is None and flat[field] != usual:
+      raise InputError(
+        f'{field}={flat[field]} does nothing without {needed}: give that, too,'
+        f' or type --config.{field}={usual}'
+      )
 
 
 def _check_batch_size(config: Any, num_devices: int) -> None:

@@ -212,6 +212,7 @@ BESIDES = {
   'optimizer.trust_coefficient': {**LAMB, 'optimizer.name': 'lars'},
   'optimizer.b2': LAMB,
   'optimizer.eps': LAMB,
+  'ema_every_steps': {'ema_decay': 0.9},
   'optimizer.lookahead_share': {'optimizer.lookahead_steps': 2},
   'schedule.decay_power': {
     'schedule.name': 'polynomial',
@@ -357,12 +358,22 @@ def test_every_field_is_read(field, monkeypatch):
     ({'ema_decay': 1.0}, 'ema_decay=1.0 is not between 0 and 1'),
     ({'ema_every_steps': 0}, 'ema_every_steps=0 must be positive'),
     (
+      {'ema_every_steps': 4},
+      '=4 does nothing without ema_decay: .* --config.ema_every_steps=1',
+    ),
+    (
+      {'optimizer__lookahead_share': 0.8},
+      '=0.8 does nothing without optimizer.lookahead_steps: .*_share=0.5',
+    ),
+    (
       {'optimizer__name': 'adamw', 'optimizer__nesterov': True},
       "nothing to 'adamw'",
     ),
     ({'optimizer__clip_norm': -1.0}, 'clip_norm=-1.0 must be positive'),
     ({'optimizer__lookahead_steps': 0}, 'lookahead_steps=0 must be positive'),
     ({'optimizer__sam_rho': 0.0}, 'sam_rho=0.0 must be positive'),
+    ({'optimizer__sam_rho': 1e39}, r'sam_rho=1e\+39 must be positive, at most'),
+    ({'augment__mixup_alpha': 1e39}, r'mixup_alpha=1e\+39 is neither 0'),
     ({'num_epochs': 1e300}, 'num_epochs'),
     ({'num_epochs': 1e9}, 'steps: at most'),
     ({'log_every_steps': 2**40}, 'log_every_steps'),

@@ -1,4 +1,4 @@
-"""The command line, as a person meets it: in processes of its own."""
+"""The command line, as a person meets it: mostly in processes of its own."""
 
 import json
 import os
@@ -12,7 +12,14 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from resnet import config_flag
+from resnet.errors import InputError
+
 ROOT = pathlib.Path(__file__).parent.parent
+# ml_collections loads config files in a way that Python 3.12 has no more.
+LOADS_A_CONFIG = pytest.mark.filterwarnings(
+  'ignore:.*load_module:DeprecationWarning'
+)
 SMALL = (
   '--config=configs/fake.py',
   '--config.data.image_size=8',
@@ -157,7 +164,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, data_dir):
     (['--config.batch_sise=3'], ['batch_sise', 'batch_size']),
     (['--config.batch_size=many'], ['batch_size', 'many']),
     (['--config=configs/nothing.py'], ['configs/nothing.py']),
-    (['--config=configs/digits.py:x'], ['digits.py:x', 'TypeError']),
+    (['--config=configs/digits.py:x'], ['digits.py:x: this config takes']),
     (['--nonsense=1'], ['nonsense']),
     (['train'], ["'train' is not a flag"]),
     (['--mode=test'], ['train|eval']),
@@ -191,6 +198,52 @@ def test_bad_input_is_one_line_and_writes_nothing(
   assert_refused(result, *parts)
   assert result.stdout == ''
   assert not workdir.exists()
+
+
+def explained(config):
+  """Returns what --config=CONFIG is refused with; all tools ask for this."""
+  with pytest.raises(InputError) as error:
+    config_flag.read(['main.py', f'--config={config}'])
+  return ' '.join(str(error.value).split())
+
+
+@LOADS_A_CONFIG
+@pytest.mark.parametrize('name', ['resnetrs50', 'resnet50_torchvision_v2'])
+def test_a_config_that_takes_no_argument_says_what_to_type(name):
+  path = f'{ROOT}/configs/{name}.py'
+  assert explained(f'{path}:a:b') == (
+    f'--config={path}:a:b: this config takes nothing after the colon: type'
+    f' --config={path}'
+  )
+
+
+@LOADS_A_CONFIG
+def test_a_call_in_the_config_file_is_not_that_of_the_config(tmp_path):
+  path = tmp_path / 'config.py'
+  path.write_text(
+    'from configs import default\n'
+    'def get_config(net):\n'
+    '  return default.get_config(net)\n'
+  )
+  assert 'takes nothing' not in explained(f'{path}:a')
+  assert 'TypeError: get_config() takes 0' in explained(f'{path}:a')
+
+
+@LOADS_A_CONFIG
+def test_an_error_of_ours_in_a_config_file_is_all_that_is_said(tmp_path):
+  assert explained(f'{ROOT}/configs/ffcv.py:nonsense').startswith(
+    "There is no recipe 'nonsense' of FFCV. There are: rn18_16, "
+  )
+  path = tmp_path / 'config.py'
+  path.write_text(
+    'from resnet.errors import InputError\n'
+    'def get_config():\n'
+    '  try:\n'
+    '    int("x")\n'
+    '  except ValueError:\n'
+    '    raise InputError("No x.")\n'
+  )
+  assert explained(path) == 'No x.'
 
 
 def test_a_config_file_that_raises_is_one_line(tmp_path, data_dir):

@@ -84,8 +84,8 @@ def create_augmentation(
   """
   erasing = RandomErasing(
     probability=erase_probability,
-    area=_numbers('erase_area', erase_area, 2),
-    aspect=_numbers('erase_aspect', erase_aspect, 2),
+    area=_numbers('erase_area', erase_area, (0.02, 0.33)),
+    aspect=_numbers('erase_aspect', erase_aspect, (0.3, 3.3)),
     fill=erase_fill,
   )
   mixing = Mixing(
@@ -156,18 +156,25 @@ def _check_operations(operations: Any, known: Sequence[str]) -> tuple[str, ...]:
 def _jitter(values: Any) -> tuple[float, float, float, float]:
   """Returns four numbers; the last may have been left out."""
   is_without_hue = isinstance(values, tuple | list) and len(values) == 3
-  return _numbers('jitter', (*values, 0.0) if is_without_hue else values, 4)
+  return _numbers(
+    'jitter',
+    (*values, 0.0) if is_without_hue else values,
+    (0.4, 0.4, 0.4, 0.0),
+    meaning=' (brightness, contrast, saturation, hue)',
+  )
 
 
-def _numbers(field: str, values: Sequence[Any], count: int) -> Any:
-  """Returns `count` floats; a command line may bring anything."""
+def _numbers(
+  field: str, values: Any, example: tuple[float, ...], meaning: str = ''
+) -> Any:
+  """Returns as many floats as `example`; a command line may bring anything."""
   try:
     numbers = tuple(float(value) for value in values)
   except (TypeError, ValueError):
     numbers = ()
-  if len(numbers) != count:
+  if len(numbers) != len(example):
     raise InputError(
-      f'augment.{field}={values!r} is not {count} numbers: type'
-      f" --config.augment.{field}='({', '.join(['0.1'] * count)})'"
+      f'augment.{field}={values!r} is not {len(example)} numbers{meaning}: type'
+      f" --config.augment.{field}='{example}'"
     )
   return numbers

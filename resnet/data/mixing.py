@@ -6,12 +6,14 @@ pixels or normalised images: the average of two is normalised as they are.
 """
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
 
 from resnet.errors import InputError
+
+# Of Beta's alpha: further out float32 has 0 or infinity, and draws are NaN.
+_LEAST, _MOST = 1e-30, 1e30
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,8 +50,11 @@ class Mixing:
   def __post_init__(self):
     for field in ('mixup_alpha', 'cutmix_alpha'):
       value = getattr(self, field)
-      if not 0 <= value < math.inf:
-        raise InputError(f'augment.{field}={value} is not a number from 0 up.')
+      if value != 0 and not _LEAST <= value <= _MOST:
+        raise InputError(
+          f'augment.{field}={value} is neither 0, for none, nor in'
+          f' {_LEAST} .. {_MOST}: most take 0.1 to 1.'
+        )
     if not 0 <= self.probability <= 1:
       raise InputError(
         f'augment.mix_probability={self.probability} is not in 0 .. 1.'

@@ -43,6 +43,15 @@ def lines(report: Mapping[str, Any], names: Sequence[str] | None) -> list[str]:
 
 def check(output: str) -> None:
   """Raises an InputError where `save` could not write, before all the work."""
+  if not output:
+    raise InputError(
+      '--output= names no file: leave it out, or type --output=report'
+    )
+  if os.path.isdir(output) or not os.path.basename(output):
+    raise InputError(
+      f'--output={output} is a folder, not the beginning of file names: type'
+      f' --output={os.path.join(output, "report")}'
+    )
   folder = os.path.dirname(output) or '.'
   with _writing(output):
     os.makedirs(folder, exist_ok=True)

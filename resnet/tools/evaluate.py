@@ -100,7 +100,12 @@ def _check(args: argparse.Namespace) -> None:
     raise InputError('--scales is for --views=scales: give that, too.')
   if args.on is None and (args.split or args.data_dir):
     raise InputError('--split and --data_dir are for --on: give that, too.')
-  if args.output:
+  if args.on is not None and not args.on.strip():
+    raise InputError(
+      f'--on={args.on} is no data set: leave it out, or type'
+      ' --on=imagenet_v2/matched-frequency'
+    )
+  if args.output is not None:
     evaluation.check(args.output)
 
 

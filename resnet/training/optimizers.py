@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 import functools
-import math
 import re
 from typing import Any
 
@@ -20,8 +19,9 @@ DECAY_RULES: dict[str, Callable[[jax.Array], bool]] = {
   'kernels': lambda param: param.ndim > 1,
 }
 
-# Steps are int32 on the device.
+# Steps are int32 on the device, and numbers float32: larger ones are infinite.
 _MAX_STEPS = 2**31
+_MAX_FLOAT = 3.4e38
 OPTIMIZERS = ('sgd', 'sgdw', 'adamw', 'lars', 'lamb')
 
 
@@ -96,16 +96,17 @@ def create_optimizer(
   for field, value in (
     ('clip_norm', clip_norm),
     ('clip_adaptive', clip_adaptive),
-    ('lookahead_steps', lookahead_steps),
     ('sam_rho', sam_rho),
   ):
-    if value is not None and not 0 < value < math.inf:
+    if value is not None and not 0 < value <= _MAX_FLOAT:
       raise InputError(
-        f'optimizer.{field}={value} must be positive: leave it out for none.'
+        f'optimizer.{field}={value} must be positive, at most {_MAX_FLOAT}:'
+        ' leave it out for none.'
       )
-  if lookahead_steps is not None and lookahead_steps >= _MAX_STEPS:
+  if lookahead_steps is not None and not 0 < lookahead_steps < _MAX_STEPS:
     raise InputError(
-      f'optimizer.lookahead_steps={lookahead_steps} must be below 2**31.'
+      f'optimizer.lookahead_steps={lookahead_steps} must be positive, below'
+      ' 2**31: leave it out for none.'
     )
   for field, value in (('momentum', momentum), ('b2', b2)):
     if not 0 <= value < 1:
@@ -115,8 +116,10 @@ def create_optimizer(
     ('eps', eps),
     ('weight_decay', weight_decay),
   ):
-    if not 0 <= value < math.inf:
-      raise InputError(f'optimizer.{field}={value} is not a number from 0 up.')
+    if not 0 <= value <= _MAX_FLOAT:
+      raise InputError(
+        f'optimizer.{field}={value} is not in 0 .. {_MAX_FLOAT}.'
+      )
   if not 0 <= backbone_multiplier <= 1:
     raise InputError(
       f'optimizer.backbone_multiplier={backbone_multiplier} is not in 0 .. 1.'

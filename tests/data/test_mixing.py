@@ -149,7 +149,10 @@ def test_main_labels_have_the_larger_share():
 @pytest.mark.parametrize(
   ('fields', 'message'),
   [
-    ({'mixup_alpha': -1.0}, 'augment.mixup_alpha=-1.0 is not a number from 0'),
+    ({'mixup_alpha': -1.0}, 'augment.mixup_alpha=-1.0 is neither 0, for none,'),
+    ({'mixup_alpha': 1e39}, r'mixup_alpha=1e\+39 .* nor in 1e-30 \.\. 1e\+30'),
+    ({'cutmix_alpha': 1e39}, r'cutmix_alpha=1e\+39 .* nor in 1e-30'),
+    ({'cutmix_alpha': 1e-39}, 'cutmix_alpha=1e-39 .* nor in 1e-30'),
     ({'cutmix_alpha': float('nan')}, 'augment.cutmix_alpha=nan'),
     ({'probability': 1.1}, r'augment.mix_probability=1.1 is not in 0 \.\. 1'),
     ({'cutmix_share': -0.1}, 'augment.cutmix_share=-0.1'),
@@ -158,3 +161,12 @@ def test_main_labels_have_the_larger_share():
 def test_bad_values_are_named(fields, message):
   with pytest.raises(InputError, match=message):
     make(**fields)
+
+
+@pytest.mark.parametrize(
+  ('alpha', 'expected'), [(mixing._LEAST, {0.0, 1.0}), (mixing._MOST, {0.5})]
+)
+def test_shares_are_numbers_at_the_bounds_of_alpha(alpha, expected):
+  """Of Beta(0, 0) and Beta(inf, inf), as float32 has it, they are not."""
+  shares = draws(make(mixup_alpha=alpha), 1, 1, count=50)
+  assert {round(float(share), 5) for share in shares.flat} == expected

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import sys
 
 import jax
@@ -195,6 +196,8 @@ def test_bad_values_are_named(run, capsys):
     (['--output=/proc/report'], 'cannot be written'),
     (['--precise_bn=0'], '--precise_bn=0 is not in 1 .. 512'),
     (['--precise_bn=some'], 'invalid int value'),
+    (['--on='], '--on= is no data set: leave it out, or type --on='),
+    (['--on= '], '--on= is no data set'),
     (['--scales=224'], '--scales is for --views=scales'),
     (['--views=scales', '--scales=0,224'], '--scales=0,224 are not'),
     (['--views=scales', '--scales=224,big'], '--scales=224,big are not'),
@@ -203,3 +206,24 @@ def test_bad_values_are_named(run, capsys):
       run(*args)
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_an_output_that_is_no_file_is_refused(
+  run, capsys, tmp_path, monkeypatch
+):
+  # Neither evaluated nor written.
+  monkeypatch.setattr(evaluate, 'open_state', None)
+  there = tmp_path / 'there'
+  there.mkdir()
+  for output, message in (
+    ('', '--output= names no file: leave it out, or type --output=report'),
+    (there, f'--output={there} is a folder, .* --output={there}/report'),
+    (f'{there}/', f'--output={there}/ is a folder'),
+    (f'{tmp_path}/new/', f'--output={tmp_path}/new/ is a folder'),
+  ):
+    with pytest.raises(SystemExit) as exit_:
+      run(f'--output={output}')
+    assert exit_.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(message, line)
+  assert [path.name for path in tmp_path.rglob('*')] == ['there']

@@ -192,9 +192,17 @@ def test_without_a_recipe_the_batch_is_as_it_was():
       r'must be last: .*operations=.\(.randaugment., .erasing.\)',
     ),
     ({'augment__operations': ('randaugmet',)}, 'Did you mean: randaugment'),
-    ({'augment__jitter': (0.1, 0.1)}, 'is not 4 numbers'),
+    (
+      {'augment__jitter': (0.4, 0.3)},
+      r'jitter=\(0.4, 0.3\) is not 4 numbers \(brightness, contrast,'
+      r' saturation, hue\): type '
+      r"--config.augment.jitter='\(0.4, 0.4, 0.4, 0.0\)'",
+    ),
     ({'augment__magnitude': 40}, r'magnitude=40 is not in 0 \.\. 30'),
-    ({'augment__erase_area': (0.1,)}, 'is not 2 numbers'),
+    (
+      {'augment__erase_area': (0.1,)},
+      r"is not 2 numbers: type --config.augment.erase_area='\(0.02, 0.33\)'",
+    ),
     ({'loss__target_threshold': 0.5}, 'mean nothing'),
     (
       {'loss__name': 'binary_cross_entropy', 'loss__target_threshold': 1.5},
