@@ -68,6 +68,58 @@ def test_crops_are_resized_as_on_the_host():
     assert np.abs(crop.astype(int) - expected).max() <= 1
 
 
+# Of 90 x 70: enlarged to 48 pixels, shrunk, one of each, at a corner, whole.
+BOXES = [
+  (10, 5, 20, 17),
+  (3, 8, 77, 60),
+  (31, 2, 30, 66),
+  (4, 40, 80, 21),
+  (42, 22, 48, 48),
+  (87, 66, 3, 4),
+  (0, 0, 90, 70),
+  (0, 0, 1, 70),
+]
+
+
+@pytest.mark.parametrize('kind', ['noise', 'smooth'])
+@pytest.mark.parametrize('channels', [1, 3])
+def test_crops_and_mirrors_are_those_of_torchvision(
+  channels, kind, monkeypatch
+):
+  torch = pytest.importorskip('torch')
+  functional = pytest.importorskip('torchvision.transforms.v2').functional
+  rng = np.random.default_rng(0)
+  image = smooth_image(90, 70)[..., :channels]
+  if kind == 'noise':
+    image = rng.integers(0, 256, image.shape, np.uint8)
+  # Each box eight times, so that each is mirrored, and is not.
+  boxes = np.repeat(BOXES, 8, axis=0)
+  monkeypatch.setattr(
+    augment, 'random_boxes', lambda *_, **__: jnp.array(boxes, jnp.int32)
+  )
+  device = DeviceAugment(
+    size=48,
+    crop='random_resized',
+    area=AREA,
+    aspect=ASPECT,
+    padding=0,
+    flip=True,
+  )
+  images = jnp.array(np.repeat(image[None], len(boxes), 0))
+  found = np.array(jax.jit(device)(images, keys_of(len(boxes)))).astype(int)
+  found = found.reshape(len(BOXES), 8, 48, 48, channels)
+  pixels = torch.tensor(image.transpose(2, 0, 1))
+  for box, crops in zip(BOXES, found, strict=True):
+    crop = functional.resized_crop(pixels, *box, [48, 48], antialias=True)
+    shares = []
+    for expected in (crop, functional.horizontal_flip(crop)):
+      distance = np.abs(crops - expected.numpy().transpose(1, 2, 0))
+      shares.append(np.mean(distance <= 1, axis=(1, 2, 3)))
+    plain, mirrored = np.array(shares) >= 0.995
+    assert (plain ^ mirrored).all(), (box, shares)
+    assert plain.any() and mirrored.any(), box
+
+
 def test_every_window_and_half_of_the_mirrors_are_taken():
   image = np.arange(1, 26, dtype=np.uint8).reshape(1, 5, 5, 1)
   images = jnp.array(np.repeat(image, 4000, 0))

@@ -133,6 +133,62 @@ def test_both_are_taken_in_their_shares_and_others_are_left():
   assert not draws(make(mixup_alpha=1.0, probability=0.0), 2, 2).min() < 1
 
 
+def timm_draws(height, width, count, **fields):
+  """Returns what timm's batches keep, float32 [count], and if by cutmix."""
+  timm_mixup = pytest.importorskip('timm.data.mixup')
+  mix = timm_mixup.Mixup(**fields)
+  kept, is_cutmix = [], []
+  for _ in range(count):
+    share, chosen = mix._params_per_batch()
+    if chosen:
+      # Of the box after it was cut off at the edges.
+      _, share = timm_mixup.cutmix_bbox_and_lam((3, height, width), share)
+    kept.append(share)
+    is_cutmix.append(chosen)
+  return np.array(kept, np.float32), np.array(is_cutmix)
+
+
+@pytest.mark.parametrize(
+  ('field', 'alpha', 'wrong'),
+  [
+    ('mixup_alpha', 0.2, 0.3),
+    ('cutmix_alpha', 1.0, 1.4),
+  ],
+)
+def test_shares_have_the_distribution_of_timm(field, alpha, wrong, monkeypatch):
+  monkeypatch.setattr(np, 'random', np.random.RandomState(0))
+  fields = {'mixup_alpha': 0.0, 'cutmix_alpha': 0.0, field: alpha}
+  theirs, _ = timm_draws(16, 12, 4000, **fields)
+  for value, is_right in ((alpha, True), (wrong, False)):
+    ours = draws(make(**{field: value}), 16, 12, count=4000).mean((1, 2))
+    pvalue = stats.ks_2samp(ours, theirs).pvalue
+    assert (pvalue > 0.001) == is_right, (value, pvalue)
+
+
+def test_mixup_cutmix_and_neither_are_as_frequent_as_in_timm(monkeypatch):
+  monkeypatch.setattr(np, 'random', np.random.RandomState(0))
+  alphas = {'mixup_alpha': 1.0, 'cutmix_alpha': 1.0}
+  kept, is_cutmix = timm_draws(
+    16, 12, 8000, prob=0.8, switch_prob=0.3, **alphas
+  )
+  # (A box of less than a pixel mixes nothing.)
+  theirs = np.where(kept == 1, 0, np.where(is_cutmix, 1, 2))
+
+  def ours(**fields):
+    shares = draws(make(**alphas, **fields), 16, 12, count=8000)
+    is_whole = np.isin(shares, (0, 1)).all((1, 2))
+    is_kept = (shares == 1).all((1, 2))
+    return np.where(is_kept, 0, np.where(is_whole, 1, 2))
+
+  def pvalue(kinds):
+    table = [np.bincount(x, minlength=3) for x in (kinds, theirs)]
+    return stats.chi2_contingency(table).pvalue
+
+  assert pvalue(ours(probability=0.8, cutmix_share=0.3)) > 0.001
+  assert pvalue(ours(probability=0.84, cutmix_share=0.3)) < 0.001
+  assert pvalue(ours(probability=0.8, cutmix_share=0.35)) < 0.001
+
+
 def test_main_labels_have_the_larger_share():
   images, labels = batch(size=16, num_classes=50)
   for seed in range(20):

@@ -29,6 +29,10 @@ RANGES = {
 }
 GEOMETRIC = OPERATIONS[1:6]
 COUNT = 25
+# Shears of the policies that put lines just between two pixels: of a shear by
+# p / q, both odd, all places of line y are so where 2 * y + 1 is an odd
+# multiple of q. (Others have no such line in these images.)
+SHEARS_WITH_TIES = (1 / 25, 1 / 15, 3 / 25, 1 / 5, 7 / 25)
 
 
 def theirs(image, name, magnitude, interpolation):
@@ -71,13 +75,23 @@ def differing(image, names, magnitudes, interpolation):
   assert found.dtype == np.uint8
   for name, magnitude, ours in zip(names, magnitudes, found, strict=True):
     distance = _distance(ours, image, name, magnitude, interpolation)
-    # Where a place lies just between two pixels, either is right: the classes
-    # leave it to the noise of float32.
+    # On such a line either pixel is right: the classes leave it to the noise of
+    # float32. All others are compared at just this magnitude.
     if interpolation == 'nearest' and name.startswith('Shear'):
-      for nudge in (-1e-5, 1e-5) if distance.max() > 1 else ():
+      lines = _lines_with_ties(name, magnitude, *image.shape[:2])
+      for nudge in (-1e-5, 1e-5) if lines.any() else ():
         other = _distance(ours, image, name, magnitude + nudge, interpolation)
-        distance = np.minimum(distance, other)
+        distance = np.where(lines, np.minimum(distance, other), distance)
     yield name, magnitude, np.mean(distance > 1)
+
+
+def _lines_with_ties(name, magnitude, height, width):
+  """Returns rows [H, 1, 1] of ShearX or columns [1, W, 1] of ShearY."""
+  shape = (height, 1, 1) if name == 'ShearX' else (1, width, 1)
+  if not np.isclose(abs(magnitude), SHEARS_WITH_TIES, rtol=1e-6).any():
+    return np.zeros(shape, bool)
+  middles = np.arange(max(shape)).reshape(shape) + 0.5
+  return np.isclose(abs(magnitude) * middles % 1, 0.5, rtol=0, atol=1e-5)
 
 
 def _distance(ours, *case):

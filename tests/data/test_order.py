@@ -65,6 +65,84 @@ def test_no_place_of_a_batch_is_lost(batch_size, repeats):
   assert sorted(places) == list(range(batch_size))
 
 
+def timm_epoch(epoch, *, length, ranks, repeats):
+  """Returns the images that timm deals to its processes, [ranks, ...]."""
+  samplers = pytest.importorskip('timm.data.distributed_sampler')
+  rows = []
+  for rank in range(ranks):
+    # (By default timm leaves out up to 255 images of an epoch.)
+    sampler = samplers.RepeatAugSampler(
+      range(length), ranks, rank, num_repeats=repeats, selected_round=0
+    )
+    sampler.set_epoch(epoch)
+    rows.append(list(sampler))
+  return np.array(rows)
+
+
+def our_epoch(epoch, *, length, batch_size, repeats):
+  """Returns the images of the batches of an epoch, [batches, batch_size]."""
+  count = length // batch_size
+  fields = {'length': length, 'batch_size': batch_size, 'repeats': repeats}
+  return np.array(batches((epoch + 1) * count, **fields)[epoch * count :])
+
+
+@pytest.mark.parametrize('epoch', [0, 1, 2])
+@pytest.mark.parametrize('repeats', [2, 3, 4])
+def test_parts_of_a_batch_are_those_of_the_processes_of_timm(repeats, epoch):
+  part, count = 5, 8
+  size = part * repeats
+  ours = our_epoch(
+    epoch, length=count * size, batch_size=size, repeats=repeats
+  ).reshape(count, repeats, part)
+  theirs = timm_epoch(
+    epoch, length=count * size, ranks=repeats, repeats=repeats
+  ).reshape(repeats, count, part)
+  # The shuffles differ: an image is known by its place in that of its epoch.
+  our_places = np.argsort(
+    our_epoch(epoch, length=count * size, batch_size=size, repeats=1).ravel()
+  )
+  their_places = np.argsort(
+    timm_epoch(epoch, length=count * size, ranks=1, repeats=1).ravel()
+  )
+  np.testing.assert_array_equal(
+    our_places[ours], their_places[theirs].swapaxes(0, 1)
+  )
+
+
+@pytest.mark.parametrize(
+  ('repeats', 'ranks', 'length'),
+  # In the last one an epoch ends within the copies of an image.
+  [(3, 3, 240), (3, 4, 240), (4, 8, 240), (2, 8, 240), (4, 5, 230)],
+)
+def test_an_epoch_has_as_many_images_as_often_as_that_of_timm(
+  repeats, ranks, length
+):
+  seen = []
+  for epoch in range(6):
+    theirs = timm_epoch(epoch, length=length, ranks=ranks, repeats=repeats)
+    ours = our_epoch(
+      epoch, length=length, batch_size=2 * ranks, repeats=repeats
+    )
+    assert ours.size == theirs.size == length
+    ours_often, theirs_often = (
+      collections.Counter(collections.Counter(x.ravel().tolist()).values())
+      for x in (ours, theirs)
+    )
+    assert ours_often == theirs_often
+    assert ours_often[repeats] == length // repeats
+    # What a process has in a step, a group of batch statistics has here.
+    for group in (*ours.reshape(-1, 2), *theirs.reshape(-1, 2)):
+      assert group[0] != group[1]
+    seen.append([set(x.ravel().tolist()) for x in (ours, theirs)])
+  # Each epoch chooses anew: (1 - 1 / r) ** 6 of the images are in none.
+  chance = (1 - 1 / repeats) ** 6
+  for epochs in zip(*seen, strict=True):
+    missing = length - len(set().union(*epochs))
+    # (An upper limit of its spread: the epochs' choices are fixed in size.)
+    spread = (length * chance * (1 - chance)) ** 0.5
+    assert abs(missing - length * chance) < 4 * spread
+
+
 def config(**fields):
   result = fake.get_config()
   result.data.crop = 'random_resized'

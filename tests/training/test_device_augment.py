@@ -86,6 +86,20 @@ def test_every_step_and_seed_is_augmented_anew():
   assert len(images) == 3
 
 
+def test_copies_of_an_image_are_augmented_apart():
+  run = resolve(data__crop='random_resized', data__repeats=4)
+  batch = batch_of(run)
+  stored = np.array(batch['image']).reshape(4, 16, -1)
+  assert (stored == stored[0]).all()
+  keys = jax.random.key_data(example_keys(run.task.seed, jnp.int32(0), 64))
+  assert len(np.unique(keys, axis=0)) == 64
+  seen = jax.jit(functools.partial(augment, task=run.task))(batch, jnp.int32(0))
+  copies = np.array(seen['image']).reshape(4, 16, -1)
+  for i in range(4):
+    for j in range(i):
+      assert (copies[i] != copies[j]).any(axis=1).all(), (i, j)
+
+
 @pytest.mark.parametrize(
   ('fields', 'message'),
   [
