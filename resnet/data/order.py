@@ -16,10 +16,11 @@ class TrainingOrder:
   order comes r times, one copy after the other, each to be augmented anew. An
   epoch is as long as without: it ends after the first 1/r of the order's
   images, and the next one takes another order. So have torchvision's and
-  timm's samplers, which deal the copies out to different processes: likewise
-  a batch here has its first copies first, then the second ones, and so on, so
-  that groups of batch statistics of up to batch_size / r images see no image
-  twice (but for accumulation_steps, whose parts take rows that lie apart).
+  timm's samplers (timm's with selected_round=0), which deal the copies out to
+  different processes: likewise a batch here has its first copies first, then
+  the second ones, and so on, so that groups of batch statistics of up to
+  batch_size / r images see no image twice (but for accumulation_steps, whose
+  parts take rows that lie apart).
 
   Attributes:
     length: number of records, and of the examples of an epoch.
