@@ -149,10 +149,9 @@ def main(argv: list[str]) -> int:
   try:
     cluster = _join()
     code = _run(cluster)
-    if cluster:
-      cluster.close()
-    if code > 128:
-      # A signal, and all is saved: a later size may still be compiled for.
+    if (cluster and not cluster.close(code)) or code > 128:
+      # JAX would wait for processes that are gone. Or a signal, and all is
+      # saved: a later size may still be compiled for.
       leave(code)
     return code
   except InputError as error:

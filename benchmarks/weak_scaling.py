@@ -103,7 +103,7 @@ def _train(count, index, port, folder):
   ):
     run.train(experiment.resolve(config), workdir, start_time=time.time())
   if cluster:
-    cluster.close()
+    cluster.close(0)
 
 
 def _measure(count, images):

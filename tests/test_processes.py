@@ -469,28 +469,39 @@ def test_a_second_run_is_refused_in_all_processes(processes, tmp_path):
 
 
 _LEAVE_BY_A_SIGNAL = """
-import sys, time
-import jax
+import os, sys, time
 from resnet.training import cluster, stop
+index, port, dies = map(int, sys.argv[1:])
 options = cluster.Options(
-  coordinator_address=f'127.0.0.1:{sys.argv[2]}', num_processes=2,
-  process_id=int(sys.argv[1]), required=True, join_seconds=60,
-  heartbeat_seconds=30,
+  coordinator_address=f'127.0.0.1:{port}', num_processes=2,
+  process_id=index, required=True, join_seconds=60, heartbeat_seconds=5,
 )
 mine = cluster.join(options)
 mine.agree({})
-time.sleep(3.0 * options.process_id)  # Process 0 is done first.
-mine.close()
+if index == dies:
+  time.sleep(2.0)
+  os._exit(9)
+time.sleep(0.0 if dies >= 0 else 3.0 * index)  # Process 0 is done first.
+print(mine.close(143))
 stop.leave(143)
 """
 
 
-def test_process_0_does_not_end_before_others_are_done():
+@pytest.mark.parametrize(
+  ('dies', 'expected'), [(-1, [143, 143]), (0, [9, 143]), (1, [143, 9])]
+)
+def test_one_that_is_done_waits_for_others_and_ends_as_it_should(
+  dies, expected
+):
+  """Also where another one dies meanwhile."""
   with socket.create_server(('127.0.0.1', 0)) as server:
     port = server.getsockname()[1]
   running = [
     subprocess.Popen(
-      [sys.executable, '-c', _LEAVE_BY_A_SIGNAL, str(index), str(port)],
+      [
+        *(sys.executable, '-c', _LEAVE_BY_A_SIGNAL),
+        *map(str, (index, port, dies)),
+      ],
       cwd=ROOT,
       env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
       stdout=subprocess.PIPE,
@@ -499,5 +510,9 @@ def test_process_0_does_not_end_before_others_are_done():
     )
     for index in range(2)
   ]
+  begin = time.monotonic()
   ends = finish(running)
-  assert [code for code, _, _ in ends] == [143, 143], ends
+  assert [code for code, _, _ in ends] == expected, ends
+  assert time.monotonic() - begin < 40
+  if dies < 0:
+    assert [out for _, out, _ in ends] == ['True\n'] * 2

@@ -147,6 +147,7 @@ class Cluster:
     self._beats, self._last_beat = 0, time.monotonic()
     self._lock = threading.Lock()
     self._end: dict[str, Any] | None = None
+    self._code: int | None = None  # Once this process is done.
     # Of each process: what it said last, and since when.
     self._heard: dict[int, tuple[str, float]] = {}
     threading.Thread(target=self._watch, daemon=True).start()
@@ -198,15 +199,41 @@ class Cluster:
     """
     time.sleep(self._heartbeat_seconds + 3 * _BEAT_SECONDS)
 
-  def close(self) -> None:
+  def close(self, code: int) -> bool:
     """Says that this process is done, and waits until all are.
 
-    With process 0 goes what the others say: it must not be the first to end.
+    With process 0 goes what the others say, and JAX ends them: it must not be
+    the first. Who fails or falls silent meanwhile is not waited for: this
+    process has done all that it was to do, and ends with its own code.
+
+    Args:
+      code: to end with, should process 0 end before this one.
+
+    Returns:
+      Whether all are done, and disconnected from each other.
     """
-    self._say_end({'state': 'done'})
-    # One that fails in this last moment has saved all that there was.
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
+    self._code = code
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # Process 0 is gone.
+      self._say_end({'state': 'done'})
+      while (states := self._states()).count('done') < self._count:
+        if 'failed' in states or 'silent' in states:
+          return False
+        time.sleep(_BEAT_SECONDS / 20)
       jax.distributed.shutdown()
+      return True
+    return False
+
+  def _states(self) -> list[str]:
+    """Returns 'alive', 'done', 'failed' or 'silent' of each that has spoken."""
+    now, result = time.monotonic(), []
+    for key, text in self._read(_PREFIX):
+      index = int(key.rpartition('/')[2])
+      if index not in self._heard or self._heard[index][0] != text:
+        self._heard[index] = (text, now)
+      state = json.loads(text)['state']
+      is_silent = now - self._heard[index][1] > self._heartbeat_seconds
+      result.append('silent' if state == 'alive' and is_silent else state)
+    return result
 
   def _say_end(self, end: dict[str, Any]) -> None:
     with self._lock:
@@ -262,6 +289,8 @@ class Cluster:
       time.sleep(2 * _BEAT_SECONDS)  # It may have said why.
     if self._end is None:
       self._leave(f'{self._name(gone)} is gone')
+    if gone == 0 and self._code is not None:
+      leave(self._code)
 
   def _hear(self, index: int, text: str) -> None:
     """Ends this process if process `index` has failed, or is silent."""
