@@ -99,12 +99,17 @@ def compare(baseline, found):
       lines.append(f'{name}: not measured')
       continue
     lines.append(f'{name}: {now:.3f}, was {before:.3f}')
-    if now < max(_LOWEST * before, _FLOORS.get(name, 0.0)):
+    if now < _LOWEST * before:
       fallen.append(name)
   lines += [
     f'{name}: {now:.3f}, not in the baseline'
     for name, now in found.items()
     if name not in baseline
+  ]
+  fallen += [
+    name
+    for name, floor in _FLOORS.items()
+    if found.get(name, floor) < floor and name not in fallen
   ]
   return lines, fallen
 
@@ -123,8 +128,8 @@ def main():
     ratios = {name: round(ratio, 3) for name, ratio in found.items()}
     baseline = {'machine': timing.machine(), 'ratios': ratios}
     write_atomically(str(_BASELINE), json.dumps(baseline, indent=2) + '\n')
-    return
-  if baseline['machine'] != timing.machine():
+    _, fallen = compare({}, found)
+  elif baseline['machine'] != timing.machine():
     print(
       f'The baseline was measured on another machine: {baseline["machine"]}'
     )

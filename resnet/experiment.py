@@ -374,7 +374,10 @@ def _create_reader(
 
 def of_saved(config: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the config of a run, of whatever age, as it would be today."""
-  return _with_hue({**FORMER_VALUES, **config})
+  flat = _with_hue({**FORMER_VALUES, **config})
+  # Once they were accepted where they do nothing.
+  idle = [field for field, needed in _NEEDED.items() if flat[needed] is None]
+  return {**flat, **{field: FORMER_VALUES[field] for field in idle}}
 
 
 def _with_hue(flat: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from resnet.inference import maps
 from resnet.inference.preprocessing import normalize
 from resnet.models import create_model
 from resnet.models.weights import Preprocessing, open_source, read_source
+from resnet.training import compiler
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
@@ -157,7 +158,9 @@ def create_network(weights: Weights) -> Network:
     size = weights.preprocessing.image_size
     images = jax.ShapeDtypeStruct((batch_size, size, size, channels), jnp.uint8)
     function = functools.partial(_forward, weights, outputs)
-    compiled = jax.jit(function).lower(variables, images).compile()
+    options = compiler.options(jax.default_backend())
+    program = jax.jit(function, compiler_options=options)
+    compiled = program.lower(variables, images).compile()
     return functools.partial(compiled, variables)
 
   return Network(

@@ -53,14 +53,16 @@ def main(args: argparse.Namespace) -> None:
     depths=args.depths,
     seeds=args.seeds,
   )
+  # A table of gains has a row a group.
+  is_of_one_depth = experiment.shows == 'gains'
+  if is_of_one_depth:
+    _check_depths(args.experiment, asked)
   configs = {
     cell: _config(experiment, data, cell, args.data_dir) for cell in asked
   }
   for config in configs.values():
     resolve(config)  # What is wrong in any run is said before the first.
   grid = {'experiment': args.experiment, 'data': data}
-  # Its table has a row a group.
-  is_of_one_depth = experiment.shows == 'gains'
   cells = _open_grid(args.workdir, grid, asked, is_of_one_depth)
   # Runs that differ in their seed are the same program: compile it once.
   cache = os.path.join(args.workdir, _COMPILED)
@@ -145,13 +147,8 @@ def _open_grid(
         f'{workdir} is not empty and holds no grid: give another --workdir.'
       )
     cells = sorted({*before, *asked}, key=_order(asked))
-    depths = sorted({cell.depth for cell in cells})
-    if is_of_one_depth and len(depths) > 1:
-      raise InputError(
-        f'{grid["experiment"]} is of one depth, not'
-        f' {" and ".join(map(str, depths))}: give one in --depths, and each a'
-        ' --workdir.'
-      )
+    if is_of_one_depth:
+      _check_depths(grid['experiment'], cells)
     os.makedirs(workdir, exist_ok=True)
     fields = [[cell.group, cell.depth, cell.seed] for cell in cells]
     text = json.dumps({**grid, 'cells': fields}, indent=1) + '\n'
@@ -163,6 +160,15 @@ def _open_grid(
       raise
     raise InputError(f'{path} is damaged: {error!r}.') from None
   return cells
+
+
+def _check_depths(experiment: str, cells: Sequence[grids.Cell]) -> None:
+  depths = sorted({cell.depth for cell in cells})
+  if len(depths) > 1:
+    raise InputError(
+      f'{experiment} is of one depth, not {" and ".join(map(str, depths))}:'
+      ' give one in --depths, and each a --workdir.'
+    )
 
 
 def _is_used(workdir: str) -> bool:

@@ -17,7 +17,7 @@ from resnet.data.scales import ScalesTransform
 from resnet.data.transforms import EvalTransform
 from resnet.errors import InputError
 from resnet.experiment import Experiment
-from resnet.training import calibration, views
+from resnet.training import calibration, compiler, views
 from resnet.training.evaluate import sum_over_processes
 from resnet.training.sharding import DataSharding
 from resnet.training.step import Batch, Task
@@ -75,6 +75,7 @@ def evaluate(
     ),
     out_shardings=run.sharding.replicated,
     donate_argnums=1,
+    compiler_options=compiler.options(run.sharding.backend),
   )
   num_classes: int = run.task.model.num_classes  # pyright: ignore[reportAttributeAccessIssue]
   sums = jax.device_put(calibration.zeros(num_classes), run.sharding.replicated)

@@ -21,7 +21,7 @@ DECAY_RULES: dict[str, Callable[[jax.Array], bool]] = {
 
 # Steps are int32 on the device, and numbers float32: larger ones are infinite.
 _MAX_STEPS = 2**31
-_MAX_FLOAT = 3.4e38
+_MIN_FLOAT, _MAX_FLOAT = 1e-30, 3.4e38
 OPTIMIZERS = ('sgd', 'sgdw', 'adamw', 'lars', 'lamb')
 
 
@@ -98,10 +98,10 @@ def create_optimizer(
     ('clip_adaptive', clip_adaptive),
     ('sam_rho', sam_rho),
   ):
-    if value is not None and not 0 < value <= _MAX_FLOAT:
+    if value is not None and not _MIN_FLOAT <= value <= _MAX_FLOAT:
       raise InputError(
-        f'optimizer.{field}={value} must be positive, at most {_MAX_FLOAT}:'
-        ' leave it out for none.'
+        f'optimizer.{field}={value} must be positive, {_MIN_FLOAT} to'
+        f' {_MAX_FLOAT}: leave it out for none.'
       )
   if lookahead_steps is not None and not 0 < lookahead_steps < _MAX_STEPS:
     raise InputError(

@@ -19,6 +19,7 @@ from resnet.data.loader import DeviceLoader, read_ahead
 from resnet.data.notes import Notes
 from resnet.errors import InputError
 from resnet.experiment import Experiment
+from resnet.training import compiler
 from resnet.training.sharding import DataSharding
 from resnet.training.step import (
   Batch,
@@ -84,6 +85,7 @@ def recompute(
   step = jax.jit(
     functools.partial(_statistics, task=run.task, sharding=run.sharding),
     out_shardings=run.sharding.replicated,
+    compiler_options=compiler.options(run.sharding.backend),
   )
   total: Any = None
   for i, batch in enumerate(DeviceLoader(batches, run.sharding.batch, notes)):

@@ -18,6 +18,7 @@ from resnet.experiment import (
   Experiment,
   of_saved,
 )
+from resnet.training import compiler
 from resnet.training import workdir as workdir_lib
 from resnet.training.bad_steps import FILE, record_keys
 from resnet.training.checkpoint import Checkpoints
@@ -140,21 +141,24 @@ def _inspect(
 ) -> list[str]:
   """Returns lines on losses, gradients and activations of an update."""
   task = experiment.at(step - 1).task
-  batch = jax.jit(functools.partial(augment, task=task))(batch, state.step)
-  losses, stages = jax.jit(functools.partial(_forward, task=task))(state, batch)
+  options = compiler.options(experiment.sharding.backend)
+
+  def jit(fn: Any) -> Any:
+    part = functools.partial(fn, task=task)
+    return jax.jit(part, compiler_options=options)
+
+  batch = jit(augment)(batch, state.step)
+  losses, stages = jit(_forward)(state, batch)
   if task.accumulation_steps > 1:
     print('The batch is worked off as a whole here, not in parts.')
-  grads, batch_stats, _ = jax.jit(functools.partial(gradients, task=task))(
-    state, batch
-  )
+  grads, batch_stats, _ = jit(gradients)(state, batch)
   trees = {
     'activations': stages,
     'gradients': grads,
     'batch_stats': batch_stats,
   }
   if task.sam_rho is not None:
-    uphill = functools.partial(uphill_gradients, task=task)
-    trees['gradients uphill'] = jax.jit(uphill)(
+    trees['gradients uphill'] = jit(uphill_gradients)(
       state, grads, batch, task.sam_rho
     )
   keys = record_keys(experiment, step)

@@ -36,6 +36,11 @@ class DataSharding:
     return NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names))
 
   @property
+  def backend(self) -> str:
+    """'cpu', 'gpu' or 'tpu'."""
+    return self.mesh.devices.flat[0].platform
+
+  @property
   def fsdp(self) -> int:
     """Parts that the state is split into; 1: it is replicated."""
     return dict(self.mesh.shape).get(FSDP_AXIS, 1)

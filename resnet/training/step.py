@@ -333,8 +333,7 @@ def jit_steps(task: Task, sharding: DataSharding) -> JittedSteps:
   replicated, batch = sharding.replicated, sharding.batch
   # None: as the argument lies, and as `DataSharding.split` says.
   state = replicated if sharding.fsdp == 1 else None
-  backend = sharding.mesh.devices.flat[0].platform
-  options = compiler.options(backend) or None
+  options = compiler.options(sharding.backend)
   return JittedSteps(
     train=jax.jit(
       functools.partial(train_step, task=task, sharding=sharding),

@@ -57,6 +57,7 @@ def test_a_ratio_under_its_floor_fails(monkeypatch):
   monkeypatch.setattr(gate, '_FLOORS', {'a': 0.8})
   assert gate.compare({'a': 0.85}, {'a': 0.81})[1] == []
   assert gate.compare({'a': 0.85}, {'a': 0.79})[1] == ['a']
+  assert gate.compare({}, {'a': 0.79})[1] == ['a']
 
 
 def test_a_new_baseline_has_each_ratio_that_was_measured(
@@ -72,6 +73,7 @@ def test_a_new_baseline_has_each_ratio_that_was_measured(
 def test_the_baseline_has_every_case():
   baseline = json.loads(gate._BASELINE.read_text())
   assert baseline['machine']
+  assert gate._FLOORS.keys() <= baseline['ratios'].keys()
   for case, (subject, *_) in gate._CASES.items():
     rivals = {'loop': ['step'], 'recipes': ['all']}.get(
       subject, ['flax', 'torch-eager']
