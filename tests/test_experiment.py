@@ -445,3 +445,17 @@ def test_all_devices_share_a_batch():
   assert sorted(index[0].start for index in rows.values()) == list(
     np.arange(8) * 8
   )
+
+
+def test_a_saved_field_that_does_nothing_keeps_no_run_from_going_on():
+  config = fake.get_config()
+  config.ema_every_steps = 4
+  config.optimizer.lookahead_share = 0.3
+  with pytest.raises(InputError, match='does nothing without'):
+    experiment.resolve(config)
+  today = experiment.flatten(fake.get_config())
+  assert experiment.of_saved(experiment.flatten(config)) == today
+  config.ema_decay, config.optimizer.lookahead_steps = 0.9, 5
+  kept = experiment.of_saved(experiment.flatten(config))
+  assert kept['ema_every_steps'] == 4
+  assert kept['optimizer.lookahead_share'] == 0.3
