@@ -225,15 +225,20 @@ class Cluster:
 
   def _states(self) -> list[str]:
     """Returns 'alive', 'done', 'failed' or 'silent' of each that has spoken."""
-    now, result = time.monotonic(), []
+    result = []
     for key, text in self._read(_PREFIX):
-      index = int(key.rpartition('/')[2])
-      if index not in self._heard or self._heard[index][0] != text:
-        self._heard[index] = (text, now)
+      silence = self._note(int(key.rpartition('/')[2]), text)
       state = json.loads(text)['state']
-      is_silent = now - self._heard[index][1] > self._heartbeat_seconds
-      result.append('silent' if state == 'alive' and is_silent else state)
+      is_silent = state == 'alive' and silence > self._heartbeat_seconds
+      result.append('silent' if is_silent else state)
     return result
+
+  def _note(self, index: int, text: str) -> float:
+    """Returns for how many seconds process `index` has said the same."""
+    now = time.monotonic()
+    if index not in self._heard or self._heard[index][0] != text:
+      self._heard[index] = (text, now)
+    return now - self._heard[index][1]
 
   def _say_end(self, end: dict[str, Any]) -> None:
     with self._lock:
@@ -294,10 +299,8 @@ class Cluster:
 
   def _hear(self, index: int, text: str) -> None:
     """Ends this process if process `index` has failed, or is silent."""
-    now = time.monotonic()
-    if index not in self._heard or self._heard[index][0] != text:
-      self._heard[index] = (text, now)
-    said, silence = json.loads(text), now - self._heard[index][1]
+    silence = self._note(index, text)
+    said = json.loads(text)
     name = self._name(index)
     if index == self._index or said['state'] == 'done':
       return
