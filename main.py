@@ -1,10 +1,12 @@
 """Trains or evaluates a residual network: python main.py --help"""
 
+from collections.abc import Callable
 import errno
 import logging as python_logging
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from typing import Any
@@ -100,13 +102,32 @@ def _fail(message: str, code: int = 2) -> int:
   return code
 
 
-def _show_unraisable(unraisable: Any) -> None:
-  """Shows what a thread cannot raise, but for the echo of a failed checkpoint.
+class _Echoes:
+  """What threads cannot raise, shown only where it may be news.
 
-  TensorStore's threads tell it hundreds of times, after Orbax has given up.
+  After a save has failed, the threads of Orbax and TensorStore tell of it for
+  as long as the process lives, some of them hundreds of times.
   """
-  if str(unraisable.exc_value) != 'Event loop is closed':
-    sys.__unraisablehook__(unraisable)
+
+  def __init__(self):
+    # The garbage collector may call a hook within another.
+    self._lock = threading.RLock()
+    self._ended = False
+    sys.unraisablehook = self._show(sys.__unraisablehook__)
+    threading.excepthook = self._show(threading.__excepthook__)
+
+  def end(self) -> None:
+    """From here on nothing is shown: the program says why it ends."""
+    with self._lock:
+      self._ended = True
+
+  def _show(self, hook: Callable[[Any], Any]) -> Callable[[Any], None]:
+    def show(args: Any) -> None:
+      with self._lock:
+        if not self._ended and str(args.exc_value) != 'Event loop is closed':
+          hook(args)
+
+    return show
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -137,10 +158,11 @@ def main(argv: list[str]) -> int:
   # Orbax and its event loops log tracebacks of errors that are told below.
   logging.set_verbosity(logging.FATAL)
   python_logging.getLogger('asyncio').setLevel(python_logging.CRITICAL)
-  sys.unraisablehook = _show_unraisable
+  echoes = _Echoes()
   cluster = None
 
   def fail(error: Exception, code: int) -> int:
+    echoes.end()
     if cluster:  # The others would wait for this process to take part.
       cluster.fail(str(error), code)
       leave(_fail(str(error), code))

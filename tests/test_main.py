@@ -397,6 +397,42 @@ def test_help_lists_the_flags():
   assert '--mode' in result.stdout
 
 
+def test_nothing_comes_after_the_error():
+  script = (
+    'import main, threading\n'
+    'def raises(message):\n'
+    '  def run():\n'
+    '    raise ValueError(message)\n'
+    '  thread = threading.Thread(target=run)\n'
+    '  thread.start()\n'
+    '  thread.join()\n'
+    'class Raises:\n'
+    '  def __del__(self):\n'
+    '    raise ValueError("deleted")\n'
+    'echoes = main._Echoes()\n'
+    'raises("Event loop is closed")\n'
+    'raises("news")\n'
+    'Raises()\n'
+    'echoes.end()\n'
+    'main._fail("the end")\n'
+    'raises("an echo")\n'
+    'Raises()\n'
+  )
+  result = subprocess.run(
+    [sys.executable, '-c', script],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  *before, last = result.stderr.splitlines()
+  assert last == 'error: the end'
+  assert [line for line in before if line.startswith('ValueError: ')] == [
+    'ValueError: news',
+    'ValueError: deleted',
+  ]
+
+
 def test_training_never_imports_tensorflow(tmp_path, data_dir):
   # One that could be imported, so that trying to is seen.
   (tmp_path / 'path').mkdir()
