@@ -84,15 +84,18 @@ def main():
   parser.add_argument('--size', type=int, default=224)
   parser.add_argument('--batch-size', type=int, default=16)
   parser.add_argument('--rounds', type=int, default=8)
-  parser.add_argument('--only', nargs='*', default=[*RECIPES])
+  parser.add_argument('--only', nargs='*', choices=[*RECIPES], default=[])
   parser.add_argument('--json', help='a file for the ratios')
   args = parser.parse_args()
+  if args.rounds < 2:
+    parser.error(f'--rounds={args.rounds}: quartiles need at least 2.')
   device = jax.devices()[0].device_kind
   print(
     f'{args.model}, {args.size} pixels, batch {args.batch_size}, {device},'
     f' {os.cpu_count()} cores, jax {jax.__version__}, {args.rounds} rounds'
   )
-  names = ['plain', *(name for name in args.only if name != 'plain')]
+  only = args.only or RECIPES
+  names = ['plain', *(name for name in only if name != 'plain')]
   steps = {name: _make(args, RECIPES[name]) for name in names}
   seconds = {name: [] for name in names}
   for i in range(args.rounds + 1):

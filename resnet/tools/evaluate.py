@@ -98,7 +98,7 @@ def _check(args: argparse.Namespace) -> None:
     raise InputError(f'--worst={args.worst} is no number of classes.')
   if args.scales is not None and args.views != 'scales':
     raise InputError('--scales is for --views=scales: give that, too.')
-  if args.on is None and (args.split or args.data_dir):
+  if args.on is None and (args.split, args.data_dir) != (None, None):
     raise InputError('--split and --data_dir are for --on: give that, too.')
   if args.on is not None and not args.on.strip():
     raise InputError(

@@ -227,7 +227,11 @@ def _draw(
 
 
 def _numbers(text: str) -> list[int]:
-  return [int(part) for part in text.split(',')]
+  try:
+    return [int(part) for part in text.split(',')]
+  except ValueError:
+    message = f'{text!r} are no whole numbers with commas between them'
+    raise argparse.ArgumentTypeError(message) from None
 
 
 def _parser() -> command.Parser:

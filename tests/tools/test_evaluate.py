@@ -198,6 +198,8 @@ def test_bad_values_are_named(run, capsys):
     (['--precise_bn=some'], 'invalid int value'),
     (['--on='], '--on= is no data set: leave it out, or type --on='),
     (['--on= '], '--on= is no data set'),
+    (['--split='], '--split and --data_dir are for --on'),
+    (['--data_dir='], '--split and --data_dir are for --on'),
     (['--scales=224'], '--scales is for --views=scales'),
     (['--views=scales', '--scales=0,224'], '--scales=0,224 are not'),
     (['--views=scales', '--scales=224,big'], '--scales=224,big are not'),

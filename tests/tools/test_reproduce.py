@@ -295,6 +295,15 @@ def test_another_grid_in_the_folder_is_refused(grid, run, capsys, tmp_path):
   assert 'is damaged' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('text', ['', '0,', '1,x'])
+def test_seeds_that_are_no_numbers_are_refused(run, capsys, tmp_path, text):
+  with pytest.raises(SystemExit) as exit_:
+    run('preact', f'--seeds={text}', f'--workdir={tmp_path}')
+  assert exit_.value.code == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert f'--seeds: {text!r} are no whole numbers with commas' in line
+
+
 @pytest.fixture
 def copy(grid, tmp_path):
   """A copy of the grid to damage."""
