@@ -64,7 +64,7 @@ def _call(
   present: dict[int, socket.socket] = {}
   with server:
     error = None
-    while len(present) < num_processes - 1 and error is None:
+    while error is None and not _all_are_here(present, num_processes):
       server.settimeout(max(deadline - time.monotonic(), 0.001))
       try:
         connection, _ = server.accept()
@@ -84,6 +84,16 @@ def _call(
       connection.close()
     raise error
   return present
+
+
+def _all_are_here(
+  present: dict[int, socket.socket], num_processes: int
+) -> bool:
+  """Whether all have come; strikes out who has gone since."""
+  if len(present) == num_processes - 1:
+    for index in [i for i, x in present.items() if _has_ended(x)]:
+      present.pop(index).close()
+  return len(present) == num_processes - 1
 
 
 def _enter(

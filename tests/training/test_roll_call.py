@@ -119,11 +119,16 @@ def test_strangers_at_the_port_are_ignored(port):
     _close(connections)
 
 
-def test_a_process_that_has_died_may_come_again(port):
-  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+@pytest.mark.parametrize('others_come_before', [False, True])
+def test_a_process_that_has_died_may_come_again(port, others_come_before):
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
     called = pool.submit(hold, port, [0])
     say(port, '{"process_id": 1, "num_processes": 3}\n')
-    results = hold(port, [1, 2]) + called.result()
+    other = pool.submit(hold, port, [2])
+    if others_come_before:
+      with pytest.raises(TimeoutError):
+        other.result(timeout=0.5)
+    results = hold(port, [1]) + other.result() + called.result()
   for connections in results:
     assert isinstance(connections, dict), connections
     _close(connections)
