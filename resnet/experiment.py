@@ -17,6 +17,7 @@ from resnet.data.reader import BatchReader
 from resnet.data.sizes import Sizes, create_sizes
 from resnet.errors import InputError
 from resnet.models import create_model
+from resnet.training import compiler
 from resnet.training.losses import check_threshold, create_loss
 from resnet.training.optimizers import create_optimizer
 from resnet.training.schedules import RunLength, create_schedule
@@ -180,7 +181,9 @@ class Experiment:
     key = jax.random.key(self.seed)
     shapes = jax.eval_shape(self._create_state, key)
     return jax.jit(
-      self._create_state, out_shardings=self.sharding.of_state(shapes)
+      self._create_state,
+      out_shardings=self.sharding.of_state(shapes),
+      compiler_options=compiler.options(self.sharding.backend, runs_once=True),
     )(key)
 
   def abstract_state(self) -> TrainState:
