@@ -16,6 +16,8 @@ import time
 import numpy as np
 import pytest
 
+from tests.programs import environment
+
 ROOT = pathlib.Path(__file__).parent.parent
 BRIDGE = 'resnet-br'
 HOSTS = {'resnet-h0': '10.77.0.1', 'resnet-h1': '10.77.0.2'}
@@ -109,10 +111,7 @@ def start(workdir, *args):
           *('sh', '-c', as_host, 'sh', *command),
         ],
         cwd=ROOT,
-        env={
-          **os.environ,
-          'XLA_FLAGS': '--xla_force_host_platform_device_count=1',
-        },
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -152,10 +151,7 @@ def alone(tmp_path_factory):
   subprocess.run(
     [sys.executable, 'main.py', *SMALL, f'--workdir={workdir}'],
     cwd=ROOT,
-    env={
-      **os.environ,
-      'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
-    },
+    env=environment(devices=2),
     check=True,
     capture_output=True,
   )

@@ -1,7 +1,6 @@
 """The command line, as a person meets it: mostly in processes of its own."""
 
 import json
-import os
 import pathlib
 import signal
 import subprocess
@@ -14,6 +13,7 @@ import tensorflow_datasets as tfds
 
 from resnet import config_flag
 from resnet.errors import InputError
+from tests.programs import environment
 
 ROOT = pathlib.Path(__file__).parent.parent
 # ml_collections loads config files in a way that Python 3.12 has no more.
@@ -31,16 +31,11 @@ def command(*args):
   return [sys.executable, 'main.py', *map(str, args)]
 
 
-def environment(data_dir, devices=1):
-  flags = f'--xla_force_host_platform_device_count={devices}'
-  return {**os.environ, 'XLA_FLAGS': flags, 'TFDS_DATA_DIR': data_dir}
-
-
 def main(*args, data_dir, devices=1):
   return subprocess.run(
     command(*args),
     cwd=ROOT,
-    env=environment(data_dir, devices),
+    env=environment(devices=devices, TFDS_DATA_DIR=data_dir),
     capture_output=True,
     text=True,
     timeout=300,
@@ -129,7 +124,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, data_dir):
   with subprocess.Popen(
     command(*args),
     cwd=ROOT,
-    env=environment(data_dir),
+    env=environment(TFDS_DATA_DIR=data_dir),
     stdout=subprocess.PIPE,
     text=True,
   ) as process:
@@ -145,7 +140,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, data_dir):
   with subprocess.Popen(
     command(*args),
     cwd=ROOT,
-    env=environment(data_dir),
+    env=environment(TFDS_DATA_DIR=data_dir),
     stdout=subprocess.PIPE,
     text=True,
   ) as process:
@@ -364,7 +359,7 @@ def test_without_a_workdir_it_is_named_after_the_config(tmp_path, data_dir):
   result = subprocess.run(
     [sys.executable, str(ROOT / 'main.py'), '--mode=eval'],
     cwd=tmp_path,
-    env=environment(data_dir),
+    env=environment(TFDS_DATA_DIR=data_dir),
     capture_output=True,
     text=True,
     check=False,
@@ -380,7 +375,7 @@ def test_without_a_workdir_it_is_named_after_the_config(tmp_path, data_dir):
       '--mode=eval',
     ],
     cwd=tmp_path,
-    env=environment(data_dir),
+    env=environment(TFDS_DATA_DIR=data_dir),
     capture_output=True,
     text=True,
     check=False,
@@ -455,7 +450,7 @@ def test_training_never_imports_tensorflow(tmp_path, data_dir):
       f'--workdir={tmp_path / "run"}',
     ],
     cwd=ROOT,
-    env={**environment(data_dir), 'PYTHONPATH': str(tmp_path / 'path')},
+    env=environment(TFDS_DATA_DIR=data_dir, PYTHONPATH=str(tmp_path / 'path')),
     capture_output=True,
     text=True,
     check=False,

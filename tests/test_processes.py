@@ -18,6 +18,7 @@ import pytest
 from configs import fake
 from resnet import experiment
 from resnet.training.checkpoint import Checkpoints
+from tests.programs import environment
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMALL = (
@@ -35,78 +36,68 @@ SMALL = (
 NUM_STEPS, NUM_EVAL_EXAMPLES = 20, 100
 
 
-class Processes:
-  """Runs of main.py in a number of processes."""
+def start(
+  count,
+  workdir,
+  *args,
+  devices=1,
+  own_args=None,
+  own_root=ROOT,
+  slurm=False,
+  keep_programs=True,
+):
+  """Returns the running processes.
 
-  def __init__(self, cache_dir):
-    self._cache_dir = cache_dir
-
-  def start(
-    self,
-    count,
-    workdir,
-    *args,
-    devices=1,
-    own_args=None,
-    own_root=ROOT,
-    slurm=False,
-  ):
-    """Returns the running processes.
-
-    The last one has arguments `own_args` besides, and the code of `own_root`.
-    With `slurm` they are told who they are as Slurm does.
-    """
-    with socket.create_server(('127.0.0.1', 0)) as server:
-      port = server.getsockname()[1]
-    processes = []
-    for index in range(count):
-      cluster = (
-        f'--coordinator_address=127.0.0.1:{port}',
-        f'--num_processes={count}',
-        f'--process_id={index}',
-        '--heartbeat_seconds=30',
+  The last one has arguments `own_args` besides, and the code of `own_root`.
+  With `slurm` they are told who they are as Slurm does.
+  """
+  with socket.create_server(('127.0.0.1', 0)) as server:
+    port = server.getsockname()[1]
+  processes = []
+  for index in range(count):
+    cluster = (
+      f'--coordinator_address=127.0.0.1:{port}',
+      f'--num_processes={count}',
+      f'--process_id={index}',
+      '--heartbeat_seconds=30',
+    )
+    env = {}
+    if slurm:
+      cluster = ('--distributed',)
+      env = {
+        'SLURM_JOB_ID': '1',
+        'SLURM_STEP_NODELIST': 'localhost',
+        'SLURM_NTASKS': str(count),
+        'SLURM_PROCID': str(index),
+        'SLURM_LOCALID': str(index),
+        'JAX_COORDINATOR_PORT': str(port),
+      }
+    is_last = index == count - 1
+    own = own_args if own_args and is_last else ()
+    processes.append(
+      subprocess.Popen(
+        [
+          *(sys.executable, 'main.py', *SMALL, f'--workdir={workdir}'),
+          *(cluster if count > 1 else ()),
+          *args,
+          *own,
+        ],
+        cwd=own_root if is_last else ROOT,
+        env=environment(devices=devices, keep_programs=keep_programs, **env),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
       )
-      env = {}
-      if slurm:
-        cluster = ('--distributed',)
-        env = {
-          'SLURM_JOB_ID': '1',
-          'SLURM_STEP_NODELIST': 'localhost',
-          'SLURM_NTASKS': str(count),
-          'SLURM_PROCID': str(index),
-          'SLURM_LOCALID': str(index),
-          'JAX_COORDINATOR_PORT': str(port),
-        }
-      is_last = index == count - 1
-      own = own_args if own_args and is_last else ()
-      processes.append(
-        subprocess.Popen(
-          [
-            *(sys.executable, 'main.py', *SMALL, f'--workdir={workdir}'),
-            *(cluster if count > 1 else ()),
-            *args,
-            *own,
-          ],
-          cwd=own_root if is_last else ROOT,
-          env={
-            **os.environ,
-            'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
-            'JAX_COMPILATION_CACHE_DIR': self._cache_dir,
-            **env,
-          },
-          stdout=subprocess.PIPE,
-          stderr=subprocess.PIPE,
-          text=True,
-        )
-      )
-    return processes
+    )
+  return processes
 
-  def run(self, *args, expected=0, **options):
-    """Runs to the end; returns what process 0 printed."""
-    ends = finish(self.start(*args, **options))
-    for code, _, err in ends:
-      assert code == expected, err
-    return ends[0][1]
+
+def run(*args, expected=0, **options):
+  """Runs to the end; returns what process 0 printed."""
+  ends = finish(start(*args, **options))
+  for code, _, err in ends:
+    assert code == expected, err
+  return ends[0][1]
 
 
 def finish(processes):
@@ -120,11 +111,6 @@ def finish(processes):
     (process.returncode, *end)
     for process, end in zip(processes, ends, strict=True)
   ]
-
-
-@pytest.fixture(scope='module')
-def processes(tmp_path_factory):
-  return Processes(str(tmp_path_factory.mktemp('compiled')))
 
 
 def read(workdir, name):
@@ -176,7 +162,7 @@ def wait_for_step(workdir, step, processes):
     time.sleep(0.02)
 
 
-def test_processes_that_differ_all_say_so(processes, tmp_path):
+def test_processes_that_differ_all_say_so(tmp_path):
   changed = tmp_path / 'changed'
   for name in ('configs', 'resnet'):
     shutil.copytree(ROOT / name, changed / name)
@@ -184,7 +170,7 @@ def test_processes_that_differ_all_say_so(processes, tmp_path):
   with (changed / 'resnet' / 'errors.py').open('a') as file:
     file.write('# Changed.\n')
   ends = finish(
-    processes.start(
+    start(
       2,
       tmp_path / 'run',
       own_args=('--config.batch_size=32', '--config.seed=7'),
@@ -201,9 +187,9 @@ def test_processes_that_differ_all_say_so(processes, tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
-def test_bad_input_of_one_process_ends_all(processes, tmp_path):
+def test_bad_input_of_one_process_ends_all(tmp_path):
   ends = finish(
-    processes.start(2, tmp_path / 'run', own_args=('--config.data.name=none',))
+    start(2, tmp_path / 'run', own_args=('--config.data.name=none',))
   )
   assert [code for code, _, _ in ends] == [2, 2]
   for _, _, err in ends:
@@ -234,35 +220,35 @@ def test_bad_input_of_one_process_ends_all(processes, tmp_path):
     (('--distributed',), '--distributed: no TPU pod, Slurm or GKE was found'),
   ],
 )
-def test_wrong_flags(processes, tmp_path, args, message):
+def test_wrong_flags(tmp_path, args, message):
   with socket.create_server(('', 0)) as server:
     port = str(server.getsockname()[1])
     args = [arg.replace('PORT', port) for arg in args]
-    ((code, _, err),) = finish(processes.start(1, tmp_path / 'run', *args))
+    ((code, _, err),) = finish(start(1, tmp_path / 'run', *args))
   assert code == 2
   assert message in err
   assert not (tmp_path / 'run').exists()
 
 
 @pytest.fixture(scope='module')
-def one(processes, tmp_path_factory):
+def one(tmp_path_factory):
   """(number of devices) -> the workdir of a run of one process."""
   folder = tmp_path_factory.mktemp('one')
 
   def one(devices):
     workdir = folder / str(devices)
     if not workdir.exists():
-      processes.run(1, workdir, devices=devices)
+      run(1, workdir, devices=devices)
     return workdir
 
   return one
 
 
 @pytest.fixture(scope='module')
-def two(processes, tmp_path_factory):
+def two(tmp_path_factory):
   """The workdir of a run of two processes."""
   workdir = tmp_path_factory.mktemp('two') / 'run'
-  out = processes.run(2, workdir)
+  out = run(2, workdir)
   assert 'steps 1 to 20, batch 64, 2 x cpu' in out
   return workdir
 
@@ -270,18 +256,14 @@ def two(processes, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize('devices', [1, 2, 4])
 @pytest.mark.parametrize('count', [2, 4])
-def test_many_processes_learn_what_one_does(
-  processes, one, tmp_path, count, devices
-):
+def test_many_processes_learn_what_one_does(one, tmp_path, count, devices):
   workdir = tmp_path / 'run'
-  processes.run(count, workdir, devices=devices)
+  run(count, workdir, devices=devices)
   assert_same_numbers(workdir, one(count * devices), rtol=1e-6)
 
 
-def test_who_does_not_come_is_named_under_slurm_too(processes, tmp_path):
-  here, missing = processes.start(
-    2, tmp_path / 'run', '--join_seconds=4', slurm=True
-  )
+def test_who_does_not_come_is_named_under_slurm_too(tmp_path):
+  here, missing = start(2, tmp_path / 'run', '--join_seconds=4', slurm=True)
   missing.kill()
   ends = finish([here, missing])
   assert ends[0] == (
@@ -292,19 +274,17 @@ def test_who_does_not_come_is_named_under_slurm_too(processes, tmp_path):
 
 
 @pytest.mark.slow
-def test_under_slurm_they_find_each_other(processes, two, tmp_path):
+def test_under_slurm_they_find_each_other(two, tmp_path):
   workdir = tmp_path / 'run'
-  processes.run(2, workdir, slurm=True)
+  run(2, workdir, slurm=True)
   assert_same_run(workdir, two)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('which', [(0,), (1,), (0, 1)])
-def test_a_signal_to_one_stops_all_at_the_same_step(
-  processes, two, tmp_path, which
-):
+def test_a_signal_to_one_stops_all_at_the_same_step(two, tmp_path, which):
   workdir = tmp_path / 'run'
-  running = processes.start(2, workdir)
+  running = start(2, workdir)
   wait_for_step(workdir, 3, running)
   for index in which:
     running[index].send_signal(signal.SIGTERM)
@@ -313,17 +293,15 @@ def test_a_signal_to_one_stops_all_at_the_same_step(
   (step,) = re.findall(r'Stopped by SIGTERM after step (\d+) of 20', ends[0][1])
   assert Checkpoints(str(workdir)).latest_step() == int(step) < NUM_STEPS
   assert 'Stopped' not in ends[1][1]  # Process 0 speaks for both.
-  processes.run(2, workdir)
+  run(2, workdir)
   assert_same_run(workdir, two)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('victim', [0, 1])
-def test_the_death_of_one_ends_the_others_by_name(
-  processes, two, tmp_path, victim
-):
+def test_the_death_of_one_ends_the_others_by_name(two, tmp_path, victim):
   workdir = tmp_path / 'run'
-  running = processes.start(2, workdir)
+  running = start(2, workdir)
   wait_for_step(workdir, 7, running)
   running[victim].kill()
   killed = time.monotonic()
@@ -332,17 +310,15 @@ def test_the_death_of_one_ends_the_others_by_name(
   assert code == 1
   assert f'error: Process {victim} ' in err
   assert 'The same commands go on from the newest checkpoint.' in err
-  processes.run(2, workdir)
+  run(2, workdir)
   assert_same_run(workdir, two)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('victim', [0, 1])
-def test_a_process_that_stands_still_ends_the_others(
-  processes, tmp_path, victim
-):
+def test_a_process_that_stands_still_ends_the_others(tmp_path, victim):
   workdir = tmp_path / 'run'
-  running = processes.start(2, workdir, '--heartbeat_seconds=5')
+  running = start(2, workdir, '--heartbeat_seconds=5')
   wait_for_step(workdir, 3, running)
   running[victim].send_signal(signal.SIGSTOP)
   stopped = time.monotonic()
@@ -360,10 +336,8 @@ def test_a_process_that_stands_still_ends_the_others(
 
 
 @pytest.mark.slow
-def test_a_second_signal_is_heard_where_process_0_stands_still(
-  processes, tmp_path
-):
-  running = processes.start(2, tmp_path / 'run')
+def test_a_second_signal_is_heard_where_process_0_stands_still(tmp_path):
+  running = start(2, tmp_path / 'run')
   wait_for_step(tmp_path / 'run', 3, running)
   running[0].send_signal(signal.SIGSTOP)
   time.sleep(2.0)
@@ -381,14 +355,15 @@ def test_a_second_signal_is_heard_where_process_0_stands_still(
 
 @pytest.mark.slow
 @pytest.mark.parametrize('grace', [1, 60])
-def test_a_signal_to_all_while_they_compile(processes, tmp_path, grace):
+def test_a_signal_to_all_while_they_compile(tmp_path, grace):
   """They save after the first steps; without the time for it they do not."""
   workdir = tmp_path / 'run'
-  running = processes.start(
+  running = start(
     2,
     workdir,
     f'--config.preemption_grace_seconds={grace}',
     '--config.model.name=cifar_resnet32',
+    keep_programs=False,
   )
   while not (workdir / 'starts.jsonl').exists():
     time.sleep(0.02)
@@ -403,17 +378,17 @@ def test_a_signal_to_all_while_they_compile(processes, tmp_path, grace):
 
 
 @pytest.mark.slow
-def test_a_shard_that_one_process_cannot_read(processes, tmp_path):
+def test_a_shard_that_one_process_cannot_read(tmp_path):
   workdir, whole = tmp_path / 'run', tmp_path / 'whole'
   split = '--config.sharding.fsdp=2'
-  processes.run(2, whole, split)
+  run(2, whole, split)
   shutil.copytree(whole, workdir)
   (newest,) = (workdir / 'checkpoints').glob(str(NUM_STEPS))
   own = sorted(newest.rglob('*ocdbt.process_1/d/*'))
   assert own, sorted(newest.rglob('*'))
   for path in own:
     os.truncate(path, path.stat().st_size // 2)
-  out = processes.run(2, workdir, split)
+  out = run(2, workdir, split)
   assert f'The checkpoint of step {NUM_STEPS}' in out
   assert (workdir / 'damaged_checkpoints' / str(NUM_STEPS)).is_dir()
   assert_same_run(workdir, whole)
@@ -421,45 +396,41 @@ def test_a_shard_that_one_process_cannot_read(processes, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(('count', 'devices'), [(1, 1), (1, 8), (4, 1)])
-def test_a_run_goes_on_with_other_processes(
-  processes, two, tmp_path, count, devices
-):
+def test_a_run_goes_on_with_other_processes(two, tmp_path, count, devices):
   workdir = tmp_path / 'run'
   shutil.copytree(two, workdir)
   shutil.rmtree(workdir / 'checkpoints' / str(NUM_STEPS))
   step = Checkpoints(str(workdir)).latest_step()
-  out = processes.run(count, workdir, devices=devices)
+  out = run(count, workdir, devices=devices)
   assert f'steps {step + 1} to 20, batch 64, {count * devices} x cpu' in out
   assert_same_numbers(workdir, two, rtol=1e-5)
 
 
 @pytest.mark.slow
-def test_one_process_goes_on_with_two(processes, one, tmp_path):
+def test_one_process_goes_on_with_two(one, tmp_path):
   workdir = tmp_path / 'run'
   shutil.copytree(one(1), workdir)
   shutil.rmtree(workdir / 'checkpoints' / str(NUM_STEPS))
-  processes.run(2, workdir)
+  run(2, workdir)
   assert_same_numbers(workdir, one(1), rtol=1e-5)
 
 
 @pytest.mark.slow
-def test_a_folder_that_is_not_shared_is_refused(processes, tmp_path):
+def test_a_folder_that_is_not_shared_is_refused(tmp_path):
   ends = finish(
-    processes.start(
-      2, tmp_path / 'a', own_args=(f'--workdir={tmp_path / "b"}',)
-    )
+    start(2, tmp_path / 'a', own_args=(f'--workdir={tmp_path / "b"}',))
   )
   assert [code for code, _, _ in ends] == [2, 2], ends
   assert 'not the same folder for all 2 processes' in ends[1][2]
 
 
 @pytest.mark.slow
-def test_a_second_run_is_refused_in_all_processes(processes, tmp_path):
+def test_a_second_run_is_refused_in_all_processes(tmp_path):
   workdir = tmp_path / 'run'
   more = '--config.num_epochs=300'
-  running = processes.start(2, workdir, more)
+  running = start(2, workdir, more)
   wait_for_step(workdir, 2, running)
-  ends = finish(processes.start(2, workdir, more))
+  ends = finish(start(2, workdir, more))
   assert [code for code, _, _ in ends] == [2, 2], ends
   assert 'is in use by process' in ends[0][2]
   assert 'error: Process 0 ' in ends[1][2]

@@ -3,9 +3,7 @@
 One test for each line of the README's table that no other file has.
 """
 
-import atexit
 import contextlib
-import functools
 import json
 import os
 import pathlib
@@ -14,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 
 import jax
@@ -24,6 +21,7 @@ import pytest
 from configs import fake
 from resnet import experiment
 from resnet.training.checkpoint import Checkpoints
+from tests.programs import environment
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMALL = (
@@ -41,23 +39,6 @@ NUM_STEPS = 24
 
 def command(workdir, *args):
   return [sys.executable, 'main.py', *SMALL, f'--workdir={workdir}', *args]
-
-
-@functools.cache
-def programs():
-  """A folder of this process alone: JAX does not write to it atomically."""
-  folder = tempfile.TemporaryDirectory()
-  atexit.register(folder.cleanup)
-  return folder.name
-
-
-def environment(*, keep_programs=True):
-  flags = '--xla_force_host_platform_device_count=1'
-  result = {**os.environ, 'XLA_FLAGS': flags}
-  if keep_programs:  # Most of a small run's time is the compiler's.
-    result['JAX_ENABLE_COMPILATION_CACHE'] = 'true'
-    result['JAX_COMPILATION_CACHE_DIR'] = programs()
-  return result
 
 
 def start(workdir, *args, before=(), keep_programs=True):

@@ -10,6 +10,8 @@ import time
 
 import pytest
 
+from tests.programs import environment
+
 ROOT = pathlib.Path(__file__).parent.parent
 TIMES = ('images_per_second', 'data_wait')
 ARGS = (
@@ -47,18 +49,13 @@ def train(workdir, data_dir, *args, kills=0):
   Returns:
     The exit code and what was written to stdout and to stderr.
   """
-  environment = {
-    **os.environ,
-    'XLA_FLAGS': '--xla_force_host_platform_device_count=1',
-    'TFDS_DATA_DIR': data_dir,
-  }
   lines = []
   with (
     open(f'{workdir}.stderr', 'w+') as stderr,
     subprocess.Popen(
       [sys.executable, 'main.py', *ARGS, f'--workdir={workdir}', *args],
       cwd=ROOT,
-      env=environment,
+      env=environment(TFDS_DATA_DIR=data_dir),
       stdout=subprocess.PIPE,
       stderr=stderr,
       text=True,
@@ -138,7 +135,7 @@ def test_workers_do_not_outlive_a_run_that_is_killed(tmp_path, data_dir):
   with subprocess.Popen(
     [sys.executable, 'main.py', *ARGS, f'--workdir={workdir}', *more],
     cwd=ROOT,
-    env={**os.environ, 'TFDS_DATA_DIR': data_dir},
+    env=environment(TFDS_DATA_DIR=data_dir),
     stdout=subprocess.PIPE,
     text=True,
   ) as process:

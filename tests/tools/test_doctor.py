@@ -18,6 +18,7 @@ from resnet.experiment import resolve
 from resnet.tools import command, doctor, machine, rehearsal
 from resnet.training.checkpoint import Checkpoints
 from tests.data.in_memory import encode, make_source, smooth_image
+from tests.programs import environment
 
 # ml_collections loads config files in a way that Python 3.12 has no more.
 pytestmark = pytest.mark.filterwarnings(
@@ -293,7 +294,7 @@ def test_it_is_a_command(tmp_path, data_dir):
   result = subprocess.run(
     [sys.executable, '-m', 'resnet.tools.doctor', *args],
     cwd=ROOT,
-    env={**os.environ, 'XLA_FLAGS': '', 'TFDS_DATA_DIR': data_dir},
+    env=environment(TFDS_DATA_DIR=data_dir),
     capture_output=True,
     text=True,
     timeout=300,

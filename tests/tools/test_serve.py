@@ -19,6 +19,7 @@ import pytest
 from resnet.models import weights
 from resnet.tools import command, serve
 from tests.networks import make_variables
+from tests.programs import environment
 
 pytest.importorskip('starlette', reason='an optional extra')
 pytest.importorskip('uvicorn', reason='an optional extra')
@@ -55,14 +56,6 @@ class Service:
 
   def __init__(self, source, folder, *args):
     self.folder = folder
-    environment = {
-      **os.environ,
-      'XLA_FLAGS': '',
-      'JAX_PLATFORMS': 'cpu',
-      'PYTHONPATH': str(ROOT),
-      'HOME': str(folder),
-      'TMPDIR': str(folder),
-    }
     self.process = subprocess.Popen(
       [
         # A shell that puts a program behind lets it ignore Ctrl-C.
@@ -71,7 +64,9 @@ class Service:
         *('--port=0', '--max-batch=4', *args),
       ],
       cwd=folder,
-      env=environment,
+      env=environment(
+        PYTHONPATH=str(ROOT), HOME=str(folder), TMPDIR=str(folder)
+      ),
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,

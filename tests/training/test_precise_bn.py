@@ -66,10 +66,12 @@ def statistics(variables):
     ({'model.bn_group_size': 8}, 8),
     ({}, 64),
     ({'accumulation_steps': 2}, 32),
+    ({'sharding.fsdp': 4}, 64),
   ],
 )
 def test_statistics_are_those_of_all_images_normalised_in_groups(fields, group):
   run = make_run(**fields)
+  assert run.sharding.mesh.size == 8
   variables = run.create_state().variables
   found = statistics(precise_bn.recompute(run, variables, 100))
   # 100 images are two batches of 64.
