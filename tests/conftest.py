@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 
 # LLVM's costly passes take longer than the small programs of tests.
 _FLAGS = (
@@ -21,6 +22,22 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 # This process has read it. Those that a test starts compile for themselves, and
 # write nothing to the user's cache.
 os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'
+
+
+def pytest_addoption(parser):
+  parser.addoption(
+    '--until',
+    type=float,
+    metavar='SECONDS',
+    help='Skip, by name, what would begin later than this, since the epoch.',
+  )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+  until = item.config.getoption('--until')
+  if until is not None and time.time() > until:
+    pytest.skip(f'no time left for {item.nodeid}')
 
 
 def pytest_configure():
