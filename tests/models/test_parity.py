@@ -29,6 +29,8 @@ _TIMM = {
   'resnetrs50': 'resnetrs50',
   'preact_resnet50': 'resnetv2_50',
 }
+# Their blocks are those of resnet50: more of them, or wider.
+_SLOW = ('resnet101', 'wide_resnet50_2')
 # 40 pixels become 20, 10, 5, 3, 2 (without pooling 20, 20, 10, 5, 3): odd ones
 # too, and the last batch norms still see 32 numbers of a channel.
 _IMAGES = (8, 40, 40, 3)
@@ -62,7 +64,13 @@ def _one_thread():
   torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope='module', params=[*_TORCHVISION, *_TIMM])
+@pytest.fixture(
+  scope='module',
+  params=[
+    pytest.param(name, marks=pytest.mark.slow if name in _SLOW else ())
+    for name in (*_TORCHVISION, *_TIMM)
+  ],
+)
 def results(request):
   """Returns what a network gives here, and what it gives in PyTorch."""
   name = request.param
