@@ -5,8 +5,11 @@ import stat
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from configs import fake
+from resnet import experiment
 from resnet.training import compiler
 
 
@@ -106,9 +109,46 @@ def test_experimental_options_are_left_out_where_xla_has_none_such(monkeypatch):
 
 
 def test_xla_knows_the_options():
-  for options in compiler.XLA_OPTIONS.values():
+  for options in (
+    *compiler.XLA_OPTIONS.values(),
+    *compiler.XLA_OPTIONS_ONCE.values(),
+  ):
     double = jax.jit(lambda x: 2 * x, compiler_options=dict(options))
     assert double(jnp.float32(3)) == 6
   wrong = jax.jit(lambda x: 2 * x, compiler_options={'xla_gpu_nonsense': True})
   with pytest.raises(jax.errors.JaxRuntimeError, match='xla_gpu_nonsense'):
     wrong(jnp.float32(3))
+
+
+def test_what_runs_once_has_options_besides(monkeypatch):
+  name = 'xla_backend_optimization_level'
+  monkeypatch.setenv('XLA_FLAGS', '')
+  assert compiler.options('cpu', runs_once=True) == {
+    **compiler.options('cpu'),
+    name: 1,
+  }
+  assert name not in compiler.options('cpu')
+  assert compiler.options('tpu', runs_once=True) == {}
+  monkeypatch.setenv('XLA_FLAGS', f'--{name}=3')
+  assert name not in compiler.options('cpu', runs_once=True)
+
+
+@pytest.mark.slow
+def test_the_first_state_has_the_bits_of_one_compiled_with_all_passes():
+  run = experiment.resolve(fake.get_config())
+  shapes = jax.eval_shape(run._create_state, jax.random.key(run.seed))
+
+  def create(**options):
+    create_state = jax.jit(
+      run._create_state,
+      out_shardings=run.sharding.of_state(shapes),
+      compiler_options=options,
+    )
+    return create_state(jax.random.key(run.seed))
+
+  for ours, theirs in zip(
+    jax.tree.leaves(run.create_state()),
+    jax.tree.leaves(create(xla_backend_optimization_level=3)),
+    strict=True,
+  ):
+    np.testing.assert_array_equal(ours, theirs)
