@@ -84,7 +84,9 @@ def main():
   parser.add_argument('--size', type=int, default=224)
   parser.add_argument('--batch-size', type=int, default=16)
   parser.add_argument('--rounds', type=int, default=8)
-  parser.add_argument('--only', nargs='*', choices=[*RECIPES], default=[])
+  parser.add_argument(
+    '--only', nargs='+', choices=[*RECIPES], default=[*RECIPES]
+  )
   parser.add_argument('--json', help='a file for the ratios')
   args = parser.parse_args()
   if args.rounds < 2:
@@ -94,8 +96,7 @@ def main():
     f'{args.model}, {args.size} pixels, batch {args.batch_size}, {device},'
     f' {os.cpu_count()} cores, jax {jax.__version__}, {args.rounds} rounds'
   )
-  only = args.only or RECIPES
-  names = ['plain', *(name for name in only if name != 'plain')]
+  names = ['plain', *(name for name in args.only if name != 'plain')]
   steps = {name: _make(args, RECIPES[name]) for name in names}
   seconds = {name: [] for name in names}
   for i in range(args.rounds + 1):

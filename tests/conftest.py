@@ -4,11 +4,14 @@ import os
 import sys
 import time
 
-# LLVM's costly passes take longer than the small programs of tests.
-_FLAGS = (
-  '--xla_backend_optimization_level=1 --xla_force_host_platform_device_count=8'
+# LLVM's costly passes take longer than the small programs of tests; another
+# level may be given.
+_LEVEL, _DEVICES = (
+  '--xla_backend_optimization_level=1',
+  '--xla_force_host_platform_device_count=8',
 )
-os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_FLAGS}'
+_GIVEN = os.environ.get('XLA_FLAGS', '')
+os.environ['XLA_FLAGS'] = f'{_LEVEL} {_GIVEN} {_DEVICES}'
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'true'
 
@@ -19,8 +22,8 @@ from tensorflow_datasets.core import constants
 
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_numpy_rank_promotion', 'raise')
-# This process has read it. Those that a test starts compile for themselves, and
-# write nothing to the user's cache.
+# JAX has read it in this process. Programs that a test starts compile for
+# themselves, and write nothing to the user's cache.
 os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'
 
 

@@ -12,9 +12,9 @@ def environment(
   """Returns that of a program with so many devices, and other variables.
 
   Most of a small run's time is the compiler's, so what it has made is kept for
-  the next program of this process. JAX does not write it atomically: it is not
-  for those that run at the same time, but as one run, of which only the first
-  process writes.
+  the next program of this process. Not for one that is killed while it may
+  compile, nor for those that run at the same time, except the processes of one
+  run, of which only the first writes: JAX does not write atomically.
   """
   flag = f'--xla_force_host_platform_device_count={devices}'
   kept = {

@@ -135,7 +135,7 @@ def test_workers_do_not_outlive_a_run_that_is_killed(tmp_path, data_dir):
   with subprocess.Popen(
     [sys.executable, 'main.py', *ARGS, f'--workdir={workdir}', *more],
     cwd=ROOT,
-    env=environment(TFDS_DATA_DIR=data_dir),
+    env=environment(keep_programs=False, TFDS_DATA_DIR=data_dir),
     stdout=subprocess.PIPE,
     text=True,
   ) as process:

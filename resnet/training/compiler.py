@@ -42,7 +42,10 @@ XLA_OPTIONS_ONCE: Mapping[str, Mapping[str, Any]] = {
 
 
 def options(backend: str, *, runs_once: bool = False) -> dict[str, Any]:
-  """Returns `compiler_options` of `jax.jit` for a backend, 'cpu' or another."""
+  """Returns `compiler_options` of `jax.jit` for a backend, 'cpu' or another.
+
+  A program that runs once is to be there soon rather than to be fast.
+  """
   wanted = dict(XLA_OPTIONS.get(backend, {}))
   if runs_once:
     wanted |= XLA_OPTIONS_ONCE.get(backend, {})

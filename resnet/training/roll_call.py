@@ -69,6 +69,7 @@ def _call(
       try:
         connection, _ = server.accept()
       except TimeoutError:
+        _strike_out(present)
         missing = sorted(set(range(1, num_processes)) - present.keys())
         error = RunError(
           f'Process {", ".join(map(str, missing))} of {num_processes} has not'
@@ -91,9 +92,14 @@ def _all_are_here(
 ) -> bool:
   """Whether all have come; strikes out who has gone since."""
   if len(present) == num_processes - 1:
-    for index in [i for i, x in present.items() if _has_ended(x)]:
-      present.pop(index).close()
+    _strike_out(present)
   return len(present) == num_processes - 1
+
+
+def _strike_out(present: dict[int, socket.socket]) -> None:
+  """Removes who has come and gone."""
+  for index in [i for i, x in present.items() if _has_ended(x)]:
+    present.pop(index).close()
 
 
 def _enter(

@@ -133,6 +133,17 @@ def test_what_runs_once_has_options_besides(monkeypatch):
   assert name not in compiler.options('cpu', runs_once=True)
 
 
+def test_the_first_state_is_such_a_program(monkeypatch):
+  asked = []
+  monkeypatch.setattr(
+    experiment.compiler, 'options', lambda *args, **kw: asked.append((args, kw))
+  )
+  config = fake.get_config()
+  config.data.image_size = config.data.eval_resize = 8
+  experiment.resolve(config).create_state()
+  assert asked == [(('cpu',), {'runs_once': True})]
+
+
 @pytest.mark.slow
 def test_the_first_state_has_the_bits_of_one_compiled_with_all_passes():
   run = experiment.resolve(fake.get_config())

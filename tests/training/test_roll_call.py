@@ -65,6 +65,14 @@ def test_who_is_missing_is_named_in_all_that_have_come(port):
     assert str(error).startswith('Process 1, 3 of 4 has not come within 1 s')
 
 
+def test_who_has_come_and_gone_is_missing(port):
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    called = pool.submit(hold, port, [0], seconds=1.0)
+    say(port, '{"process_id": 1, "num_processes": 3}\n')
+    (error,) = called.result()
+  assert str(error).startswith('Process 1, 2 of 3 has not come within 1 s')
+
+
 def test_process_0_that_cannot_be_reached(port):
   (error,) = hold(port, [1], seconds=0.5)
   assert isinstance(error, RunError)
