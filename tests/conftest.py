@@ -6,10 +6,8 @@ import time
 
 # LLVM's costly passes take longer than the small programs of tests; another
 # level may be given.
-_LEVEL, _DEVICES = (
-  '--xla_backend_optimization_level=1',
-  '--xla_force_host_platform_device_count=8',
-)
+_LEVEL = '--xla_backend_optimization_level=1'
+_DEVICES = '--xla_force_host_platform_device_count=8'
 _GIVEN = os.environ.get('XLA_FLAGS', '')
 os.environ['XLA_FLAGS'] = f'{_LEVEL} {_GIVEN} {_DEVICES}'
 os.environ['JAX_PLATFORMS'] = 'cpu'

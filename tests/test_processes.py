@@ -318,7 +318,7 @@ def test_the_death_of_one_ends_the_others_by_name(two, tmp_path, victim):
 @pytest.mark.parametrize('victim', [0, 1])
 def test_a_process_that_stands_still_ends_the_others(tmp_path, victim):
   workdir = tmp_path / 'run'
-  running = start(2, workdir, '--heartbeat_seconds=5')
+  running = start(2, workdir, '--heartbeat_seconds=5', keep_programs=False)
   wait_for_step(workdir, 3, running)
   running[victim].send_signal(signal.SIGSTOP)
   stopped = time.monotonic()
@@ -337,7 +337,7 @@ def test_a_process_that_stands_still_ends_the_others(tmp_path, victim):
 
 @pytest.mark.slow
 def test_a_second_signal_is_heard_where_process_0_stands_still(tmp_path):
-  running = start(2, tmp_path / 'run')
+  running = start(2, tmp_path / 'run', keep_programs=False)
   wait_for_step(tmp_path / 'run', 3, running)
   running[0].send_signal(signal.SIGSTOP)
   time.sleep(2.0)

@@ -52,7 +52,7 @@ def run():
       patch.setitem(grids.RECIPES, 'digits', small)
       patch.setattr(sys, 'argv', ['reproduce', *map(str, args)])
       patch.setattr(signal, 'signal', lambda *_: None)
-      # The tests have a folder of compiled programs in common.
+      # The tests of this process have a folder of compiled programs.
       patch.setattr(reproduce.jax.config, 'update', lambda *_: None)
       command.run(reproduce.main, reproduce._parser())
 
