@@ -1,8 +1,9 @@
-"""Eight virtual devices, strict dtypes, a data folder of its own."""
+"""Settings of all tests: eight virtual devices, strict dtypes, own folders."""
 
+import importlib
 import os
+import subprocess
 import sys
-import time
 
 # LLVM's costly passes take longer than the small programs of tests; another
 # level may be given.
@@ -18,27 +19,13 @@ import jax
 import pytest
 from tensorflow_datasets.core import constants
 
+from resnet.tools import command
+
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_numpy_rank_promotion', 'raise')
-# JAX has read it in this process. Programs that a test starts compile for
-# themselves, and write nothing to the user's cache.
+# JAX has read it in this process. Programs that a test starts do not write to
+# the user's cache.
 os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'
-
-
-def pytest_addoption(parser):
-  parser.addoption(
-    '--until',
-    type=float,
-    metavar='SECONDS',
-    help='Skip, by name, what would begin later than this, since the epoch.',
-  )
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item):
-  until = item.config.getoption('--until')
-  if until is not None and time.time() > until:
-    pytest.skip(f'no time left for {item.nodeid}')
 
 
 def pytest_configure():
@@ -54,15 +41,43 @@ def data_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope='session', autouse=True)
-def _this_data_dir_is_the_default(data_dir):
+def _data_dir_is_the_default(data_dir):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(constants, 'DATA_DIR', data_dir)
     yield
 
 
 @pytest.fixture(scope='session', autouse=True)
-def _programs_are_compiled_once(tmp_path_factory):
-  """In a folder of this process alone: JAX does not write to it atomically."""
-  folder = tmp_path_factory.mktemp('programs')
+def _compilation_cache(tmp_path_factory):
+  """A cache of this process alone, because JAX does not write atomically."""
+  folder = tmp_path_factory.mktemp('compilation_cache')
   jax.config.update('jax_compilation_cache_dir', str(folder))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.02)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _free_memory():
+  """Drops the compiled programs of a module, which no other one calls."""
+  yield
+  jax.clear_caches()
+
+
+@pytest.fixture
+def tool(monkeypatch, capsys):
+  """(NAME, *ARGS) -> exit code and output of `python -m resnet.tools.NAME`.
+
+  The tool runs in this process, so that tests may patch what it calls.
+  """
+
+  def run(name, *args):
+    module = importlib.import_module(f'resnet.tools.{name}')
+    monkeypatch.setattr(sys, 'argv', [name, *map(str, args)])
+    code = 0
+    try:
+      command.run(module.main, module.parser())
+    except SystemExit as end:
+      code = end.code
+    out, err = capsys.readouterr()
+    return subprocess.CompletedProcess(args, code, out, err)
+
+  return run

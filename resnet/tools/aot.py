@@ -216,8 +216,9 @@ def _size(num_bytes: float) -> str:
   return f'{num_bytes:.0f} B'
 
 
-def _parser() -> command.Parser:
-  parser = command.ConfigParser(
+def parser() -> command.Parser:
+  """Returns the parser of the command line."""
+  result = command.ConfigParser(
     prog='python -m resnet.tools.aot',
     usage='%(prog)s [--config=FILE] [--config.FIELD=VALUE ...]'
     ' --topology=NAME:SHAPE [--largest] [--json]',
@@ -225,18 +226,18 @@ def _parser() -> command.Parser:
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  parser.add_argument(
+  result.add_argument(
     '--topology',
     required=True,
     metavar='NAME:SHAPE',
     help='v5e:16x16, v5p:4x4x4, v6e:2x4, ..., or cpu:8; a wrong one lists all',
   )
-  parser.add_argument(
+  result.add_argument(
     '--largest', action='store_true', help='compile to find the largest batch'
   )
-  parser.add_argument('--json', action='store_true', help='as a JSON object')
-  return parser
+  result.add_argument('--json', action='store_true', help='as a JSON object')
+  return result
 
 
 if __name__ == '__main__':
-  command.run(main, _parser())
+  command.run(main, parser())

@@ -34,7 +34,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def parser() -> command.Parser:
-  """Returns what reads the command line."""
+  """Returns the parser of the command line."""
   result = command.ConfigParser(
     prog='python -m resnet.tools.benchmark',
     description=__doc__,

@@ -81,8 +81,9 @@ def _check_run(visit: _Visit, run: Experiment, workdir: str) -> None:
   visit.check('input', rehearsal.input_speed, run, rate, needs='data')
 
 
-def _parser() -> command.Parser:
-  parser = command.ConfigParser(
+def parser() -> command.Parser:
+  """Returns the parser of the command line."""
+  result = command.ConfigParser(
     prog='python -m resnet.tools.doctor',
     usage='%(prog)s [--config=FILE] [--config.FIELD=VALUE ...]'
     ' [--workdir=DIR] [--json]',
@@ -90,19 +91,19 @@ def _parser() -> command.Parser:
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  parser.add_argument(
+  result.add_argument(
     '--workdir',
     metavar='DIR',
     type=os.path.expanduser,
     help='of the run; default: runs/<config name>',
   )
-  parser.add_argument(
+  result.add_argument(
     '--json', action='store_true', help='a JSON object a line'
   )
-  return parser
+  return result
 
 
 if __name__ == '__main__':
   # Ctrl-C ends the program at once, but for the check that writes.
   signal.signal(signal.SIGINT, signal.SIG_DFL)
-  command.run(main, _parser())
+  command.run(main, parser())

@@ -151,13 +151,14 @@ def _sides(args: argparse.Namespace, run: Experiment) -> tuple[int, ...]:
   return sides
 
 
-def _parser() -> command.Parser:
-  parser = command.ConfigParser(
+def parser() -> command.Parser:
+  """Returns the parser of the command line."""
+  result = command.ConfigParser(
     prog='python -m resnet.tools.evaluate',
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  add = parser.add_argument
+  add = result.add_argument
   add('--workdir', required=True, metavar='DIR', help='of the run')
   add('--checkpoint', choices=('best', 'latest'), default='best')
   add('--ema', action='store_true', help='the moving averages')
@@ -170,8 +171,8 @@ def _parser() -> command.Parser:
   add('--precise_bn', type=int, metavar='N', help='of so many training images')
   add('--worst', type=int, default=5, metavar='N', help='classes to show')
   add('--output', metavar='FILE', help='without an ending')
-  return parser
+  return result
 
 
 if __name__ == '__main__':
-  command.run(main, _parser())
+  command.run(main, parser())

@@ -39,13 +39,14 @@ def main(args: argparse.Namespace) -> None:
     print(f'  batch {batch}: differs from the network by {difference:.1e}')
 
 
-def _parser() -> command.Parser:
-  parser = command.Parser(
+def parser() -> command.Parser:
+  """Returns the parser of the command line."""
+  result = command.Parser(
     prog='python -m resnet.tools.export',
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  add = parser.add_argument
+  add = result.add_argument
   add('--weights', metavar='SOURCE', required=True)
   add('--model', help='default: the one that SOURCE names')
   add(
@@ -61,8 +62,8 @@ def _parser() -> command.Parser:
     action='store_true',
     help='take uint8 pixels, and normalise them inside',
   )
-  return parser
+  return result
 
 
 if __name__ == '__main__':
-  command.run(main, _parser())
+  command.run(main, parser())

@@ -198,13 +198,14 @@ def _make_folders(paths: Any) -> None:
       raise InputError(f'{folder} cannot be made: {error.strerror}.') from None
 
 
-def _parser() -> command.Parser:
-  parser = command.Parser(
+def parser() -> command.Parser:
+  """Returns the parser of the command line."""
+  result = command.Parser(
     prog='python -m resnet.tools.predict',
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  add = parser.add_argument
+  add = result.add_argument
   add('images', metavar='IMAGE|FOLDER', nargs='+')
   add_arguments(parser)
   add('--top', type=int, default=5, help='classes a line')
@@ -234,8 +235,8 @@ def _parser() -> command.Parser:
     default='error',
     help='skip: leave out what is no image, and say so on stderr',
   )
-  return parser
+  return result
 
 
 if __name__ == '__main__':
-  command.run(main, _parser())
+  command.run(main, parser())

@@ -197,7 +197,7 @@ def _bar(total: int | None, what: str) -> tqdm.tqdm:
 
 
 def parser() -> command.Parser:
-  """Returns what reads the command line."""
+  """Returns the parser of the command line."""
   result = command.Parser(
     prog='python -m resnet.tools.prepare',
     description=__doc__,

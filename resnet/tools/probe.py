@@ -126,13 +126,14 @@ def _score(
   return float(classifier.score(*test))
 
 
-def _parser() -> command.Parser:
-  parser = command.Parser(
+def parser() -> command.Parser:
+  """Returns the parser of the command line."""
+  result = command.Parser(
     prog='python -m resnet.tools.probe',
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  add = parser.add_argument
+  add = result.add_argument
   add_arguments(parser)
   add('--data', metavar='NAME', required=True, help='TFDS set')
   add(
@@ -143,8 +144,8 @@ def _parser() -> command.Parser:
   add('--batch-size', type=int, default=64, help='images')
   add('--seeds', type=int, default=5, help='draws of the few labels')
   add('--json', action='store_true', help='a JSON object a line')
-  return parser
+  return result
 
 
 if __name__ == '__main__':
-  command.run(main, _parser())
+  command.run(main, parser())

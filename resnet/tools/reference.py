@@ -42,16 +42,17 @@ def main(args: argparse.Namespace) -> None:
   print(f'{args.output}: {reference.num_seeds} seeds, {points}')
 
 
-def _parser() -> command.Parser:
-  parser = command.Parser(
+def parser() -> command.Parser:
+  """Returns the parser of the command line."""
+  result = command.Parser(
     prog='python -m resnet.tools.reference',
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument('workdirs', nargs='+', metavar='WORKDIR')
-  parser.add_argument('--output', required=True, metavar='FILE')
-  return parser
+  result.add_argument('workdirs', nargs='+', metavar='WORKDIR')
+  result.add_argument('--output', required=True, metavar='FILE')
+  return result
 
 
 if __name__ == '__main__':
-  command.run(main, _parser())
+  command.run(main, parser())

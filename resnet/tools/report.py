@@ -151,18 +151,19 @@ def _html_table(rows: Rows) -> str:
   return f'<table>\n{body}\n</table>'
 
 
-def _parser() -> command.Parser:
-  parser = command.Parser(
+def parser() -> command.Parser:
+  """Returns the parser of the command line."""
+  result = command.Parser(
     prog='python -m resnet.tools.report',
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument('workdirs', nargs='+', metavar='WORKDIR')
-  parser.add_argument(
+  result.add_argument('workdirs', nargs='+', metavar='WORKDIR')
+  result.add_argument(
     '--output', default='report', metavar='PATH', help='without .png and .html'
   )
-  return parser
+  return result
 
 
 if __name__ == '__main__':
-  command.run(main, _parser())
+  command.run(main, parser())

@@ -234,37 +234,38 @@ def _numbers(text: str) -> list[int]:
     raise argparse.ArgumentTypeError(message) from None
 
 
-def _parser() -> command.Parser:
+def parser() -> command.Parser:
+  """Returns the parser of the command line."""
   listed = '\n'.join(
     f'  {name:12} {experiment.title} ({"; ".join(_scope(experiment))})'
     for name, experiment in experiments.EXPERIMENTS.items()
   )
-  parser = command.Parser(
+  result = command.Parser(
     prog='python -m resnet.tools.reproduce',
     description=(__doc__ or '').format(experiments=listed),
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument(
+  result.add_argument(
     'experiment', metavar='EXPERIMENT', help='one of those above'
   )
-  parser.add_argument(
+  result.add_argument(
     '--workdir',
     metavar='DIR',
     required=True,
     type=os.path.expanduser,
     help='where to',
   )
-  parser.add_argument('--data', metavar='NAME', help='default: the first above')
-  parser.add_argument('--data-dir', metavar='DIR', help="default: TFDS's")
+  result.add_argument('--data', metavar='NAME', help='default: the first above')
+  result.add_argument('--data-dir', metavar='DIR', help="default: TFDS's")
   for name in ('seeds', 'depths'):
-    parser.add_argument(f'--{name}', type=_numbers, metavar='N,N,...')
-  parser.add_argument(
+    result.add_argument(f'--{name}', type=_numbers, metavar='N,N,...')
+  result.add_argument(
     '--groups',
     type=lambda text: text.split(','),
     metavar='NAME,NAME,...',
     help='sides of the comparison; default: all',
   )
-  return parser
+  return result
 
 
 def _scope(experiment: grids.Experiment) -> list[str]:
@@ -275,4 +276,4 @@ def _scope(experiment: grids.Experiment) -> list[str]:
 
 
 if __name__ == '__main__':
-  command.run(main, _parser())
+  command.run(main, parser())

@@ -112,13 +112,14 @@ def _predictor(args: argparse.Namespace) -> Predictor:
   return Predictor(network, outputs, sizes)
 
 
-def _parser() -> command.Parser:
-  parser = command.Parser(
+def parser() -> command.Parser:
+  """Returns the parser of the command line."""
+  result = command.Parser(
     prog='python -m resnet.tools.serve',
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  add = parser.add_argument
+  add = result.add_argument
   add_arguments(parser)
   add('--host', default='127.0.0.1', help='0.0.0.0 is for all machines')
   add('--port', type=int, default=8000, help='0: any that is free')
@@ -148,8 +149,8 @@ def _parser() -> command.Parser:
     default=30,
     help='after a signal, to answer what was accepted',
   )
-  return parser
+  return result
 
 
 if __name__ == '__main__':
-  command.run(main, _parser())
+  command.run(main, parser())

@@ -207,27 +207,28 @@ def _bottleneck_note() -> str:
   )
 
 
-def _parser() -> command.Parser:
-  parser = command.Parser(
+def parser() -> command.Parser:
+  """Returns the parser of the command line."""
+  result = command.Parser(
     prog='python -m resnet.tools.summary',
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument('names', nargs='*', metavar='NETWORK')
-  parser.add_argument('--all', action='store_true', help='all networks')
-  parser.add_argument('--image-size', type=int, help='pixels; default: its own')
-  parser.add_argument('--batch-size', type=int, default=32, help='default: 32')
-  parser.add_argument(
+  result.add_argument('names', nargs='*', metavar='NETWORK')
+  result.add_argument('--all', action='store_true', help='all networks')
+  result.add_argument('--image-size', type=int, help='pixels; default: its own')
+  result.add_argument('--batch-size', type=int, default=32, help='default: 32')
+  result.add_argument(
     '--dtype',
     choices=('float32', 'bfloat16'),
     default='float32',
     help='of the computation; default: float32',
   )
-  output = parser.add_mutually_exclusive_group()
+  output = result.add_mutually_exclusive_group()
   output.add_argument('--markdown', action='store_true')
   output.add_argument('--json', action='store_true')
-  return parser
+  return result
 
 
 if __name__ == '__main__':
-  command.run(main, _parser())
+  command.run(main, parser())

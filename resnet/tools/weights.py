@@ -201,13 +201,18 @@ def _floats(text: str) -> tuple[float, ...]:
   return tuple(map(float, text.split(',')))
 
 
-def _parser() -> command.Parser:
-  parser = command.Parser(
+def main(args: argparse.Namespace) -> None:
+  args.function(args)
+
+
+def parser() -> command.Parser:
+  """Returns the parser of the command line."""
+  result = command.Parser(
     prog='python -m resnet.tools.weights',
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  commands = parser.add_subparsers(required=True, metavar='COMMAND')
+  commands = result.add_subparsers(required=True, metavar='COMMAND')
 
   def add(function: Any) -> argparse.ArgumentParser:
     name = function.__name__
@@ -237,8 +242,8 @@ def _parser() -> command.Parser:
 
   sub = add(inspect)
   sub.add_argument('--tensors', action='store_true', help='list them all')
-  return parser
+  return result
 
 
 if __name__ == '__main__':
-  command.run(lambda args: args.function(args), _parser())
+  command.run(main, parser())

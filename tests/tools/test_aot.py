@@ -44,7 +44,7 @@ def run(monkeypatch, capsys):
 
   def run(*args):
     monkeypatch.setattr(sys, 'argv', ['aot', *args])
-    command.run(aot.main, aot._parser())
+    command.run(aot.main, aot.parser())
     return capsys.readouterr().out
 
   return run

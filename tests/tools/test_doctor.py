@@ -49,7 +49,7 @@ def run(monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', ['doctor', *args, '--json'])
     code = 0
     try:
-      command.run(doctor.main, doctor._parser())
+      command.run(doctor.main, doctor.parser())
     except SystemExit as exit_:
       code = exit_.code
     lines = map(json.loads, capsys.readouterr().out.splitlines())
@@ -93,7 +93,7 @@ def test_all_is_well_and_nothing_stays(run, tmp_path):
 def test_a_person_gets_a_line_a_check(monkeypatch, capsys, tmp_path):
   argv = ['doctor', *SMALL, f'--workdir={tmp_path}/run']
   monkeypatch.setattr(sys, 'argv', argv)
-  command.run(doctor.main, doctor._parser())
+  command.run(doctor.main, doctor.parser())
   printed = capsys.readouterr()
   lines = [line.split(maxsplit=2) for line in printed.out.splitlines()]
   assert [check for _, check, _ in lines] == CHECKS
@@ -103,11 +103,11 @@ def test_a_person_gets_a_line_a_check(monkeypatch, capsys, tmp_path):
 
 
 def test_flags_are_those_of_main():
-  args = doctor._parser().parse_args(['--config.batch_size', '64', '--json'])
+  args = doctor.parser().parse_args(['--config.batch_size', '64', '--json'])
   assert (args.config.data.name, args.config.batch_size) == ('digits', 64)
   assert (args.json, args.workdir) == (True, None)
   path = f'{ROOT}/configs/cifar10.py:resnet56'
-  args = doctor._parser().parse_args(['--config', path])
+  args = doctor.parser().parse_args(['--config', path])
   assert args.config.model.name == 'cifar_resnet56'
   assert config_flag.default_workdir(args.config_path) == (
     'runs/cifar10_resnet56'
@@ -281,7 +281,7 @@ def test_slow_reading_is_a_warning(experiment):
 def test_bad_input_is_one_line(monkeypatch, capsys, arg, part):
   monkeypatch.setattr(sys, 'argv', ['doctor', arg])
   with pytest.raises(SystemExit) as exit_:
-    command.run(doctor.main, doctor._parser())
+    command.run(doctor.main, doctor.parser())
   assert exit_.value.code == 2
   (line,) = capsys.readouterr().err.splitlines()
   assert line.startswith('error: ')

@@ -48,7 +48,7 @@ def run(monkeypatch, capsys, workdir):
   def run(*args):
     argv = ['evaluate', '--config=configs/fake.py', *FLAGS, *args]
     monkeypatch.setattr(sys, 'argv', [*argv, f'--workdir={workdir}'])
-    command.run(evaluate.main, evaluate._parser())
+    command.run(evaluate.main, evaluate.parser())
     return capsys.readouterr().out
 
   return run

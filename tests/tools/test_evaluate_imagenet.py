@@ -114,7 +114,7 @@ def run(monkeypatch, capsys, made, tmp_path):
     argv = ['evaluate', '--config=configs/fake.py', *flags, *args]
     argv += [f'--config.data.data_dir={folder}', f'--workdir={folder}']
     monkeypatch.setattr(sys, 'argv', [*argv, f'--output={tmp_path}/report'])
-    command.run(evaluate.main, evaluate._parser())
+    command.run(evaluate.main, evaluate.parser())
     report = json.loads((tmp_path / 'report.json').read_text())
     return capsys.readouterr().out, report
 

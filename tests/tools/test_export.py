@@ -35,7 +35,7 @@ def source(tmp_path_factory):
 
 def run(monkeypatch, *args, tool=export):
   monkeypatch.setattr(sys, 'argv', ['tool', *args])
-  command.run(tool.main, tool._parser())
+  command.run(tool.main, tool.parser())
 
 
 def test_it_says_what_was_checked(source, tmp_path, monkeypatch, capsys):

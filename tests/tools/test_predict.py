@@ -67,7 +67,7 @@ def run(monkeypatch, capsys):
 
   def run(*args):
     monkeypatch.setattr(sys, 'argv', ['predict', *map(str, args)])
-    command.run(predict.main, predict._parser())
+    command.run(predict.main, predict.parser())
     return capsys.readouterr().out
 
   return run

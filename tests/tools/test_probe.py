@@ -17,7 +17,7 @@ def run(monkeypatch, capsys):
 
   def run(*args):
     monkeypatch.setattr(sys, 'argv', ['probe', *map(str, args)])
-    command.run(probe.main, probe._parser())
+    command.run(probe.main, probe.parser())
     return capsys.readouterr().out
 
   return run

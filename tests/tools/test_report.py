@@ -16,7 +16,7 @@ def run(monkeypatch, capsys):
 
   def run(tool, *args):
     monkeypatch.setattr(sys, 'argv', ['tool', *map(str, args)])
-    command.run(tool.main, tool._parser())
+    command.run(tool.main, tool.parser())
     return capsys.readouterr()
 
   return run

@@ -54,7 +54,7 @@ def run():
       patch.setattr(signal, 'signal', lambda *_: None)
       # The tests of this process have a folder of compiled programs.
       patch.setattr(reproduce.jax.config, 'update', lambda *_: None)
-      command.run(reproduce.main, reproduce._parser())
+      command.run(reproduce.main, reproduce.parser())
 
   return run
 
@@ -396,7 +396,7 @@ import sys
 from tests.tools.test_reproduce import small
 from resnet.tools import command, grids, reproduce
 grids.RECIPES['digits'] = small
-command.run(reproduce.main, reproduce._parser())
+command.run(reproduce.main, reproduce.parser())
 """
 
 

@@ -357,7 +357,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
   args = [arg.format(pickle=path) for arg in args]
   monkeypatch.setattr(sys, 'argv', ['serve', f'--weights={source}', *args])
   with pytest.raises(SystemExit) as error:
-    command.run(serve.main, serve._parser())
+    command.run(serve.main, serve.parser())
   assert error.value.code == 2
   err = capsys.readouterr().err
   assert len(err.splitlines()) == 1 and message in err
@@ -367,6 +367,6 @@ def test_a_port_that_is_taken_is_named(source, service, monkeypatch, capsys):
   port = f'--port={service.port}'
   monkeypatch.setattr(sys, 'argv', ['serve', f'--weights={source}', port])
   with pytest.raises(SystemExit) as error:
-    command.run(serve.main, serve._parser())
+    command.run(serve.main, serve.parser())
   assert error.value.code == 2
   assert f'{port} cannot be had' in capsys.readouterr().err

@@ -16,7 +16,7 @@ def run(monkeypatch, capsys):
 
   def run(*args):
     monkeypatch.setattr(sys, 'argv', ['summary', *args])
-    command.run(summary.main, summary._parser())
+    command.run(summary.main, summary.parser())
     return capsys.readouterr().out
 
   return run

@@ -20,7 +20,7 @@ def run(monkeypatch, capsys):
 
   def run(*args):
     monkeypatch.setattr(sys, 'argv', ['weights', *map(str, args)])
-    command.run(lambda a: a.function(a), tool._parser())
+    command.run(lambda a: a.function(a), tool.parser())
     return capsys.readouterr().out
 
   return run
