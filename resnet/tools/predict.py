@@ -207,7 +207,7 @@ def parser() -> command.Parser:
   )
   add = result.add_argument
   add('images', metavar='IMAGE|FOLDER', nargs='+')
-  add_arguments(parser)
+  add_arguments(result)
   add('--top', type=int, default=5, help='classes a line')
   add('--json', action='store_true', help='a JSON object a line')
   add('--flip', action='store_true', help='average with the mirror image')

@@ -134,7 +134,7 @@ def parser() -> command.Parser:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   add = result.add_argument
-  add_arguments(parser)
+  add_arguments(result)
   add('--data', metavar='NAME', required=True, help='TFDS set')
   add(
     '--data-dir', metavar='DIR', help="where TFDS keeps sets; default: TFDS's"

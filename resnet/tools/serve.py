@@ -120,7 +120,7 @@ def parser() -> command.Parser:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   add = result.add_argument
-  add_arguments(parser)
+  add_arguments(result)
   add('--host', default='127.0.0.1', help='0.0.0.0 is for all machines')
   add('--port', type=int, default=8000, help='0: any that is free')
   add('--max-batch', type=int, default=16, help='images predicted at once')
