@@ -5,6 +5,7 @@ from typing import Any
 import jax
 from jax import lax
 import jax.numpy as jnp
+import optax
 
 
 def all_finite(tree: Any) -> jax.Array:
@@ -22,13 +23,21 @@ def all_finite(tree: Any) -> jax.Array:
 
 
 def choose(is_good: jax.Array, new: Any, old: Any) -> Any:
-  """Returns `new` where `is_good`, else `old`; but counts are always new.
+  """Returns `new` where `is_good`, else `old`.
 
-  The schedule of an optimizer counts updates: it must stay with the step.
+  The count of a schedule is always new: the learning rate follows the step,
+  whether its update was skipped or not. All other counts are of updates that
+  were made, such as that of Adam's bias correction.
   """
-  return jax.tree.map(
-    lambda a, b: jnp.where(is_good, a, b) if _is_float(a) else a, new, old
-  )
+
+  def choose_leaf(a: Any, b: Any) -> Any:
+    return a if _is_schedule(a) else jnp.where(is_good, a, b)
+
+  return jax.tree.map(choose_leaf, new, old, is_leaf=_is_schedule)
+
+
+def _is_schedule(x: Any) -> bool:
+  return isinstance(x, optax.ScaleByScheduleState)
 
 
 def checksum(tree: Any) -> jax.Array:
