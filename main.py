@@ -153,8 +153,10 @@ def main(argv: list[str]) -> int:
   if _WORKDIR.value == '':
     return _fail("--workdir='' is no folder: leave it out, or name one.")
   # Imports that take seconds come after the flags are known to be good.
+  from resnet.training.output import outlive_terminal
   from resnet.training.stop import leave
 
+  outlive_terminal()
   # Orbax and its event loops log tracebacks of errors that are told below.
   logging.set_verbosity(logging.FATAL)
   python_logging.getLogger('asyncio').setLevel(python_logging.CRITICAL)

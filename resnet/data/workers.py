@@ -33,12 +33,13 @@ def _kill() -> None:
 def end_with_parent(index: int, count: int) -> None:
   """In a new worker: it ends when the process that began it has ended.
 
-  A killed one cannot end them, and they would wait for ever to be asked. Ctrl-C
-  and schedulers signal all processes of a run at once: that is for the one that
-  began it, which saves, and needs batches until then.
+  A killed one cannot end them, and they would wait for ever to be asked.
+  Ctrl-C, a closed terminal and schedulers signal all processes of a run at
+  once: that is for the one that began it, which saves, and needs batches until
+  then.
   """
   del index, count
-  for number in (signal.SIGINT, signal.SIGTERM):
+  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)
   parent = multiprocessing.parent_process()
   if parent is not None:

@@ -26,6 +26,7 @@ from resnet.errors import InputError
 from resnet.experiment import Experiment
 from resnet.training.checkpoint import FOLDER, Checkpoints
 from resnet.training.starts import commit
+from resnet.training.stop import stop_signals
 
 _REQUIREMENTS = pathlib.Path(__file__).parents[2] / 'requirements.txt'
 _MIN_PYTHON = (3, 11)  # The Makefile's.
@@ -178,7 +179,7 @@ def checkpoint(experiment: Experiment, workdir: str) -> Finding:
 
 @contextlib.contextmanager
 def _signals_wait() -> Iterator[None]:
-  """Ctrl-C and SIGTERM end the program, but not before the block ends.
+  """Signals that stop a run end the program, but not before the block ends.
 
   Orbax, interrupted in a save, would go on to write behind our back.
   """
@@ -188,8 +189,9 @@ def _signals_wait() -> Iterator[None]:
     del frame
     received.append(number)
 
-  numbers = (signal.SIGINT, signal.SIGTERM)
-  previous = {number: signal.signal(number, receive) for number in numbers}
+  previous = {
+    number: signal.signal(number, receive) for number in stop_signals()
+  }
   try:
     yield
   finally:

@@ -37,12 +37,14 @@ from resnet.tools import (
 from resnet.training import checkpoint
 from resnet.training import run as run_lib
 from resnet.training import workdir as workdir_lib
+from resnet.training.output import outlive_terminal
 
 _GRID_FILE = 'grid.json'
 _CELLS, _COMPILED = 'cells', 'compiled'
 
 
 def main(args: argparse.Namespace) -> None:
+  outlive_terminal()
   # Between runs Ctrl-C ends the program at once; a run saves first.
   signal.signal(signal.SIGINT, signal.SIG_DFL)
   experiment, data = experiments.find(args.experiment, args.data)

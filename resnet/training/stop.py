@@ -18,8 +18,19 @@ import numpy as np
 _TELL_SECONDS = 5.0
 
 
+def stop_signals() -> tuple[int, ...]:
+  """Returns the signals that stop a run: SIGTERM, SIGINT (Ctrl-C) and SIGHUP.
+
+  SIGHUP, a closed terminal, is left out where it is ignored, as by `nohup`.
+  """
+  numbers = [signal.SIGTERM, signal.SIGINT]
+  if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+    numbers.append(signal.SIGHUP)
+  return tuple(numbers)
+
+
 class StopSignal:
-  """SIGTERM or SIGINT: the run stops after the step, and saves.
+  """Stops the run after the step, and saves, on one of `stop_signals`.
 
   A second signal ends the process at once, and so does the first one where
   there is nothing to lose (`at_once`), or when `grace_seconds` have passed: it
@@ -52,7 +63,7 @@ class StopSignal:
     self._timer: threading.Timer | None = None
 
   def __enter__(self) -> 'StopSignal':
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in stop_signals():
       self._previous[number] = signal.signal(number, self._receive)
     self._reader, self._writer = socket.socketpair()
     self._writer.setblocking(False)
@@ -170,6 +181,7 @@ def leave(code: int) -> NoReturn:
   """Ends this process, and its workers, now: nothing is waited for."""
   for child in multiprocessing.active_children():
     child.kill()
-  sys.stdout.flush()
-  sys.stderr.flush()
+  for stream in (sys.stdout, sys.stderr):
+    with contextlib.suppress(OSError):
+      stream.flush()
   os._exit(code)
