@@ -7,8 +7,8 @@ import numpy as np
 
 from resnet.reporting import figures
 from resnet.reporting.history import History, read_history
+from resnet.training.workdir import CURVES_FILE
 
-CURVES_FILE = 'curves.png'
 _UPDATES = 'updates'
 _THIN_BOLD = 'thin: training; bold: test'
 
@@ -51,6 +51,16 @@ def panels(
         lines.append(
           figures.Line(label=label, style=i, x=x, y=convert(y), bold=bold)
         )
+      x, y = history.series(f'eval_ema/{metric}')
+      if len(x):
+        averages = figures.Line(
+          label=f'{name}, moving averages',
+          style=len(histories) + i,
+          x=x,
+          y=convert(y),
+          bold=True,
+        )
+        lines.append(averages)
     result.append(
       figures.Panel(title=title, x_label=_UPDATES, y_label=y_label, lines=lines)
     )

@@ -100,6 +100,7 @@ def _numbers(histories: Sequence[History], names: Sequence[str]) -> Rows:
     ('train top-1', 'train/top1', '.4f'),
     ('eval loss', 'eval/loss', '.4f'),
     ('eval top-1', 'eval/top1', '.4f'),
+    ('ema top-1', 'eval_ema/top1', '.4f'),
     ('eval top-5', 'eval/top5', '.4f'),
     ('images/s', 'images_per_second', ',.0f'),
     ('data wait', 'data_wait', '.1%'),

@@ -46,10 +46,11 @@ def convert(args: argparse.Namespace) -> None:
   )
   variables = read_source(source, model, **source.metadata.overrides)
   num_classes = len(variables['params']['head']['bias'])
-  if metadata.class_names and len(metadata.class_names) != num_classes:
+  names = metadata.names_of(num_classes)
+  if args.class_names and names != metadata.class_names:
     raise InputError(
-      f'There are {len(metadata.class_names)} class names for {num_classes}'
-      ' classes.'
+      f'{args.class_names} has {len(metadata.class_names or ())} class names'
+      f' for {num_classes} classes.'
     )
   save_weights(variables, args.target, metadata=metadata, naming=args.naming)
   print(f'{args.target}: {model}, {num_classes} classes')
@@ -165,6 +166,8 @@ def _print_metadata(metadata: Metadata) -> None:
     fields |= dataclasses.asdict(metadata.preprocessing)
   for name, value in fields.items():
     print(f'{name:13} {value if value is not None else "not said"}')
+  if metadata.ema:
+    print('weights       moving averages; SOURCE#raw takes the others')
   names = metadata.class_names
   if names:
     print(f'class_names   {", ".join(names[:3])} ... ({len(names)})')

@@ -24,6 +24,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from resnet.errors import InputError, RunError
+from resnet.models.weights import score
 from resnet.training import guards
 from resnet.training.state import TrainState
 
@@ -32,6 +33,9 @@ FOLDER = 'checkpoints'
 DAMAGED_FOLDER = 'damaged_checkpoints'
 # The checksum among the metrics of a checkpoint.
 _CRC = 'crc32'
+# The folder of the state in a checkpoint, and the index that Orbax writes last.
+_STATE_FOLDER = 'default'
+_INDEX_FILE = 'manifest.ocdbt'
 
 
 class SaveError(RunError):
@@ -40,10 +44,6 @@ class SaveError(RunError):
 
 class DamagedError(InputError):
   """A checkpoint cannot be read, or is not what was saved."""
-
-
-def _top1(metrics: dict[str, Any]) -> float:
-  return metrics['eval/top1']
 
 
 class Checkpoints:
@@ -65,7 +65,7 @@ class Checkpoints:
     Args:
       workdir: of the run.
       keep: how many of the latest checkpoints to keep, besides the best by
-        'eval/top1'; None opens an existing folder to read only.
+        `weights.score`; None opens an existing folder to read only.
       say: is told of checkpoints whose metrics are damaged: they are moved to
         `workdir/damaged_checkpoints`.
 
@@ -78,6 +78,8 @@ class Checkpoints:
       self._put_back()
     self._check_metrics(say)
     self._manager = self._open()
+    # The step whose save may still be in progress, or has not been checked.
+    self._unchecked_step: int | None = None
 
   @property
   def _folder(self) -> str:
@@ -86,16 +88,16 @@ class Checkpoints:
   def _open(self) -> ocp.CheckpointManager:
     if self._keep is None:
       options = ocp.CheckpointManagerOptions(
-        best_fn=_top1, read_only=True, create=False
+        best_fn=score, read_only=True, create=False
       )
     else:
       options = ocp.CheckpointManagerOptions(
-        best_fn=_top1,
+        best_fn=score,
         preservation_policy=preservation_policy.AnyPreservationPolicy(
           [
             preservation_policy.LatestN(self._keep),
             preservation_policy.BestN(
-              n=1, get_metric_fn=_top1, keep_checkpoints_without_metrics=False
+              n=1, get_metric_fn=score, keep_checkpoints_without_metrics=False
             ),
           ]
         ),
@@ -116,7 +118,7 @@ class Checkpoints:
     return sorted(self._manager.all_steps())
 
   def best_step(self) -> int | None:
-    """Returns the step of the highest eval top-1, None without evaluation."""
+    """Returns the step of the highest `score`, None without evaluation."""
     step = self._manager.best_step()
     return None if step is None or self.metrics(step) is None else step
 
@@ -147,11 +149,16 @@ class Checkpoints:
         ' not saved, the last good checkpoint stays.'
       )
     with self._as_save_error():
+      # Waits for the save before, which is checked then.
+      self._manager.wait_until_finished()
+    self._check_index()
+    with self._as_save_error():
       self._manager.save(
         step,
         args=ocp.args.StandardSave(_saved_tree(state, checksum)),
         metrics=metrics and {**metrics, _CRC: _crc(metrics)},
       )
+    self._unchecked_step = step
 
   def compile(self, state: TrainState) -> None:
     """Compiles what `save` works out, which may take its time."""
@@ -295,7 +302,7 @@ class Checkpoints:
       # Not by the manager: it waits for all processes, and one that cannot read
       # its part does not come.
       restored: Any = ocp.StandardCheckpointHandler().restore(
-        epath.Path(self._folder, str(step), 'default'),
+        epath.Path(self._folder, str(step), _STATE_FOLDER),
         args=ocp.args.StandardRestore(target_tree),
       )
     except Exception as error:
@@ -377,11 +384,31 @@ class Checkpoints:
 
   def check(self) -> None:
     """Raises SaveError if a save that has ended went wrong; does not wait."""
+    is_done = not self._manager.is_saving_in_progress()
     with self._as_save_error():
-      if not self._manager.is_saving_in_progress():
-        # Orbax tells the errors of its last thread only to those who wait.
+      if is_done:
+        # Orbax raises the error of its last thread only in those who wait.
         self._manager.wait_until_finished()
       self._manager.check_for_errors()
+    if is_done:
+      self._check_index()
+
+  def _check_index(self) -> None:
+    """Raises SaveError if the last save, which has ended, left no index.
+
+    Without it nothing can be restored, whatever else was written. Process 0
+    writes it, so the others need not see it yet.
+    """
+    step = self._unchecked_step
+    if step is None or jax.process_index() > 0:
+      return
+    path = os.path.join(self._folder, str(step), _STATE_FOLDER, _INDEX_FILE)
+    if not os.path.exists(path):
+      raise SaveError(
+        f'The checkpoint of step {step} cannot be restored: the save ended'
+        f' without an error, but there is no {path}.'
+      )
+    self._unchecked_step = None
 
   def finish(self, expected_step: int) -> None:
     """Waits until all is written.
@@ -392,6 +419,7 @@ class Checkpoints:
     """
     with self._as_save_error():
       self._manager.wait_until_finished()
+    self._check_index()
     if self.latest_step() != expected_step:
       raise SaveError(
         f'The newest checkpoint is of step {self.latest_step()}, not'

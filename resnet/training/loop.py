@@ -27,6 +27,7 @@ from resnet.data.loader import DeviceLoader
 from resnet.data.notes import Notes
 from resnet.errors import InputError, RunError
 from resnet.experiment import Experiment
+from resnet.models.weights import score
 from resnet.training import metrics as metrics_lib
 from resnet.training.bad_steps import BadSteps
 from resnet.training.checkpoint import Checkpoints, SaveError
@@ -94,7 +95,7 @@ class Loop:
     )
     best_step = checkpoints.best_step()
     best = checkpoints.metrics(best_step) if best_step is not None else None
-    self.best_top1 = best['eval/top1'] if best else -math.inf
+    self.best_score = score(best) if best else -math.inf
     # Of a save that went wrong, until one has gone well.
     self.save_error: SaveError | None = None
     # Steps that the device was told to do: (step, its metrics, the number of
@@ -143,7 +144,7 @@ class Loop:
             self.keep(state, step, meter)
             raise
 
-      is_best = evaluation and evaluation['eval/top1'] > self.best_top1
+      is_best = evaluation and score(evaluation) > self.best_score
       is_due = step % self.experiment.save_every_steps == 0
       is_due |= self.save_error is not None
       if is_best or is_due or is_last or self.signal.number:
@@ -222,7 +223,7 @@ class Loop:
       return None
     evaluation = self.evaluate(state, step)
     if evaluation:
-      self.best_top1 = max(self.best_top1, evaluation['eval/top1'])
+      self.best_score = max(self.best_score, score(evaluation))
       self.watchdog.watch(f'saving step {step}')
       if self.writer:
         self.writer.sync()
@@ -290,7 +291,7 @@ class Loop:
     if self.writer:
       self.writer.sync()
     if evaluation:
-      self.best_top1 = max(self.best_top1, evaluation['eval/top1'])
+      self.best_score = max(self.best_score, score(evaluation))
     try:
       if self.save_error:
         raise self.save_error

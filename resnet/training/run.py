@@ -4,13 +4,14 @@ The state is that of the newest whole checkpoint in the workdir; without one,
 of `init_from`; without that, random.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import contextlib
 import json
 import os
 import signal
 import sys
 import time
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -83,9 +84,14 @@ def _tell(
   table = {'steps': f'{num_steps:,}'}
   if outcome.metrics:
     table |= {
-      'eval top-1': f'{outcome.metrics["eval/top1"]:.4f}',
-      'eval top-5': f'{outcome.metrics["eval/top5"]:.4f}',
-      'eval loss': f'{outcome.metrics["eval/loss"]:.4f}',
+      f'{kind} {name}': f'{outcome.metrics[f"{prefix}/{metric}"]:.4f}'
+      for prefix, kind in (('eval', 'eval'), ('eval_ema', 'ema'))
+      for metric, name in (
+        ('top1', 'top-1'),
+        ('top5', 'top-5'),
+        ('loss', 'loss'),
+      )
+      if f'{prefix}/{metric}' in outcome.metrics
     }
   if outcome.images_per_second:
     table['images/s'] = f'{outcome.images_per_second:,.0f}'
@@ -211,7 +217,9 @@ def _complete(experiment: Experiment, workdir: str) -> Outcome | None:
     outcome = _complete_with(checkpoints, experiment)
     if outcome:
       checkpoints.restore(outcome.step, experiment.abstract_state())
-      _draw_curves(workdir)
+      # A kill after the last step may have come before the drawing.
+      if not os.path.exists(os.path.join(workdir, workdir_lib.CURVES_FILE)):
+        _draw_curves(workdir)
     return outcome
   except DamagedError:  # It is mended where the run goes on.
     return None
@@ -296,16 +304,15 @@ def _record_start(
 
 
 def _draw_curves(workdir: str) -> None:
-  """Draws the curves, if a kill after the last step has not let them be."""
+  """Draws the curves of a finished run."""
   # Not at the top: a run need not wait for matplotlib to begin.
   from resnet.reporting import curves
 
-  exists = os.path.exists(os.path.join(workdir, curves.CURVES_FILE))
-  if not exists and jax.process_index() == 0:
+  if jax.process_index() == 0:
     try:
       curves.save_curves(workdir)
     except OSError as error:  # A picture is no reason to fail a finished run.
-      print(f'No {curves.CURVES_FILE}: {error}', file=sys.stderr)
+      print(f'No {workdir_lib.CURVES_FILE}: {error}', file=sys.stderr)
 
 
 def _check_workdir(
@@ -331,19 +338,34 @@ def _check_workdir(
   else:
     if experiment.init_from is not None:
       experiment = experiment.with_statistics_of(saved['derived'])
+    former = of_saved(saved['config'])
+    may_grow = _may_grow(former, experiment)
     changed = workdir_lib.check_same_config(
       workdir,
-      of_saved(saved['config']),
+      former,
       experiment.config,
       ignore=FREE_FIELDS,
-      safe=SAFE_FIELDS,
+      safe=SAFE_FIELDS | {'num_epochs'} if may_grow else SAFE_FIELDS,
       allow_change=allow_config_change,
     )
     # The data may have been prepared anew since, under the same name.
     workdir_lib.check_same_config(
-      workdir, saved['derived'], experiment.derived()
+      workdir,
+      saved['derived'],
+      experiment.derived(),
+      ignore=('num_steps',) if may_grow else (),
     )
   return saved is not None, experiment, changed
+
+
+def _may_grow(former: Mapping[str, Any], experiment: Experiment) -> bool:
+  """Whether the run has more epochs now, and the old steps are as they were."""
+  config = experiment.config
+  return (
+    config['num_epochs'] > former['num_epochs']
+    and config['schedule.name'] == 'step'
+    and max(config['schedule.decay_epochs'], default=0) < former['num_epochs']
+  )
 
 
 def _is_same_everywhere(value: bool) -> bool:

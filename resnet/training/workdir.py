@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 import json
+import math
 import os
 import tempfile
 from typing import Any
@@ -10,6 +11,7 @@ from resnet.errors import InputError
 
 CONFIG_FILE = 'config.json'
 METRICS_FILE = 'metrics.jsonl'
+CURVES_FILE = 'curves.png'
 
 
 def write_atomically(path: str, content: str | bytes) -> None:
@@ -30,16 +32,50 @@ def write_atomically(path: str, content: str | bytes) -> None:
       raise
 
 
+# Orbax finds the parts of a checkpoint by a glob of its unescaped path: below
+# such a folder it finds none, or those of another folder, without an error.
+_GLOB_CHARACTERS = '*?[]\\'
+
+
+def to_json(value: Any, **options: Any) -> str:
+  """Returns JSON text that every parser reads: NaN and infinities are null.
+
+  Args:
+    value: of dicts, lists, tuples, texts and Python's numbers.
+    **options: of `json.dumps`.
+  """
+
+  def replace(x: Any) -> Any:
+    if isinstance(x, float) and not math.isfinite(x):
+      return None
+    if isinstance(x, dict):
+      return {key: replace(item) for key, item in x.items()}
+    if isinstance(x, list | tuple):
+      return [replace(item) for item in x]
+    return x
+
+  return json.dumps(replace(value), allow_nan=False, **options)
+
+
 def check_name(workdir: str) -> None:
-  """Refuses an address: it would be made as a folder `gs:` of this machine.
+  """Refuses folders where no checkpoint can be written, by their names.
 
   Raises:
-    InputError: it is one.
+    InputError: the folder is an address, which would be made as a folder `gs:`
+      of this machine, or its path has a character that Orbax takes for a
+      pattern.
   """
   if '://' in workdir:
     raise InputError(
       f'--workdir={workdir} is an address, no folder: name a folder of a disk'
       ' that all processes share.'
+    )
+  path = os.path.abspath(workdir)
+  if found := [c for c in _GLOB_CHARACTERS if c in path]:
+    raise InputError(
+      f'--workdir={workdir} is the folder {path}, and no checkpoint can be'
+      f' saved below a folder with {" or ".join(found)} in its name: give'
+      ' another --workdir.'
     )
 
 
@@ -106,6 +142,12 @@ def check_same_config(
   remedy = 'Give the old values, or another --workdir'
   if may_change:
     remedy += '; --allow_config_change lets the run go on with the new ones'
+  elif fields == ['num_epochs']:
+    remedy += (
+      '; the learning rate of the steps so far depends on the length, so train'
+      f' these weights further in another run: --config.init_from={workdir}'
+      ' with a new --workdir'
+    )
   raise InputError(
     f'{workdir} holds a run of another config ({"; ".join(differences)}).'
     f' {remedy}.'

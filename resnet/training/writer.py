@@ -5,7 +5,6 @@ import contextlib
 import errno
 import itertools
 import json
-import math
 import os
 import sys
 from typing import Any, TextIO
@@ -14,7 +13,7 @@ import tensorboardX
 import tqdm
 
 from resnet.errors import InputError, RunError
-from resnet.training.workdir import METRICS_FILE, write_atomically
+from resnet.training.workdir import METRICS_FILE, to_json, write_atomically
 
 
 class JsonLines:
@@ -37,7 +36,7 @@ class JsonLines:
       RunError: it cannot be written; then the file is as it was before.
     """
     size = os.fstat(self._file.fileno()).st_size
-    data = (json.dumps(line) + '\n').encode()
+    data = (to_json(line) + '\n').encode()
     try:
       written = self._file.write(data)
       if written != len(data):  # So much room was left; no more.
@@ -61,8 +60,7 @@ class JsonLines:
 class MetricsWriter:
   """Appends to `metrics.jsonl` and to TensorBoard event files in a workdir.
 
-  A line is a JSON object with 'step' and 'epoch'; a value that is not finite
-  is null.
+  A line is a JSON object with 'step' and 'epoch'; see `workdir.to_json`.
   """
 
   def __init__(self, workdir: str, *, first_step: int):
@@ -80,11 +78,8 @@ class MetricsWriter:
 
   def write(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
     """Writes one line; RunError: it cannot be written."""
-    line = {'step': step, 'epoch': round(epoch, 6)}
-    for name, value in values.items():
-      line[name] = value if math.isfinite(value) else None
     # First the file that says when it is full.
-    self._lines.write(line)
+    self._lines.write({'step': step, 'epoch': round(epoch, 6), **values})
     for name, value in values.items():
       self._events.add_scalar(name, value, step)
 

@@ -22,7 +22,12 @@ from resnet.models.layers import head_init
 from resnet.models.weights import fit
 from resnet.models.weights.convert import check_source, read_source, to_torch
 from resnet.models.weights.metadata import Metadata, Preprocessing
-from resnet.models.weights.sources import Source, open_source
+from resnet.models.weights.sources import (
+  Source,
+  open_source,
+  score,
+  split_raw,
+)
 
 __all__ = [
   'Metadata',
@@ -34,6 +39,8 @@ __all__ = [
   'open_source',
   'read_source',
   'save_weights',
+  'score',
+  'split_raw',
   'to_state_dict',
 ]
 

@@ -24,6 +24,8 @@ _HUB = 'hf-hub:'
 _DTYPES = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16'}
 # The library's own bound.
 _MAX_HEADER_BYTES = 100_000_000
+# At the end of a folder: its weights themselves, not their moving averages.
+_RAW = '#raw'
 _PICKLES = ('.pth', '.pt', '.bin', '.ckpt', '.pkl', '.pickle', '.tar')
 
 
@@ -47,11 +49,29 @@ class Source:
   read: Callable[[list[str]], dict[str, np.ndarray]]
 
 
+def split_raw(source: str) -> tuple[str, bool]:
+  """Splits 'FOLDER#raw' into the folder and True; others are returned whole."""
+  if source.endswith(_RAW) and not os.path.exists(source):
+    return source.removesuffix(_RAW), True
+  return source, False
+
+
+def score(evaluation: Mapping[str, float]) -> float:
+  """Returns what the best checkpoint of a run is the highest of.
+
+  That is the top-1 accuracy of the moving averages, where the run keeps them,
+  otherwise of the weights.
+  """
+  return evaluation.get('eval_ema/top1', evaluation['eval/top1'])
+
+
 def open_source(source: str) -> Source:
   """Opens a .safetensors file, 'hf-hub:owner/name[@revision]' or a folder.
 
   A folder is an Orbax checkpoint, or the workdir of a run: then it is the best
-  checkpoint by eval top-1, or the latest where there was no evaluation.
+  checkpoint by `score`, or the latest where there was no evaluation. Of a run
+  that keeps moving averages these are taken; 'FOLDER#raw' takes the weights
+  themselves.
 
   Raises:
     InputError: there is no such source, it is damaged, or it is a pickle.
@@ -59,8 +79,14 @@ def open_source(source: str) -> Source:
   source = os.fspath(source)
   if source.startswith(_HUB):
     return _open_hub(source)
+  source, is_raw = split_raw(source)
   if os.path.isdir(source):
-    return _open_folder(source)
+    return _open_folder(source, is_raw=is_raw)
+  if is_raw:
+    raise InputError(
+      f'{source}{_RAW}: only a folder may have both moving averages and the'
+      f' weights themselves, and {source} is none: leave {_RAW} out.'
+    )
   if not os.path.exists(source):
     raise InputError(
       f'There are no weights at {source!r}: give a .safetensors file, a'
@@ -182,7 +208,7 @@ def _open_hub(source: str) -> Source:
   return _open_safetensors(fetch('model.safetensors'), source, metadata)
 
 
-def _open_folder(folder: str) -> Source:
+def _open_folder(folder: str, *, is_raw: bool) -> Source:
   metadata = Metadata()
   config = os.path.join(folder, 'config.json')
   if os.path.exists(config):
@@ -191,20 +217,23 @@ def _open_folder(folder: str) -> Source:
   checkpointer = ocp.PyTreeCheckpointer()
   try:
     item: Any = checkpointer.metadata(path).item_metadata
-    saved = item.tree
+    has_ema = bool(item.tree.get('ema')) and not is_raw
+    saved = item.tree['ema'] if has_ema else item.tree
     tree = {part: saved.get(part) or {} for part in ('params', 'batch_stats')}
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    paths = {'/'.join(key.key for key in path): leaf for path, leaf in leaves}
-    tensors = {k: (tuple(v.shape), str(v.dtype)) for k, v in paths.items()}
+    tensors = {
+      name: (tuple(leaf.shape), str(leaf.dtype))
+      for name, leaf in _by_path(tree).items()
+    }
   except Exception as error:  # Whatever damaged files make Orbax raise.
     raise InputError(f'{path} is no Orbax checkpoint: {error}') from None
 
   def read(keys: list[str]) -> dict[str, np.ndarray]:
     del keys  # They are all of them.
+    wanted = {'ema': tree} if has_ema else tree
     args = ocp.args.PyTreeRestore(
-      item=tree,
+      item=wanted,
       restore_args=jax.tree.map(
-        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted
       ),
       partial_restore=True,
     )
@@ -212,16 +241,21 @@ def _open_folder(folder: str) -> Source:
       restored = checkpointer.restore(path, args=args)
     except Exception as error:
       raise InputError(f'{path} cannot be read: {error}') from None
-    leaves = jax.tree_util.tree_leaves_with_path(restored)
-    return {'/'.join(k.key for k in path): leaf for path, leaf in leaves}
+    return _by_path(restored['ema'] if has_ema else restored)
 
   return Source(
     name=path,
     is_torch=False,
     tensors=tensors,
-    metadata=metadata,
+    metadata=dataclasses.replace(metadata, ema=has_ema),
     read=read,
   )
+
+
+def _by_path(tree: Any) -> dict[str, Any]:
+  """Returns the leaves by name, such as 'params/head/bias'."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {'/'.join(key.key for key in path): leaf for path, leaf in leaves}
 
 
 def _item_folder(folder: str) -> str:
@@ -238,7 +272,7 @@ def _item_folder(folder: str) -> str:
 
 def _best_or_latest(folder: str) -> int:
   options = ocp.CheckpointManagerOptions(
-    best_fn=lambda metrics: metrics['eval/top1'], read_only=True, create=False
+    best_fn=score, read_only=True, create=False
   )
   try:
     with ocp.CheckpointManager(folder, options=options) as manager:
