@@ -44,7 +44,8 @@ def get_config(source_and_dataset=''):
   if metadata.preprocessing:
     size = metadata.preprocessing.image_size
     config.data.image_size = size
-    config.data.eval_resize = round(size / metadata.preprocessing.crop_share)
+    config.data.eval_resize = metadata.preprocessing.resize_size
+    config.data.interpolation = metadata.preprocessing.interpolation
   # Milder than for ImageNet: there are few images to begin with.
   config.data.crop_area = (0.5, 1.0)
 

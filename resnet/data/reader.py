@@ -224,7 +224,7 @@ class BatchReader:
     for _ in range(len(self.source)):
       try:
         image, box = self.decode(draws, index, record)
-        return index, record, self.transform(image, box, draws)
+        return index, record, self._apply(image, box, draws, index, record)
       except InputError as error:
         if self.max_bad_images is None:
           raise
@@ -237,6 +237,20 @@ class BatchReader:
       index = (index + 1) % len(self.source)
       (record,) = self.source.read([index])
     raise InputError(f'No image can be decoded. The last one: {left_out[-1]}')
+
+  def _apply(
+    self,
+    image: np.ndarray,
+    box: Box,
+    draws: Draws,
+    index: int,
+    record: Record,
+  ) -> np.ndarray:
+    try:
+      return self.transform(image, box, draws)
+    except ValueError as error:
+      key = self.source.key(index, record)
+      raise InputError(f'The image of {key} cannot be used: {error}.') from None
 
   def decode(
     self, draws: Draws, index: int, record: Record

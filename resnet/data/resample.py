@@ -14,14 +14,17 @@ from PIL import Image
 
 from resnet.errors import InputError
 
-# What a config may choose; 'lanczos' is for preparing.
+# What a config may choose.
 INTERPOLATIONS = ('bilinear', 'bicubic')
 # Of images [H, W, C] by C.
 _PIXEL_TYPES = {1: resizer.PixelType.U8, 3: resizer.PixelType.U8x3}
 _PILLOW_FILTERS = {
   'bicubic': Image.Resampling.BICUBIC,
   'lanczos': Image.Resampling.LANCZOS,
+  'nearest': Image.Resampling.NEAREST,
 }
+# All that `resize` knows; weights of other programs may ask for any.
+FILTERS = ('bilinear', *_PILLOW_FILTERS)
 
 
 def check_interpolation(value: str) -> None:
@@ -41,7 +44,7 @@ def resize(
     image: need not be contiguous.
     height: of the result, pixels.
     width: likewise.
-    interpolation: 'bilinear', 'bicubic' or 'lanczos'; all with antialias.
+    interpolation: one of `FILTERS`; all but 'nearest' with antialias.
   """
   if image.shape[:2] == (height, width):
     return image

@@ -1,29 +1,40 @@
-"""An image in several sizes, for multi-scale testing."""
+"""Several square views of an image in one array, for averaged predictions."""
 
 from collections.abc import Sequence
 import dataclasses
 
 import numpy as np
 
-from resnet.data.transforms import Box, Image, resize_and_center_crop
+from resnet.data.transforms import (
+  Box,
+  Image,
+  resize_and_center_crop,
+  resize_shorter_side,
+  ten_crop,
+)
 
 # He et al. 2016, section 3.4, of networks that are trained on 224 pixels.
 _PAPER_SIDES, _PAPER_SIZE = (224, 256, 384, 480, 640), 224
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ScalesTransform:
-  """Image of any size -> its central square in each size, [N, C].
+class ViewsTransform:
+  """Image of any size -> its views, [N, C].
 
-  The squares lie one after the other, row by row: N = sum(side * side). So an
-  image is read and decoded once, and a batch is still one array.
+  The views are squares that lie one after the other, row by row: N is the sum
+  of side * side over the views. So an image is read and decoded once, and a
+  batch is still one array.
 
   Attributes:
-    sides: pixels; the shorter side of the image is resized to each.
+    sides: pixels of each view.
+    resize_size: the views are the ten crops of the image whose shorter side is
+      resized to this, pixels; all sides are equal then. None: the views are the
+      central squares of the image resized to each side.
     interpolation: 'bilinear' or 'bicubic', with antialias.
   """
 
   sides: tuple[int, ...]
+  resize_size: int | None = None
   interpolation: str = 'bilinear'
 
   num_draws = 0
@@ -37,6 +48,9 @@ class ScalesTransform:
     """Returns [N, C] of a whole image."""
     del draws
     image = box.of(image)
+    if self.resize_size is not None:
+      image = resize_shorter_side(image, self.resize_size, self.interpolation)
+      return ten_crop(image, self.sides[0]).reshape(-1, image.shape[-1])
     squares = [
       resize_and_center_crop(image, side, side, self.interpolation)
       for side in self.sides

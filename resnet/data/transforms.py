@@ -14,6 +14,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from resnet.data.images import MAX_PIXELS
 from resnet.data.resample import check_interpolation, resize
 from resnet.errors import InputError
 
@@ -42,24 +43,69 @@ class Box(NamedTuple):
     return image[self.top : self.bottom, self.left : self.left + self.width]
 
 
+def resize_shorter_side(
+  image: Image,
+  size: int,
+  interpolation: str = 'bilinear',
+  *,
+  max_pixels: int = MAX_PIXELS,
+) -> Image:
+  """Resizes so that the shorter side has `size` pixels, as torchvision does.
+
+  The longer side is rounded down.
+
+  Raises:
+    ValueError: the result would have more than about `max_pixels`.
+  """
+  height, width = image.shape[:2]
+  shorter = min(height, width)
+  sides = height * size // shorter, width * size // shorter
+  if max(sides) > max_pixels // size:
+    raise ValueError(
+      f'{width} x {height} pixels are too long and narrow to be resized to a'
+      f' shorter side of {size}'
+    )
+  return resize(image, *sides, interpolation)
+
+
+def center_crop(image: Image, size: int) -> Image:
+  """Returns the central square, where torchvision's `CenterCrop` cuts it."""
+  top, left = (round((side - size) / 2) for side in image.shape[:2])
+  return image[top : top + size, left : left + size]
+
+
+def ten_crop(image: Image, size: int) -> np.ndarray:
+  """Returns the centre and the corners, then those of the mirror image.
+
+  Krizhevsky et al. 2012, section 4.1; the crops of torchvision's `TenCrop`,
+  with the central ones first.
+
+  Returns:
+    uint8 [10, size, size, C].
+  """
+  crops = []
+  for view in (image, image[:, ::-1]):
+    down, right = (side - size for side in view.shape[:2])
+    crops.append(center_crop(view, size))
+    crops += [
+      view[top : top + size, left : left + size]
+      for top in (0, down)
+      for left in (0, right)
+    ]
+  return np.stack(crops)
+
+
 def resize_and_center_crop(
   image: Image, resize_size: int, size: int, interpolation: str = 'bilinear'
 ) -> Image:
   """Resizes the shorter side to `resize_size`, cuts the central square.
 
-  The longer side is cut off to whole pixels and the square is put where
-  torchvision's `Resize` and `CenterCrop` do it.
+  Raises:
+    ValueError: the image is too long and narrow.
   """
-  height, width = image.shape[:2]
-  shorter = min(height, width)
-  image = resize(
-    image,
-    height * resize_size // shorter,
-    width * resize_size // shorter,
-    interpolation,
+  return center_crop(
+    resize_shorter_side(image, resize_size, interpolation), size
   )
-  top, left = (round((side - size) / 2) for side in image.shape[:2])
-  return image[top : top + size, left : left + size]
 
 
 def random_box(

@@ -63,6 +63,7 @@ def export(
     RunError: the export does not compute what the network computes.
   """
   _check(folder, format_, platforms)
+  weights = _for_platforms(weights, platforms)
   parent, name = os.path.split(os.path.abspath(folder))
   try:
     scratch = tempfile.mkdtemp(dir=parent, prefix=f'.{name}.')
@@ -110,6 +111,21 @@ def _check(folder: str, format_: str, platforms: Sequence[str]) -> None:
       f'An export is run here before it is declared done, so --platforms needs'
       f' {backend!r} too.'
     )
+
+
+def _for_platforms(weights: Weights, platforms: Sequence[str]) -> Weights:
+  """Returns the network with the convolutions that suit the platforms.
+
+  The network's own choice, made for the machine that exports, is a matrix
+  product on a CPU.
+  """
+  if set(platforms) == {_backend()} or not hasattr(
+    weights.model, 'conv_backend'
+  ):
+    return weights
+  return dataclasses.replace(
+    weights, model=weights.model.clone(conv_backend='xla')
+  )
 
 
 def _backend() -> str:

@@ -116,12 +116,9 @@ def read_weights(
       ' networks)'
     )
   variables = read_source(found, model, **metadata.overrides)
+  # Without PyTorch's counts of updates, which no network reads.
+  variables = {part: variables[part] for part in ('params', 'batch_stats')}
   num_classes = len(variables['params']['head']['bias'])
-  names = metadata.class_names or tuple(map(str, range(num_classes)))
-  if len(names) != num_classes:
-    raise InputError(
-      f'{source} has {len(names)} class names for {num_classes} classes.'
-    )
   return Weights(
     name=source,
     model_name=model,
@@ -134,7 +131,7 @@ def read_weights(
     ),
     variables=variables,
     preprocessing=metadata.preprocessing,
-    class_names=names,
+    class_names=metadata.names_of(num_classes),
   )
 
 

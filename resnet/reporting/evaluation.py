@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
-import json
 import os
 import tempfile
 from typing import Any
@@ -12,14 +11,14 @@ import numpy as np
 from resnet.errors import InputError
 from resnet.reporting import figures
 from resnet.reporting.reliability import draw_reliability
-from resnet.training.workdir import write_atomically
+from resnet.training.workdir import to_json, write_atomically
 
 
 def lines(report: Mapping[str, Any], names: Sequence[str] | None) -> list[str]:
   """Returns what is printed of a report; `names` are those of the classes."""
   found = [
     f'{report["num_examples"]:,} images of {report["images"]}, views:'
-    f' {report["views"]}',
+    f' {report["views"]}, weights: {report["weights"]}',
     f'  top-1 {report["top1"]:.4f}  top-5 {report["top5"]:.4f}'
     f'  loss {report["loss"]:.4f}',
   ]
@@ -27,6 +26,11 @@ def lines(report: Mapping[str, Any], names: Sequence[str] | None) -> list[str]:
     found.append(
       f'  ReaL top-1 {real["top1"]:.4f}  ({real["num_images"]:,} images;'
       f' {real["num_unlabelled"]:,} without labels are not counted)'
+    )
+  if num := report['num_not_finite']:
+    found.append(
+      f'  warning: the logits of {num:,} images are not finite; they count as'
+      ' wrong'
     )
   found.append(
     f'  calibration error {report["ece"]:.4f}'
@@ -104,7 +108,7 @@ def save(
     for name in ('count', 'confidence', 'top1')
   }
   lists = {name: values.tolist() for name, values in bins.items()}
-  text = json.dumps({**report, 'sums_of_bins': lists}, indent=2)
+  text = to_json({**report, 'sums_of_bins': lists}, indent=2)
   rows = [','.join(map(str, row)) for row in sums['confusion'].tolist()]
   title = (
     f'{model} on {report["images"]}: top-1 {report["top1"]:.4f},'

@@ -1,22 +1,25 @@
 """Evaluates a run in detail: several views, calibration, confusions.
 
   python -m resnet.tools.evaluate --workdir=runs/digits
-  python -m resnet.tools.evaluate ... --views=ten --output=report
+  python -m resnet.tools.evaluate ... --views=ten_crop --output=report
 
 Prints top-1, top-5, loss, the expected calibration error and the worst classes;
 with --output writes them to OUTPUT.json, with the bins of the reliability
 diagram, draws this to OUTPUT.png, and writes the confusion matrix, label by
 prediction, to OUTPUT.csv.
 
---views=flip averages the probabilities of the image and its mirror image, ten
-those of the corners and the centre, and of their mirror images, cut from the
-image whose shorter side is data.eval_resize. --views=scales resizes the shorter
-side to each of --scales and applies the network to the central square, however
-large, and to its mirror image (He et al. 2016, section 3.4; there to the whole
-image, but those of a batch differ in shape). Without --scales they are those of
-the paper, 224, 256, 384, 480 and 640 pixels, in proportion to data.eval_size.
-All sizes of an image travel together: where memory is short, take a smaller
---config.batch_size.
+--views=flip averages the probabilities of the image and its mirror image,
+ten_crop those of the corners and the centre, and of their mirror images, cut
+from the image whose shorter side is data.eval_resize. --views=scales resizes
+the shorter side to each of --scales and applies the network to the central
+square, however large, and to its mirror image (He et al. 2016, section 3.4;
+there to the whole image, but those of a batch differ in shape). Without
+--scales they are those of the paper, 224, 256, 384, 480 and 640 pixels, in
+proportion to data.eval_size. All views of an image travel together: where
+memory is short, take a smaller --config.batch_size.
+
+A run that keeps moving averages is evaluated with them; --workdir=DIR#raw takes
+the weights themselves.
 
 --precise_bn=N takes mean and variance of every batch norm anew, of the first N
 training images (rounded up to whole batches), augmented and in groups as in
@@ -45,6 +48,7 @@ from resnet.data.same_classes import open_same_classes
 from resnet.data.scales import paper_sides
 from resnet.errors import InputError
 from resnet.experiment import Experiment
+from resnet.models.weights import split_raw
 from resnet.reporting import evaluation
 from resnet.tools import command
 from resnet.training import calibration, detailed, precise_bn, views
@@ -59,15 +63,14 @@ def main(args: argparse.Namespace) -> None:
   real = _real_labels(args, run)
   if args.precise_bn is not None:
     precise_bn.check(run, args.precise_bn)
-  _, state, run = open_state(run, args.workdir, args.checkpoint)
-  variables = state.variables
-  if args.ema:
-    if state.ema is None:
-      raise InputError(f'--ema: {args.workdir} keeps no moving averages.')
-    variables = state.ema
+  workdir, is_raw = split_raw(args.workdir)
+  _, state, run = open_state(run, workdir, args.checkpoint)
+  is_raw |= state.ema is None
+  variables = state.variables if is_raw else state.ema
   source = run.eval_reader.source
   report: dict[str, Any] = {
     'images': f'{source.name}/{source.split}',
+    'weights': 'raw' if is_raw else 'moving averages',
     'views': args.views,
     'scales': sides,
   }
@@ -161,7 +164,6 @@ def parser() -> command.Parser:
   add = result.add_argument
   add('--workdir', required=True, metavar='DIR', help='of the run')
   add('--checkpoint', choices=('best', 'latest'), default='best')
-  add('--ema', action='store_true', help='the moving averages')
   add('--views', choices=views.VIEWS, default='center')
   add('--on', metavar='SET', help='other images of the same classes')
   add('--split', help='of --on; without it, the only one')

@@ -15,7 +15,6 @@ with the weights. A line each on stdout.
 import argparse
 from collections.abc import Iterator
 import contextlib
-import json
 import os
 import sys
 from typing import Any
@@ -41,7 +40,7 @@ from resnet.inference.network import (
 from resnet.inference.predictor import Predictor
 from resnet.inference.preprocessing import ImageTransform, overlay
 from resnet.tools import command
-from resnet.training.workdir import write_atomically
+from resnet.training.workdir import to_json, write_atomically
 
 
 def main(args: argparse.Namespace) -> None:
@@ -145,6 +144,10 @@ def _print(
 ) -> None:
   """Prints a line for each image: its likeliest classes, the first first."""
   for file, row in zip(files, probabilities, strict=True):
+    if not np.all(np.isfinite(row)):
+      tqdm.tqdm.write(
+        f'warning: the logits of {file} are not finite', file=sys.stderr
+      )
     # Of equal ones the first, as argmax has it.
     order = np.argsort(-row, kind='stable')[: args.top]
     classes = [
@@ -156,7 +159,7 @@ def _print(
       for index in order
     ]
     if args.json:
-      line = json.dumps({'file': file, 'classes': classes})
+      line = to_json({'file': file, 'classes': classes})
     else:
       line = file + ''.join(
         f'  {c["name"]} {c["probability"]:.4f}' for c in classes

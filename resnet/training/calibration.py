@@ -1,4 +1,4 @@
-"""How far confidence is from accuracy, and what is taken for what."""
+"""Calibration error and confusion matrix."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from resnet.training import metrics
 
 NUM_BINS = 15
 
@@ -19,42 +21,52 @@ def zeros(num_classes: int) -> Sums:
   return {
     'loss': jnp.zeros((), jnp.float32),
     'top5': jnp.zeros((), jnp.float32),
+    'num_not_finite': jnp.zeros((), jnp.float32),
     'confusion': jnp.zeros((num_classes, num_classes), jnp.int32),
     **{name: jnp.zeros((NUM_BINS,), jnp.float32) for name in bins},
   }
 
 
 def batch_sums(
-  probabilities: jax.Array, labels: jax.Array, mask: jax.Array
+  log_probabilities: jax.Array, labels: jax.Array, mask: jax.Array
 ) -> Sums:
   """Sums over a batch of what each image that counts adds.
 
   Args:
-    probabilities: [B, K] float32.
+    log_probabilities: [B, K] float32; logarithms, because a probability may
+      be too small for float32.
     labels: [B] int32.
     mask: [B] bool, False where the row does not count.
 
   Returns:
-    'loss', the cross entropy; 'top5'; 'confusion', int32 [K, K], counts by
-    label and prediction; and by bin of the largest probability, of 15 equal
-    ones, closed above, 'bin_count', 'bin_confidence', the sum of that
-    probability, and 'bin_top1', the number of images that are right.
+    'loss', the cross entropy; 'top5'; 'num_not_finite', images with NaN among
+    their logits, which are never right and in no cell of 'confusion', int32
+    [K, K], counts by label and prediction; and by bin of the largest
+    probability, of 15 equal ones, closed above, 'bin_count', 'bin_confidence',
+    the sum of that probability, and 'bin_top1', the number of images that are
+    right.
   """
-  num_classes = probabilities.shape[1]
-  confidence = jnp.max(probabilities, axis=1)
-  predictions = jnp.argmax(probabilities, axis=1).astype(jnp.int32)
-  of_label = jnp.take_along_axis(probabilities, labels[:, None], axis=1)
-  place = jnp.sum(probabilities > of_label, axis=1, dtype=jnp.int32)
+  num_classes = log_probabilities.shape[1]
+  is_finite = ~jnp.any(jnp.isnan(log_probabilities), axis=1)
+  confidence = jnp.exp(jnp.max(log_probabilities, axis=1))
+  confidence = jnp.where(is_finite, confidence, 0.0)
+  predictions = jnp.argmax(log_probabilities, axis=1).astype(jnp.int32)
+  of_label = jnp.take_along_axis(log_probabilities, labels[:, None], axis=1)
+  place, _ = metrics.label_place(log_probabilities, labels)
   places = jnp.ceil(confidence * NUM_BINS).astype(jnp.int32) - 1
   places = jnp.clip(places, 0, NUM_BINS - 1)
   counts = mask.astype(jnp.float32)
-  is_right = (predictions == labels).astype(jnp.float32)
+  ranked = mask & is_finite
+  is_right = ((place == 0) & is_finite).astype(jnp.float32)
   bins = jnp.zeros((NUM_BINS,), jnp.float32)
   confusion = jnp.zeros((num_classes, num_classes), jnp.int32)
   return {
-    'loss': -jnp.sum(jnp.where(mask, jnp.log(of_label[:, 0]), 0.0)),
-    'top5': jnp.sum((place < 5) & mask, dtype=jnp.float32),
-    'confusion': confusion.at[labels, predictions].add(mask.astype(jnp.int32)),
+    'loss': -jnp.sum(jnp.where(mask, of_label[:, 0], 0.0)),
+    'top5': jnp.sum((place < 5) & ranked, dtype=jnp.float32),
+    'num_not_finite': jnp.sum(mask & ~is_finite, dtype=jnp.float32),
+    'confusion': confusion.at[labels, predictions].add(
+      ranked.astype(jnp.int32)
+    ),
     'bin_count': bins.at[places].add(counts),
     'bin_confidence': bins.at[places].add(counts * confidence),
     'bin_top1': bins.at[places].add(counts * is_right),
@@ -70,7 +82,7 @@ def summarize(sums: Mapping[str, Any]) -> dict[str, float]:
 
   Returns:
     'loss', 'top1', 'top5', 'ece', 'confidence', all but the first 0 to 1; and
-    'num_examples'.
+    'num_examples' and 'num_not_finite'.
   """
   host = {name: np.asarray(value, np.float64) for name, value in sums.items()}
   count = host['bin_count'].sum()
@@ -82,6 +94,7 @@ def summarize(sums: Mapping[str, Any]) -> dict[str, float]:
     'ece': float(gaps.sum() / count),
     'confidence': float(host['bin_confidence'].sum() / count),
     'num_examples': int(count),
+    'num_not_finite': int(host['num_not_finite']),
   }
 
 

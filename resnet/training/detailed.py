@@ -13,8 +13,7 @@ import numpy as np
 from resnet.data.loader import DeviceLoader, read_ahead
 from resnet.data.notes import Notes
 from resnet.data.reader import BatchReader
-from resnet.data.scales import ScalesTransform
-from resnet.data.transforms import EvalTransform
+from resnet.data.scales import ViewsTransform
 from resnet.errors import InputError
 from resnet.experiment import Experiment
 from resnet.training import calibration, compiler, views
@@ -54,6 +53,8 @@ def evaluate(
   Raises:
     InputError: an image cannot be decoded.
   """
+  if which == 'ten_crop':
+    sides = (run.eval_image_shape[0],) * 10
   reader = _reader(run, which, tuple(sides))
   num_examples = len(reader.source)
   notes = Notes(reader.max_bad_images)
@@ -71,7 +72,7 @@ def evaluate(
       task=run.task,
       sharding=run.sharding,
       which=which,
-      sizes=tuple(sides) or run.eval_image_shape[:1],
+      sides=tuple(sides),
     ),
     out_shardings=run.sharding.replicated,
     donate_argnums=1,
@@ -100,20 +101,16 @@ def evaluate(
 
 
 def _reader(run: Experiment, which: str, sides: tuple[int, ...]) -> BatchReader:
-  """Returns the reader of what is cut on the device."""
+  """Returns the reader of the views that the host makes."""
+  if not sides:
+    return run.eval_reader
   transform: Any = run.eval_reader.transform
-  if which == 'ten':
-    # The crops are cut of the whole square.
-    transform = EvalTransform(
-      size=transform.resize_size,
-      resize_size=transform.resize_size,
-      interpolation=transform.interpolation,
-    )
-  elif which == 'scales':
-    transform = ScalesTransform(
-      sides=sides, interpolation=transform.interpolation
-    )
-  return dataclasses.replace(run.eval_reader, transform=transform)
+  views_transform = ViewsTransform(
+    sides=sides,
+    resize_size=transform.resize_size if which == 'ten_crop' else None,
+    interpolation=transform.interpolation,
+  )
+  return dataclasses.replace(run.eval_reader, transform=views_transform)
 
 
 def _step(
@@ -124,21 +121,20 @@ def _step(
   task: Task,
   sharding: DataSharding,
   which: str,
-  sizes: Sequence[int],
+  sides: Sequence[int],
 ) -> tuple[calibration.Sums, jax.Array]:
   """Returns the sums with this batch in them, and its predictions [B]."""
   variables = sharding.gather(variables)
   images, mask = batch['image'], batch['mask']
-  if which == 'scales':
-    cuts = views.cut_scales(images, sizes)
-  else:
-    cuts = views.cut(images, sizes[0], which)
+  cuts = views.unpack(images, sides) if sides else [images]
+  if which in ('flip', 'scales'):
+    cuts = views.with_mirrored(cuts)
   logits: list[Any] = [
     task.model.apply(variables, task.normalize(view), train=False)
     for view in cuts
   ]
-  probabilities = views.mean_probabilities(logits)
-  more = calibration.batch_sums(probabilities, batch['label'], mask)
-  predictions = jnp.argmax(probabilities, axis=1).astype(jnp.int32)
+  log_probabilities = views.mean_log_probabilities(logits)
+  more = calibration.batch_sums(log_probabilities, batch['label'], mask)
+  predictions = jnp.argmax(log_probabilities, axis=1).astype(jnp.int32)
   sums = jax.tree.map(lambda a, b: a + b, sums, more)
   return sums, jnp.where(mask, predictions, -1)

@@ -33,8 +33,33 @@ def batch_sums(
     'loss'; 'top1' and 'top5', the numbers of images whose label is the
     largest, or among the five largest, of its logits; 'num_examples'.
   """
-  # The label's place among the logits, by comparisons alone: `top_k` would
-  # gather a sharded batch on every device. Of equal logits the first leads.
+  place, is_ranked = label_place(logits, labels)
+  counts = mask & is_ranked
+  return {
+    # where, not times: a padded row may well have a loss that is not finite.
+    'loss': jnp.sum(jnp.where(mask, losses, 0.0)),
+    'top1': jnp.sum((place < 1) & counts, dtype=jnp.float32),
+    'top5': jnp.sum((place < 5) & counts, dtype=jnp.float32),
+    'num_examples': jnp.sum(mask, dtype=jnp.float32),
+  }
+
+
+def label_place(
+  logits: jax.Array, labels: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Returns how many logits lead the label's, and whether there is an order.
+
+  Of equal logits the first leads.
+
+  Args:
+    logits: [B, K] float32.
+    labels: [B] int32.
+
+  Returns:
+    int32 [B], 0 where the label's logit is the largest, and bool [B], False
+    where the label's logit is NaN.
+  """
+  # By comparisons alone: `top_k` would gather a sharded batch on every device.
   classes = jnp.arange(logits.shape[-1], dtype=labels.dtype)[None, :]
   is_label = classes == labels[:, None]
   label_logit = jnp.max(
@@ -44,14 +69,7 @@ def batch_sums(
     (logits == label_logit) & (classes < labels[:, None])
   )
   place = jnp.sum(leads, axis=1, dtype=jnp.int32)
-  counts = mask & ~jnp.isnan(label_logit[:, 0])
-  return {
-    # where, not times: a padded row may well have a loss that is not finite.
-    'loss': jnp.sum(jnp.where(mask, losses, 0.0)),
-    'top1': jnp.sum((place < 1) & counts, dtype=jnp.float32),
-    'top5': jnp.sum((place < 5) & counts, dtype=jnp.float32),
-    'num_examples': jnp.sum(mask, dtype=jnp.float32),
-  }
+  return place, ~jnp.isnan(label_logit[:, 0])
 
 
 def add(sums: Sums, more: Sums) -> Sums:
