@@ -184,10 +184,15 @@ def get_config() -> ConfigDict:
   # (Zhang et al. 2018) and cutmix (Yun et al. 2019); 0: none.
   augment.mixup_alpha = 0.0
   augment.cutmix_alpha = 0.0
-  # Share of the batches that are mixed; and of these, those that take cutmix
+  # Share of the groups that are mixed; and of these, those that take cutmix
   # where both are on.
   augment.mix_probability = 1.0
   augment.cutmix_share = 0.5
+  # Neighbouring images of a batch that are mixed with each other, by one draw;
+  # None: model.bn_group_size, else the whole batch. timm and torchvision mix
+  # the batch of a process. No image leaves its device where this divides
+  # batch_size / devices.
+  augment.mix_group_size = config_dict.placeholder(int)
 
   # All devices of all processes, a mesh of data x fsdp; both split the batch.
   sharding = config.sharding = ConfigDict()

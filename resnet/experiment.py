@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from resnet.data.augment import DeviceAugment
 from resnet.data.augmentation import create_augmentation
 from resnet.data.loader import LoaderOptions
+from resnet.data.mixing import Mixing
 from resnet.data.pipeline import Data, create_data
 from resnet.data.reader import BatchReader
 from resnet.data.sizes import Sizes, create_sizes
@@ -128,6 +129,7 @@ class Experiment:
     eval_reader: batches of evaluation images.
     loader: how fast to read.
     sharding: over the devices.
+    notices: lines to show when the run starts.
   """
 
   config: Mapping[str, Any]
@@ -148,6 +150,7 @@ class Experiment:
   eval_reader: BatchReader
   loader: LoaderOptions
   sharding: DataSharding
+  notices: tuple[str, ...] = ()
 
   @property
   def train_image_shape(self) -> tuple[int, int, int]:
@@ -285,8 +288,10 @@ def resolve(
   _check_groups(config, num_devices)
   data = data or create_data(**config.data)
   num_classes = _num_classes(config.model.num_classes, data)
+  mix_group_size = _mix_group_size(config)
   augmentation = create_augmentation(
-    channels=data.train.channels, **config.augment
+    channels=data.train.channels,
+    **{**config.augment, 'mix_group_size': mix_group_size},
   )
   check_threshold(
     config.loss.target_threshold,
@@ -363,6 +368,7 @@ def resolve(
     ),
     loader=data.loader,
     sharding=sharding,
+    notices=_notices(augmentation.mixing, config.batch_size, num_devices),
   )
 
 
@@ -463,6 +469,34 @@ def _check_groups(config: Any, num_devices: int) -> None:
       f'model.bn_group_size={group} does not divide {what}, {images} images:'
       ' take a divisor of that, or fewer accumulation_steps.'
     )
+
+
+def _mix_group_size(config: Any) -> int | None:
+  """Returns the images that are mixed among themselves; None: all."""
+  size = config.augment.mix_group_size
+  if size is None:
+    return config.model.bn_group_size
+  if size <= 0 or config.batch_size % size:
+    raise InputError(
+      f'augment.mix_group_size={size} does not divide batch_size='
+      f'{config.batch_size}: take a divisor of that.'
+    )
+  return size
+
+
+def _notices(
+  mixing: Mixing | None, batch_size: int, num_devices: int
+) -> tuple[str, ...]:
+  """Returns what a user should know of the config before a long run."""
+  found = []
+  rows = batch_size // num_devices
+  group_size = (mixing and mixing.group_size) or batch_size
+  if mixing and rows % group_size:
+    found.append(
+      f'Mixup and cutmix send images between devices: groups of {group_size:,}'
+      f' images (augment.mix_group_size) span devices of {rows:,}.'
+    )
+  return tuple(found)
 
 
 def _model_options(

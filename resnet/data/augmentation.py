@@ -25,7 +25,7 @@ class Augmentation:
   Attributes:
     operations: on uint8 images, in this order.
     erasing: after them; None: none.
-    mixing: of whole batches, last; None: none.
+    mixing: of images with each other, last; None: none.
   """
 
   operations: tuple[Augment, ...] = ()
@@ -75,6 +75,7 @@ def create_augmentation(
   cutmix_alpha: float,
   mix_probability: float,
   cutmix_share: float,
+  mix_group_size: int | None,
 ) -> Augmentation:
   """Returns what the fields ask for; see configs/default.py.
 
@@ -93,6 +94,7 @@ def create_augmentation(
     cutmix_alpha=cutmix_alpha,
     probability=mix_probability,
     cutmix_share=cutmix_share,
+    group_size=mix_group_size,
   )
   created: dict[str, Augment] = {
     'randaugment': RandomOperations(

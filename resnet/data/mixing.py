@@ -1,11 +1,13 @@
-"""Mixup and cutmix: each image of a batch with that of the mirrored row.
+"""Mixup and cutmix: each image with that of the mirrored row of its group.
 
-Row i is mixed with row B - 1 - i, and one draw holds for the whole batch, as in
-timm and, but for the partner, in the papers' code. What is mixed may be uint8
-pixels or normalised images: the average of two is normalised as they are.
+Row i of a group of g images is mixed with row g - 1 - i, and one draw holds for
+the group. In timm and torchvision the group is the batch of a process, and in
+timm the partner is the same. What is mixed may be uint8 pixels or normalised
+images: the average of two is normalised as they are.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -38,14 +40,18 @@ class Mixing:
   Attributes:
     mixup_alpha: share ~ Beta(alpha, alpha) (Zhang et al. 2018); 0: no mixup.
     cutmix_alpha: the same for Yun et al. 2019; 0: no cutmix.
-    probability: that a batch is mixed at all.
-    cutmix_share: of the batches that are mixed, where both are on.
+    probability: that a group is mixed at all.
+    cutmix_share: of the groups that are mixed, where both are on.
+    group_size: neighbouring images that are mixed among themselves, a divisor
+      of the batch size; None: the whole batch. No image leaves its device
+      where a device holds whole groups.
   """
 
   mixup_alpha: float
   cutmix_alpha: float
   probability: float
   cutmix_share: float
+  group_size: int | None = None
 
   def __post_init__(self):
     for field in ('mixup_alpha', 'cutmix_alpha'):
@@ -72,13 +78,22 @@ class Mixing:
   def __call__(
     self, images: jax.Array, labels: jax.Array, num_classes: int, key: jax.Array
   ) -> Mixed:
-    """Mixes images [B, H, W, C] and labels [B]; one draw a batch."""
-    shares = self.draw(key, *images.shape[1:3])
-    share = jnp.mean(shares)
+    """Mixes images [B, H, W, C] and labels [B]; one draw a group."""
+    num_groups = len(images) // (self.group_size or len(images))
+    draw = functools.partial(
+      self.draw, height=images.shape[1], width=images.shape[2]
+    )
+    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(
+      jnp.arange(num_groups)
+    )
+    shares = jax.vmap(draw)(keys)
+    share = jnp.mean(shares, axis=(1, 2))
+    grouped = labels.reshape(num_groups, -1)
+    main = jnp.where(share[:, None] >= 0.5, grouped, grouped[:, ::-1])
     return Mixed(
       images=mix_images(images, shares),
       targets=mix_targets(labels, share, num_classes),
-      main_labels=jnp.where(share >= 0.5, labels, labels[::-1]),
+      main_labels=main.reshape(-1),
     )
 
   def draw(self, key: jax.Array, height: int, width: int) -> jax.Array:
@@ -137,14 +152,17 @@ def mix_images(images: jax.Array, shares: jax.Array) -> jax.Array:
 
   Args:
     images: [B, H, W, C].
-    shares: what an image keeps of each of its pixels, float32 [H, W].
+    shares: what an image of each group keeps of each of its pixels, float32
+      [groups, H, W].
 
   Returns:
     float32 [B, H, W, C].
   """
-  others = images[::-1].astype(jnp.float32)
-  shares = shares[None, :, :, None]
-  return images.astype(jnp.float32) * shares + others * (1.0 - shares)
+  groups = images.reshape(len(shares), -1, *images.shape[1:])
+  groups = groups.astype(jnp.float32)
+  shares = shares[:, None, :, :, None]
+  mixed = groups * shares + groups[:, ::-1] * (1.0 - shares)
+  return mixed.reshape(images.shape)
 
 
 def mix_targets(
@@ -154,11 +172,13 @@ def mix_targets(
 
   Args:
     labels: [B] int32.
-    share: of the own label, float32 scalar.
+    share: of the own label in each group, float32 [groups].
     num_classes: K.
 
   Returns:
     float32 [B, K].
   """
-  targets = jax.nn.one_hot(labels, num_classes)
-  return targets * share + targets[::-1] * (1.0 - share)
+  targets = jax.nn.one_hot(labels.reshape(len(share), -1), num_classes)
+  share = share[:, None, None]
+  mixed = targets * share + targets[:, ::-1] * (1.0 - share)
+  return mixed.reshape(-1, num_classes)

@@ -57,7 +57,9 @@ def main(args: argparse.Namespace) -> None:
 def _print(
   args: argparse.Namespace, count: int | None, scores: list[float]
 ) -> None:
-  mean, std = float(np.mean(scores)), float(np.std(scores))
+  mean = float(np.mean(scores))
+  # Of a sample, as in all other tables.
+  std = float(np.std(scores, ddof=1)) if len(scores) > 1 else 0.0
   if args.json:
     line = {'labels_a_class': count, 'top1': mean, 'std': std}
     print(json.dumps({**line, 'seeds': len(scores)}))

@@ -73,7 +73,9 @@ def create_optimizer(
   SGDW; in the paper it is times the schedule alone.
 
   The last two adapt and decay kernels only: biases, and scales of batch norm,
-  are neither decayed nor scaled by a ratio of norms, as in the papers' code.
+  are neither decayed nor scaled by a ratio of norms, as in the papers' code. A
+  kernel whose norm, or whose direction's norm, is zero has the factor 1 in the
+  place of its coefficient and ratio, as in `optax.lars` and MLPerf's LARS.
 
   Before all that g is clipped, by one of
 

@@ -177,6 +177,7 @@ def train(
     cleanup.callback(loop.close)
     for line in (
       _describe(experiment, first_step),
+      *experiment.notices,
       *changed,
       initial and initial.describe(),
       reference and reference.describe(experiment.config),
