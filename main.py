@@ -229,7 +229,7 @@ def _run(cluster: Any) -> int:
   workdir = os.path.expanduser(workdir)
   reference = None
   if _REFERENCE.value is not None:
-    reference = read_reference(_REFERENCE.value)
+    reference = read_reference(os.path.expanduser(_REFERENCE.value))
   if reference and _MODE.value != 'train':
     raise InputError(
       f'--reference is for training: leave it out of --mode={_MODE.value}.'

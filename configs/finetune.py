@@ -5,8 +5,9 @@
 SOURCE is what --config.init_from takes: a workdir, a .safetensors file,
 hf-hub:OWNER/NAME@REVISION. Network, image size, mean and standard deviation are
 those of the weights where they say so; otherwise ResNet-50 at 224 pixels.
-DATASET is a TFDS name; its evaluation split is 'test' unless
---config.data.eval_split says otherwise.
+DATASET is a TFDS name, or 'folder' with --config.data.data_dir. It is evaluated
+on the split 'test', a folder on 'val', unless --config.data.eval_split says
+otherwise.
 
   --config.model.frozen_stages=2              keep the stem and two stages
   --config.model.frozen_bn=True               keep the running statistics
@@ -40,7 +41,7 @@ def get_config(source_and_dataset=''):
   config.model.shortcut = metadata.shortcut
 
   config.data.name = dataset
-  config.data.eval_split = 'test'
+  config.data.eval_split = 'val' if dataset == 'folder' else 'test'
   if metadata.preprocessing:
     size = metadata.preprocessing.image_size
     config.data.image_size = size

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 import difflib
+import os
+import re
 
 
 class InputError(ValueError):
@@ -23,11 +25,22 @@ class RunError(Exception):
 def nearest(name: str, names: Iterable[str]) -> str:
   """Returns ' Did you mean: a, b?', or all names where none is near."""
   names = sorted(names)
+  same = [other for other in names if _letters(other) == _letters(name)]
   longer = [other for other in names if name and other.startswith(name)]
   near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
-  close = list(dict.fromkeys([*longer, *near]))[:3]
+  close = list(dict.fromkeys([*same, *longer, *near]))[:3]
   if close:
     return f' Did you mean: {", ".join(close)}?'
   if not names or len(names) > 30:
     return ''
   return f' There are: {", ".join(names)}.'
+
+
+def _letters(name: str) -> str:
+  """'CIFAR-10' -> 'cifar10'."""
+  return re.sub('[^a-z0-9]', '', name.lower())
+
+
+def readable(name: str | bytes) -> str:
+  """Returns a file name as text; bytes that are not UTF-8 become '\\xff'."""
+  return os.fsencode(name).decode(errors='backslashreplace')

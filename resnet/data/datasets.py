@@ -9,6 +9,7 @@ Images are read undecoded; TensorFlow is never imported.
 import contextlib
 import io
 import os
+import re
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -20,6 +21,9 @@ from resnet.data.folder import open_folder
 from resnet.data.records import LABELS, is_pixels, open_records
 from resnet.data.source import Source
 from resnet.errors import InputError, nearest
+
+# What TFDS takes for the name of a set.
+_SET_NAME = '[a-z][a-z0-9_]*'
 
 
 def open_source(
@@ -112,14 +116,16 @@ def _find_prepared(name: str, data_dir: str | None) -> Any:
   except tfds.core.DatasetNotFoundError:
     pass
   except Exception as error:  # Whatever a damaged folder makes TFDS raise.
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    raise InputError(
-      f'data.name={name!r} cannot be read (data.data_dir={data_dir}): {reason}'
-    ) from error
+    if re.fullmatch(_SET_NAME, _set_name(name)):
+      reason = str(error).splitlines()[0] if str(error) else repr(error)
+      raise InputError(
+        f'data.name={name!r} cannot be read (data.data_dir={data_dir}):'
+        f' {reason}'
+      ) from error
   folder = data_dir or os.fspath(constants.DATA_DIR)
   known = tfds.list_builders(with_community_datasets=False)
   known = {*known, 'digits', 'fake', 'folder'}
-  set_name = name.partition('/')[0].partition(':')[0]
+  set_name = _set_name(name)
   if set_name not in known or set_name in ('digits', 'fake'):
     raise InputError(
       f'There is no data set {name!r} in TFDS or in {folder}.'
@@ -133,6 +139,11 @@ def _find_prepared(name: str, data_dir: str | None) -> Any:
     ' (many sets need `pip install tensorflow-cpu` for this step, and for it'
     ' alone).'
   )
+
+
+def _set_name(name: str) -> str:
+  """'set/config:version' -> 'set'."""
+  return name.partition('/')[0].partition(':')[0]
 
 
 def _prepare_command(name: str, data_dir: str) -> str:

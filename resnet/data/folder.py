@@ -13,12 +13,15 @@ import numpy as np
 
 from resnet.errors import InputError
 
-_KINDS = ('.jpg', '.jpeg', '.png')
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png')
 # The name by which TFDS and the configs know it, beside that of the folder.
 _ALIASES = {'validation': 'val'}
 _TRAIN = 'train'
-# Left behind by file managers; names with a leading dot are passed over too.
-_IGNORED = ('Thumbs.db', 'desktop.ini')
+# Left behind by file managers and archives, in any case; names with a leading
+# dot are passed over too.
+_IGNORED = ('thumbs.db', 'desktop.ini', '@eadir', '__macosx')
+# Where to evaluate, the first that there is.
+_EVAL_NAMES = ('val', 'validation', 'valid', 'test')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,9 +100,7 @@ def open_folder(data_dir: str | None, split: str) -> FolderRecords:
   if name not in splits:
     raise InputError(
       f'{data_dir} has no folder for the split {split!r}. There are:'
-      f' {", ".join(splits)}. Name one: --config.data.eval_split={splits[-1]}'
-      ' (parts of a split, such as train[:90%], need a prepared set:'
-      ' python -m resnet.tools.prepare --help)'
+      f' {", ".join(splits)}. {_split_hint(split, splits)}'
     )
   classes = _class_names(os.path.join(data_dir, _TRAIN))
   root = os.path.join(data_dir, name)
@@ -115,19 +116,45 @@ def open_folder(data_dir: str | None, split: str) -> FolderRecords:
   )
 
 
+def _split_hint(split: str, splits: Sequence[str]) -> str:
+  """Returns what to type in the place of a split that is not there."""
+  whole, bracket, _ = split.partition('[')
+  field = 'train_split' if whole == _TRAIN else 'eval_split'
+  if bracket and _ALIASES.get(whole, whole) in splits:
+    return (
+      f'Parts of a split, such as {split}, need a prepared set (python -m'
+      ' resnet.tools.prepare --help); the whole one is'
+      f' --config.data.{field}={whole}'
+    )
+  others = [name for name in splits if name != _TRAIN]
+  known = [name for name in _EVAL_NAMES if name in others]
+  if not others:
+    return 'Put images to evaluate on into PATH/val/CLASS.'
+  return f'Name one: --config.data.eval_split={(known or others)[0]}'
+
+
 def _starts(names: list[str]) -> np.ndarray:
   lengths = [len(os.fsencode(name)) + 1 for name in names[:-1]]
   # Names of a class of ImageNet take 30 kB: 32 bits are enough.
   return np.cumsum([0, *lengths], dtype=np.int32)
 
 
+def visible_entries(folder: str) -> Iterator[os.DirEntry[str]]:
+  """Yields what lies in a folder, without hidden files and leftovers.
+
+  Raises:
+    OSError: the folder cannot be read.
+  """
+  with os.scandir(folder) as entries:
+    for entry in entries:
+      name = entry.name
+      if not name.startswith('.') and name.lower() not in _IGNORED:
+        yield entry
+
+
 def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
-  """Yields what lies in a folder, without hidden files."""
   try:
-    with os.scandir(folder) as entries:
-      for entry in entries:
-        if not entry.name.startswith('.') and entry.name not in _IGNORED:
-          yield entry
+    yield from visible_entries(folder)
   except OSError as error:
     raise InputError(
       f'{folder} cannot be read as a folder: {error.strerror or error}.'
@@ -148,8 +175,9 @@ def _splits(data_dir: str) -> list[str]:
   hint = ''
   if 'val' in map(str.lower, folders) or 'train' in map(str.lower, folders):
     hint = ' Small letters are meant.'
-  elif os.path.basename(os.path.normpath(data_dir)) in (_TRAIN, 'val'):
-    hint = f' Name the folder above: {os.path.dirname(data_dir) or ".."}'
+  elif os.path.basename(os.path.normpath(data_dir)) in (_TRAIN, *_EVAL_NAMES):
+    above = os.path.dirname(os.path.normpath(data_dir)) or os.curdir
+    hint = f' Name the folder above: --config.data.data_dir={above}'
   elif len(folders) > 1:
     hint = (
       ' If these are classes, move them into train/, and some images of each'
@@ -164,7 +192,7 @@ def _splits(data_dir: str) -> list[str]:
 def _class_names(root: str) -> tuple[str, ...]:
   entries = list(_entries(root))
   names = sorted(e.name for e in entries if e.is_dir())
-  images = sum(e.name.lower().endswith(_KINDS) for e in entries)
+  images = sum(e.name.lower().endswith(IMAGE_SUFFIXES) for e in entries)
   if not names and images:
     raise InputError(
       f'{root} holds {images:,} images and no class folders: sort them into'
@@ -206,19 +234,22 @@ def _check_same_classes(
 def _file_names(folder: str) -> list[str]:
   names, odd = [], []
   for entry in _entries(folder):
-    is_image = entry.name.lower().endswith(_KINDS) and not entry.is_dir()
+    is_image = (
+      entry.name.lower().endswith(IMAGE_SUFFIXES) and not entry.is_dir()
+    )
     (names if is_image else odd).append(entry.name)
   if odd:
     more = f' and {len(odd) - 1:,} others' if len(odd) > 1 else ''
     raise InputError(
       f'{os.path.join(folder, min(odd))}{more} cannot be an image: expected'
-      f' files {", ".join(_KINDS)} in a class folder. Convert them or move them'
-      ' away.'
+      f' files {", ".join(IMAGE_SUFFIXES)} in a class folder. Convert them or'
+      ' move them away.'
     )
   if not names:
     raise InputError(
-      f'{folder} is a class folder without images ({", ".join(_KINDS)}): add'
-      ' some, or remove the folder from train/ and val/.'
+      f'{folder} is a class folder without images'
+      f' ({", ".join(IMAGE_SUFFIXES)}):'
+      ' add some, or remove the folder from train/ and val/.'
     )
   names.sort()
   return names

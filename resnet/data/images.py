@@ -22,6 +22,20 @@ _JPEG_END = b'\xff\xd9'
 _JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD9)})
 
 
+# Formats that people have under these names: (name, place of its mark, mark).
+_OTHERS = (
+  ('WebP', 8, b'WEBP'),
+  ('GIF', 0, b'GIF8'),
+  ('BMP', 0, b'BM'),
+  ('TIFF', 0, b'II*\0'),
+  ('TIFF', 0, b'MM\0*'),
+  ('AVIF', 4, b'ftypavi'),
+  ('HEIC', 4, b'ftypheic'),
+  ('HEIC', 4, b'ftypheix'),
+  ('HEIC', 4, b'ftypmif1'),
+)
+
+
 def image_size(data: bytes | np.ndarray) -> tuple[int, int] | None:
   """Returns (height, width) as the header says; None: it does not."""
   if isinstance(data, np.ndarray):
@@ -81,8 +95,12 @@ def decode_image(
     return _decode_by_opencv(data, channels, 'PNG')
   if not data:
     raise ValueError('there are no bytes')
+  kind = next(
+    (k for k, place, sign in _OTHERS if data[place:].startswith(sign)), ''
+  )
   raise ValueError(
-    f'neither a PNG nor a JPEG image: it begins with {data[:8].hex(" ")}'
+    f'{kind or "it"} is neither PNG nor JPEG: convert it'
+    + ('' if kind else f' (it begins with {data[:8].hex(" ")})')
   )
 
 

@@ -1,10 +1,10 @@
 """What is to be prepared, and whether the disk holds it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import contextlib
 import dataclasses
-import glob
 import os
+import pathlib
 import shutil
 from typing import Any
 
@@ -73,6 +73,28 @@ class Job:
     }
 
 
+def check_class_names(names: Sequence[str]) -> None:
+  """Checks that TFDS will read the names as they are, from a line each.
+
+  Raises:
+    InputError: a name has a line break, blanks around it, no letters, or
+      letters that are not UTF-8.
+  """
+  for name in names:
+    try:
+      name.encode()
+      problem = ''
+    except UnicodeEncodeError:
+      problem = 'is not UTF-8'
+    if name != name.strip() or not name or len(name.splitlines()) > 1:
+      problem = 'is not one line without blanks around it'
+    if problem:
+      raise InputError(
+        f'The class name {name!r} {problem}, and a prepared set cannot hold it:'
+        ' rename the class.'
+      )
+
+
 def estimate_bytes(job: Job) -> int:
   """Returns about how much disk the set will take, from a few images.
 
@@ -119,5 +141,5 @@ def check_disk(job: Job, num_bytes: int) -> None:
 
 
 def _size(folder: str) -> int:
-  paths = glob.glob(os.path.join(folder, '*.array_record-*'))
-  return sum(map(os.path.getsize, paths))
+  paths = pathlib.Path(folder).glob('*.array_record-*')
+  return sum(path.stat().st_size for path in paths)

@@ -80,6 +80,8 @@ def read_ahead(
     InputError: from the iterator, for a record that is broken.
     RunError: from the iterator, for workers that die too often.
   """
+  if options.num_workers:
+    workers.check_shared_memory(options.max_batches * reader.num_batch_bytes)
   step, num_deaths = first_step, 0
   while step < num_steps:
     iterator = iter(_pipeline(reader, options, step, num_steps))

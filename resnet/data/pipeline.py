@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import dataclasses
 import math
+import os
 from typing import Any
 
 from resnet.data.augment import DeviceAugment
@@ -100,6 +101,8 @@ def create_data(
     raise InputError(
       "data.data_dir='' is no folder: leave it out, or name one."
     )
+  if data_dir is not None:
+    data_dir = os.path.expanduser(data_dir)
   loader = LoaderOptions(
     num_workers=num_workers,
     num_threads=num_threads,

@@ -8,6 +8,7 @@ number of threads, worker processes, JAX processes or devices.
 from collections.abc import Sequence
 import dataclasses
 import functools
+import math
 from typing import Any, NamedTuple, Protocol
 
 import cv2
@@ -281,6 +282,12 @@ class BatchReader:
         mask[row] = True
     images[~mask] = 0
     return {'image': images, 'label': labels, 'mask': mask}
+
+  @property
+  def num_batch_bytes(self) -> int:
+    """The bytes of the images of this process's rows, at the first size."""
+    first = self._by_size[self.sizes.at(0)] if self.sizes else self
+    return self.row_count * math.prod(first._image_shape)
 
   @functools.cached_property
   def _image_shape(self) -> tuple[int, ...]:

@@ -123,6 +123,8 @@ class Shard:
         f' to {self.source.num_classes - 1}.'
       )
     name = record.get('file_name', record.get('id', str(index)))
+    # The bytes of a file name, which need not be UTF-8.
+    name = os.fsencode(name)
     return self.features.serialize_example(
       {'image': self._image(index, record), 'label': label, 'file_name': name}
     )

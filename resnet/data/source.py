@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from resnet.data.images import decode_image, image_size
-from resnet.errors import InputError
+from resnet.errors import InputError, readable
 
 Record = Mapping[str, Any]
 
@@ -70,7 +70,7 @@ class Source:
   def key(self, index: int, record: Record) -> str:
     """Returns a name by which a person finds the record."""
     name = record.get('file_name', record.get('id', b''))
-    name = name.decode() if isinstance(name, bytes) else str(name)
+    name = readable(name)
     place = f'record {index} of {self.name}/{self.split}'
     return f'{place} ({name})' if name else place
 

@@ -3,18 +3,57 @@
 import atexit
 import dataclasses
 import functools
+import math
+import mmap
 import multiprocessing
 import os
 import re
 import signal
 import sys
+import tempfile
 import threading
 
-from resnet.errors import RunError
+from resnet.errors import InputError, RunError
+
+_SHARED_MEMORY = '/dev/shm'
+# Locks take a page each.
+_LEAST_SHARED_BYTES = 2**20
 
 # For Python's process that frees what a killed one has left behind: it does so
 # and says so, on stderr, below the one line that a person should read.
 _QUIET = 'ignore:resource_tracker:UserWarning'
+
+
+def check_shared_memory(num_bytes: int = 0) -> None:
+  """Checks that processes and threads can share so much memory, and locks.
+
+  Raises:
+    InputError: on Linux, /dev/shm is not there, cannot be written or is full.
+  """
+  if sys.platform != 'linux':
+    return
+  try:
+    with tempfile.TemporaryFile(dir=_SHARED_MEMORY) as file:
+      file.write(bytes(mmap.PAGESIZE))
+      file.flush()
+      state = os.statvfs(_SHARED_MEMORY)
+    free = state.f_bavail * state.f_frsize
+    problem = f'has {free / 1e6:,.0f} MB free' if free < num_bytes else ''
+  except OSError as error:
+    problem = f'cannot be written: {error.strerror}'
+  if problem:
+    needed = max(num_bytes, _LEAST_SHARED_BYTES)
+    hint = ''
+    if num_bytes:
+      hint = (
+        '; or read without worker processes: --config.data.num_workers=0, or'
+        ' with less read-ahead: --config.data.prefetch_batches=1'
+      )
+    raise InputError(
+      f'{_SHARED_MEMORY}, the shared memory of processes, {problem};'
+      f' {needed / 1e6:,.0f} MB are needed. In a container start it with'
+      f' --shm-size={max(64, math.ceil(2 * needed / 1e6))}m{hint}.'
+    )
 
 
 @functools.cache

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from resnet.errors import InputError
+from resnet.errors import InputError, readable
 
 SUFFIXES = ('.npz', '.parquet')
 
@@ -49,6 +49,7 @@ class FeaturesFile:
 
   def write(self, files: list[str], features: np.ndarray) -> None:
     """Adds features [B, ...] of B files."""
+    files = list(map(readable, files))
     if self._path.endswith('.npz'):
       self._rows.append((files, features))
       return

@@ -9,9 +9,8 @@ from typing import TypeVar
 import cv2
 import numpy as np
 
+from resnet.data.folder import IMAGE_SUFFIXES, visible_entries
 from resnet.errors import InputError
-
-_SUFFIXES = ('.png', '.jpg', '.jpeg')
 
 Key = TypeVar('Key')
 
@@ -19,23 +18,22 @@ Key = TypeVar('Key')
 def list_images(paths: Sequence[str]) -> list[str]:
   """Returns the images at paths: files as they are, folders by what is below.
 
-  A folder gives its files that end in .png, .jpg or .jpeg, sorted by name.
+  A folder gives its files that end in .png, .jpg or .jpeg, sorted by name. The
+  rules are those of training on folders: hidden files are passed over, links
+  are followed.
 
   Raises:
-    InputError: there is no such path, or a folder without images.
+    InputError: there is no such path, a folder cannot be read, or holds no
+      image.
   """
   files = []
   for path in paths:
     if os.path.isdir(path):
-      found = sorted(
-        os.path.join(folder, name)
-        for folder, _, names in os.walk(path)
-        for name in names
-        if name.lower().endswith(_SUFFIXES)
-      )
+      found = sorted(_images_below(path, ()))
       if not found:
         raise InputError(
-          f'{path} holds no image: no file that ends in {", ".join(_SUFFIXES)}.'
+          f'{path} holds no image: no file that ends in'
+          f' {", ".join(IMAGE_SUFFIXES)}.'
         )
       files += found
     elif os.path.isfile(path):
@@ -43,6 +41,21 @@ def list_images(paths: Sequence[str]) -> list[str]:
     else:
       raise InputError(f'There is no image and no folder at {path!r}.')
   return files
+
+
+def _images_below(folder: str, above: tuple[str, ...]) -> Iterator[str]:
+  real = os.path.realpath(folder)
+  if real in above:  # A link to a folder that it lies in.
+    return
+  try:
+    entries = list(visible_entries(folder))
+  except OSError as error:
+    raise InputError(f'{folder} cannot be read: {error.strerror}.') from None
+  for entry in entries:
+    if entry.is_dir():
+      yield from _images_below(entry.path, (*above, real))
+    elif entry.name.lower().endswith(IMAGE_SUFFIXES):
+      yield entry.path
 
 
 def name_targets(

@@ -6,7 +6,7 @@ import python_multipart
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
-_TYPES = ('image/png', 'image/jpeg', 'application/octet-stream')
+_TYPES = ('image/png', 'image/jpeg', 'image/jpg', 'application/octet-stream')
 
 
 async def read_files(request: Request) -> list[tuple[str, bytes]]:
@@ -15,7 +15,8 @@ async def read_files(request: Request) -> list[tuple[str, bytes]]:
   Raises:
     HTTPException: the type is another one, or the form is damaged or empty.
   """
-  kind = request.headers.get('content-type', '').partition(';')[0].strip()
+  kind = request.headers.get('content-type', '').partition(';')[0]
+  kind = kind.strip().lower()
   if kind in _TYPES:
     return [('', await _body(request))]
   if kind != 'multipart/form-data':

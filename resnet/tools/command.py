@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 import logging
+import os
 import sys
 from typing import Any, NoReturn
 
@@ -11,7 +12,18 @@ from resnet.errors import InputError, RunError
 
 
 class Parser(argparse.ArgumentParser):
-  """An ArgumentParser that says in one line what is wrong."""
+  """An ArgumentParser that says in one line what is wrong.
+
+  A value that begins with ~/ is a path below the home folder: a shell leaves
+  it as it is in --out=~/sets.
+  """
+
+  def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+    namespace, rest = super().parse_known_args(args, namespace)
+    for name, value in vars(namespace).items():
+      if isinstance(value, str) and value.startswith(f'~{os.sep}'):
+        setattr(namespace, name, os.path.expanduser(value))
+    return namespace, rest
 
   def error(self, message: str) -> NoReturn:
     _fail(f'{message}. See {self.prog} --help')
@@ -40,6 +52,8 @@ def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> None:
     _fail(str(error), 1)
   except BrokenPipeError:  # `... | head` has seen enough.
     sys.stderr.close()
+  except KeyboardInterrupt:
+    _fail('Stopped by Ctrl-C.', 130)
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:

@@ -11,7 +11,6 @@ of what it writes.
 import argparse
 from collections.abc import Callable
 import json
-import os
 import signal
 import sys
 from typing import Any
@@ -94,7 +93,6 @@ def parser() -> command.Parser:
   result.add_argument(
     '--workdir',
     metavar='DIR',
-    type=os.path.expanduser,
     help='of the run; default: runs/<config name>',
   )
   result.add_argument(

@@ -22,6 +22,7 @@ import jax
 import numpy as np
 from packaging.requirements import Requirement
 
+from resnet import backend
 from resnet.errors import InputError
 from resnet.experiment import Experiment
 from resnet.training.checkpoint import FOLDER, Checkpoints
@@ -80,9 +81,9 @@ def versions() -> Finding:
 
 def devices() -> Finding:
   """What JAX computes on, and the memory of the fullest device."""
-  found = jax.devices()
-  kind, backend = found[0].device_kind, found[0].platform
-  text = f'{len(found)} x {kind} ({backend})'
+  found = backend.devices()
+  kind, platform_ = found[0].device_kind, found[0].platform
+  text = f'{len(found)} x {kind} ({platform_})'
   values = {'platform': backend, 'kind': kind, 'count': len(found)}
   stats = [device.memory_stats() for device in jax.local_devices()]
   sizes = [

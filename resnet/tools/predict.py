@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from resnet.errors import InputError
+from resnet.errors import InputError, readable
 from resnet.inference.exported import is_exported, open_exported
 from resnet.inference.features import FeaturesFile
 from resnet.inference.files import (
@@ -146,7 +146,8 @@ def _print(
   for file, row in zip(files, probabilities, strict=True):
     if not np.all(np.isfinite(row)):
       tqdm.tqdm.write(
-        f'warning: the logits of {file} are not finite', file=sys.stderr
+        f'warning: the logits of {readable(file)} are not finite',
+        file=sys.stderr,
       )
     # Of equal ones the first, as argmax has it.
     order = np.argsort(-row, kind='stable')[: args.top]
@@ -159,9 +160,9 @@ def _print(
       for index in order
     ]
     if args.json:
-      line = to_json({'file': file, 'classes': classes})
+      line = to_json({'file': readable(file), 'classes': classes})
     else:
-      line = file + ''.join(
+      line = readable(file) + ''.join(
         f'  {c["name"]} {c["probability"]:.4f}' for c in classes
       )
     tqdm.tqdm.write(line, file=sys.stdout)

@@ -16,6 +16,7 @@ finished set it compares the files with the manifest. TensorFlow is not needed.
 """
 
 import argparse
+import contextlib
 import hashlib
 import os
 import re
@@ -27,9 +28,11 @@ import tqdm
 from resnet.data import encoding, idx, imagenet, writing
 from resnet.data import job as job_lib
 from resnet.data.datasets import open_source
+from resnet.data.shards import disk
 from resnet.data.source import Source
-from resnet.errors import InputError
+from resnet.errors import InputError, RunError
 from resnet.tools import command
+from resnet.training.lock import Lock
 
 Splits = dict[str, Source]
 
@@ -37,18 +40,24 @@ Splits = dict[str, Source]
 def main(args: argparse.Namespace) -> None:
   folder = os.path.join(args.out, _name(args), writing.VERSION)
   if os.path.isdir(folder):
-    return _verify(folder)
+    return _verify(args, folder)
   job = make_job(args)
   num_bytes = job_lib.estimate_bytes(job)
   job_lib.check_disk(job, num_bytes)
-  with _bar(sum(map(len, job.splits.values())), 'prepared') as bar:
-    manifest = writing.write(
-      job,
-      job.plan(num_bytes),
-      num_threads=args.threads,
-      advance=bar.update,
-    )
-  _check_by_tfds(args, manifest)
+  parent = os.path.dirname(folder)
+  with disk(parent):
+    os.makedirs(parent, exist_ok=True)
+  with contextlib.closing(Lock(parent, 'or give another --out or --name')):
+    if os.path.isdir(folder):  # Another command has just finished it.
+      return _verify(args, folder)
+    with _bar(sum(map(len, job.splits.values())), 'prepared') as bar:
+      manifest = writing.write(
+        job,
+        job.plan(num_bytes),
+        num_threads=args.threads,
+        advance=bar.update,
+      )
+  _check_by_tfds(args, folder, manifest)
   _say(folder, manifest)
   print(
     f'Train on it with: --config.data.name={job.name}'
@@ -66,6 +75,7 @@ def make_job(args: argparse.Namespace) -> job_lib.Job:
     raise InputError(f'--threads={args.threads} is too small: at least 1.')
   name = _name(args)
   splits = _open(args, name)
+  job_lib.check_class_names(next(iter(splits.values())).class_names or ())
   return job_lib.Job(
     name=name,
     folder=os.path.join(args.out, name, writing.VERSION),
@@ -163,20 +173,32 @@ def _origin(args: argparse.Namespace, splits: Splits) -> dict[str, Any]:
   return origin
 
 
-def _verify(folder: str) -> None:
+def _verify(args: argparse.Namespace, folder: str) -> None:
   with _bar(None, 'compared') as bar:
     manifest = writing.verify(folder, bar.update)
+  _check_by_tfds(args, folder, manifest)
   print('Prepared already; all files are as the manifest says.')
   _say(folder, manifest)
 
 
-def _check_by_tfds(args: argparse.Namespace, manifest: dict[str, Any]) -> None:
-  """Opens the finished set as training does."""
+def _check_by_tfds(
+  args: argparse.Namespace, folder: str, manifest: dict[str, Any]
+) -> None:
+  """Opens the finished set as training does.
+
+  Raises:
+    RunError: it is not what was written.
+  """
   for split, count in manifest['examples'].items():
     source = open_source(manifest['name'], split, data_dir=args.out)
     names = manifest['class_names']
-    assert len(source) == count, (split, len(source), count)
-    assert names is None or source.class_names == tuple(names)
+    is_same = names is None or source.class_names == tuple(names)
+    if len(source) != count or not is_same:
+      raise RunError(
+        f'{folder} does not open as it was written: {len(source)} images of'
+        f' {split} for {count}, class names {source.class_names} for {names}.'
+        ' Delete it and prepare it again.'
+      )
     for index in (0, count - 1):
       (record,) = source.read([index])
       source.decode(index, record)
@@ -210,18 +232,11 @@ def parser() -> command.Parser:
     choices=('imagenet', 'folder', 'tfds', 'idx'),
     help='what the source is',
   )
-  # A shell leaves ~ as it is in --out=~/sets, and TFDS does not.
   for name, metavar, text in (
     ('--source', 'PATH', 'a folder'),
     ('--out', 'DIR', 'of prepared sets (data_dir)'),
   ):
-    result.add_argument(
-      name,
-      metavar=metavar,
-      required=True,
-      type=os.path.expanduser,
-      help=text,
-    )
+    result.add_argument(name, metavar=metavar, required=True, help=text)
   result.add_argument(
     '--name', help="of the set; default: the source's last part"
   )

@@ -254,7 +254,6 @@ def parser() -> command.Parser:
     '--workdir',
     metavar='DIR',
     required=True,
-    type=os.path.expanduser,
     help='where to',
   )
   result.add_argument('--data', metavar='NAME', help='default: the first above')

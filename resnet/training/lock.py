@@ -1,4 +1,4 @@
-"""One run at a time in a workdir."""
+"""One command at a time in a folder."""
 
 import contextlib
 import datetime
@@ -14,14 +14,20 @@ LOCK_FILE = '.lock'
 
 
 class Lock:
-  """Holds a workdir until it is closed, or its process has ended somehow.
+  """Holds a folder until it is closed, or its process has ended somehow.
 
   The kernel drops the lock of a process that was killed, so the file that it
   leaves behind says nothing; a file system without locks is told.
   """
 
-  def __init__(self, workdir: str):
+  def __init__(
+    self, workdir: str, advice: str = 'stop it, or give another --workdir'
+  ):
     """Takes the lock.
+
+    Args:
+      workdir: the folder.
+      advice: what else to do than to wait, for a message.
 
     Raises:
       InputError: another process has it; the message says which.
@@ -34,13 +40,12 @@ class Lock:
       owner = _read_owner(path)
       self._file.close()
       raise InputError(
-        f'{workdir} is in use by {owner}: wait until it has ended, stop it, or'
-        ' give another --workdir.'
+        f'{workdir} is in use by {owner}: wait until it has ended, {advice}.'
       ) from None
     except OSError as error:
       print(
         f'warning: {workdir} cannot be locked ({error.strerror}): take care'
-        ' that no second run begins there.',
+        ' that no second command uses it.',
         file=sys.stderr,
       )
     self._file.truncate(0)

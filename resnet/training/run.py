@@ -19,6 +19,7 @@ import numpy as np
 
 from resnet.data.loader import DeviceLoader, read_ahead
 from resnet.data.notes import Notes
+from resnet.data.workers import check_shared_memory
 from resnet.errors import InputError
 from resnet.experiment import (
   FREE_FIELDS,
@@ -270,6 +271,7 @@ def _start_reading(
   Raises:
     InputError: a record is broken.
   """
+  check_shared_memory()  # TensorBoard's queue needs it, too.
   batches = DeviceLoader(
     read_ahead(
       experiment.train_reader,

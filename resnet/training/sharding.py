@@ -9,6 +9,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
+from resnet import backend
 from resnet.errors import InputError
 
 DATA_AXIS, FSDP_AXIS = 'data', 'fsdp'
@@ -102,7 +103,7 @@ def create_sharding(
     InputError: the axes do not take up all devices.
   """
   if devices is None:
-    devices = jax.devices()
+    devices = backend.devices()
   count = len(devices)
   if fsdp < 1 or count % fsdp:
     sizes = [n for n in range(1, count + 1) if count % n == 0]

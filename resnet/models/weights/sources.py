@@ -15,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import safetensors
 
+from resnet import backend
 from resnet.errors import InputError
 from resnet.models.weights import metadata as metadata_lib
 from resnet.models.weights.metadata import Metadata
@@ -76,7 +77,7 @@ def open_source(source: str) -> Source:
   Raises:
     InputError: there is no such source, it is damaged, or it is a pickle.
   """
-  source = os.fspath(source)
+  source = os.path.expanduser(source)
   if source.startswith(_HUB):
     return _open_hub(source)
   source, is_raw = split_raw(source)
@@ -214,6 +215,7 @@ def _open_folder(folder: str, *, is_raw: bool) -> Source:
   if os.path.exists(config):
     metadata = metadata_lib.from_workdir(config)
   path = _item_folder(os.path.abspath(folder))
+  backend.devices()  # Orbax reads with JAX, whose errors are not the folder's.
   checkpointer = ocp.PyTreeCheckpointer()
   try:
     item: Any = checkpointer.metadata(path).item_metadata
