@@ -132,9 +132,11 @@ class _Echoes:
 
 def _parse_flags(argv: list[str]) -> list[str]:
   """Parses the command line; what is wrong in it ends the program."""
+  # The flag of the config reads the overrides of its fields from here.
+  sys.argv, none_fields = config_flag.split_none(argv)
   try:
-    rest = flags.FLAGS(argv)
-    _ = _CONFIG.value.seed  # A config file that failed to load raises here.
+    rest = flags.FLAGS(sys.argv)
+    config_flag.set_none(_CONFIG.value, none_fields)
   except SystemExit:
     if any(arg.lstrip('-').startswith('help') for arg in argv):
       sys.exit(0)  # absl would exit with 1.

@@ -38,6 +38,7 @@ def get_config() -> ConfigDict:
   config.max_bad_steps = 10
   # Without progress for so many seconds, and 50 steps, the run writes what its
   # threads do and ends; not while it compiles. None: it may hang for ever.
+  config.watchdog_seconds = config_dict.placeholder(float)
   config.watchdog_seconds = 600.0
   # From SIGTERM or Ctrl-C to the end of the process: the time to save.
   config.preemption_grace_seconds = 30.0
@@ -169,7 +170,7 @@ def get_config() -> ConfigDict:
   augment.interpolation = 'nearest'
   # For 'color_jitter': of brightness, contrast and saturation, whose factor is
   # uniform in 1 - s .. 1 + s (0.4 in fb.resnet.torch), and of hue, 0 to 0.5,
-  # whose shift is uniform in -h .. h of a turn; three numbers: no hue.
+  # whose shift is uniform in -h .. h of a turn.
   augment.jitter = (0.4, 0.4, 0.4, 0.0)
   # For 'lighting': standard deviation (Krizhevsky et al. 2012, section 4.1).
   augment.lighting = 0.1

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import contextlib
 import os
 import pathlib
+import re
 from typing import Any
 
 from absl import flags
@@ -24,6 +25,41 @@ def with_default(argv: Sequence[str]) -> list[str]:
   return [*argv[:1], f'--config={_DEFAULT_CONFIG}', *argv[1:]]
 
 
+def split_none(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+  """Splits --config.FIELD=None off a command line.
+
+  The types of the flags do not know None, which a config file may give.
+
+  Returns:
+    The command line without them, and the fields, for `set_none`.
+  """
+  rest, is_none = [], {}
+  for arg in argv:
+    match = re.fullmatch(r'--?config\.([\w.]+)=(.*)', arg, re.DOTALL)
+    if match:
+      is_none[match[1]] = match[2] == 'None'  # The last one counts.
+    if not match or match[2] != 'None':
+      rest.append(arg)
+  return rest, [field for field, value in is_none.items() if value]
+
+
+def set_none(config: Any, fields: Sequence[str]) -> None:
+  """Sets fields of a `ConfigDict` to None.
+
+  Raises:
+    AttributeError: there is no such field; see `explain`.
+  """
+  for field in fields:
+    *sections, name = field.split('.')
+    section = config
+    for part in sections:
+      section = getattr(section, part)
+    getattr(section, name)  # Its error names the nearest field.
+    with section.ignore_type():
+      setattr(section, name, None)
+  _ = config.seed  # A config file that failed to load raises here.
+
+
 def read(argv: Sequence[str]) -> tuple[Any, str]:
   """Reads the flags of a command line that has no others.
 
@@ -36,14 +72,14 @@ def read(argv: Sequence[str]) -> tuple[Any, str]:
   Raises:
     InputError: a flag or the config file is wrong.
   """
-  argv = with_default(argv)
+  argv, none_fields = split_none(with_default(argv))
   values = flags.FlagValues()
   config = config_flags.DEFINE_config_file(
     'config', flag_values=values, sys_argv=argv
   )
   try:
     rest = values(argv)
-    _ = config.value.seed  # A config file that failed to load raises here.
+    set_none(config.value, none_fields)
   except SystemExit:
     raise InputError('The config file ended the program.') from None
   except Exception as error:  # A config file may raise anything.

@@ -20,8 +20,17 @@ from resnet.errors import InputError
 from resnet.models import create_model
 from resnet.training import compiler
 from resnet.training.losses import check_threshold, create_loss
-from resnet.training.optimizers import create_optimizer
-from resnet.training.schedules import RunLength, create_schedule
+from resnet.training.optimizers import (
+  OPTIMIZERS,
+  WITH_NESTEROV,
+  create_optimizer,
+)
+from resnet.training.schedules import (
+  FALLING,
+  SCHEDULES,
+  RunLength,
+  create_schedule,
+)
 from resnet.training.sharding import DataSharding, create_sharding
 from resnet.training.state import TrainState, create_state
 from resnet.training.step import Task
@@ -55,50 +64,64 @@ SAFE_FIELDS = frozenset(
   )
 )
 
-# What a run did that was begun before there was the field; None needs no line.
-FORMER_VALUES = {
-  'data.interpolation': 'bilinear',
-  'data.augment_on': 'host',
-  'data.repeats': 1,
-  'data.size_schedule': [],
-  'data.on_bad_image': 'error',
-  'ema_every_steps': 1,
-  'max_bad_steps': 10,
-  'watchdog_seconds': 600.0,
-  'preemption_grace_seconds': 30.0,
-  'optimizer.trust_coefficient': 0.001,
-  'optimizer.b2': 0.999,
-  'optimizer.eps': 1e-6,
-  'schedule.decay_power': 2.0,
-  'schedule.cooldown_epochs': 0.0,
-  'schedule.final_learning_rate': 0.0,
-  'optimizer.lookahead_share': 0.5,
-  'optimizer.backbone_multiplier': 1.0,
-  'loss.name': 'cross_entropy',
-  'loss.reduction': 'mean',
-  'augment.operations': [],
-  'augment.num_layers': 2,
-  'augment.magnitude': 9,
-  'augment.magnitude_std': 0.0,
-  'augment.operation_probability': 1.0,
-  'augment.interpolation': 'nearest',
-  'augment.jitter': [0.4, 0.4, 0.4, 0.0],
-  'augment.lighting': 0.1,
-  'augment.erase_probability': 0.25,
-  'augment.erase_area': [0.02, 1 / 3],
-  'augment.erase_aspect': [0.3, 10 / 3],
-  'augment.erase_fill': 'noise',
-  'augment.mixup_alpha': 0.0,
-  'augment.cutmix_alpha': 0.0,
-  'augment.mix_probability': 1.0,
-  'augment.cutmix_share': 0.5,
-}
+# Fields that may be None.
+NULLABLE_FIELDS = frozenset(
+  (
+    'init_from',
+    'watchdog_seconds',
+    'ema_decay',
+    'model.num_classes',
+    'model.zero_init_last_scale',
+    'model.shortcut',
+    'model.bn_group_size',
+    'model.bn_momentum',
+    'model.frozen_stages',
+    'model.frozen_bn',
+    'model.drop_path',
+    'model.dropout',
+    'model.conv_backend',
+    'model.remat',
+    'data.data_dir',
+    'data.eval_size',
+    'data.mean',
+    'data.std',
+    'augment.mix_group_size',
+    'sharding.data',
+    'optimizer.clip_norm',
+    'optimizer.clip_adaptive',
+    'optimizer.lookahead_steps',
+    'optimizer.sam_rho',
+    'schedule.warmup_learning_rate',
+    'loss.target_threshold',
+  )
+)
 
-# Fields that do nothing while another one is None.
-_NEEDED = {
-  'ema_every_steps': 'ema_decay',
-  'optimizer.lookahead_share': 'optimizer.lookahead_steps',
-}
+# (field, value that needs no word, another field, values of the other one with
+# which the field has no effect).
+_WITHOUT_EFFECT = (
+  ('ema_every_steps', 1, 'ema_decay', (None,)),
+  ('optimizer.lookahead_share', 0.5, 'optimizer.lookahead_steps', (None,)),
+  (
+    *('optimizer.nesterov', False, 'optimizer.name'),
+    tuple(sorted(set(OPTIMIZERS) - set(WITH_NESTEROV))),
+  ),
+  (
+    *('schedule.decay_epochs', [], 'schedule.name'),
+    tuple(sorted(set(SCHEDULES) - {'step'})),
+  ),
+  (
+    *('schedule.final_learning_rate', 0.0, 'schedule.name'),
+    tuple(sorted(set(SCHEDULES) - set(FALLING))),
+  ),
+  (
+    *('schedule.cooldown_epochs', 0.0, 'schedule.name'),
+    tuple(sorted(set(SCHEDULES) - set(FALLING))),
+  ),
+  ('schedule.warmup_learning_rate', None, 'schedule.warmup_epochs', (0,)),
+  ('schedule.warmup_learning_rate', None, 'schedule.name', ('one_cycle',)),
+  ('loss.target_threshold', None, 'loss.name', ('cross_entropy',)),
+  ('loss.reduction', 'mean', 'loss.name', ('cross_entropy',)),
+)
 
 # Steps are int32 on the device; a smaller interval is no use to anybody.
 _LEAST, _MOST = 1e-6, 2**31
@@ -278,7 +301,6 @@ def resolve(
     InputError: a value is wrong; the message says what to type instead.
   """
   _check_ranges(config)
-  _check_needed(flatten(config))
   if config.init_from == '':
     raise InputError("init_from='' is no source: leave it out, or name one.")
   sharding = create_sharding(devices, **config.sharding)
@@ -337,7 +359,7 @@ def resolve(
   )
   size, eval_size = data.image_size, data.eval_transform.size
   return Experiment(
-    config=_with_hue(flatten(config)),
+    config=flatten(config),
     length=length,
     seed=config.seed,
     init_from=config.init_from,
@@ -368,7 +390,7 @@ def resolve(
     ),
     loader=data.loader,
     sharding=sharding,
-    notices=_notices(augmentation.mixing, config.batch_size, num_devices),
+    notices=_notices(flatten(config), augmentation.mixing, num_devices),
   )
 
 
@@ -379,21 +401,6 @@ def _create_reader(
   return BatchReader(
     batch_size=batch_size, row_start=row_start, row_count=row_count, **fields
   )
-
-
-def of_saved(config: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the config of a run, of whatever age, as it would be today."""
-  flat = _with_hue({**FORMER_VALUES, **config})
-  # Once they were accepted where they do nothing.
-  idle = [field for field, needed in _NEEDED.items() if flat[needed] is None]
-  return {**flat, **{field: FORMER_VALUES[field] for field in idle}}
-
-
-def _with_hue(flat: dict[str, Any]) -> dict[str, Any]:
-  """Adds to `augment.jitter` of three numbers, as it once was, its hue."""
-  if len(flat['augment.jitter']) == 3:
-    flat['augment.jitter'] = [*flat['augment.jitter'], 0.0]
-  return flat
 
 
 def flatten(config: Any) -> dict[str, Any]:
@@ -409,6 +416,9 @@ def flatten(config: Any) -> dict[str, Any]:
 
 
 def _check_ranges(config: Any) -> None:
+  for name, value in flatten(config).items():
+    if value is None and name not in NULLABLE_FIELDS:
+      raise InputError(f'{name}=None: this field must have a value.')
   for name in (
     'batch_size',
     'num_epochs',
@@ -430,16 +440,6 @@ def _check_ranges(config: Any) -> None:
     raise InputError(f'seed={config.seed} is not in 0 .. 2**32 - 1.')
   if config.ema_decay is not None and not 0 < config.ema_decay < 1:
     raise InputError(f'ema_decay={config.ema_decay} is not between 0 and 1.')
-
-
-def _check_needed(flat: Mapping[str, Any]) -> None:
-  for field, needed in _NEEDED.items():
-    usual = FORMER_VALUES[field]
-    if flat[needed] is None and flat[field] != usual:
-      raise InputError(
-        f'{field}={flat[field]} does nothing without {needed}: give that, too,'
-        f' or type --config.{field}={usual}'
-      )
 
 
 def _check_batch_size(config: Any, num_devices: int) -> None:
@@ -485,10 +485,15 @@ def _mix_group_size(config: Any) -> int | None:
 
 
 def _notices(
-  mixing: Mixing | None, batch_size: int, num_devices: int
+  flat: Mapping[str, Any], mixing: Mixing | None, num_devices: int
 ) -> tuple[str, ...]:
   """Returns what a user should know of the config before a long run."""
-  found = []
+  found = [
+    f'{field}={flat[field]!r} has no effect with {other}={flat[other]!r}.'
+    for field, usual, other, values in _WITHOUT_EFFECT
+    if flat[field] != usual and flat[other] in values
+  ]
+  batch_size = flat['batch_size']
   rows = batch_size // num_devices
   group_size = (mixing and mixing.group_size) or batch_size
   if mixing and rows % group_size:

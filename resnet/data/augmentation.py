@@ -115,7 +115,14 @@ def create_augmentation(
       f'autoaugment_{data}': AutoAugment(data=data, interpolation=interpolation)
       for data in ('imagenet', 'cifar')
     },
-    'color_jitter': ColorJitter(strength=_jitter(jitter)),
+    'color_jitter': ColorJitter(
+      strength=_numbers(
+        'jitter',
+        jitter,
+        (0.4, 0.4, 0.4, 0.0),
+        meaning=' (brightness, contrast, saturation, hue)',
+      )
+    ),
     'lighting': Lighting(strength=lighting),
   }
   names = _check_operations(operations, (*created, _ERASING))
@@ -153,17 +160,6 @@ def _check_operations(operations: Any, known: Sequence[str]) -> tuple[str, ...]:
       f' --config.augment.operations="{(*others, _ERASING)}"'
     )
   return names
-
-
-def _jitter(values: Any) -> tuple[float, float, float, float]:
-  """Returns four numbers; the last may have been left out."""
-  is_without_hue = isinstance(values, tuple | list) and len(values) == 3
-  return _numbers(
-    'jitter',
-    (*values, 0.0) if is_without_hue else values,
-    (0.4, 0.4, 0.4, 0.0),
-    meaning=' (brightness, contrast, saturation, hue)',
-  )
 
 
 def _numbers(

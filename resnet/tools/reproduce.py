@@ -22,7 +22,7 @@ from typing import Any
 import jax
 
 from resnet.errors import InputError
-from resnet.experiment import FREE_FIELDS, of_saved, resolve
+from resnet.experiment import FREE_FIELDS, resolve
 from resnet.reporting import figures
 from resnet.reporting.history import read_history
 from resnet.tools import (
@@ -211,7 +211,7 @@ def _collect(
     run = resolve(config)
     # The recipe may have changed since.
     workdir_lib.check_same_config(
-      folder, of_saved(history.config), run.config, ignore=FREE_FIELDS
+      folder, history.config, run.config, ignore=FREE_FIELDS
     )
     done[cell] = results.describe(experiment, cell, run, history)
     if experiment.shows == 'responses':

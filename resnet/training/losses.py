@@ -44,8 +44,7 @@ def create_loss(
       where `target_threshold` makes t' one above it and zero else.
 
   Raises:
-    InputError: an unknown name, a number out of its range, or a field that
-      means nothing to the loss.
+    InputError: an unknown name, or a number out of its range.
   """
   for field, value, choices in (
     ('name', name, LOSSES),
@@ -64,12 +63,6 @@ def create_loss(
       f'loss.target_threshold={target_threshold} is not in [0, 1).'
     )
   is_binary = name == 'binary_cross_entropy'
-  if not is_binary and (target_threshold is not None or reduction != 'mean'):
-    raise InputError(
-      'loss.target_threshold and loss.reduction mean nothing to'
-      f' {name!r}: leave them out, or take'
-      ' --config.loss.name=binary_cross_entropy'
-    )
   if not is_binary and not label_smoothing:
     return cross_entropy
 

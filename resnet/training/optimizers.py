@@ -23,6 +23,8 @@ DECAY_RULES: dict[str, Callable[[jax.Array], bool]] = {
 _MAX_STEPS = 2**31
 _MIN_FLOAT, _MAX_FLOAT = 1e-30, 3.4e38
 OPTIMIZERS = ('sgd', 'sgdw', 'adamw', 'lars', 'lamb')
+# Those that have Nesterov's momentum.
+WITH_NESTEROV = ('sgd', 'sgdw', 'lars')
 
 
 def decay_mask(params: Any, rule: str) -> Any:
@@ -94,7 +96,7 @@ def create_optimizer(
   Raises:
     InputError: an unknown name or rule, or a number out of its range.
   """
-  _check_names(name, decay_rule, nesterov)
+  _check_names(name, decay_rule)
   for field, value in (
     ('clip_norm', clip_norm),
     ('clip_adaptive', clip_adaptive),
@@ -147,7 +149,7 @@ def create_optimizer(
   )
 
 
-def _check_names(name: str, decay_rule: str, nesterov: bool) -> None:
+def _check_names(name: str, decay_rule: str) -> None:
   if name not in OPTIMIZERS:
     raise InputError(
       f'optimizer.name={name!r} is none of {", ".join(OPTIMIZERS)}.'
@@ -161,11 +163,6 @@ def _check_names(name: str, decay_rule: str, nesterov: bool) -> None:
     raise InputError(
       f'optimizer.decay_rule={decay_rule!r} is not for {name!r}, which leaves'
       ' out biases and scales: --config.optimizer.decay_rule=kernels'
-    )
-  if name in ('adamw', 'lamb') and nesterov:
-    raise InputError(
-      f'optimizer.nesterov=True means nothing to {name!r}:'
-      ' --config.optimizer.nesterov=False'
     )
 
 

@@ -16,7 +16,6 @@ from resnet.experiment import (
   FREE_FIELDS,
   SAFE_FIELDS,
   Experiment,
-  of_saved,
 )
 from resnet.training import compiler
 from resnet.training import workdir as workdir_lib
@@ -56,7 +55,7 @@ def run(experiment: Experiment, workdir: str, step: int | None) -> int:
     raise InputError(f'{workdir} holds no run: give its --workdir.')
   workdir_lib.check_same_config(
     workdir,
-    of_saved(saved['config']),
+    saved['config'],
     experiment.config,
     ignore=FREE_FIELDS | SAFE_FIELDS,
   )

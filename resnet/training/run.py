@@ -21,12 +21,7 @@ from resnet.data.loader import DeviceLoader, read_ahead
 from resnet.data.notes import Notes
 from resnet.data.workers import check_shared_memory
 from resnet.errors import InputError
-from resnet.experiment import (
-  FREE_FIELDS,
-  SAFE_FIELDS,
-  Experiment,
-  of_saved,
-)
+from resnet.experiment import FREE_FIELDS, SAFE_FIELDS, Experiment
 from resnet.training import workdir as workdir_lib
 from resnet.training.checkpoint import FOLDER, Checkpoints, DamagedError
 from resnet.training.initialize import InitialWeights, open_weights
@@ -341,7 +336,7 @@ def _check_workdir(
   else:
     if experiment.init_from is not None:
       experiment = experiment.with_statistics_of(saved['derived'])
-    former = of_saved(saved['config'])
+    former = saved['config']
     may_grow = _may_grow(former, experiment)
     changed = workdir_lib.check_same_config(
       workdir,
