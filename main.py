@@ -4,6 +4,7 @@ from collections.abc import Callable
 import errno
 import logging as python_logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -132,6 +133,9 @@ class _Echoes:
 
 def _parse_flags(argv: list[str]) -> list[str]:
   """Parses the command line; what is wrong in it ends the program."""
+  # Orbax and its event loops log tracebacks of errors that are told below.
+  logging.set_verbosity(logging.FATAL)
+  python_logging.getLogger('asyncio').setLevel(python_logging.CRITICAL)
   # The flag of the config reads the overrides of its fields from here.
   sys.argv, none_fields = config_flag.split_none(argv)
   try:
@@ -159,9 +163,6 @@ def main(argv: list[str]) -> int:
   from resnet.training.stop import leave
 
   outlive_terminal()
-  # Orbax and its event loops log tracebacks of errors that are told below.
-  logging.set_verbosity(logging.FATAL)
-  python_logging.getLogger('asyncio').setLevel(python_logging.CRITICAL)
   echoes = _Echoes()
   cluster = None
 
@@ -263,5 +264,9 @@ def _run(cluster: Any) -> int:
 
 
 if __name__ == '__main__':
-  sys.argv = config_flag.with_default(sys.argv)
+  workdirs = [a for a in sys.argv if re.match('--?workdir=', a)]
+  sys.argv = config_flag.with_saved(
+    config_flag.with_default(sys.argv),
+    workdirs[-1].partition('=')[2] if workdirs else None,
+  )
   app.run(main, flags_parser=_parse_flags)

@@ -3,6 +3,7 @@
 import ast
 from collections.abc import Sequence
 import contextlib
+import json
 import os
 import pathlib
 import re
@@ -13,7 +14,7 @@ from ml_collections import config_flags
 
 from resnet.errors import InputError
 
-_DEFAULT_CONFIG = pathlib.Path(__file__).parents[1] / 'configs' / 'digits.py'
+_CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 _IN_FILE = 'Error whilst parsing config file'
 
 
@@ -22,7 +23,31 @@ def with_default(argv: Sequence[str]) -> list[str]:
   if any(arg.lstrip('-').split('=')[0] == 'config' for arg in argv):
     return list(argv)
   # Not a default of the flag: that would be read before the other flags.
-  return [*argv[:1], f'--config={_DEFAULT_CONFIG}', *argv[1:]]
+  return [*argv[:1], f'--config={_CONFIGS / "digits.py"}', *argv[1:]]
+
+
+def with_saved(argv: Sequence[str], workdir: str | None) -> list[str]:
+  """Returns the command line, with the saved config where weights were read.
+
+  A config such as configs/finetune.py opens the weights that its argument
+  names. A run that has begun does not need them any more, and they may be gone:
+  its config is the one that its workdir has.
+  """
+  if not workdir:
+    return list(argv)
+  try:
+    path = os.path.join(os.path.expanduser(workdir), 'config.json')
+    with open(path) as file:
+      source = json.load(file)['config']['init_from']
+  except (OSError, ValueError, KeyError, TypeError):
+    return list(argv)  # No run, or one that is refused later.
+  saved = f'--config={_CONFIGS / "saved.py"}:{workdir}'
+  return [
+    saved
+    if source and re.match(f'--?config=.*:{re.escape(source)},', arg)
+    else arg
+    for arg in argv
+  ]
 
 
 def split_none(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -60,11 +85,12 @@ def set_none(config: Any, fields: Sequence[str]) -> None:
   _ = config.seed  # A config file that failed to load raises here.
 
 
-def read(argv: Sequence[str]) -> tuple[Any, str]:
+def read(argv: Sequence[str], workdir: str | None = None) -> tuple[Any, str]:
   """Reads the flags of a command line that has no others.
 
   Args:
     argv: the program, and its flags.
+    workdir: of the run, if there is one; see `with_saved`.
 
   Returns:
     The config, and the path of its file as it was given.
@@ -72,7 +98,7 @@ def read(argv: Sequence[str]) -> tuple[Any, str]:
   Raises:
     InputError: a flag or the config file is wrong.
   """
-  argv, none_fields = split_none(with_default(argv))
+  argv, none_fields = split_none(with_saved(with_default(argv), workdir))
   values = flags.FlagValues()
   config = config_flags.DEFINE_config_file(
     'config', flag_values=values, sys_argv=argv
@@ -151,4 +177,7 @@ def default_workdir(path: str) -> str:
   """Returns 'runs/<config name>' of a config file, 'file.py:argument'."""
   path, _, argument = path.partition(':')
   stem = os.path.splitext(os.path.basename(path))[0]
+  if stem == 'saved':
+    return argument
+  argument = re.sub(r'[^\w.-]+', '_', argument).strip('._')
   return os.path.join('runs', f'{stem}_{argument}' if argument else stem)

@@ -36,7 +36,8 @@ class ConfigParser(Parser):
     """Adds to what was declared: `config`, `config_path`, their `flags`."""
     namespace, rest = self.parse_known_args(args, namespace)
     namespace.flags = rest
-    config = config_flag.read([self.prog, *rest])
+    workdir = getattr(namespace, 'workdir', None)
+    config = config_flag.read([self.prog, *rest], workdir)
     namespace.config, namespace.config_path = config
     return namespace
 
