@@ -67,11 +67,17 @@ class TarRecords:
 @functools.cache
 def class_names() -> tuple[str, ...]:
   """Returns the 1,000 WordNet ids, in the order of the labels."""
-  return tuple(_lines('labels.txt'))
+  return _lines('labels.txt')
 
 
-def _lines(name: str) -> list[str]:
-  return tfds.core.tfds_path(f'datasets/{NAME}/{name}').read_text().split()
+def validation_labels() -> tuple[str, ...]:
+  """Returns the WordNet ids of the validation images, sorted by file name."""
+  return _lines('validation_labels.txt')
+
+
+def _lines(name: str) -> tuple[str, ...]:
+  path = tfds.core.tfds_path(f'datasets/{NAME}/{name}')
+  return tuple(path.read_text().split())
 
 
 def open_tar(folder: str, split: str) -> TarRecords:
@@ -130,13 +136,13 @@ def _train(path: str, tar: tarfile.TarFile) -> list[tuple[int, int, int, str]]:
 
 
 def _validation(tar: tarfile.TarFile) -> list[tuple[int, int, int, str]]:
-  labels = _lines('validation_labels.txt')
+  labels = validation_labels()
   order = {name: label for label, name in enumerate(class_names())}
   files = sorted((m for m in tar if m.isfile()), key=lambda m: m.name)
-  if len(files) != NUM_VALIDATION:
+  if len(files) != len(labels):
     raise InputError(
       f'{VALIDATION_TAR} holds {len(files):,} files, expected'
-      f' {NUM_VALIDATION:,}: it is not whole, or another file.'
+      f' {len(labels):,}: it is not whole, or another file.'
     )
   return [
     (file.offset_data, file.size, order[label], os.path.basename(file.name))

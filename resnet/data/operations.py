@@ -162,7 +162,7 @@ def _equalize(images: jax.Array) -> jax.Array:
   # Accelerators do not like scattered writes; on a CPU comparisons take 200
   # times as long as these (benchmarks/recipes.py).
   below = lax.platform_dependent(
-    images, cpu=_below_by_counting, default=_below_by_comparing
+    images, cpu=below_by_counting, default=below_by_comparing
   )
   # Pixels below the largest value that there is.
   others = jnp.max(jnp.where(below < count, below, 0), axis=-1, keepdims=True)
@@ -173,8 +173,8 @@ def _equalize(images: jax.Array) -> jax.Array:
   return jnp.swapaxes(table, 1, 2).astype(jnp.float32)
 
 
-def _below_by_counting(images: jax.Array) -> jax.Array:
-  """Pixels of a channel below each value, int32 [B, C, 256]."""
+def below_by_counting(images: jax.Array) -> jax.Array:
+  """Counts the pixels of a channel below each value, int32 [B, C, 256]."""
   channels = images.shape[-1]
   first = 256 * jnp.arange(channels, dtype=jnp.int32)
 
@@ -188,8 +188,8 @@ def _below_by_counting(images: jax.Array) -> jax.Array:
   return jnp.cumsum(counts, axis=-1) - counts
 
 
-def _below_by_comparing(images: jax.Array) -> jax.Array:
-  """The same, as comparisons and a sum in one loop."""
+def below_by_comparing(images: jax.Array) -> jax.Array:
+  """Counts like `below_by_counting`, by comparisons and a sum in one loop."""
   values = jnp.arange(256, dtype=jnp.int32)[None, None, None, None]
   is_below = images.astype(jnp.int32)[..., None] < values
   return jnp.sum(is_below, axis=(1, 2), dtype=jnp.int32)

@@ -23,13 +23,16 @@ class Records:
     return [self._records[key] for key in keys]
 
 
-def make_source(records, *, num_classes=10, channels=1, name='made'):
+def make_source(
+  records, *, num_classes=10, channels=1, name='made', class_names=None
+):
   return Source(
     name=name,
     split='train',
     num_classes=num_classes,
     channels=channels,
     records=Records(records),
+    class_names=class_names,
   )
 
 

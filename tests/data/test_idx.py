@@ -8,7 +8,6 @@ import pytest
 
 from resnet.data import datasets, idx
 from resnet.errors import InputError
-from resnet.tools import prepare
 
 
 def idx_bytes(array, kind=8):
@@ -29,39 +28,27 @@ def folder(tmp_path):
   return tmp_path
 
 
-def test_prepared_images_are_those_of_the_files(folder, tmp_path):
-  splits = idx.read_splits(str(folder))
-  data_dir = str(tmp_path / 'sets')
+def test_prepared_images_are_those_of_the_files(folder, tmp_path, tool):
+  data_dir = tmp_path / 'sets'
   words = f'--from=idx --source={folder} --out={data_dir} --name=tiny_grey'
-  prepare.main(prepare.parser().parse_args(words.split()))
-  for split, (images, labels) in splits.items():
-    source = datasets.open_source('tiny_grey', split, data_dir=data_dir)
-    assert (len(source), source.num_classes, source.channels) == (
-      len(images),
-      3,
-      1,
-    )
-    records = source.read(range(len(source)))
+  result = tool('prepare', *words.split())
+  assert result.returncode == 0, result.stderr
+  # Files need not be zipped.
+  for path in folder.glob('t10k-*.gz'):
+    path.with_suffix('').write_bytes(gzip.decompress(path.read_bytes()))
+    path.unlink()
+  for split, (images, labels) in idx.read_splits(str(folder)).items():
+    source = datasets.open_source('tiny_grey', split, data_dir=str(data_dir))
+    assert (source.num_classes, source.channels) == (3, 1)
     found = sorted(
       (source.decode(i, record).tobytes(), int(record['label']))
-      for i, record in enumerate(records)
+      for i, record in enumerate(source.read(range(len(source))))
     )
     expected = sorted(
       (image.tobytes(), int(label))
       for image, label in zip(images, labels, strict=True)
     )
     assert found == expected
-
-
-def test_files_need_not_be_zipped(folder):
-  path = folder / 't10k-images-idx3-ubyte'
-  with gzip.open(f'{path}.gz') as file:
-    path.write_bytes(file.read())
-  zipped = idx.read_splits(str(folder))
-  (folder / f'{path.name}.gz').unlink()
-  np.testing.assert_array_equal(
-    idx.read_splits(str(folder))['test'][0], zipped['test'][0]
-  )
 
 
 IMAGES = np.zeros((4, 6, 5), np.uint8)
@@ -71,11 +58,8 @@ IMAGES = np.zeros((4, 6, 5), np.uint8)
   ('content', 'message'),
   [
     (idx_bytes(IMAGES)[:-1], '119 numbers for the shape \\[4, 6, 5\\]'),
-    (idx_bytes(IMAGES) + b'0', '121 numbers'),
     (idx_bytes(IMAGES, kind=9), 'begins with 00 00 09 03'),
-    (idx_bytes(IMAGES[0]), 'begins with 00 00 08 02'),
     (idx_bytes(IMAGES)[:10], 'no idx file'),
-    (b'', 'no idx file'),
     (idx_bytes(IMAGES), '4 images and 10 labels for test'),
     (idx_bytes(IMAGES[:0]), '0 images and 10 labels'),
   ],
@@ -89,33 +73,25 @@ def test_damaged_files_are_refused(folder, content, message):
 
 def test_missing_and_broken_zips_are_named(folder):
   path = folder / 'train-labels-idx1-ubyte.gz'
-  path.write_bytes(path.read_bytes()[:20])
-  with pytest.raises(InputError, match=r'train-labels-idx1-ubyte\.gz cannot'):
-    idx.read_splits(str(folder))
+  content = path.read_bytes()
+  flipped = bytearray(content)
+  flipped[-5] ^= 0xFF  # In the checksum.
+  for broken in (content[:20], bytes(flipped)):
+    path.write_bytes(broken)
+    with pytest.raises(InputError, match=r'train-labels-idx1-ubyte\.gz cannot'):
+      idx.read_splits(str(folder))
   path.unlink()
   with pytest.raises(InputError, match=r'neither train-labels-idx1-ubyte\.gz'):
     idx.read_splits(str(folder))
 
 
-def test_a_flipped_byte_is_named(folder):
-  path = folder / 'train-images-idx3-ubyte.gz'
-  content = bytearray(path.read_bytes())
-  content[len(content) // 2] ^= 0xFF
-  path.write_bytes(content)
-  with pytest.raises(InputError, match=r'train-images-idx3-ubyte\.gz cannot'):
-    idx.read_splits(str(folder))
-
-
-def test_a_label_without_a_name_is_refused(folder):
-  labels = np.full(30, 11, np.uint8)
-  (folder / 'train-labels-idx1-ubyte.gz').unlink()
-  (folder / 'train-labels-idx1-ubyte').write_bytes(idx_bytes(labels))
-  with pytest.raises(InputError, match=r'10 classes, but .* a label 11'):
-    idx.open_idx(str(folder), 'fashion_mnist')
-
-
-def test_fashion_mnist_has_names(folder):
+def test_fashion_mnist_has_ten_names(folder):
   for source in idx.open_idx(str(folder), 'fashion_mnist').values():
     names = source.class_names
     assert (len(names), names[0], names[9]) == (10, 'T-shirt/top', 'Ankle boot')
     assert (source.channels, source.image_shape) == (1, (6, 5, 1))
+  (folder / 'train-labels-idx1-ubyte.gz').unlink()
+  labels = idx_bytes(np.full(30, 11, np.uint8))
+  (folder / 'train-labels-idx1-ubyte').write_bytes(labels)
+  with pytest.raises(InputError, match=r'10 classes, but .* a label 11'):
+    idx.open_idx(str(folder), 'fashion_mnist')

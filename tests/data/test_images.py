@@ -2,7 +2,6 @@
 
 import io
 import struct
-import time
 import tracemalloc
 import zlib
 
@@ -16,12 +15,8 @@ from tests.data.in_memory import encode, make_source, smooth_image
 
 COLOURS = smooth_image(37, 53)
 CMYK = encode(COLOURS, 'JPEG', 'CMYK')
-
-
-def with_adobe_transform(jpeg, transform):
-  """Says of the same bytes that they are CMYK (0) or YCCK (2)."""
-  place = jpeg.index(b'Adobe') + 11
-  return jpeg[:place] + bytes([transform]) + jpeg[place + 1 :]
+FRAME = b'\xff\xc0'
+HUGE = struct.pack('>HH', 65_535, 65_535)
 
 
 def without_adobe(jpeg):
@@ -29,16 +24,16 @@ def without_adobe(jpeg):
   return jpeg[: place - 4] + jpeg[place + 12 :]
 
 
-def odd_subsampling(jpeg):
-  """Says that a chroma plane has other lines than the other one."""
-  place = jpeg.index(b'\xff\xc0') + 14
-  return jpeg[:place] + b'\x21' + jpeg[place + 1 :]
+def with_bytes(jpeg, segment, offset, data):
+  """Returns the JPEG with other bytes at an offset from a segment's marker."""
+  place = jpeg.index(segment) + offset
+  return jpeg[:place] + data + jpeg[place + len(data) :]
 
 
-def png_header(width, height, ihdr=b'\x08\x02\0\0\0'):
+def png_header(width, height):
   """Well formed chunks that promise so many pixels and have none."""
   chunks = [
-    (b'IHDR', struct.pack('>II', width, height) + ihdr),
+    (b'IHDR', struct.pack('>II', width, height) + b'\x08\x02\0\0\0'),
     (b'IDAT', zlib.compress(b'')),
     (b'IEND', b''),
   ]
@@ -51,20 +46,13 @@ def png_header(width, height, ihdr=b'\x08\x02\0\0\0'):
   )
 
 
-def resized_jpeg(jpeg, width, height):
-  """The same bytes under a frame header of another size."""
-  place = jpeg.index(b'\xff\xc0') + 5
-  size = struct.pack('>HH', height, width)
-  return jpeg[:place] + size + jpeg[place + 4 :]
-
-
 FILES = {
   'jpeg': encode(COLOURS, 'JPEG'),
   'jpeg 4:4:4': encode(COLOURS, 'JPEG', quality=95, subsampling=0),
   'jpeg progressive': encode(COLOURS, 'JPEG', progressive=True),
   'jpeg grey': encode(COLOURS, 'JPEG', 'L'),
   'jpeg cmyk': CMYK,
-  'jpeg ycck': with_adobe_transform(CMYK, 2),
+  'jpeg ycck': with_bytes(CMYK, b'Adobe', 11, b'\x02'),
   'jpeg cmyk without adobe': without_adobe(CMYK),
   'png': encode(COLOURS, 'PNG'),
   'png alpha': encode(COLOURS, 'PNG', 'RGBA'),
@@ -92,20 +80,15 @@ def test_decoding_agrees_with_pillow(name, channels):
   # the chroma of JPEG may be rounded differently.
   exact = name.startswith('png') and (channels == 3 or 'grey' in name)
   assert np.abs(image - expected).max() <= (0 if exact else 2)
-
-
-@pytest.mark.parametrize('channels', [1, 3])
-@pytest.mark.parametrize('name', FILES)
-def test_upper_rows_are_those_of_the_whole(name, channels):
-  whole = decode_image(FILES[name], channels)
-  for rows in range(1, 38):
+  for rows in (1, 7, 8, 16, 17, 36, 37):
     upper = decode_image(FILES[name], channels, rows)
     assert len(upper) in (rows, 37)
-    np.testing.assert_array_equal(upper, whole[: len(upper)])
+    np.testing.assert_array_equal(upper, image[: len(upper)])
 
 
-@pytest.mark.parametrize('subsampling', [0, 1, 2])
-@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize(
+  ('subsampling', 'channels'), [(0, 3), (1, 3), (2, 3), (2, 1)]
+)
 def test_rows_below_those_wanted_are_not_decoded(subsampling, channels):
   noise = np.random.default_rng(0).integers(0, 256, (150, 61, 3), np.uint8)
   jpeg = encode(noise, 'JPEG', subsampling=subsampling)
@@ -116,7 +99,17 @@ def test_rows_below_those_wanted_are_not_decoded(subsampling, channels):
     np.testing.assert_array_equal(upper, whole[: len(upper)])
 
 
-def test_a_file_that_is_cut_is_an_error_whatever_rows_are_wanted():
+@pytest.mark.parametrize('name', FILES)
+def test_the_header_tells_the_size_and_a_cut_file_is_an_error(name):
+  data = FILES[name]
+  assert image_size(data) == (37, 53)
+  for length in [*range(0, len(data), 23), len(data) - 1]:
+    for channels in (1, 3):
+      with pytest.raises(ValueError):
+        decode_image(data[:length], channels)
+
+
+def test_a_cut_jpeg_is_an_error_though_few_rows_are_wanted():
   jpeg = encode(smooth_image(200, 200), 'JPEG')
   assert len(decode_image(jpeg, 3, 20)) == 20
   # Each place in the header, and some behind.
@@ -126,32 +119,13 @@ def test_a_file_that_is_cut_is_an_error_whatever_rows_are_wanted():
     is_cmyk(jpeg[:length])
 
 
-def test_the_header_tells_the_size():
-  for name, data in FILES.items():
-    assert image_size(data) == (37, 53), name
-  assert image_size(COLOURS) == (37, 53)
-  assert image_size(b'') is image_size(b'\xff\xd8') is None
-
-
-@pytest.mark.parametrize('file_format', ['JPEG', 'PNG'])
-def test_exif_orientation_is_ignored(file_format):
+def test_exif_orientation_is_ignored():
   exif = Image.Exif()
   exif[0x0112] = 6  # Orientation: turn by a quarter.
-  plain = decode_image(encode(COLOURS, file_format), 3)
-  data = encode(COLOURS, file_format, exif=exif)
-  assert Image.open(io.BytesIO(data)).getexif()[0x0112] == 6
-  turned = decode_image(data, 3)
-  assert turned.shape == COLOURS.shape
-  np.testing.assert_array_equal(turned, plain)
-
-
-@pytest.mark.parametrize('channels', [1, 3])
-@pytest.mark.parametrize('name', FILES)
-def test_file_that_is_cut_anywhere_is_an_error(name, channels):
-  data = FILES[name]
-  for length in [*range(0, len(data), 23), len(data) - 1]:
-    with pytest.raises(ValueError):
-      decode_image(data[:length], channels)
+  for kind in ('JPEG', 'PNG'):
+    plain = decode_image(encode(COLOURS, kind), 3)
+    turned = decode_image(encode(COLOURS, kind, exif=exif), 3)
+    np.testing.assert_array_equal(turned, plain)
 
 
 def test_png_with_any_byte_flipped_is_an_error():
@@ -163,45 +137,23 @@ def test_png_with_any_byte_flipped_is_an_error():
       decode_image(bytes(broken), 3)
 
 
-@pytest.mark.parametrize(
-  'data',
-  [
+def test_bytes_that_are_no_image_are_an_error():
+  for data in (
     b'',
     b'no image',
-    b'\xff\xd8',
     b'\xff\xd8' + b'\xff' * 99,
-    bytes(99),
     encode(COLOURS, 'BMP'),
     png_header(100, 100),
-  ],
-  ids=['empty', 'text', 'soi', 'fill', 'zeros', 'bmp', 'png without pixels'],
-)
-def test_bytes_that_are_no_image_are_an_error(data):
-  with pytest.raises(ValueError):
-    decode_image(data, 3)
-
-
-def test_a_png_may_be_named_jpeg():
-  record = {'image': FILES['png'], 'file_name': 'n02105855_2933.JPEG'}
-  image = make_source([], channels=3).decode(0, record)
-  np.testing.assert_array_equal(image, COLOURS)
-
-
-def test_colours_of_16_bits_keep_the_upper_eight():
-  # Pillow does not write these.
-  pixels = np.random.default_rng(0).integers(0, 2**16, (5, 7, 3), np.uint16)
-  rows = b''.join(b'\0' + row.astype('>u2').tobytes() for row in pixels)
-  chunks = png_header(7, 5, b'\x10\x02\0\0\0')
-  data = zlib.compress(rows)
-  idat = b'IDAT' + data
-  place = chunks.index(b'IDAT') - 4
-  png = chunks[:place] + struct.pack('>I', len(data)) + idat
-  png += struct.pack('>I', zlib.crc32(idat)) + chunks[-12:]
-  np.testing.assert_array_equal(decode_image(png, 3), pixels >> 8)
+  ):
+    with pytest.raises(ValueError):
+      decode_image(data, 3)
+  assert image_size(b'') is image_size(b'\xff\xd8') is None
 
 
 def test_a_rare_subsampling_that_is_cut_is_an_error():
-  data = odd_subsampling(encode(COLOURS, 'JPEG', subsampling=2))
+  data = encode(COLOURS, 'JPEG', subsampling=2)
+  # A chroma plane has other lines than the other one.
+  data = with_bytes(data, FRAME, 14, b'\x21')
   for length in range(data.index(b'\xff\xda'), len(data) - 2, 23):
     with pytest.raises(ValueError):
       decode_image(data[:length], 3)
@@ -211,26 +163,20 @@ def test_a_rare_subsampling_that_is_cut_is_an_error():
   'data',
   [
     png_header(100_000, 100_000),
-    png_header(2**31 - 1, 1),
     png_header(2**14, 2**13 + 1),
-    resized_jpeg(encode(COLOURS, 'JPEG'), 65_535, 65_535),
-    resized_jpeg(without_adobe(CMYK), 16_384, 16_384),
+    with_bytes(CMYK, FRAME, 5, HUGE),
     # A segment that holds what looks like a small frame.
     b'\xff\xd8\xff\xe1\0\x0b\xff\xc0\0\x11\x08\0\1\0\1'
-    + resized_jpeg(encode(COLOURS, 'JPEG'), 65_535, 65_535)[2:],
+    + with_bytes(encode(COLOURS, 'JPEG'), FRAME, 5, HUGE)[2:],
   ],
 )
 def test_too_many_pixels_are_refused_by_the_header(data):
   tracemalloc.start()
-  start = time.monotonic()
   with pytest.raises(InputError, match=r'record 5 .* claims .* pixels, more'):
     make_source([], channels=3).decode(5, {'image': data})
-  assert time.monotonic() - start < 0.5
   assert tracemalloc.get_traced_memory()[1] < 2**20
   tracemalloc.stop()
-
-
-def test_the_largest_size_is_not_refused_by_the_header():
+  # The largest one that is not refused.
   assert MAX_PIXELS == 2**14 * 2**13
   with pytest.raises(ValueError, match='damaged'):
     decode_image(png_header(2**14, 2**13), 1)

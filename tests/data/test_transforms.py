@@ -60,8 +60,8 @@ def test_crop_area_is_uniform_and_aspect_log_uniform():
   assert (top + h).max() == (left + w).max() == 256
 
 
-@pytest.mark.parametrize(('height', 'width'), [(240, 180), (150, 256)])
-def test_crop_that_does_not_fit_is_drawn_again(height, width):
+def test_crop_that_does_not_fit_is_drawn_again():
+  height, width = 150, 256
   _, _, h, w = draw_crops(height, width, 4000, area=(0.08, 1.0))
   # The definition, all at once: without rounding and without a last try.
   rng = np.random.default_rng(1)
@@ -73,13 +73,10 @@ def test_crop_that_does_not_fit_is_drawn_again(height, width):
   assert stats.ks_2samp(w / h, aspect[fits]).pvalue > 0.01
 
 
-@pytest.mark.parametrize(
-  ('shape', 'rectangle'),
-  [((6, 240), (0, 116, 6, 8)), ((240, 6), (116, 0, 8, 6))],
-)
-def test_extreme_image_gives_its_centre(shape, rectangle):
-  crops = draw_crops(*shape, 20, area=(0.5, 1.0))
-  assert set(map(tuple, crops.T.tolist())) == {rectangle}
+def test_extreme_image_gives_its_centre():
+  for shape, box in (((6, 240), (0, 116, 6, 8)), ((240, 6), (116, 0, 8, 6))):
+    crops = draw_crops(*shape, 20, area=(0.5, 1.0))
+    assert set(map(tuple, crops.T.tolist())) == {box}
 
 
 def test_pad_and_crop_takes_every_window_equally_often():
@@ -93,49 +90,6 @@ def test_pad_and_crop_takes_every_window_equally_often():
   assert stats.chisquare(list(counts.values())).pvalue > 0.01
 
 
-def apply(transform, image, seed=0):
-  """Runs a transform as the reader does."""
-  draws = np.random.default_rng(seed).random(transform.num_draws).tolist()
-  box = transform.box(*image.shape[:2], draws)
-  return transform(image[: box.bottom], box, draws)
-
-
-def test_half_of_the_images_are_mirrored():
-  image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
-  transform = TrainTransform(
-    **TRAIN | {'size': 2, 'crop': 'none', 'padding': 0}
-  )
-  results = [apply(transform, image, seed).tolist() for seed in range(4000)]
-  mirrored = results.count(image[:, ::-1].tolist())
-  assert mirrored + results.count(image.tolist()) == 4000
-  assert stats.binomtest(mirrored, 4000).pvalue > 0.01
-
-
-def test_boxes_have_the_distribution_of_torchvision():
-  torch = pytest.importorskip('torch')
-  v2 = pytest.importorskip('torchvision.transforms.v2')
-  torch.manual_seed(0)
-  for height, width in ((375, 500), (500, 334), (100, 300)):
-    ours = draw_crops(height, width, 3000, area=(0.08, 1.0))
-    theirs = np.array(
-      [
-        v2.RandomResizedCrop.make_params(
-          v2.RandomResizedCrop(8), [torch.zeros(1, height, width)]
-        )
-        for _ in range(3000)
-      ]
-    )
-    theirs = np.array(
-      [[box[k] for k in ('top', 'left', 'height', 'width')] for box in theirs]
-    ).T
-    for pair in (
-      *zip(ours, theirs, strict=True),
-      (ours[2] * ours[3], theirs[2] * theirs[3]),
-      (ours[3] / ours[2], theirs[3] / theirs[2]),
-    ):
-      assert stats.ks_2samp(*pair).pvalue > 0.001
-
-
 TRAIN = {
   'size': 24,
   'crop': 'random_resized',
@@ -144,56 +98,54 @@ TRAIN = {
   'padding': 4,
   'flip': True,
 }
-EVAL = EvalTransform(size=24, resize_size=28)
 
 
-@pytest.mark.parametrize('channels', [1, 3])
-@pytest.mark.parametrize(
-  'shape', [(1, 1), (2, 3), (1, 90), (90, 1), (24, 24), (1500, 31), (700, 1200)]
-)
-def test_any_image_becomes_a_uint8_square(shape, channels):
-  image = smooth_image(*shape)[..., :channels]
+def apply(transform, image, seed=0):
+  """Runs a transform as the reader does."""
+  draws = np.random.default_rng(seed).random(transform.num_draws).tolist()
+  box = transform.box(*image.shape[:2], draws)
+  return transform(image[: box.bottom], box, draws)
+
+
+@pytest.mark.parametrize('shape', [(1, 1), (2, 3), (1, 90), (90, 1)])
+def test_an_image_of_few_pixels_becomes_a_uint8_square(shape):
+  image = smooth_image(*shape)[..., :1]
   image.setflags(write=False)
   crops = ('random_resized', 'pad', 'none')
   trains = [TrainTransform(**TRAIN | {'crop': crop}) for crop in crops]
-  for transform in (*trains, EVAL):
+  for transform in (*trains, EvalTransform(size=24, resize_size=28)):
     result = apply(transform, image)
-    assert (result.shape, result.dtype) == ((24, 24, channels), np.uint8)
+    assert (result.shape, result.dtype) == ((24, 24, 1), np.uint8)
 
 
 @pytest.mark.parametrize('flip', [False, True])
 @pytest.mark.parametrize('crop', ['random_resized', 'pad', 'none'])
-def test_train_transform_crops_and_flips_as_told(crop, flip):
+def test_images_are_cropped_and_half_of_them_mirrored(crop, flip):
   transform = TrainTransform(**TRAIN | {'crop': crop, 'flip': flip})
   ramp = np.broadcast_to(np.arange(24, dtype=np.uint8)[:, None], (24, 24, 1))
-  results = [apply(transform, ramp, seed) for seed in range(40)]
-  mirrored = [image[12, 6, 0] > image[12, 18, 0] for image in results]
-  assert any(mirrored) == flip and not all(mirrored)
-  distinct = len({image.tobytes() for image in results})
-  assert distinct == flip + 1 if crop == 'none' else distinct > 8
+  results = [apply(transform, ramp, seed) for seed in range(400)]
+  is_mirrored = [image[12, 6, 0] > image[12, 18, 0] for image in results]
+  chance = 0.5 if flip else 0.0
+  assert stats.binomtest(sum(is_mirrored), 400, chance).pvalue > 0.01
+  distinct = {image.tobytes() for image in results}
+  if crop == 'none':
+    both = {ramp.tobytes(), ramp[:, ::-1].tobytes()}
+    assert distinct == (both if flip else {ramp.tobytes()})
+  else:
+    assert len(distinct) > 8
 
 
-@pytest.mark.parametrize(
-  ('argument', 'value', 'field'),
-  [
+def test_bad_values_are_named():
+  for argument, value, field in (
     ('crop', 'center', 'crop'),
     ('area', (0.0, 1.0), 'crop_area'),
-    ('area', (0.5, 0.4), 'crop_area'),
     ('area', (0.5, 1.01), 'crop_area'),
     ('area', (math.nan, 1.0), 'crop_area'),
-    ('aspect', (-1.0, 1.0), 'crop_aspect'),
     ('aspect', (2.0, 1.0), 'crop_aspect'),
     ('padding', -1, 'crop_padding'),
     ('interpolation', 'area', 'interpolation'),
-  ],
-)
-def test_bad_argument_is_named_as_its_field(argument, value, field):
-  with pytest.raises(InputError, match=f'data.{field}='):
-    TrainTransform(**TRAIN | {argument: value})
-
-
-def test_eval_resize_below_the_size_is_refused():
-  with pytest.raises(
-    InputError, match=r'data.eval_resize=31 is not in 32 \.\. 256'
   ):
+    with pytest.raises(InputError, match=f'data.{field}='):
+      TrainTransform(**TRAIN | {argument: value})
+  with pytest.raises(InputError, match=r'data.eval_resize=31 .* 32 \.\. 256'):
     EvalTransform(size=32, resize_size=31)
