@@ -4,51 +4,33 @@ import pathlib
 
 import numpy as np
 import pytest
-from sklearn import datasets as sklearn_datasets
+from sklearn import datasets
 
 from resnet.data.datasets import open_source
 from resnet.errors import InputError
 from tests.programs import start
 
 
-@pytest.fixture(scope='module')
-def originals():
-  """Label and pixels of scikit-learn's images, in its order."""
-  digits = sklearn_datasets.load_digits()
-  scaled = np.array([round(v * 255 / 16) for v in range(17)], np.uint8)
-  pixels = scaled[digits.images.astype(int)]
-  return [
-    (int(label), image.tobytes())
-    for label, image in zip(digits.target, pixels, strict=True)
-  ]
-
-
-@pytest.fixture(scope='module')
-def splits(data_dir):
-  """Label and pixels of the prepared images, in the order of the files."""
-  found = {'train': [], 'test': []}
-  for split, examples in found.items():
+def test_splits_hold_every_image_once_every_fifth_of_a_label_in_test(data_dir):
+  digits = datasets.load_digits()
+  order = np.argsort(digits.target, kind='stable')
+  pixels = np.round(digits.images[order] * (255 / 16)).astype(np.uint8)
+  labels = digits.target[order].tolist()
+  originals = list(zip(labels, map(np.ndarray.tobytes, pixels), strict=True))
+  splits = {'test': originals[::5], 'train': originals}
+  del splits['train'][::5]
+  for split, expected in splits.items():
     source = open_source('digits', split, data_dir=data_dir)
     assert (source.channels, source.num_classes) == (1, 10)
+    found = []
     for index, record in enumerate(source.read(range(len(source)))):
       assert record['image'].startswith(b'\x89PNG')
       image = source.decode(index, record)
       assert image.shape == (8, 8, 1)
-      examples.append((record['label'], image.tobytes()))
-  return found
-
-
-def test_splits_are_disjoint_and_hold_every_image_once(originals, splits):
-  train, test = (set(splits[name]) for name in ('train', 'test'))
-  assert len(splits['train']) == len(train) == 1437
-  assert len(splits['test']) == len(test) == 360
-  assert not train & test
-  assert len(originals) == 1797 and train | test == set(originals)
-
-
-def test_test_split_is_every_fifth_image_sorted_by_label(originals, splits):
-  by_label = sorted(originals, key=lambda example: example[0])  # Is stable.
-  assert set(splits['test']) == set(by_label[::5])
+      found.append((record['label'], image.tobytes()))
+    assert len(found) == {'test': 360, 'train': 1437}[split]
+    assert sorted(found) == sorted(expected)
+    assert len(set(found)) == len(found)
 
 
 def test_second_opening_writes_nothing(data_dir):

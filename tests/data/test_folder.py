@@ -19,11 +19,11 @@ def folder(tmp_path):
       place = tmp_path / split / name
       place.mkdir(parents=True)
       for i in range(count):
-        image = smooth_image(5 + i, 7 + len(name))
-        kind = ('JPEG', 'PNG')[i % 2]
-        (place / f'{i}{(".jpg", ".png", ".JPEG", ".PNG")[i]}').write_bytes(
-          encode(image, kind)
+        suffix = ('jpg', 'png', 'JPEG', 'PNG')[i]
+        image = encode(
+          smooth_image(5 + i, 7 + len(name)), ('JPEG', 'PNG')[i % 2]
         )
+        (place / f'{i}.{suffix}').write_bytes(image)
   (tmp_path / 'train' / '.DS_Store').write_bytes(b'')
   (tmp_path / 'train' / 'b' / 'Thumbs.db').write_bytes(b'')
   return tmp_path

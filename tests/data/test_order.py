@@ -1,7 +1,5 @@
 """The order of training images, and repeated augmentation."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -59,20 +57,6 @@ def test_groups_of_batch_statistics_see_no_image_twice(batch_size, repeats):
     # Parts of the batch: first copies, second copies, ...
     for part in np.array_split(batch, repeats):
       assert len(set(part)) == len(part)
-
-
-def test_copies_are_cropped_anew_and_processes_share_a_batch():
-  run = resolve(data__crop='random_resized', data__repeats=4, batch_size=64)
-  batch = run.train_reader(3)
-  labels = batch['label'].reshape(4, 16)
-  assert (labels == labels[0]).all()
-  copies = batch['image'].reshape(4, 16, -1)
-  for i, j in ((0, 1), (0, 2), (1, 3)):
-    assert (copies[i] != copies[j]).any(axis=1).all()
-  for start in (0, 32):
-    half = dataclasses.replace(run.train_reader, row_start=start, row_count=32)
-    for name, rows in half(3).items():
-      np.testing.assert_array_equal(rows, batch[name][start : start + 32])
 
 
 @pytest.mark.parametrize('repeats', [0, 65])
