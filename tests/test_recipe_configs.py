@@ -1,6 +1,6 @@
-"""The published recipes as golden texts, so that a change shows in review.
+"""All configs build; published recipes are golden texts for review.
 
-To write the files anew: PYTHONPATH=. python tests/test_recipe_configs.py
+To write the texts anew: PYTHONPATH=. python tests/test_recipe_configs.py
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import pytest
 
 from configs import default
 from resnet import experiment
-from resnet.data import datasets
+from resnet.data import datasets, pipeline
 from resnet.errors import InputError
 
 GOLDEN = pathlib.Path(__file__).parent / 'recipes'
@@ -30,24 +30,44 @@ RECIPES = [
   *(('resnet50_timm', name) for name in ('a1', 'a2', 'a3')),
   *(('resnet50_nvidia', name) for name in ('e50', 'e90', 'e250')),
 ]
+OTHERS = [
+  ('default', None),
+  ('digits', None),
+  ('fake', None),
+  ('fashion_mnist', None),
+  ('paper_digits', 'plain56'),
+  *(('cifar10', f'resnet{depth}') for depth in (20, 32, 44, 56, 110, 1202)),
+  *(('cifar10', name) for name in ('plain20', 'plain110', 'preact_resnet164')),
+]
+# Of data sets, images; of the others the `fake` ones.
+LENGTHS = {'imagenet2012': 1_281_167, 'cifar10': 45_000}
 
 
-def stand_in(name, split, **kwargs):
-  """Returns a source that is as large as ImageNet's."""
-  del name, split
-  source = datasets.open_source('fake', 'train', **kwargs)
-  records = dataclasses.replace(source.records, length=1_281_167)
+def open_stand_in(name, split, **options):
+  """Returns made-up images, as many as the set `name` has."""
+  del split
+  source = datasets.open_source('fake', 'train', **options)
+  records = dataclasses.replace(
+    source.records, length=LENGTHS.get(name, len(source))
+  )
+  num_classes = 1000 if name == 'imagenet2012' else 10
   return dataclasses.replace(
-    source, name='imagenet2012', num_classes=1000, records=records
+    source, name=name, num_classes=num_classes, records=records
   )
 
 
-def describe(name, argument, monkeypatch):
-  """Returns a line for each field that is not the default, and what follows."""
+@pytest.fixture(autouse=True)
+def _data_sets_are_made_up(monkeypatch):
+  monkeypatch.setattr(pipeline, 'open_source', open_stand_in)
+
+
+def load(name, argument):
   module = importlib.import_module(f'configs.{name}')
-  config = module.get_config(*([argument] if argument else []))
-  monkeypatch.setattr('resnet.data.pipeline.open_source', stand_in)
-  run = experiment.resolve(config)
+  return module.get_config(*([argument] if argument else []))
+
+
+def describe(run):
+  """Returns a line for each field that is not the default, and what follows."""
   usual = experiment.flatten(default.get_config())
   lines = [
     f'{field} = {value!r}'
@@ -73,13 +93,26 @@ def golden_file(name, argument):
   return GOLDEN / f'{name}{f"_{argument}" if argument else ""}.txt'
 
 
-@pytest.mark.parametrize(('name', 'argument'), RECIPES)
-def test_a_recipe_is_that_of_the_golden_file(name, argument, monkeypatch):
-  found = describe(name, argument, monkeypatch)
-  assert found == golden_file(name, argument).read_text()
+@pytest.mark.parametrize(('name', 'argument'), RECIPES + OTHERS)
+def test_every_config_builds_and_recipes_are_the_golden_ones(name, argument):
+  config = load(name, argument)
+  assert config.is_locked
+  run = experiment.resolve(config)
+  batch = dataclasses.replace(run.train_reader, row_count=2)(0)
+  assert batch['image'].shape == (2, *run.at(0).image_shape)
+  is_imagenet = config.data.name == 'imagenet2012'
+  assert run.task.model.num_classes == (1000 if is_imagenet else 10)
+  if name == 'cifar10':
+    assert run.length.num_steps == 64_000
+  if (name, argument) in RECIPES:
+    assert describe(run) == golden_file(name, argument).read_text()
 
 
-def test_there_is_no_other_golden_file():
+def test_every_config_and_every_golden_file_is_tested():
+  configs = pathlib.Path(default.__file__).parent.glob('*.py')
+  # For `finetune` see tests/test_finetune.py: it needs weights.
+  names = {path.stem for path in configs} - {'__init__', 'finetune'}
+  assert names == {name for name, _ in RECIPES + OTHERS}
   expected = {golden_file(*recipe).name for recipe in RECIPES}
   assert {path.name for path in GOLDEN.iterdir()} == expected
 
@@ -95,15 +128,15 @@ def test_there_is_no_other_golden_file():
   ],
 )
 def test_an_unknown_recipe_lists_the_nearest(name, argument, hint):
-  module = importlib.import_module(f'configs.{name}')
   with pytest.raises(InputError) as error:
-    module.get_config(argument)
+    load(name, argument)
   assert repr(argument) in str(error.value)
   assert str(error.value).endswith(hint)
 
 
 if __name__ == '__main__':
   GOLDEN.mkdir(exist_ok=True)
-  with pytest.MonkeyPatch.context() as patch:
-    for recipe in RECIPES:
-      golden_file(*recipe).write_text(describe(*recipe, patch))
+  pipeline.open_source = open_stand_in
+  for recipe in RECIPES:
+    run = experiment.resolve(load(*recipe))
+    golden_file(*recipe).write_text(describe(run))

@@ -23,8 +23,9 @@ PEAK = 0.2  # 0.1 * 512 / 256
 
 
 def rates(**changes):
+  """Returns the rate of each step; those of the fields, with changes."""
   schedule = create_schedule(LENGTH, **{**FIELDS, **changes})
-  return np.array([float(schedule(step)) for step in range(100)])
+  return np.asarray(schedule(np.arange(100)))
 
 
 def test_cosine_with_warmup():
@@ -38,10 +39,6 @@ def test_cosine_with_warmup():
   np.testing.assert_allclose(rates(), expected, rtol=1e-5, atol=1e-7)
 
 
-def test_cosine_without_warmup_starts_at_the_peak():
-  assert rates(warmup_epochs=0.0)[0] == pytest.approx(PEAK)
-
-
 def test_step_decays_when_the_epochs_are_over():
   actual = rates(name='step', warmup_epochs=1.0, decay_epochs=(3.0, 6.0))
   expected = [
@@ -53,17 +50,16 @@ def test_step_decays_when_the_epochs_are_over():
   np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
-def test_one_step_of_warmup_is_at_the_peak():
-  np.testing.assert_allclose(
-    rates(name='step', warmup_epochs=0.1), PEAK, rtol=1e-6
-  )
+def test_without_warmup_or_with_one_step_of_it_the_first_rate_is_the_peak():
+  assert rates(warmup_epochs=0.0)[0] == pytest.approx(PEAK)
+  one_step = rates(name='step', warmup_epochs=0.1)
+  np.testing.assert_allclose(one_step, PEAK, rtol=1e-6)
 
 
-@pytest.mark.parametrize('power', [1.0, 2.0])
-def test_polynomial_falls_to_zero_after_the_last_step(power):
-  actual = rates(name='polynomial', decay_power=power)
+def test_polynomial_falls_to_zero_after_the_last_step():
+  actual = rates(name='polynomial')
   expected = [
-    PEAK * (step + 1) / 5 if step < 5 else PEAK * (1 - (step - 5) / 95) ** power
+    PEAK * (step + 1) / 5 if step < 5 else PEAK * (1 - (step - 5) / 95) ** 2
     for step in range(100)
   ]
   np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-8)
@@ -71,11 +67,18 @@ def test_polynomial_falls_to_zero_after_the_last_step(power):
   assert float(schedule(100)) == 0.0
 
 
-@pytest.mark.parametrize('power', [1.0, 2.0])
-def test_wsd_stays_and_then_falls_to_zero(power):
-  actual = rates(name='wsd', decay_power=power, cooldown_epochs=2.0)
+@pytest.mark.parametrize(('power', 'last'), [(2.0, 0.0), (1.0, 0.02)])
+def test_wsd_stays_at_the_peak_and_then_falls(power, last):
+  actual = rates(
+    name='wsd',
+    decay_power=power,
+    cooldown_epochs=2.0,
+    final_learning_rate=last / 2,
+  )
   expected = [
-    PEAK * min((step + 1) / 5, 1, ((100 - step) / 20) ** power)
+    PEAK * min(1, (step + 1) / 5)
+    if step < 80
+    else last + (PEAK - last) * ((100 - step) / 20) ** power
     for step in range(100)
   ]
   np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-8)
@@ -100,7 +103,7 @@ def test_one_cycle_is_that_of_pytorch():
 
 
 @pytest.mark.parametrize('name', ['cosine', 'poly'])
-def test_ends_and_cooldown_are_those_of_timm(name):
+def test_first_and_last_rate_and_cooldown_are_those_of_timm(name):
   torch = pytest.importorskip('torch')
   create = pytest.importorskip('timm.scheduler').create_scheduler_v2
   tx = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=PEAK)
@@ -131,65 +134,20 @@ def test_ends_and_cooldown_are_those_of_timm(name):
   np.testing.assert_allclose(actual[80:], 0.004, rtol=1e-5)
 
 
-def test_warmup_is_that_of_torchvisions_recipe():
-  torch = pytest.importorskip('torch')
-  schedulers = torch.optim.lr_scheduler
-  tx = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=PEAK)
-  warmup = schedulers.LinearLR(tx, start_factor=0.01, total_iters=5)
-  main = schedulers.CosineAnnealingLR(tx, T_max=95, eta_min=0.002)
-  theirs = schedulers.SequentialLR(tx, [warmup, main], milestones=[5])
-  expected = []
-  for _ in range(100):
-    expected.append(tx.param_groups[0]['lr'])
-    tx.step()
-    theirs.step()
-  actual = rates(warmup_learning_rate=0.001, final_learning_rate=0.001)
-  np.testing.assert_allclose(actual, expected, rtol=1e-4)
-
-
-def test_a_straight_line_up_and_down_is_that_of_ffcv():
-  """Its 'cyclic' schedule: from 0.0001 of the peak, at epoch 2, to zero."""
-  actual = rates(
-    name='polynomial',
-    decay_power=1.0,
-    warmup_epochs=2.0,
-    warmup_learning_rate=1e-4 * 0.1,
-  )
-  expected = np.interp(np.arange(100), [0, 20, 100], [1e-4 * PEAK, PEAK, 0])
-  np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-8)
-
-
-def test_wsd_falls_to_the_final_rate():
-  actual = rates(
-    name='wsd', decay_power=1.0, cooldown_epochs=2.0, final_learning_rate=0.01
-  )
-  expected = np.interp(np.arange(80, 100), [80, 100], [PEAK, 0.02])
-  np.testing.assert_allclose(actual[80:], expected, rtol=1e-5)
-  np.testing.assert_allclose(actual[5:80], PEAK, rtol=1e-6)
-
-
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
     ({'name': 'cosin'}, 'step, cosine, polynomial'),
-    ({'learning_rate': 0.0}, 'positive'),
-    ({'base_batch_size': -1}, 'positive'),
     ({'learning_rate': math.nan}, 'learning_rate=nan'),
     ({'decay_factor': -0.1}, 'decay_factor=-0.1'),
-    ({'decay_power': 0.0}, 'decay_power=0.0'),
     ({'warmup_epochs': -1.0}, 'warmup_epochs'),
     ({'name': 'step', 'decay_epochs': ('abc',)}, 'must be numbers'),
     ({'warmup_epochs': 10.0}, 'less than the 100 steps'),
     ({'decay_epochs': (3.0,)}, "means nothing to 'cosine'"),
-    (
-      {'name': 'polynomial', 'decay_epochs': (3.0,)},
-      "means nothing to 'polynomial'",
-    ),
     ({'name': 'step', 'decay_epochs': (6.0, 3.0)}, 'must rise'),
     ({'name': 'step', 'decay_epochs': (0.5,)}, 'after the 0.5 epochs'),
     ({'name': 'one_cycle', 'warmup_epochs': 0.0}, 'expected 2 to 98'),
     ({'name': 'wsd'}, '0 steps; expected 1 to 95,'),
-    ({'name': 'wsd', 'cooldown_epochs': 9.9}, '99 steps; expected 1 to 95,'),
     ({'cooldown_epochs': 9.5}, '95 steps; expected 0 to 94,'),
     ({'cooldown_epochs': 1.0}, 'of zero: give .*final_learning_rate'),
     ({'name': 'step', 'cooldown_epochs': 1.0}, "nothing to 'step'.* wsd"),
@@ -198,20 +156,10 @@ def test_wsd_falls_to_the_final_rate():
       "means nothing to 'step'.*one of cosine, polynomial, wsd",
     ),
     ({'final_learning_rate': 0.1}, r'=0.1 is not in \[0, 0.1\)'),
-    ({'final_learning_rate': -1e-6}, r'=-1e-06 is not in \[0, 0.1\)'),
     ({'warmup_learning_rate': 0.2}, r'=0.2 is not in 0 \.\. 0.1'),
-    ({'warmup_learning_rate': math.nan}, r'=nan is not in 0 \.\. 0.1'),
     (
       {'warmup_learning_rate': 0.01, 'warmup_epochs': 0.0},
       'without schedule.warmup_epochs: leave it out',
-    ),
-    (
-      {
-        'name': 'one_cycle',
-        'warmup_learning_rate': 0.01,
-        'warmup_epochs': 3.0,
-      },
-      "warmup_learning_rate=0.01 means nothing to 'one_cycle'",
     ),
     ({'cooldown_epochs': -1.0}, 'cooldown_epochs=-1.0 is not a number'),
   ],
