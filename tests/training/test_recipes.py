@@ -1,16 +1,12 @@
 """Recipes inside the step: on any number of devices, and after a resume."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh
 import numpy as np
 import pytest
 
 from resnet.data.augment import MIXING, example_keys, step_key
 from resnet.errors import InputError
-from resnet.training.sharding import DataSharding
 from resnet.training.step import (
   augment,
   gradients,
@@ -45,68 +41,48 @@ def resolve(**fields):
   )
 
 
-def train(run, step_fn, state, steps):
-  """Returns the state after the steps, and the metrics of each."""
-  state, seen = jax.device_put(state, run.sharding.replicated), []
-  for step in steps:
-    batch = jax.device_put(run.train_reader(step), run.sharding.batch)
-    state, metrics = step_fn(state, batch)
-    seen.append(jax.device_get(metrics))
-  return jax.device_get(state), seen
-
-
 @pytest.fixture(scope='module')
 def recipe():
-  """A run on eight devices, its first state, and its compiled step."""
+  """A run, its first state, and (state, steps) -> its states and metrics."""
   run = resolve(**ALL)
-  state = jax.device_get(run.create_state())
-  return run, state, jit_steps(run.task, run.sharding).train
-
-
-@pytest.fixture(scope='module')
-def uninterrupted(recipe):
-  """The state after four steps, and the metrics of each."""
-  run, state, step_fn = recipe
   assert run.sharding.mesh.size == 8
-  return train(run, step_fn, state, range(4))
+  step_fn = jit_steps(run.task, run.sharding).train
+
+  def train(state, steps):
+    """Returns the states before and after each step, and its metrics."""
+    states, seen = [jax.device_get(state)], []
+    state = jax.device_put(states[0], run.sharding.replicated)
+    for step in steps:
+      batch = jax.device_put(run.train_reader(step), run.sharding.batch)
+      state, metrics = step_fn(state, batch)
+      states.append(jax.device_get(state))
+      seen.append(jax.device_get(metrics))
+    return states, seen
+
+  return run, run.create_state(), train
 
 
-def test_one_device_equals_eight(recipe, uninterrupted):
-  run, state, _ = recipe
-  mesh = Mesh(np.array(jax.devices()[:1]), ('data',), (AxisType.Auto,))
-  alone = dataclasses.replace(run, sharding=DataSharding(mesh))
-  step_fn = jit_steps(alone.task, alone.sharding).train
-  _, seen = train(alone, step_fn, state, range(4))
-  losses = [
-    [float(metrics['loss']) for metrics in each]
-    for each in (seen, uninterrupted[1])
-  ]
-  np.testing.assert_allclose(*losses, rtol=1e-5)
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(recipe):
+  _, state, train = recipe
+  whole, _ = train(state, range(4))
+  half, _ = train(state, range(2))
+  resumed, _ = train(half[-1], range(2, 4))
+  jax.tree.map(np.testing.assert_array_equal, whole[-1], resumed[-1])
 
 
-def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
-  recipe, uninterrupted
-):
-  run, state, step_fn = recipe
-  half, _ = train(run, step_fn, state, range(2))
-  resumed, _ = train(run, step_fn, half, range(2, 4))
-  jax.tree.map(np.testing.assert_array_equal, uninterrupted[0], resumed)
-
-
-def test_a_step_erases_by_example_mixes_by_step_and_takes_the_loss_of_shares(
-  recipe, uninterrupted
-):
-  run, state, _ = recipe
-  task, batch = run.task, run.train_reader(0)
+def test_steps_on_eight_devices_are_those_of_their_parts_on_one(recipe):
+  """Keys by example erase, those of the step mix and drop paths."""
+  run, state, train = recipe
+  task = run.task
 
   @jax.jit
-  def by_hand(images, labels, step):
+  def by_hand(variables, images, labels, step):
     keys = example_keys(task.seed, step, 64)
     images = task.augmentation(images, keys, mean=task.mean, std=task.std)
     key = step_key(task.seed, step, MIXING)
     mixed = task.augmentation.mixing(images, labels, 10, key)
     logits, _ = task.model.apply(
-      state.variables,
+      variables,
       task.normalize(mixed.images),
       train=True,
       mutable=['batch_stats'],
@@ -116,11 +92,17 @@ def test_a_step_erases_by_example_mixes_by_step_and_takes_the_loss_of_shares(
     top1 = jnp.argmax(logits, axis=1).astype(jnp.int32) == mixed.main_labels
     return losses.sum(), top1.sum(), mixed.images
 
-  loss, top1, images = by_hand(batch['image'], batch['label'], jnp.int32(0))
-  metrics = uninterrupted[1][0]
-  assert float(metrics['loss']) == pytest.approx(float(loss), rel=1e-4)
-  assert int(metrics['top1']) == int(top1)
-  *_, others = by_hand(batch['image'], batch['label'], jnp.int32(1))
+  states, seen = train(state, range(4))
+  for step, metrics in enumerate(seen):
+    batch = run.train_reader(step)
+    loss, top1, images = by_hand(
+      states[step].variables, batch['image'], batch['label'], jnp.int32(step)
+    )
+    assert float(metrics['loss']) == pytest.approx(float(loss), rel=1e-5)
+    assert int(metrics['top1']) == int(top1)
+  *_, others = by_hand(
+    states[3].variables, batch['image'], batch['label'], jnp.int32(0)
+  )
   assert not np.array_equal(images, others)
 
 
