@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet.models import create_model
+from resnet.models import create_model, weights
 
 
 def make_variables(name, *, size, num_classes, channels=3, **overrides):
@@ -30,3 +30,23 @@ def make_variables(name, *, size, num_classes, channels=3, **overrides):
   head['kernel'] *= 10
   head['bias'] += jnp.arange(num_classes, dtype=jnp.float32) / 10
   return create_model(name, **overrides), variables
+
+
+def save_random(path, *, size, class_names, channels=3):
+  """Writes random weights of a small network with all that tools ask for."""
+  _, variables = make_variables(
+    'cifar_resnet8', size=size, num_classes=len(class_names), channels=channels
+  )
+  metadata = weights.Metadata(
+    model='cifar_resnet8',
+    preprocessing=weights.Preprocessing(
+      mean=(0.5,) * channels,
+      std=(0.25,) * channels,
+      image_size=size,
+      crop_share=1.0,
+      interpolation='bilinear',
+    ),
+    class_names=tuple(class_names),
+  )
+  weights.save_weights(variables, str(path), metadata=metadata)
+  return str(path)

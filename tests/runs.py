@@ -10,6 +10,7 @@ import numpy as np
 
 from configs import fake
 from resnet import experiment
+from resnet.training import workdir as workdir_lib
 from resnet.training.checkpoint import Checkpoints
 
 # Metrics that differ from run to run.
@@ -59,3 +60,21 @@ def assert_same_run(workdir: Any, other: Any, **changes: Any) -> None:
     final_state(workdir, **changes),
     final_state(other, **changes),
   )
+
+
+def save_run(
+  workdir: Any, run: experiment.Experiment, variables: Any, ema: Any = None
+) -> Any:
+  """Writes config and checkpoint of a run with these variables, untrained.
+
+  Returns the state: zeros but for the variables and their moving averages.
+  """
+  state = jax.tree.map(
+    lambda x: np.zeros(x.shape, x.dtype), run.abstract_state()
+  )
+  state = state.replace(**variables, ema=ema)
+  workdir_lib.write_config(str(workdir), run.config, run.derived())
+  checkpoints = Checkpoints(str(workdir), keep=1)
+  checkpoints.save(state, None)
+  checkpoints.close()
+  return state

@@ -50,7 +50,7 @@ def main(args: argparse.Namespace) -> None:
     if count and count >= np.bincount(train[1]).max():
       continue  # There are no more than that: it is the line of all.
     seeds = args.seeds if count else 1
-    scores = [_score(train, test, count, seed) for seed in range(seeds)]
+    scores = [score(train, test, count, seed) for seed in range(seeds)]
     _print(args, count, scores)
 
 
@@ -103,7 +103,7 @@ def _features(
   return np.concatenate(features), np.array(labels)
 
 
-def _score(
+def score(
   train: tuple[np.ndarray, np.ndarray],
   test: tuple[np.ndarray, np.ndarray],
   count: int | None,

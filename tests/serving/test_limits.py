@@ -26,7 +26,7 @@ def test_bodies_that_are_held_are_bounded_together():
       await is_held.wait()
 
     limits = BodyLimits(
-      app, max_bytes=100, max_held_bytes=150, max_seconds=10.0
+      app, max_bytes=100, max_held_bytes=150, max_seconds=600.0
     )
 
     async def request():

@@ -2,69 +2,40 @@
 
 import os
 import re
-import sys
 
-import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from resnet.models import create_model, weights
-from resnet.tools import command
-from resnet.tools import weights as tool
+from resnet.models import weights
+from tests.networks import make_variables
+from tests.programs import assert_refused
+
+MODEL = '--model=cifar_resnet8'
+COMPARE = (MODEL, '--image-size=16', '--batch-size=1')
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-  """(*args) -> what the tool prints; raises SystemExit for bad input."""
-
-  def run(*args):
-    monkeypatch.setattr(sys, 'argv', ['weights', *map(str, args)])
-    command.run(lambda a: a.function(a), tool.parser())
-    return capsys.readouterr().out
-
-  return run
-
-
-def variables(seed=0, num_classes=3):
-  model = create_model('cifar_resnet8', num_classes=num_classes)
-  images = np.zeros((1, 16, 16, 3), np.float32)
-  return jax.jit(lambda key: model.init(key, images, train=False))(
-    jax.random.key(seed)
-  )
-
-
-@pytest.fixture
-def path(tmp_path):
+@pytest.fixture(scope='module')
+def path(tmp_path_factory):
   """A file in torchvision's names that says nothing of itself."""
-  path = str(tmp_path / 'plain.safetensors')
-  weights.save_weights(variables(), path)
+  _, variables = make_variables('cifar_resnet8', size=16, num_classes=3)
+  path = str(tmp_path_factory.mktemp('weights') / 'plain.safetensors')
+  weights.save_weights(variables, path)
   return path
 
 
-PREPROCESSING = (
-  '--mean=0.5,0.5,0.25',
-  '--std=0.25,0.25,0.5',
-  '--image-size=24',
-  '--crop-share=0.75',
-  '--interpolation=bicubic',
-)
-
-
-def test_convert_adds_what_the_source_does_not_say(run, path, tmp_path):
+def test_convert_adds_what_the_source_does_not_say(tool, path, tmp_path):
   names = tmp_path / 'names.txt'
   names.write_text('cat\ndog\nKatze\n')
-  target = str(tmp_path / 'out.safetensors')
-  out = run(
-    'convert',
-    path,
-    target,
-    '--model=cifar_resnet8',
-    *PREPROCESSING,
-    f'--class-names={names}',
+  target, again = (str(tmp_path / f'{name}.safetensors') for name in 'ab')
+  result = tool(
+    *('weights', 'convert', path, target, MODEL, f'--class-names={names}'),
+    *('--mean=0.5,0.5,0.25', '--std=0.25,0.25,0.5', '--image-size=24'),
+    *('--crop-share=0.75', '--interpolation=bicubic'),
   )
-  assert 'cifar_resnet8, 3 classes' in out
-  assert weights.open_source(target).metadata == weights.Metadata(
+  assert 'cifar_resnet8, 3 classes' in result.stdout
+  metadata = weights.open_source(target).metadata
+  assert metadata == weights.Metadata(
     model='cifar_resnet8',
     preprocessing=weights.Preprocessing(
       mean=(0.5, 0.5, 0.25),
@@ -80,113 +51,62 @@ def test_convert_adds_what_the_source_does_not_say(run, path, tmp_path):
     k: v.tobytes() for k, v in b.items()
   }
   # What a source says stays.
-  again = str(tmp_path / 'again.safetensors')
-  run('convert', target, again)
-  assert weights.open_source(again).metadata == (
-    weights.open_source(target).metadata
-  )
+  tool('weights', 'convert', target, again)
+  assert weights.open_source(again).metadata == metadata
 
 
-def test_compare_shows_where_two_networks_part(run, path, tmp_path):
-  changed = variables()
-  kernel = changed['params']['stage2_block1']['conv1']['kernel']
-  changed['params']['stage2_block1']['conv1']['kernel'] = 1.5 * kernel
+def test_compare_shows_where_two_networks_differ(tool, path, tmp_path):
+  variables = weights.load_weights(path, 'cifar_resnet8')
+  variables['params']['stage2_block1']['conv1']['kernel'] *= 1.5
+  # Another number of classes cannot be compared.
+  variables['params']['head'] = {
+    'kernel': np.zeros((64, 5), np.float32),
+    'bias': np.zeros(5, np.float32),
+  }
   other = str(tmp_path / 'other.safetensors')
-  weights.save_weights(changed, other)
-  out = run('compare', path, other, '--model=cifar_resnet8', '--image-size=16')
+  weights.save_weights(variables, other)
+  out = tool('weights', 'compare', path, other, *COMPARE).stdout
   rows = dict(
     re.findall(r'^(\w+) +(\d\.\d+e[+-]\d+) ', out, flags=re.MULTILINE)
   )
-  order = ['stem', 'stage1', 'stage2', 'stage3', 'pooled', 'logits']
+  order = ['stem', 'stage1', 'stage2', 'stage3', 'pooled']
   assert list(rows) == order
-  assert [float(rows[name]) > 0 for name in order] == [
-    False,
-    False,
-    *[True] * 4,
-  ]
-  same = run('compare', path, path, '--model=cifar_resnet8', '--image-size=16')
+  is_different = [float(rows[name]) > 0 for name in order]
+  assert is_different == [False, False, True, True, True]
+  assert re.search(r'^logits +not compared: 3 and 5$', out, re.MULTILINE)
+  same = tool('weights', 'compare', path, path, *COMPARE).stdout
   assert same.count('0.000e+00   0.000e+00') == 6
 
 
-def test_compare_leaves_out_what_has_another_size(run, path, tmp_path):
-  other = str(tmp_path / 'other.safetensors')
-  weights.save_weights(variables(num_classes=5), other)
-  out = run('compare', path, other, '--model=cifar_resnet8', '--image-size=16')
-  assert re.search(r'^logits +not compared: 3 and 5$', out, re.MULTILINE)
-  assert out.count('0.000e+00   0.000e+00') == 5
-
-
-def test_inspect_tells_what_fits(run, path):
-  out = run('inspect', path, '--tensors')
+def test_inspect_names_the_networks_that_fit(tool, path, tmp_path):
+  out = tool('weights', 'inspect', path, '--tensors').stdout
   assert '44 tensors' in out
   assert re.search(r'^fits +cifar_resnet8$', out, re.MULTILINE)
-  assert re.search(
-    r'^conv1.weight +float32 \[16, 3, 3, 3\]$', out, re.MULTILINE
-  )
-
-
-def test_inspect_says_where_nothing_fits(run, tmp_path):
-  path = str(tmp_path / 'x.safetensors')
-  safetensors.numpy.save_file({'x': np.zeros(3, np.float32)}, path)
-  assert 'no network here' in run('inspect', path)
+  tensor = r'^conv1.weight +float32 \[16, 3, 3, 3\]$'
+  assert re.search(tensor, out, re.MULTILINE)
+  other = str(tmp_path / 'x.safetensors')
+  safetensors.numpy.save_file({'x': np.zeros(3, np.float32)}, other)
+  assert 'no network here' in tool('weights', 'inspect', other).stdout
 
 
 @pytest.mark.parametrize(
   ('args', 'message'),
   [
-    (['convert', '{path}', 'x.safetensors'], 'It fits: cifar_resnet8.'),
-    (['convert', '{path}', 'x.pth'], 'must end in .safetensors'),
+    ('convert {path} x.safetensors', 'It fits: cifar_resnet8.'),
+    ('convert {path} x.pth', 'must end in .safetensors'),
+    ('convert {path} x.safetensors {model} --mean=1', '--std'),
     (
-      ['convert', '{path}', 'x.safetensors', '--model=resnet18'],
-      'fc.weight',
-    ),
-    (
-      [
-        'convert',
-        '{path}',
-        'x.safetensors',
-        '--model=cifar_resnet8',
-        '--mean=1',
-      ],
-      'whole or not at all: --std',
-    ),
-    (['convert', '{path}', 'x.safetensors', '--mean=a,b'], '--mean'),
-    (
-      [
-        'convert',
-        '{path}',
-        'x.safetensors',
-        '--model=cifar_resnet8',
-        '--class-names={path}.txt',
-      ],
+      'convert {path} x.safetensors {model} --class-names={path}.txt',
       'cannot be read',
     ),
-    (['inspect', '/no/where'], 'no weights at'),
-    (['compare', '{path}', '{path}'], 'give --model'),
-    (
-      [
-        'compare',
-        '{path}',
-        '{path}',
-        '--model=cifar_resnet8',
-        '--image-size=0',
-      ],
-      'must be positive',
-    ),
-    (['melt'], 'invalid choice'),
-    ([], 'COMMAND'),
+    ('compare {path} {path}', 'give --model'),
+    ('compare {path} {path} {model} --image-size=0', '--image-size'),
   ],
 )
-def test_bad_input_is_one_line_exit_code_2_and_no_file(
-  run, path, capsys, tmp_path, monkeypatch, args, message
+def test_bad_input_is_refused_and_nothing_is_written(
+  tool, path, tmp_path, monkeypatch, args, message
 ):
   monkeypatch.chdir(tmp_path)
-  before = os.listdir(tmp_path)
-  with pytest.raises(SystemExit) as error:
-    run(*(arg.format(path=path) for arg in args))
-  assert error.value.code == 2
-  out, err = capsys.readouterr()
-  assert not out
-  assert len(err.splitlines()) == 1
-  assert message in err
-  assert os.listdir(tmp_path) == before
+  result = tool('weights', *args.format(path=path, model=MODEL).split())
+  assert_refused(result, message)
+  assert not result.stdout and not os.listdir(tmp_path)
