@@ -1,5 +1,8 @@
 """Networks with random weights, and statistics as trained ones have them."""
 
+import functools
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,9 +35,33 @@ def make_variables(name, *, size, num_classes, channels=3, **overrides):
   return create_model(name, **overrides), variables
 
 
+def draw_variables(name, *, size, num_classes, channels=3):
+  """Returns the module, and random variables, for which nothing is compiled.
+
+  Predictions differ from image to image.
+  """
+  model = create_model(name, num_classes=num_classes)
+  images = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
+  init = functools.partial(model.init, train=False)
+  shapes = jax.eval_shape(init, jax.random.key(0), images)
+  rng = np.random.default_rng(0)
+
+  def draw(path, leaf):
+    if path[-1].key == 'kernel':
+      std = math.sqrt(2 / math.prod(leaf.shape[:-1]))
+      values = rng.normal(0, std, leaf.shape)
+    elif path[-1].key in ('scale', 'var'):
+      values = rng.uniform(0.5, 1.5, leaf.shape)
+    else:
+      values = rng.normal(0, 0.1, leaf.shape)
+    return values.astype(np.float32)
+
+  return model, jax.tree_util.tree_map_with_path(draw, shapes)
+
+
 def save_random(path, *, size, class_names, channels=3):
   """Writes random weights of a small network with all that tools ask for."""
-  _, variables = make_variables(
+  _, variables = draw_variables(
     'cifar_resnet8', size=size, num_classes=len(class_names), channels=channels
   )
   metadata = weights.Metadata(

@@ -15,7 +15,7 @@ from resnet.training.evaluate import evaluate
 from resnet.training.step import jit_steps
 from resnet.training.views import cut_scales
 from tests.data.in_memory import smooth_image
-from tests.networks import make_variables
+from tests.networks import draw_variables
 from tests.programs import assert_refused
 from tests.runs import resolve, save_run
 
@@ -35,7 +35,7 @@ def made(tmp_path_factory):
   """Workdir, experiment and state of a run."""
   folder = tmp_path_factory.mktemp('evaluate')
   run = resolve(**FIELDS)
-  _, variables = make_variables('cifar_resnet8', size=16, num_classes=10)
+  _, variables = draw_variables('cifar_resnet8', size=16, num_classes=10)
   ema = jax.tree.map(lambda x: np.float32(0.9) * x, variables)
   return folder, run, save_run(folder, run, variables, ema)
 
@@ -163,7 +163,8 @@ def test_precise_bn_is_evaluated_beside_the_moving_averages(
   assert_metrics(running, metrics, 'eval_ema')
   assert report['loss'] != pytest.approx(running['loss'], rel=1e-4)
   _, run, state = made
-  variables = precise_bn.recompute(run, state.ema, 65)
+  ema = jax.device_put(state.ema, run.sharding.replicated)
+  variables = precise_bn.recompute(run, ema, 65)
   batch = read_all(run.eval_reader)
   check(report, mean_of([batch['image']], variables, run.task), batch['label'])
   change = report['top1'] - running['top1']

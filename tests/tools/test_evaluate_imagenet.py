@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.data.imagenet_sets import validation_name, write_set
-from tests.networks import make_variables
+from tests.networks import draw_variables
 from tests.runs import resolve, save_run
 
 pytestmark = pytest.mark.filterwarnings(
@@ -50,7 +50,7 @@ def made(tmp_path_factory):
   splits = {'train': labelled, 'validation': labelled}
   write_set(folder, 'imagenet2012', splits)
   run = resolve(**FIELDS, data__data_dir=folder)
-  model, variables = make_variables('cifar_resnet8', size=8, num_classes=1000)
+  model, variables = draw_variables('cifar_resnet8', size=8, num_classes=1000)
   save_run(folder, run, variables)
   logits = jax.jit(functools.partial(model.apply, train=False))(
     variables, run.task.normalize(images)

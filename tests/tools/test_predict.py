@@ -13,7 +13,7 @@ from resnet.data.notes import Notes
 from resnet.models import weights
 from resnet.training.evaluate import evaluate, open_state
 from resnet.training.step import jit_steps
-from tests.networks import make_variables
+from tests.networks import draw_variables
 from tests.programs import assert_refused
 from tests.runs import resolve, save_run
 
@@ -28,7 +28,7 @@ FIELDS = {
 def workdir(tmp_path_factory):
   """A run on digits, untrained."""
   folder = tmp_path_factory.mktemp('digits')
-  _, variables = make_variables(
+  _, variables = draw_variables(
     'cifar_resnet8', size=8, num_classes=10, channels=1
   )
   save_run(folder, resolve(**FIELDS), variables)

@@ -8,7 +8,7 @@ import pytest
 import safetensors.numpy
 
 from resnet.models import weights
-from tests.networks import make_variables
+from tests.networks import draw_variables
 from tests.programs import assert_refused
 
 MODEL = '--model=cifar_resnet8'
@@ -18,7 +18,7 @@ COMPARE = (MODEL, '--image-size=16', '--batch-size=1')
 @pytest.fixture(scope='module')
 def path(tmp_path_factory):
   """A file in torchvision's names that says nothing of itself."""
-  _, variables = make_variables('cifar_resnet8', size=16, num_classes=3)
+  _, variables = draw_variables('cifar_resnet8', size=16, num_classes=3)
   path = str(tmp_path_factory.mktemp('weights') / 'plain.safetensors')
   weights.save_weights(variables, path)
   return path
