@@ -3,10 +3,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test test-parity test-slow lint format clean
+.PHONY: train check test test-parity test-slow coverage lint format clean
 
 train: .venv/installed
 	$(BIN)/python main.py
+
+# For every change: lint, types, and the tests of what changed.
+check: lint
+	$(BIN)/python -m pytest -m 'not slow' $$($(BIN)/python -m tests.affected)
 
 test: .venv/installed-tests
 	$(BIN)/python -m pytest -m 'not slow'
@@ -19,6 +23,13 @@ test-parity: .venv/installed-parity
 
 test-slow: .venv/installed-tests
 	$(BIN)/python -m pytest -m slow
+
+# Of resnet/ by `make test`, with the processes that tests start.
+coverage: .venv/installed-tests
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run -m pytest -m 'not slow'
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report --skip-covered --skip-empty
 
 lint: .venv/installed-tests
 	$(BIN)/ruff format --check

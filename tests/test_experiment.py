@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from configs import default
-from resnet import experiment
+from resnet import config_flag, experiment
 from resnet.data import datasets, pipeline
 from resnet.errors import InputError
+from tests.programs import ROOT
 from tests.runs import fake_config, resolve
 
 # Runs in which every field means something. Mean and standard deviation are
@@ -206,14 +207,7 @@ def test_every_field_is_read(field):
     ({'seed': -1}, 'seed=-1'),
     ({'ema_decay': 1.0}, 'ema_decay=1.0 is not between 0 and 1'),
     ({'init_from': ''}, 'init_from'),
-    (
-      {'ema_every_steps': 4},
-      '=4 does nothing without ema_decay: .* --config.ema_every_steps=1',
-    ),
-    (
-      {'optimizer__lookahead_share': 0.8},
-      '=0.8 does nothing without optimizer.lookahead_steps: .*_share=0.5',
-    ),
+    ({'augment__mix_group_size': 7}, 'mix_group_size=7 does not divide'),
     ({'optimizer__sam_rho': 0.0}, 'sam_rho=0.0 must be positive'),
     ({'schedule__decay_epochs': (1e10,)}, 'decay_epochs=.* less than 2'),
     ({'data__name': 'fakes'}, 'Did you mean: fake'),
@@ -265,12 +259,62 @@ def test_evaluations_are_at_the_nearest_step_of_each_interval():
   assert all(often.is_eval_step(step) for step in range(1, 17))
 
 
-def test_a_saved_field_that_does_nothing_is_read_as_its_default():
-  """Once such fields were accepted: their runs must resume."""
-  config = fake_config(ema_every_steps=4, optimizer__lookahead_share=0.3)
-  today = experiment.flatten(fake_config())
-  assert experiment.of_saved(experiment.flatten(config)) == today
-  config.ema_decay, config.optimizer.lookahead_steps = 0.9, 5
-  kept = experiment.of_saved(experiment.flatten(config))
-  assert kept['ema_every_steps'] == 4
-  assert kept['optimizer.lookahead_share'] == 0.3
+@pytest.mark.parametrize(
+  ('changes', 'field', 'cause'),
+  [
+    ({'ema_every_steps': 4}, 'ema_every_steps=4', 'ema_decay=None'),
+    (
+      {'schedule__name': 'cosine'},
+      'schedule.decay_epochs=[1.0]',
+      "schedule.name='cosine'",
+    ),
+    (
+      {'schedule__warmup_learning_rate': 0.01},
+      'schedule.warmup_learning_rate=0.01',
+      'schedule.warmup_epochs=0.0',
+    ),
+    (
+      {'schedule__final_learning_rate': 0.01},
+      'schedule.final_learning_rate=0.01',
+      "schedule.name='step'",
+    ),
+    (
+      {'optimizer__name': 'adamw', 'optimizer__nesterov': True},
+      'optimizer.nesterov=True',
+      "optimizer.name='adamw'",
+    ),
+    ({'loss__reduction': 'sum'}, "loss.reduction='sum'", 'cross_entropy'),
+  ],
+)
+def test_a_field_without_effect_is_no_error_but_a_notice(changes, field, cause):
+  (notice,) = resolve(**changes).notices
+  assert field in notice and 'no effect' in notice and cause in notice
+
+
+def test_mixing_between_devices_is_a_notice():
+  mixed = {'augment__mixup_alpha': 0.2}
+  (notice,) = resolve(**mixed).notices
+  assert 'augment.mix_group_size' in notice
+  for size in ({'augment__mix_group_size': 4}, {'model__bn_group_size': 8}):
+    run = resolve(**mixed, **size)
+    assert not run.notices
+    assert run.task.augmentation.mixing.group_size == next(iter(size.values()))
+
+
+@pytest.mark.filterwarnings('ignore:.*load_module:DeprecationWarning')
+def test_the_command_line_gives_every_value_that_a_file_may_give():
+  argv = ['main.py', f'--config={ROOT}/configs/fake.py']
+  given = [f'--config.{field}=None' for field in experiment.NULLABLE_FIELDS]
+  config, _ = config_flag.read([*argv, '--config.ema_decay=0.9', *given])
+  flat = experiment.flatten(config)
+  assert {field for field in flat if flat[field] is None} == set(
+    experiment.NULLABLE_FIELDS
+  )
+  assert experiment.resolve(config).watchdog_seconds is None
+  default_fields = experiment.flatten(default.get_config())
+  empty = {field for field, value in default_fields.items() if value is None}
+  assert empty <= experiment.NULLABLE_FIELDS
+  with pytest.raises(InputError, match='batch_size=None'):
+    experiment.resolve(config_flag.read([*argv, '--config.batch_size=None'])[0])
+  with pytest.raises(InputError, match=r'nam.*name'):
+    config_flag.read([*argv, '--config.model.nam=None'])

@@ -1,6 +1,8 @@
 """Fine-tuning: the network of the weights, and what is frozen."""
 
+import os
 import re
+import shutil
 
 from flax import traverse_util
 import jax
@@ -8,12 +10,14 @@ import numpy as np
 import pytest
 
 from configs import finetune
-from resnet import experiment
+from resnet import config_flag, experiment
 from resnet.errors import InputError
 from resnet.models import weights
 from resnet.training.initialize import open_weights
 from resnet.training.step import jit_steps
+from resnet.training.workdir import write_config
 from tests.networks import make_variables
+from tests.programs import ROOT
 
 
 @pytest.fixture(scope='module')
@@ -90,3 +94,28 @@ def test_both_parts_of_the_argument_must_be_given(argument):
 def test_a_source_that_does_not_exist_is_named():
   with pytest.raises(InputError, match='no weights at'):
     finetune.get_config('/no/where,digits')
+
+
+@pytest.mark.filterwarnings('ignore:.*load_module:DeprecationWarning')
+def test_a_run_needs_its_source_only_to_begin(source, tmp_path):
+  gone, workdir = str(tmp_path / 'gone.safetensors'), str(tmp_path)
+  shutil.copy(source, gone)
+  argv = ['main.py', f'--config={ROOT}/configs/finetune.py:{gone},fake']
+  begun, _ = config_flag.read(argv, workdir)
+  fields = experiment.flatten(begun)
+  write_config(workdir, fields, {})
+  os.remove(gone)
+  config, _ = config_flag.read(argv, workdir)
+  assert experiment.flatten(config) == fields
+  with pytest.raises(InputError, match='There are no weights'):
+    config_flag.read(argv, str(tmp_path / 'other'))
+
+
+def test_the_default_workdir_is_one_plain_name():
+  path = 'configs/finetune.py:../runs/photos,folder'
+  assert config_flag.default_workdir(path) == 'runs/finetune_runs_photos_folder'
+
+
+def test_a_folder_is_evaluated_on_val(source):
+  config = finetune.get_config(f'{source},folder')
+  assert config.data.eval_split == 'val'

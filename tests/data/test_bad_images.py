@@ -133,3 +133,22 @@ def test_statistics_leave_broken_images_out():
   nothing = make_source([{'image': b''}] * 2, channels=3)
   with pytest.raises(InputError):
     channel_statistics(nothing, 4, max_bad_images=9)
+
+
+@pytest.mark.parametrize('limit', [None, 1])
+def test_an_image_too_long_to_be_resized_is_refused_by_name(limit):
+  long = encode(np.zeros((1, 200_000, 3), np.uint8), 'PNG')
+  records = [{'image': long, 'label': 0}, {'image': PNG, 'label': 1}]
+  reader = readers.make_reader(
+    make_source(records, channels=3),
+    2,
+    None,
+    transform=EvalTransform(size=224, resize_size=256),
+    max_bad_images=limit,
+  )
+  batch = reader(0)
+  if limit:
+    assert batch['mask'].tolist() == [False, True]
+    (batch,) = batch[LEFT_OUT]
+  for part in ('record 0', '200000 x 1', '256'):
+    assert part in str(batch)

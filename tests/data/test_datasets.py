@@ -128,8 +128,10 @@ def test_unknown_name_gives_the_nearest_ones(user_dir, data_dir):
     ('imagnet2012', 'Did you mean: imagenet2012'),
     ('fakes', 'Did you mean: .*fake'),
     ('user_shapes/config', "no data set 'user_shapes/config'"),
-    ('two words', "data.name='two words'"),
-    ('', "data.name=''"),
+    ('two words', "no data set 'two words'"),
+    ('', "no data set ''"),
+    ('CIFAR10', r'Did you mean: cifar10\b'),
+    ('cifar-10', r'Did you mean: cifar10\b'),
   ):
     with pytest.raises(InputError, match=message):
       open_source(name, 'train', data_dir=user_dir)

@@ -6,6 +6,7 @@ import pytest
 
 from resnet.data.datasets import open_source
 from resnet.errors import InputError
+from resnet.inference.files import list_images
 from tests.data.in_memory import encode, smooth_image
 
 JPEG = encode(smooth_image(9, 12), 'JPEG')
@@ -149,3 +150,40 @@ def test_names_of_many_files_take_little_memory(tmp_path):
   records = open_(tmp_path).records
   held = sum(map(len, records.names)) + sum(a.nbytes for a in records.starts)
   assert held < 30 * len(records) == 30 * 1002
+
+
+@pytest.mark.parametrize(
+  ('folders', 'data_dir', 'split', 'hint'),
+  [
+    (('train', 'test'), '.', 'val', 'eval_split=test'),
+    (('train', 'val'), '.', 'train[:4]', 'train_split=train'),
+    (('train', 'val'), 'train/', 'train', 'data_dir={}'),
+  ],
+)
+def test_hints_name_the_field_and_its_value(
+  tmp_path, folders, data_dir, split, hint
+):
+  for folder in folders:
+    for name in ('a', 'b'):
+      (tmp_path / folder / name).mkdir(parents=True)
+  with pytest.raises(InputError) as error:
+    open_(f'{tmp_path}/{data_dir}', split)
+  assert f'--config.data.{hint.format(tmp_path)}' in str(error.value)
+
+
+def test_training_and_prediction_pass_over_the_same_files(folder, tmp_path):
+  place = folder / 'train' / 'b'
+  for name in ('thumbs.db', 'Desktop.ini', '._x.jpg'):
+    (place / name).touch()
+  for name in ('@eaDir', '__MACOSX', '.ipynb_checkpoints'):
+    write(place / name / 'x.jpg')
+  source = open_(folder)
+  trained = [record['file_name'] for record in source.read(range(len(source)))]
+  assert len(trained) == 12
+  link = tmp_path / 'link'
+  link.mkdir()
+  (link / 'photos').symlink_to(folder / 'train')
+  (link / 'loop').symlink_to(link)
+  assert list_images([str(link)]) == [
+    str(link / 'photos' / name) for name in sorted(trained)
+  ]

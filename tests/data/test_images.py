@@ -180,3 +180,11 @@ def test_too_many_pixels_are_refused_by_the_header(data):
   assert MAX_PIXELS == 2**14 * 2**13
   with pytest.raises(ValueError, match='damaged'):
     decode_image(png_header(2**14, 2**13), 1)
+
+
+@pytest.mark.parametrize(
+  ('file_format', 'name'), [('WEBP', 'WebP'), ('GIF', 'GIF'), ('TIFF', 'TIFF')]
+)
+def test_other_kinds_of_images_are_named(file_format, name):
+  with pytest.raises(ValueError, match=f'{name} is neither PNG nor JPEG'):
+    decode_image(encode(COLOURS, file_format), 3)

@@ -1,7 +1,10 @@
 """Mixup and cutmix against timm's, and their draws against the papers."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 from scipy import stats
@@ -60,11 +63,11 @@ def test_images_and_targets_are_those_of_timm(share, is_cutmix, monkeypatch):
     if is_cutmix:
       middle = tuple(map(jnp.int32, center))
       shares = 1 - mixing.cutmix_mask(jnp.float32(share), middle, 14, 11)
-    found = mixing.mix_images(jnp.array(images), shares)
+    found = mixing.mix_images(jnp.array(images), shares[None])
     np.testing.assert_allclose(
       found, x.numpy().transpose(0, 2, 3, 1), rtol=1e-6, atol=1e-4
     )
-    targets = mixing.mix_targets(jnp.array(labels), jnp.mean(shares), 5)
+    targets = mixing.mix_targets(jnp.array(labels), jnp.mean(shares)[None], 5)
     np.testing.assert_allclose(targets, y.numpy(), atol=1e-6)
 
 
@@ -161,3 +164,28 @@ def test_bad_values_are_named():
 def test_shares_are_numbers_at_the_bounds_of_alpha(alpha, expected):
   shares = draws(make(mixup_alpha=alpha), 1, 1, count=50)
   assert {round(float(share), 5) for share in shares.flat} == expected
+
+
+def test_groups_are_mixed_among_themselves_and_stay_on_their_devices():
+  mix = make(mixup_alpha=1.0, cutmix_alpha=1.0, group_size=2)
+  images, labels = batch(16)
+  mesh = Mesh(np.array(jax.devices()), ('data',))
+  rows = NamedSharding(mesh, PartitionSpec('data'))
+  call = jax.jit(
+    lambda *args: dataclasses.asdict(mix(*args, 5, jax.random.key(0))),
+    in_shardings=rows,
+    out_shardings=rows,
+  )
+  for kind in ('all-gather', 'all-to-all', 'collective-permute', 'all-reduce'):
+    assert kind not in call.lower(images, labels).compile().as_text()
+  found = call(images, labels)
+  for group in range(8):
+    pair = slice(2 * group, 2 * group + 2)
+    # Both rows of a pair have the sum of its images.
+    np.testing.assert_allclose(
+      np.sum(found['images'][pair], axis=0),
+      np.sum(images[pair], axis=0, dtype=np.float32),
+      atol=1e-3,
+    )
+  shares = np.max(found['targets'], axis=1)
+  assert len(np.unique(shares.round(4))) > 4

@@ -7,6 +7,9 @@ from sklearn import datasets
 
 from resnet.data.resample import resize
 from resnet.data.transforms import EvalTransform
+from resnet.inference.preprocessing import ImageTransform
+from resnet.models.weights import Preprocessing
+from tests.data.in_memory import encode
 
 PIL_FILTERS = {
   'bilinear': Image.Resampling.BILINEAR,
@@ -37,17 +40,31 @@ def share_within_one(image, expected):
 
 
 @pytest.mark.parametrize('interpolation', ['bilinear', 'bicubic'])
-def test_evaluation_is_torchvisions(interpolation, photographs):
+def test_evaluation_and_prediction_see_the_pixels_of_torchvision(
+  interpolation, photographs
+):
   torchvision = pytest.importorskip('torchvision')
   t = torchvision.transforms
   reference = t.Compose(
     [t.Resize(256, t.InterpolationMode(interpolation)), t.CenterCrop(224)]
   )
   ours = EvalTransform(size=224, resize_size=256, interpolation=interpolation)
+  predict = ImageTransform(
+    preprocessing=Preprocessing(
+      mean=(0.5,) * 3,
+      std=(0.5,) * 3,
+      image_size=224,
+      crop_share=0.875,
+      interpolation=interpolation,
+    )
+  )
   for image in photographs:
     box = ours.box(*image.shape[:2], [])
+    evaluated = ours(image, box, [])
     expected = np.asarray(reference(Image.fromarray(image)), int)
-    assert share_within_one(ours(image, box, []), expected) > 0.999
+    assert share_within_one(evaluated, expected) > 0.999
+    (predicted,) = predict(encode(image, 'PNG'))
+    np.testing.assert_array_equal(predicted, evaluated)
 
 
 @pytest.mark.parametrize('size', [(224, 224), (37, 301), (500, 700)])

@@ -33,6 +33,18 @@ def test_centre_crop_takes_these_pixels(shape, resized, size, top, left):
   np.testing.assert_array_equal(crop, expected)
 
 
+@pytest.mark.parametrize('shape', [(17, 15), (16, 21)])
+def test_ten_crops_are_those_of_torchvision(shape):
+  torch = pytest.importorskip('torch')
+  v2 = pytest.importorskip('torchvision.transforms.v2')
+  image = smooth_image(*shape)
+  theirs = v2.TenCrop(9)(torch.tensor(image.transpose(2, 0, 1)))
+  ours = transforms.ten_crop(image, 9)
+  # Theirs have the central crops last of each five.
+  for crop, place in zip(ours, [4, 0, 1, 2, 3, 9, 5, 6, 7, 8], strict=True):
+    np.testing.assert_array_equal(crop, theirs[place].permute(1, 2, 0))
+
+
 def draw_crops(height, width, count, area, aspect=(3 / 4, 4 / 3)):
   """Returns arrays of top, left, height, width."""
   draws = np.random.default_rng(0).random((count, transforms.BOX_DRAWS))

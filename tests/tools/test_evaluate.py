@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from resnet.data.notes import Notes
-from resnet.data.scales import ScalesTransform, paper_sides
+from resnet.data.scales import ViewsTransform, paper_sides
 from resnet.data.transforms import EvalTransform, resize_and_center_crop
 from resnet.training import precise_bn
 from resnet.training.evaluate import evaluate
 from resnet.training.step import jit_steps
-from resnet.training.views import cut_scales
+from resnet.training.views import unpack
 from tests.data.in_memory import smooth_image
 from tests.networks import draw_variables
 from tests.programs import assert_refused
@@ -68,9 +68,15 @@ def assert_metrics(report, metrics, prefix):
     assert report[name] == expected
 
 
-def test_one_view_gives_the_evaluation_of_the_run(run_tool, metrics, tmp_path):
-  out, report = run_tool()
+def test_one_view_gives_the_evaluation_of_the_run(
+  run_tool, made, metrics, tmp_path
+):
+  _, report = run_tool(f'--workdir={made[0]}#raw')
+  assert report['weights'] == 'raw'
   assert_metrics(report, metrics, 'eval')
+  out, report = run_tool()
+  assert report['weights'] == 'moving averages' and 'averages' in out
+  assert_metrics(report, metrics, 'eval_ema')
   confusion = np.loadtxt(tmp_path / 'report.csv', delimiter=',')
   assert confusion.shape == (10, 10)
   assert confusion.sum() == report['num_examples']
@@ -110,14 +116,14 @@ def read_all(reader, **changes):
 def test_ten_views_are_the_mean_of_corners_centre_and_mirror_images(
   run_tool, made
 ):
-  _, report = run_tool('--views=ten')
+  _, report = run_tool('--views=ten_crop')
   _, run, state = made
   transform = EvalTransform(size=20, resize_size=20)
   batch, views = read_all(run.eval_reader, transform=transform), []
   for top, left in ((0, 0), (0, 4), (4, 0), (4, 4), (2, 2)):
     crops = batch['image'][:, top : top + 16, left : left + 16]
     views += [crops, crops[:, :, ::-1]]
-  check(report, mean_of(views, state.variables, run.task), batch['label'])
+  check(report, mean_of(views, state.ema, run.task), batch['label'])
 
 
 def test_scales_are_the_mean_of_sizes_and_mirror_images(run_tool, made):
@@ -132,7 +138,7 @@ def test_scales_are_the_mean_of_sizes_and_mirror_images(run_tool, made):
     )
     views += [squares, squares[:, :, ::-1]]
   labels = np.array([record['label'] for record in records])
-  check(report, mean_of(views, state.variables, run.task), labels)
+  check(report, mean_of(views, state.ema, run.task), labels)
   assert report['scales'] == [12, 21]
 
 
@@ -143,20 +149,18 @@ def test_default_scales_are_those_of_the_paper():
 
 def test_scales_are_squares_of_oblong_images():
   image = smooth_image(30, 40)
-  transform = ScalesTransform(sides=(20, 45))
+  transform = ViewsTransform(sides=(20, 45))
   packed = transform(image, transform.box(30, 40, ()), ())
-  views = cut_scales(packed[None], (20, 45))
-  for view, mirrored, side in zip(views[:2], views[2:], (20, 45), strict=True):
+  for view, side in zip(unpack(packed[None], (20, 45)), (20, 45), strict=True):
     expected = resize_and_center_crop(image, side, side)
     assert expected.shape == (side, side, 3)
     np.testing.assert_array_equal(view[0], expected)
-    np.testing.assert_array_equal(mirrored[0], expected[:, ::-1])
 
 
 def test_precise_bn_is_evaluated_beside_the_moving_averages(
   run_tool, metrics, made
 ):
-  out, report = run_tool('--precise_bn=65', '--ema')
+  out, report = run_tool('--precise_bn=65')
   precise = report['precise_bn']
   assert precise['num_images'] == 128 and 'of 128 training images' in out
   running = precise['running_statistics']

@@ -4,7 +4,10 @@ import json
 import os
 
 import cv2
+from jax import export
 import numpy as np
+import safetensors
+import safetensors.numpy
 
 from tests.networks import save_random
 
@@ -33,3 +36,31 @@ def test_an_export_is_checked_and_predicts_like_its_source(tool, tmp_path):
     for place in (source, out)
   ]
   assert lines[0] == lines[1] and 'eel' in lines[0]
+
+
+def test_an_export_for_other_platforms_has_their_convolutions(tool, tmp_path):
+  source = save_random(tmp_path / 'net.safetensors', size=8, class_names='ab')
+  # PyTorch's counts of updates are no part of the program.
+  with safetensors.safe_open(source, 'np') as file:
+    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    header = file.metadata()
+  counts = [n for n in tensors if n.endswith('num_batches_tracked')]
+  assert counts
+  tensors |= {name: np.int64(7) for name in counts}
+  safetensors.numpy.save_file(tensors, source, header)
+  products = {}
+  for platforms in ('cpu', 'cpu,cuda,tpu'):
+    out = tmp_path / platforms
+    result = tool(
+      'export',
+      f'--weights={source}',
+      '--format=stablehlo',
+      f'--platforms={platforms}',
+      f'--out={out}',
+    )
+    assert result.returncode == 0, result.stderr
+    program = export.deserialize(
+      bytearray((out / 'model.stablehlo').read_bytes())
+    )
+    products[platforms] = program.mlir_module().count('dot_general')
+  assert products['cpu,cuda,tpu'] == 1 < products['cpu']

@@ -238,3 +238,25 @@ def test_weights_without_metadata_are_refused(
   args = ('predict', f'--weights={path}', folder)
   assert_refused(tool(*args), 'give --model')
   assert_refused(tool(*args, '--model=cifar_resnet8'), 'weights convert')
+
+
+def test_names_that_are_not_utf8_and_weights_that_are_nan(
+  tool, pictures, tmp_path
+):
+  photo = tmp_path / os.fsdecode(b'\xff.png')
+  photo.write_bytes(next((pictures[0] / '3').iterdir()).read_bytes())
+  _, variables = draw_variables(
+    'cifar_resnet8', size=8, num_classes=10, channels=1
+  )
+  variables['params']['head']['bias'][:] = np.nan
+  save_run(tmp_path / 'run', resolve(**FIELDS), variables)
+  weights_ = f'--weights={tmp_path / "run"}'
+  result = tool('predict', weights_, '--json', '--top=1', photo)
+  assert 'not finite' in result.stderr
+  line = json.loads(result.stdout, parse_constant=pytest.fail)
+  assert line['file'].endswith('\\xff.png')
+  assert line['classes'][0]['probability'] is None
+  out = f'--out={tmp_path / "features.parquet"}'
+  assert (
+    tool('predict', weights_, '--features=pooled', out, photo).returncode == 0
+  )

@@ -3,7 +3,9 @@
 TensorFlow is not among the requirements, so nothing here can need it.
 """
 
+import contextlib
 import json
+import os
 import shutil
 
 import numpy as np
@@ -16,6 +18,7 @@ from resnet.data.images import decode_image
 from resnet.data.job import estimate_bytes
 from resnet.errors import InputError
 from resnet.tools import prepare
+from resnet.training.lock import Lock
 from tests.data.in_memory import encode, smooth_image
 from tests.programs import assert_refused, start, wait_until
 
@@ -247,3 +250,42 @@ def test_bad_input_is_refused(tool, folder, tmp_path, words, message):
   out = f'--out={tmp_path / "sets"}'
   assert_refused(tool('prepare', f'--source={folder}', out, *words), message)
   assert not (tmp_path / 'sets').exists()
+
+
+@pytest.mark.parametrize(
+  'name', ['cat ', ' cat', 'a\nb', 'a\rb', os.fsdecode(b'\xff')]
+)
+def test_a_class_name_that_tfds_cannot_keep_is_refused(
+  tool, folder, tmp_path, name
+):
+  source = shutil.copytree(folder, tmp_path / 'my-photos')
+  for split in ('train', 'val'):
+    (source / split / 'cat').rename(source / split / name)
+  out = f'--out={tmp_path / "sets"}'
+  result = tool('prepare', '--from=folder', f'--source={source}', out)
+  assert_refused(result, repr(name), 'rename the class')
+  assert not (tmp_path / 'sets').exists()
+
+
+def test_two_commands_do_not_write_one_set(tool, folder, tmp_path):
+  place = tmp_path / 'my_photos'
+  place.mkdir()
+  words = ('--from=folder', f'--source={folder}', f'--out={tmp_path}')
+  with contextlib.closing(Lock(str(place))):
+    result = tool('prepare', *words)
+  assert_refused(result, f'process {os.getpid()}', '--out')
+  assert tool('prepare', *words).returncode == 0
+  # What does not open as it was written is not accepted later, either.
+  (place / '1.0.0' / 'label.labels.txt').write_text('cat\ncow\n')
+  result = tool('prepare', *words)
+  assert result.returncode == 1 and 'Delete it' in result.stderr
+
+
+def test_a_file_name_need_not_be_utf8(folder, tmp_path):
+  source = shutil.copytree(folder, tmp_path / 'my-photos')
+  photo = source / 'train' / 'cat' / '000.jpg'
+  photo.rename(photo.with_name(os.fsdecode(b'\xff.jpg')))
+  place, _ = prepare_set('folder', source, tmp_path / 'sets')
+  prepared_set = open_set(place)
+  keys = map(prepared_set.key, range(27), prepared_set.read(range(27)))
+  assert any('cat/\\xff.jpg' in key for key in keys)

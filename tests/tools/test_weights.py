@@ -3,13 +3,17 @@
 import os
 import re
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 
+from resnet.errors import InputError
+from resnet.inference.network import read_weights
 from resnet.models import weights
 from tests.networks import draw_variables
 from tests.programs import assert_refused
+from tests.runs import resolve, save_run
 
 MODEL = '--model=cifar_resnet8'
 COMPARE = (MODEL, '--image-size=16', '--batch-size=1')
@@ -110,3 +114,25 @@ def test_bad_input_is_refused_and_nothing_is_written(
   result = tool('weights', *args.format(path=path, model=MODEL).split())
   assert_refused(result, message)
   assert not result.stdout and not os.listdir(tmp_path)
+
+
+def test_a_run_gives_its_averages_its_interpolation_and_numbers_for_names(
+  tool, tmp_path
+):
+  run = resolve(
+    ema_decay=0.9, data__interpolation='bicubic', model__num_classes=12
+  )
+  _, variables = draw_variables('cifar_resnet8', size=16, num_classes=12)
+  ema = jax.tree.map(lambda x: 2 * x, variables)
+  save_run(tmp_path / 'run', run, variables, ema)
+  for suffix, expected in (('', ema), ('#raw', variables)):
+    found = read_weights(f'{tmp_path}/run{suffix}')
+    jax.tree.map(np.testing.assert_array_equal, found.variables, expected)
+  assert found.preprocessing.interpolation == 'bicubic'
+  assert found.class_names[-2:] == ('10', '11')
+  target = tmp_path / 'a.safetensors'
+  result = tool('weights', 'convert', tmp_path / 'run', target)
+  assert 'moving averages' in result.stdout
+  assert weights.open_source(target).metadata.ema is True
+  with pytest.raises(InputError, match='leave #raw out'):
+    weights.open_source(f'{target}#raw')
