@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+import pathlib
 import sys
 import tracemalloc
 import types
@@ -26,6 +27,7 @@ _PREPROCESSING = Preprocessing(
   crop_share=0.875,
   interpolation='bilinear',
 )
+_SMALL = {'stage_sizes': (2, 1), 'num_filters': 8}
 _METADATA = Metadata(
   model='cifar_resnet8',
   preprocessing=_PREPROCESSING,
@@ -34,10 +36,10 @@ _METADATA = Metadata(
 
 
 @functools.cache
-def _variables(name='cifar_resnet8', num_classes=3, channels=3, **overrides):
+def _variables(name='cifar_resnet8', num_classes=3, **overrides):
   """Random numbers in the place of every variable."""
   model = create_model(name, num_classes=num_classes, **overrides)
-  images = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)
+  images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
   shapes = jax.eval_shape(
     functools.partial(model.init, train=False), jax.random.key(0), images
   )
@@ -65,30 +67,19 @@ def _state(**changes):
 
 @pytest.mark.parametrize(
   'name',
-  [
-    'cifar_resnet8',
-    'cifar_preact_resnet110',
-    'cifar_plain20',
-    'resnet18',
-    'resnet50d',
-    'seresnet50',
-    'resnetrs50',
-    'preact_resnet18',
-    'preact_resnet50',
-    'lecture_resnet50',
-  ],
+  ['cifar_resnet8', 'resnetrs50', 'preact_resnet18', 'lecture_resnet50'],
 )
 def test_there_and_back_is_bit_equal(name):
-  variables = _variables(name)
-  state = weights.to_state_dict(name, variables)
-  again = weights.from_state_dict(name, state)
+  variables = _variables(name, **_SMALL)
+  state = weights.to_state_dict(name, variables, **_SMALL)
+  again = weights.from_state_dict(name, state, **_SMALL)
   _assert_equal(again, {'batch_stats': {}, **variables})
 
 
 def test_layouts_and_names_of_pytorch():
-  variables = _variables('resnet18', 5)
+  variables = _variables('resnet18', **_SMALL)
   params, stats = variables['params'], variables['batch_stats']
-  state = weights.to_state_dict('resnet18', variables)
+  state = weights.to_state_dict('resnet18', variables, **_SMALL)
   kernel = params['stage2_block1']['shortcut_conv']['kernel']
   np.testing.assert_array_equal(
     state['layer2.0.downsample.0.weight'][:, :, 0, 0], kernel[0, 0].T
@@ -98,54 +89,30 @@ def test_layouts_and_names_of_pytorch():
   )
   np.testing.assert_array_equal(state['fc.weight'], params['head']['kernel'].T)
   np.testing.assert_array_equal(
-    state['layer4.1.bn2.running_var'], stats['stage4_block2']['bn2']['var']
+    state['layer1.1.bn2.running_var'], stats['stage1_block2']['bn2']['var']
   )
   assert state['bn1.num_batches_tracked'] == np.int64(0)
 
 
-def test_copies_share_no_memory():
-  state = _state()
-  before = {key: value.copy() for key, value in state.items()}
-  variables = weights.from_state_dict('cifar_resnet8', state)
-  for leaf in jax.tree.leaves(variables):
-    leaf += 1.0
-  for key, value in state.items():
-    np.testing.assert_array_equal(value, before[key])
-
-
-def test_counters_come_back():
+def test_counters_come_back_and_copies_share_no_memory():
   state = _state(bn1__num_batches_tracked=np.array(7, np.int64))
   variables = weights.from_state_dict('cifar_resnet8', state)
   again = weights.to_state_dict('cifar_resnet8', variables)
+  for leaf in jax.tree.leaves((variables['params'], variables['batch_stats'])):
+    leaf += 1.0
   assert {k: v.tobytes() for k, v in again.items()} == {
     k: v.tobytes() for k, v in state.items()
   }
-  # Networks do not mind them.
-  model = create_model('cifar_resnet8', num_classes=3)
-  model.apply(variables, np.zeros((1, 8, 8, 3), np.float32), train=False)
-
-
-def test_half_precision_becomes_float32():
-  half = _state(fc__bias=np.array([1.5, 2.5, -3.0], np.float16))
-  variables = weights.from_state_dict('cifar_resnet8', half)
-  bias = variables['params']['head']['bias']
-  assert bias.dtype == np.float32
-  assert bias.tolist() == [1.5, 2.5, -3.0]
 
 
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
     ({'fc__bias': None}, r"no tensor 'fc.bias'"),
-    ({'conv1__weight': None}, r"no tensor 'conv1.weight'"),
     ({'extra': np.zeros(3, np.float32)}, r"'extra', which the network has not"),
     (
       {'layer2__0__bn1__weight': np.zeros(3, np.float32)},
       r"'layer2.0.bn1.weight' .* \[3\]; the network has \[32\]",
-    ),
-    (
-      {'layer1__0__conv1__weight': np.zeros((16, 16, 3), np.float32)},
-      r"'layer1.0.conv1.weight' .* \[16, 16, 3\]",
     ),
     ({'fc__weight': np.zeros((3, 64))}, r"'fc.weight' .* float64, not one of"),
     (
@@ -183,35 +150,30 @@ def test_nothing_is_read_before_all_is_known_to_fit():
 def test_variables_of_another_network_are_refused():
   with pytest.raises(InputError, match='variables given for resnet18'):
     weights.to_state_dict('resnet18', _variables())
+  with pytest.raises(InputError, match='basic blocks'):
+    weights.to_state_dict(
+      'preact_resnet18',
+      _variables('preact_resnet18', **_SMALL),
+      'timm',
+      **_SMALL,
+    )
   with pytest.raises(InputError, match="'keras' is none of torchvision, timm"):
     weights.to_state_dict('cifar_resnet8', _variables(), naming='keras')
 
 
-def _positive_scales(name):
-  return jax.tree.map(np.abs, _variables(name))
-
-
 def test_v2_of_timm_moves_the_norm_of_the_stem():
-  variables = _positive_scales('preact_resnet50')
-  state = weights.to_state_dict('preact_resnet50', variables, naming='timm')
+  name = 'preact_resnet50'
+  variables = jax.tree.map(np.abs, _variables(name, **_SMALL))
+  state = weights.to_state_dict(name, variables, naming='timm', **_SMALL)
   scale = variables['params']['stem_bn']['scale']
   np.testing.assert_array_equal(state['stages.0.blocks.0.norm1.weight'], scale)
-  assert state['head.fc.weight'].shape == (3, 2048, 1, 1)
-  again = weights.from_state_dict('preact_resnet50', state)
+  assert state['head.fc.weight'].shape == (3, 64, 1, 1)
+  again = weights.from_state_dict(name, state, **_SMALL)
   _assert_equal(again, variables)
-
-
-def test_v2_of_timm_is_refused_where_it_is_another_network():
-  state = weights.to_state_dict(
-    'preact_resnet50', _positive_scales('preact_resnet50'), naming='timm'
-  )
+  # Pooling before a batch norm is another network where it turns the order.
   state['stages.0.blocks.0.norm1.weight'][3] = -0.1
   with pytest.raises(InputError, match=r'norm1.weight. has numbers below zero'):
-    weights.from_state_dict('preact_resnet50', state)
-  with pytest.raises(InputError, match='basic blocks'):
-    weights.to_state_dict(
-      'preact_resnet18', _positive_scales('preact_resnet18'), naming='timm'
-    )
+    weights.from_state_dict(name, state, **_SMALL)
 
 
 # Files.
@@ -228,22 +190,18 @@ def path(tmp_path):
 def test_a_file_comes_back_with_its_metadata(path):
   _assert_equal(weights.load_weights(path, 'cifar_resnet8'), _variables())
   assert weights.open_source(path).metadata == _METADATA
-
-
-def test_a_file_without_metadata_is_a_good_file(tmp_path):
-  path = str(tmp_path / 'weights.safetensors')
   weights.save_weights(_variables(), path)
-  _assert_equal(weights.load_weights(path, 'cifar_resnet8'), _variables())
   assert weights.open_source(path).metadata == Metadata()
 
 
 def test_nothing_is_left_where_a_file_cannot_be_written(tmp_path):
   target = tmp_path / 'taken'
   target.mkdir()
-  with pytest.raises(InputError, match='cannot be written'):
-    weights.save_weights(_variables(), str(target))
-  with pytest.raises(InputError, match='cannot be written'):
-    weights.save_weights(_variables(), str(tmp_path / 'no' / 'where'))
+  for path in (target, tmp_path / 'no' / 'where'):
+    with pytest.raises(InputError, match='cannot be written'):
+      weights.save_weights(_variables(), str(path))
+  with pytest.raises(InputError, match='no parameters to save'):
+    weights.save_weights({}, str(tmp_path / 'x.safetensors'))
   assert os.listdir(tmp_path) == ['taken']
   assert os.listdir(target) == []
 
@@ -253,17 +211,9 @@ def test_weights_of_another_network_of_the_same_shapes_are_refused(path):
     weights.load_weights(path, 'cifar_plain20')
   with pytest.raises(InputError, match="with shortcut 'A', not 'none'"):
     weights.load_weights(path, 'cifar_resnet8', shortcut='none')
-
-
-def test_the_shortcut_travels(tmp_path):
-  path = str(tmp_path / 'weights.safetensors')
-  variables = _variables(shortcut='C')
-  metadata = Metadata(model='cifar_resnet8', shortcut='C')
-  weights.save_weights(variables, path, metadata=metadata)
-  with pytest.raises(InputError, match="with shortcut 'C', not 'A'"):
-    weights.load_weights(path, 'cifar_resnet8')
-  loaded = weights.load_weights(path, 'cifar_resnet8', shortcut='C')
-  _assert_equal(loaded, variables)
+  metadata = Metadata(model='cifar_resnet8', shortcut='none')
+  weights.save_weights(_variables(), path, metadata=metadata)
+  weights.load_weights(path, 'cifar_resnet8', shortcut='none')
 
 
 def test_the_head_is_replaced_for_another_number_of_classes(path):
@@ -283,74 +233,46 @@ def test_the_head_is_replaced_for_another_number_of_classes(path):
   _assert_equal(same, _variables())
 
 
-def _forge(path, tensor='fc.bias', data=None, **fields):
-  """Changes the header's entry of a tensor."""
-  with open(path, 'rb') as file:
-    length = int.from_bytes(file.read(8), 'little')
-    header, body = json.loads(file.read(length)), file.read()
-  header[tensor].update(fields)
-  text = json.dumps(header).encode()
-  with open(path, 'wb') as file:
-    file.write(len(text).to_bytes(8, 'little') + text)
-    file.write(body if data is None else data)
+def _forge(**fields):
+  """Returns a function that changes the header's entry of 'fc.bias'."""
 
+  def damage(raw):
+    length = int.from_bytes(raw[:8], 'little')
+    header = json.loads(raw[8 : 8 + length])
+    header['fc.bias'].update(fields)
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, 'little') + text + raw[8 + length :]
 
-@pytest.mark.parametrize(
-  ('fields', 'message'),
-  [
-    ({'shape': [2**40, 2**40]}, "'fc.bias' of F32"),
-    ({'shape': [4]}, "'fc.bias' of F32"),
-    ({'shape': [-3]}, "'fc.bias' of F32"),
-    ({'shape': 'many'}, 'fc.bias|damaged'),
-    ({'dtype': 'F64'}, "'fc.bias' of F64"),
-    ({'dtype': 'I32'}, "'fc.bias' .* I32, not one of"),
-    ({'dtype': 'Q9'}, "'fc.bias' of Q9"),
-    ({'data_offsets': [0, 10**15]}, "'fc.bias' of F32"),
-    ({'data_offsets': [8, 4]}, "'fc.bias' of F32"),
-  ],
-)
-def test_a_forged_header_is_refused_by_tensor(path, fields, message):
-  _forge(path, **fields)
-  with pytest.raises(InputError, match=message):
-    weights.load_weights(path, 'cifar_resnet8')
-
-
-def test_a_header_that_agrees_with_its_file_must_fit_the_network(path):
-  """An absurd shape costs as many bytes in the file, or is no shape of ours."""
-  _forge(path, shape=[3, 1, 1])
-  with pytest.raises(InputError, match=r"'fc.bias' .* \[3, 1, 1\]"):
-    weights.load_weights(path, 'cifar_resnet8')
+  return damage
 
 
 @pytest.mark.parametrize(
   ('damage', 'message'),
   [
+    (_forge(shape=[2**40, 2**40]), "'fc.bias' of F32"),
+    (_forge(shape=[-3]), "'fc.bias' of F32"),
+    (_forge(shape='many'), 'fc.bias|damaged'),
+    (_forge(dtype='I32'), "'fc.bias' .* I32, not one of"),
+    (_forge(data_offsets=[0, 10**15]), "'fc.bias' of F32"),
+    # Agrees with the file, not with the network.
+    (_forge(shape=[3, 1, 1]), r"'fc.bias' .* \[3, 1, 1\]"),
     (lambda raw: raw[:-5], "'.*' of .* cannot be bytes"),
     (lambda raw: (2**40).to_bytes(8, 'little') + raw[8:], 'header says 1,099'),
-    (lambda raw: raw[:40], 'header says'),
     (lambda raw: raw[:5], 'damaged'),
-    (lambda _: b'', 'damaged'),
     (lambda _: b'\2\0\0\0\0\0\0\0[]', 'damaged'),
     (lambda _: (9**5).to_bytes(8, 'little') + b'{' * 9**5, 'damaged'),
   ],
 )
 def test_a_damaged_file_is_refused(path, damage, message):
-  with open(path, 'rb') as file:
-    raw = file.read()
-  with open(path, 'wb') as file:
-    file.write(damage(raw))
+  file = pathlib.Path(path)
+  file.write_bytes(damage(file.read_bytes()))
   with pytest.raises(InputError, match=message) as error:
     weights.load_weights(path, 'cifar_resnet8')
   assert path in str(error.value)
 
 
 @pytest.mark.parametrize(
-  'metadata',
-  [
-    {'preprocessing': '{"mean": 3}'},
-    {'preprocessing': '{'},
-    {'class_names': '7'},
-  ],
+  'metadata', [{'preprocessing': '{"mean": 3}'}, {'class_names': '7'}]
 )
 def test_damaged_metadata_are_refused(tmp_path, metadata):
   path = str(tmp_path / 'weights.safetensors')
@@ -360,9 +282,13 @@ def test_damaged_metadata_are_refused(tmp_path, metadata):
 
 
 @pytest.mark.parametrize(
-  'name', ['weights.pth', 'weights.safetensors', 'x.bin']
+  ('name', 'start'),
+  [
+    ('weights.pth', b''),
+    ('weights.safetensors', b'PK\3\4'),
+    ('weights.safetensors', b'\x80\2}'),
+  ],
 )
-@pytest.mark.parametrize('start', [b'PK\3\4', b'\x80\2}'])
 def test_pickles_are_never_opened(tmp_path, name, start):
   path = tmp_path / name
   path.write_bytes(start)
@@ -372,9 +298,8 @@ def test_pickles_are_never_opened(tmp_path, name, start):
   assert 'safetensors.torch.save_file(state, ' in str(error.value)
 
 
-@pytest.mark.parametrize('length', [0x0280, 0x0480])
-def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path, length):
-  path = tmp_path / 'weights.safetensors'
+def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path):
+  path, length = tmp_path / 'weights.safetensors', 0x0280
   header = b'{"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
   raw = length.to_bytes(8, 'little') + header.ljust(length) + bytes(4)
   path.write_bytes(raw)
@@ -396,27 +321,16 @@ def test_preprocessing_that_cannot_be_is_refused(fields):
     dataclasses.replace(_PREPROCESSING, **fields)
 
 
-def test_nothing_is_not_saved(tmp_path):
-  with pytest.raises(InputError, match='no parameters to save'):
-    weights.save_weights({}, str(tmp_path / 'x.safetensors'))
-
-
-def test_a_source_that_is_not_there_is_named():
-  with pytest.raises(InputError, match=r"no weights at '/no/where'"):
-    weights.load_weights('/no/where', 'cifar_resnet8')
-
-
-def test_memory_of_a_conversion_is_under_three_times_the_state_dict():
-  state = weights.to_state_dict('resnet152', _variables('resnet152', 1000))
+def test_a_conversion_takes_little_more_memory_than_its_result():
+  state = weights.to_state_dict('resnet18', _variables('resnet18'))
   size = sum(array.nbytes for array in state.values())
-  weights.from_state_dict('resnet152', state)  # What is traced stays.
+  weights.from_state_dict('resnet18', state)  # What is traced stays.
   tracemalloc.start()
   try:
-    weights.from_state_dict('resnet152', state)
+    weights.from_state_dict('resnet18', state)
     _, peak = tracemalloc.get_traced_memory()
   finally:
     tracemalloc.stop()
-  # Besides the state dict itself.
   assert 1.0 <= peak / size < 1.5
 
 
@@ -431,10 +345,12 @@ def test_an_orbax_checkpoint_of_variables(tmp_path):
     weights.load_weights(path, 'resnet18')
 
 
-def test_a_folder_of_anything_else_is_refused(tmp_path):
+def test_what_holds_no_weights_is_refused(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(InputError, match='neither a workdir nor an Orbax'):
     weights.load_weights(str(tmp_path), 'cifar_resnet8')
+  with pytest.raises(InputError, match=r"no weights at '/no/where'"):
+    weights.load_weights('/no/where', 'cifar_resnet8')
 
 
 # The hub.
@@ -490,24 +406,15 @@ def test_weights_of_the_hub(hub):
   assert asked[-1] == ('timm/net', 'config.json', None)
 
 
-def test_what_the_hub_has_not_is_said(hub):
-  assert hub
-  with pytest.raises(
-    InputError, match=r'hf-hub:timm/net: .* cannot be had: 404'
-  ):
-    weights.open_source('hf-hub:timm/net')
-
-
-def test_a_damaged_config_of_the_hub_is_refused(hub):
+def test_bad_answers_of_the_hub_are_refused(hub, monkeypatch):
   folder, _ = hub
+  with pytest.raises(InputError, match=r'hf-hub:timm/net: .* had: 404'):
+    weights.open_source('hf-hub:timm/net')
   weights.save_weights(_variables(), str(folder / 'model.safetensors'))
   for text in ('[]', '{', '{"pretrained_cfg": 3}'):
     (folder / 'config.json').write_text(text)
     with pytest.raises(InputError, match=r'config.json .* damaged'):
       weights.open_source('hf-hub:timm/net')
-
-
-def test_the_hub_needs_its_package(monkeypatch):
   monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
   with pytest.raises(InputError, match='pip install huggingface_hub'):
     weights.open_source('hf-hub:timm/net')
