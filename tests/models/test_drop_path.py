@@ -9,8 +9,8 @@ from scipy import stats
 from resnet.models import create_model, layers
 
 
-def variables_of(model, size=8):
-  images = jnp.zeros((1, size, size, 3))
+def variables_of(model):
+  images = jnp.zeros((1, 8, 8, 3))
   return jax.jit(lambda key: model.init(key, images, train=False))(
     jax.random.key(0)
   )
@@ -29,9 +29,9 @@ def forward(model, variables, images, seed=None):
   )(variables, images, jax.random.key(seed))
 
 
-def images_of(count, size=8):
+def images_of(count):
   rng = np.random.default_rng(0)
-  return jnp.asarray(rng.normal(size=(count, size, size, 3)), jnp.float32)
+  return jnp.asarray(rng.normal(size=(count, 8, 8, 3)), jnp.float32)
 
 
 def test_residuals_are_left_out_whole_and_their_mean_stays():
@@ -42,21 +42,14 @@ def test_residuals_are_left_out_whole_and_their_mean_stays():
   np.testing.assert_allclose(found[is_kept], 1 / 0.7, rtol=1e-6)
   assert stats.binomtest(int(is_kept.sum()), 8000, 0.7).pvalue > 0.001
   assert layers.drop_path(residual, 0.0, jax.random.key(0)) is residual
+  half = residual[:4].astype(jnp.bfloat16)
+  assert layers.drop_path(half, 0.3, jax.random.key(0)).dtype == jnp.bfloat16
 
 
-def test_the_dtype_stays():
-  residual = jnp.ones((4, 1, 1, 1), jnp.bfloat16)
-  assert layers.drop_path(residual, 0.5, jax.random.key(0)).dtype == (
-    jnp.bfloat16
-  )
-
-
-@pytest.mark.parametrize(
-  'name', ['cifar_resnet8', 'cifar_preact_resnet110', 'resnet50']
-)
+@pytest.mark.parametrize('name', ['cifar_resnet8', 'resnet18', 'resnet50'])
 def test_rates_grow_with_depth_to_that_of_the_last_block(name, monkeypatch):
   model = create_model(name, drop_path=0.6)
-  variables = jax.eval_shape(lambda: variables_of(model, 32))
+  variables = jax.eval_shape(lambda: variables_of(model))
   rates, keys = [], []
   monkeypatch.setattr(
     layers,
@@ -75,22 +68,10 @@ def test_rates_grow_with_depth_to_that_of_the_last_block(name, monkeypatch):
       rngs={'dropout': jax.random.key(0)},
     )
 
-  jax.eval_shape(train, variables, jnp.zeros((2, 32, 32, 3)))
+  jax.eval_shape(train, variables, jnp.zeros((2, 8, 8, 3)))
   count = sum(model.stage_sizes)
   np.testing.assert_allclose(rates, 0.6 * np.arange(1, count + 1) / count)
   assert len(keys) == count
-
-
-def test_the_expectation_over_keys_is_the_residual():
-  """Of a net whose head sees the last block as it is: no ReLU after it."""
-  rate = 0.5
-  residual = images_of(4)
-  found = jax.vmap(lambda key: layers.drop_path(residual, rate, key))(
-    jax.random.split(jax.random.key(0), 4000)
-  )
-  spread = np.abs(residual) * np.sqrt(rate / (1 - rate) / 4000)
-  error = np.abs(np.mean(found, axis=0) - residual)
-  assert (error <= 5 * spread).all()
 
 
 @pytest.mark.parametrize('field', ['drop_path', 'dropout'])
@@ -98,9 +79,8 @@ def test_evaluation_is_the_network_without(field):
   plain = create_model('cifar_resnet8')
   model = create_model('cifar_resnet8', **{field: 0.5})
   variables, images = variables_of(plain), images_of(16)
-  assert jax.tree.structure(variables) == jax.tree.structure(
-    variables_of(model)
-  )
+  own = jax.eval_shape(lambda: variables_of(model))
+  assert jax.tree.structure(variables) == jax.tree.structure(own)
   expected = forward(plain, variables, images)
   np.testing.assert_array_equal(forward(model, variables, images), expected)
   first, again, other = (
@@ -126,14 +106,3 @@ def test_each_block_has_draws_of_its_own():
   assert (
     stats.chisquare(np.sort(counts), np.sort(expected) * 512).pvalue > 0.001
   )
-
-
-def test_dropout_leaves_out_pooled_features():
-  model = create_model('cifar_resnet8', dropout=0.25, num_classes=4)
-  variables = variables_of(model)
-  images = jnp.repeat(images_of(1), 4000, axis=0)
-  logits = np.array(forward(model, variables, images, seed=0))
-  expected = np.array(forward(model, variables, images[:1]))[0]
-  spread = logits.std(0) / np.sqrt(4000)
-  assert (spread > 0).all()
-  assert (np.abs(logits.mean(0) - expected) < 5 * spread).all()
