@@ -6,6 +6,7 @@ timm the partner is the same. What is mixed may be uint8 pixels or normalised
 images: the average of two is normalised as they are.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
 
@@ -76,9 +77,24 @@ class Mixing:
     return bool(self.mixup_alpha or self.cutmix_alpha) and self.probability > 0
 
   def __call__(
-    self, images: jax.Array, labels: jax.Array, num_classes: int, key: jax.Array
+    self,
+    images: jax.Array,
+    labels: jax.Array,
+    num_classes: int,
+    key: jax.Array,
+    replicate: Callable[[jax.Array], jax.Array] = lambda x: x,
   ) -> Mixed:
-    """Mixes images [B, H, W, C] and labels [B]; one draw a group."""
+    """Mixes images [B, H, W, C] and labels [B]; one draw a group.
+
+    Args:
+      images: uint8 or float32.
+      labels: int32.
+      num_classes: K.
+      key: of all draws.
+      replicate: puts a small array on every device, so that each makes all
+        draws: split over devices, a loop of rejections would have a collective
+        in each round.
+    """
     num_groups = len(images) // (self.group_size or len(images))
     draw = functools.partial(
       self.draw, height=images.shape[1], width=images.shape[2]
@@ -86,7 +102,7 @@ class Mixing:
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(
       jnp.arange(num_groups)
     )
-    shares = jax.vmap(draw)(keys)
+    shares = jax.vmap(draw)(replicate(keys))
     share = jnp.mean(shares, axis=(1, 2))
     grouped = labels.reshape(num_groups, -1)
     main = jnp.where(share[:, None] >= 0.5, grouped, grouped[:, ::-1])

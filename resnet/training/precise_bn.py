@@ -114,7 +114,7 @@ def _statistics(
 ) -> Any:
   """Returns mean and variance of each norm over a batch, as 'batch_stats'."""
   variables = sharding.gather(variables)
-  parts = split_batch(augment(batch, step, task=task), task)
+  parts = split_batch(augment(batch, step, task=task, sharding=sharding), task)
   images = parts['image']
   if task.accumulation_steps == 1:
     images = images[None]

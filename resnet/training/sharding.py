@@ -65,8 +65,10 @@ class DataSharding:
 
   def gather(self, tree: Any) -> Any:
     """Within a jitted function: each device holds the whole of a tree."""
-    if self.fsdp == 1:
-      return tree
+    return tree if self.fsdp == 1 else self.replicate(tree)
+
+  def replicate(self, tree: Any) -> Any:
+    """Within a jitted function: each device makes the whole of a tree."""
     return jax.lax.with_sharding_constraint(tree, self.replicated)
 
   def split(self, tree: Any) -> Any:

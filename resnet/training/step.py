@@ -109,7 +109,7 @@ def train_step(
   whole = state
   if sharding:
     whole = state.replace(params=sharding.gather(state.params))
-  batch = augment(batch, state.step, task=task)
+  batch = augment(batch, state.step, task=task, sharding=sharding)
   grads, batch_stats, sums = _gradients_in_parts(whole, batch, task)
   if task.sam_rho is not None:
     # Statistics and metrics stay those of the weights themselves. Where the
@@ -148,7 +148,13 @@ def train_step(
   }
 
 
-def augment(batch: Batch, step: jax.Array, *, task: Task) -> Batch:
+def augment(
+  batch: Batch,
+  step: jax.Array,
+  *,
+  task: Task,
+  sharding: DataSharding | None = None,
+) -> Batch:
   """Returns the batch as the network sees it; random by seed, step and row.
 
   Images that were erased or mixed are float32, still in units of pixels. A
@@ -168,6 +174,7 @@ def augment(batch: Batch, step: jax.Array, *, task: Task) -> Batch:
     batch['label'],
     task.model.num_classes,  # pyright: ignore[reportAttributeAccessIssue]
     step_key(task.seed, step, MIXING),
+    sharding.replicate if sharding else lambda x: x,
   )
   return {
     **batch,

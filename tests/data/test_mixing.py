@@ -171,8 +171,15 @@ def test_groups_are_mixed_among_themselves_and_stay_on_their_devices():
   images, labels = batch(16)
   mesh = Mesh(np.array(jax.devices()), ('data',))
   rows = NamedSharding(mesh, PartitionSpec('data'))
+  replicated = NamedSharding(mesh, PartitionSpec())
+
+  def replicate(x):
+    return jax.lax.with_sharding_constraint(x, replicated)
+
   call = jax.jit(
-    lambda *args: dataclasses.asdict(mix(*args, 5, jax.random.key(0))),
+    lambda *args: dataclasses.asdict(
+      mix(*args, 5, jax.random.key(0), replicate)
+    ),
     in_shardings=rows,
     out_shardings=rows,
   )

@@ -46,7 +46,7 @@ def test_an_export_for_other_platforms_has_their_convolutions(tool, tmp_path):
     header = file.metadata()
   counts = [n for n in tensors if n.endswith('num_batches_tracked')]
   assert counts
-  tensors |= {name: np.int64(7) for name in counts}
+  tensors |= {name: np.array(7) for name in counts}
   safetensors.numpy.save_file(tensors, source, header)
   products = {}
   for platforms in ('cpu', 'cpu,cuda,tpu'):
