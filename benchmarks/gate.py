@@ -22,9 +22,9 @@ import tempfile
 from resnet.tools import timing
 from resnet.training.workdir import write_atomically
 
-_BASELINE = pathlib.Path(__file__).with_name('baseline.json')
+BASELINE = pathlib.Path(__file__).with_name('baseline.json')
 _LOWEST = 0.85
-_CASES = {
+CASES = {
   'ResNet-20, 32, batch 128': [
     'step',
     '--config=configs/cifar10.py:resnet20',
@@ -47,7 +47,7 @@ _CASES = {
   'ResNet-50, 224, batch 16, plain': ['recipes', '--only=all', '--rounds=9'],
 }
 # What the project stands for, whatever the baseline.
-_FLOORS = {
+FLOORS = {
   'ResNet-20, 32, batch 128 / flax': 1.0,
   'ResNet-20, 32, batch 128, loop / step': 0.97,
   'ResNet-50, 224, batch 16 / flax': 1.4,
@@ -57,7 +57,7 @@ _FLOORS = {
 
 def measure(case):
   """Returns the ratios of a case by name."""
-  words = list(_CASES[case])
+  words = list(CASES[case])
   if words[0] == 'step':
     rivals = ['flax', *(['torch'] if _has_torch() else [])]
     words.append(f'--against={",".join(rivals)}')
@@ -108,7 +108,7 @@ def compare(baseline, found):
   ]
   fallen += [
     name
-    for name, floor in _FLOORS.items()
+    for name, floor in FLOORS.items()
     if found.get(name, floor) < floor and name not in fallen
   ]
   return lines, fallen
@@ -119,15 +119,15 @@ def main():
   parser.add_argument('--write', action='store_true', help='the baseline anew')
   args = parser.parse_args()
   found = {}
-  for case in _CASES:
+  for case in CASES:
     found |= measure(case)
-  baseline = json.loads(_BASELINE.read_text())
+  baseline = json.loads(BASELINE.read_text())
   lines, fallen = compare(baseline['ratios'], found)
   print('\n'.join(lines))
   if args.write:
     ratios = {name: round(ratio, 3) for name, ratio in found.items()}
     baseline = {'machine': timing.machine(), 'ratios': ratios}
-    write_atomically(str(_BASELINE), json.dumps(baseline, indent=2) + '\n')
+    write_atomically(str(BASELINE), json.dumps(baseline, indent=2) + '\n')
     _, fallen = compare({}, found)
   elif baseline['machine'] != timing.machine():
     print(

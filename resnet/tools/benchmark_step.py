@@ -81,7 +81,7 @@ def main(args: argparse.Namespace) -> None:
   run = programs.resolve_here(args.config)
   with contextlib.ExitStack() as cleanup:
     # They may be refused, so they come first.
-    others = _others(run, names, args, cleanup)
+    others = open_rivals(run, names, args, cleanup)
     ours = programs.ours(run, args.subject)
     result = {
       'machine': timing.machine(),
@@ -99,7 +99,7 @@ def main(args: argparse.Namespace) -> None:
     write_atomically(args.json, json.dumps(result, indent=2) + '\n')
 
 
-def _others(
+def open_rivals(
   run: Any,
   names: list[str],
   args: argparse.Namespace,

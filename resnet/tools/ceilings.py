@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 # Side of the matrices, and bytes that are copied, where they are less than
 # those of an accelerator.
-_SIDE = {'cpu': 2048}
-_COPY_BYTES = {'cpu': 2**28}
+SIDE = {'cpu': 2048}
+COPY_BYTES = {'cpu': 2**28}
 _REPEATS = 3
 
 
@@ -21,10 +21,10 @@ def ceilings(device: Any, dtype: Any) -> dict[str, Callable[[], float]]:
     device: of JAX.
     dtype: of the matrices, that of the step.
   """
-  side = _SIDE.get(device.platform, 8192)
+  side = SIDE.get(device.platform, 8192)
   matrix = jax.device_put(jnp.ones((side, side), dtype), device)
   multiply = jax.jit(jnp.matmul)
-  size = _COPY_BYTES.get(device.platform, 2**30) // 4
+  size = COPY_BYTES.get(device.platform, 2**30) // 4
   numbers = jax.device_put(jnp.zeros(size, jnp.float32), device)
   # In place: on a CPU fresh memory costs page faults.
   add = jax.jit(lambda x: x + 1, donate_argnums=0)

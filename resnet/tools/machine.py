@@ -29,7 +29,7 @@ from resnet.training.checkpoint import FOLDER, Checkpoints
 from resnet.training.starts import commit
 from resnet.training.stop import stop_signals
 
-_REQUIREMENTS = pathlib.Path(__file__).parents[2] / 'requirements.txt'
+REQUIREMENTS = pathlib.Path(__file__).parents[2] / 'requirements.txt'
 _MIN_PYTHON = (3, 11)  # The Makefile's.
 _SHOWN = (
   *('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain'),
@@ -52,12 +52,12 @@ class Finding:
   values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def versions() -> Finding:
-  """Python and all of requirements.txt, against what that asks for."""
+def versions(requirements: pathlib.Path = REQUIREMENTS) -> Finding:
+  """Python and all of `requirements`, against what that file asks for."""
   wrong, found = [], {}
   if sys.version_info < _MIN_PYTHON:
     wrong.append(f'Python is not >={".".join(map(str, _MIN_PYTHON))}')
-  lines = [x.partition('#')[0] for x in _REQUIREMENTS.read_text().splitlines()]
+  lines = [x.partition('#')[0] for x in requirements.read_text().splitlines()]
   required = [Requirement(line) for line in lines if line.strip()]
   for requirement in [*required, Requirement('jaxlib')]:
     try:
@@ -74,7 +74,7 @@ def versions() -> Finding:
   text += f'; commit {code}' if code else '; code without git'
   values = {'versions': {**shown, **found}, 'commit': code}
   if wrong:
-    mend = f'pip install --requirement {_REQUIREMENTS}'
+    mend = f'pip install --requirement {requirements}'
     return Finding('FAIL', f'{", ".join(wrong)}: {mend} ({text})', values)
   return Finding('ok', text, values)
 

@@ -20,8 +20,8 @@ from resnet.tools.machine import Finding
 from resnet.training.step import jit_steps
 
 _SAMPLE_SIZE = 256  # Records of a split.
-_STEP_SECONDS, _MAX_STEPS = 5.0, 50
-_INPUT_SECONDS, _MAX_BATCHES = 3.0, 1_000_000
+STEP_SECONDS, _MAX_STEPS = 5.0, 50
+INPUT_SECONDS, _MAX_BATCHES = 3.0, 1_000_000
 
 
 def data(experiment: Experiment) -> Finding:
@@ -103,7 +103,7 @@ def step(experiment: Experiment) -> Finding:
   # The first step also loads the program: it is not counted.
   state, _ = jax.block_until_ready(update(experiment.create_state(), batch))
   seconds: list[float] = []
-  while sum(seconds) < _STEP_SECONDS and len(seconds) < _MAX_STEPS:
+  while sum(seconds) < STEP_SECONDS and len(seconds) < _MAX_STEPS:
     start = time.monotonic()
     state, _ = jax.block_until_ready(update(state, batch))
     seconds.append(time.monotonic() - start)
@@ -155,7 +155,7 @@ def input_speed(experiment: Experiment, step_rate: float | None) -> Finding:
       next(batches)
     start = time.monotonic()
     count, seconds = 0, 0.0
-    while count < num_ahead or seconds < _INPUT_SECONDS:
+    while count < num_ahead or seconds < INPUT_SECONDS:
       next(batches)
       count, seconds = count + 1, time.monotonic() - start
   rate = count * reader.row_count / seconds

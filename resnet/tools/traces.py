@@ -69,13 +69,13 @@ def read(folder: str, hlo: str, num_steps: int) -> list[Operation]:
   path = max(pathlib.Path(folder).rglob('*.xplane.pb'), key=_age)
   seconds: dict[str, float] = {}
   profile = jax.profiler.ProfileData.from_file(str(path))
-  for name, nanoseconds in _events(profile):
+  for name, nanoseconds in events(profile):
     seconds[name] = seconds.get(name, 0.0) + nanoseconds / 1e9 / num_steps
-  instructions = _instructions(hlo)
+  known = instructions(hlo)
   found = [
-    Operation(name, *instructions[name], seconds=value)
+    Operation(name, *known[name], seconds=value)
     for name, value in seconds.items()
-    if name in instructions
+    if name in known
   ]
   return sorted(found, key=lambda operation: -operation.seconds)
 
@@ -93,7 +93,7 @@ def _age(path: pathlib.Path) -> float:
   return path.stat().st_mtime
 
 
-def _events(profile: Any) -> Iterator[tuple[str, float]]:
+def events(profile: Any) -> Iterator[tuple[str, float]]:
   """Yields names of operations and nanoseconds.
 
   On a CPU the event of a convolution is over once other threads have the work;
@@ -126,7 +126,7 @@ def _events(profile: Any) -> Iterator[tuple[str, float]]:
     yield name, duration
 
 
-def _instructions(hlo: str) -> dict[str, tuple[str, str]]:
+def instructions(hlo: str) -> dict[str, tuple[str, str]]:
   """Returns kind and source of each instruction that is no container."""
   lines: dict[str, list[tuple[str, str, str]]] = {}
   computation = ''
