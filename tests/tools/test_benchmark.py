@@ -1,70 +1,327 @@
-"""The benchmark of the input road: what it measures and what it refuses."""
+"""The benchmark tool: figures that add up, and rivals of the same network."""
 
+import contextlib
+import dataclasses
+import functools
 import json
-import subprocess
-import sys
+import types
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from configs import fake
+from benchmarks import flax_step
+from resnet import experiment
 from resnet.errors import InputError
-from resnet.tools import benchmark, benchmark_input
+from resnet.tools import benchmark_step, ceilings, programs, timing, traces
+from resnet.training.step import jit_steps
+from tests.networks import make_variables
+from tests.programs import SMALL, assert_refused, run
+from tests.runs import fake_config
 
 
-def run(*words, **fields):
-  # The config is given below.
-  args, _ = benchmark.parser().parse_known_args(['input', *words])
-  args.config = fake.get_config()
-  args.config.update_from_flattened_dict(
-    {name.replace('__', '.'): value for name, value in fields.items()}
-  )
-  benchmark.main(args)
+@pytest.fixture(autouse=True)
+def _keep_cache():
+  """Some subjects switch JAX's cache off."""
+  yield
+  jax.config.update('jax_enable_compilation_cache', True)
 
 
-def test_stages_roads_and_cores_are_told(tmp_path, capsys):
-  path = tmp_path / 'figures.json'
-  run(
-    '--rounds=2',
-    '--batches=2',
-    f'--json={path}',
-    '--also=data.crop=random_resized data.num_threads=1',
-    '--also=data.augment_on=device',
-  )
-  found = json.loads(path.read_text())
-  roads = [
+@pytest.fixture
+def measure(tool, tmp_path, monkeypatch):
+  """(subject, *args) -> figures, and what was printed."""
+  monkeypatch.setitem(ceilings.SIDE, 'cpu', 64)
+  monkeypatch.setitem(ceilings.COPY_BYTES, 'cpu', 2**16)
+
+  def measure(subject, *args):
+    path = tmp_path / f'{subject}.json'
+    result = tool('benchmark', subject, f'--json={path}', *SMALL, *args)
+    assert result.returncode == 0, result.stderr
+    return json.loads(path.read_text()), result.stdout
+
+  return measure
+
+
+def test_input_figures_cover_stages_and_rates(measure):
+  paths = [
     'config',
     'data.crop=random_resized data.num_threads=1',
     'data.augment_on=device',
   ]
-  assert list(found['images_per_second']) == roads
-  for road in roads:
-    assert len(found['images_per_second'][road]) == 2
-    assert set(found['stages_us'][road]) == set(benchmark_input._STAGES)
-    assert all(value > 0 for value in found['stages_us'][road].values())
-  assert list(found['ratios']) == [f'{road} / config' for road in roads[1:]]
+  also = [f'--also={fields}' for fields in paths[1:]]
+  found, text = measure('input', '--rounds=2', '--batches=2', *also)
+  assert list(found['images_per_second']) == paths
+  for name in paths:
+    assert len(found['images_per_second'][name]) == 2
+    stages = found['stages_us'][name]
+    assert list(stages) == [
+      *('read', 'decode', 'crop and resize', 'batch', 'transfer')
+    ]
+    assert all(value > 0 for value in stages.values())
+  assert list(found['ratios']) == [f'{name} / config' for name in paths[1:]]
   assert 0 <= found['data_wait']['share'] < 1
-  text = capsys.readouterr().out
   assert 'ResNet-50 on one H100 (6,000 images/s):' in text
   assert 'Read ahead: at most' in text
 
 
+def test_figures_of_step_and_eval_add_up(measure, tmp_path):
+  brief = (
+    *('--rounds=3', '--seconds=0.01'),
+    *('--config.data.image_size=16', '--config.data.eval_resize=16'),
+  )
+  found, text = measure(
+    'step',
+    *brief,
+    '--against=flax',
+    '--also=model.remat=True',
+    f'--profile={tmp_path}/trace',
+  )
+  ms, rate = found['ms'], found['images_per_second']
+  assert ms['low'] <= ms['median'] <= ms['high']
+  # Of an odd number of rounds the same one is in the middle.
+  assert rate['median'] == pytest.approx(64 / ms['median'] * 1e3)
+  share, ceiling = found['share_of_ceiling'], found['ceilings']
+  assert share['arithmetic'] == pytest.approx(
+    found['flops'] / (ms['median'] / 1e3) / ceiling['flops_per_second']
+  )
+  assert share['memory'] == pytest.approx(
+    found['accessed_bytes'] / (ms['median'] / 1e3) / ceiling['bytes_per_second']
+  )
+  other = found['against']['flax']
+  assert other['ratio']['low'] <= other['ratio']['high']
+  # Both do the arithmetic of the same network.
+  assert found['flops'] == pytest.approx(other['flops'], rel=0.1)
+  again = found['against']['model.remat=True']
+  assert again['flops'] > 1.1 * found['flops']
+  kinds = found['time_by_kind']
+  assert sum(kinds.values()) == pytest.approx(1)
+  for kind in ('convolution', 'matrix product', 'reduction', 'collective'):
+    assert kinds[kind] > 0, kind
+  shares = [row['share'] for row in found['costliest']]
+  assert len(shares) == 10 and shares == sorted(shares, reverse=True)
+  assert list((tmp_path / 'trace').rglob('*.xplane.pb'))
+  assert f'{rate["median"]:,.1f} images/s' in text and 'times flax' in text
+  assert found['costliest'][0]['name'] in text
+  # An evaluation has a third of the arithmetic.
+  evaluation, text = measure('eval', *brief)
+  assert evaluation['batch_size'] == 64
+  assert evaluation['flops'] == pytest.approx(found['flops'] / 3, rel=0.2)
+  # The operations are listed on demand only.
+  assert evaluation['costliest'][0]['name'] not in text
+
+
+def test_the_loop_is_compared_with_its_step(measure):
+  found, _ = measure('loop', '--rounds=1', '--intervals=1')
+  rates = found['images_per_second']
+  assert found['ratio']['median'] == pytest.approx(
+    rates['loop']['median'] / rates['step']['median']
+  )
+
+
+def test_saves_and_restores_are_timed(measure, tmp_path):
+  (tmp_path / 'disk').mkdir()
+  found, _ = measure('checkpoint', '--saves=3', f'--folder={tmp_path}/disk')
+  # Parameters and momentum.
+  assert found['state_bytes'] == pytest.approx(2 * 4 * 75_290, rel=0.02)
+  assert found['stall_seconds']['median'] <= found['save_seconds']['median']
+  assert found['restore_seconds']['low'] > 0
+  assert list((tmp_path / 'disk').iterdir()) == []
+
+
+@pytest.mark.slow
+def test_phases_of_a_start_add_up(tmp_path):
+  path = tmp_path / 'figures.json'
+  result = run(
+    *('-m', 'resnet.tools.benchmark', 'startup', '--rounds=1'),
+    *(f'--json={path}', *SMALL),
+  )
+  assert result.returncode == 0, result.stderr
+  found = json.loads(path.read_text())['seconds']
+  for phases in found.values():
+    *parts, whole = phases.values()
+    assert sum(parts) == pytest.approx(whole)
+    assert min(parts) > 0
+  # Warm, programs come from the cache.
+  assert found['warm']['compile'] < found['cold']['compile']
+
+
+def test_flax_has_plain_networks_only():
+  config = fake_config(model__name='cifar_preact_resnet110')
+  with pytest.raises(InputError, match='flax has no cifar_preact_resnet110'):
+    programs.flax(programs.resolve_here(config), 'step')
+
+
+def test_three_updates_in_flax_equal_ours():
+  """Parameters, statistics and loss."""
+  config = fake_config(data__image_size=8, data__eval_resize=8, batch_size=16)
+  run = experiment.resolve(config, devices=jax.devices()[:1])
+  steps = jit_steps(run.task, run.sharding)
+  batch = programs.batch_on_device(run, 16)
+  theirs = flax_step.jit(run, 'step')
+  state = run.create_state()
+  carry = jax.tree.map(
+    jnp.copy, (state.params, state.batch_stats, state.opt_state)
+  )
+  for _ in range(3):
+    state, _ = steps.train(state, batch)
+    carry, metrics = theirs(carry, batch)
+  for a, b in zip(
+    jax.tree.leaves((state.params, state.batch_stats)),
+    jax.tree.leaves(carry[:2]),
+    strict=True,
+  ):
+    np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)
+  assert float(metrics['loss']) > 0
+
+
+def test_bottlenecks_in_flax_equal_ours():
+  model, variables = make_variables(
+    'resnet50', size=32, num_classes=10, stage_sizes=(1, 1)
+  )
+  network = flax_step.create_network(
+    'resnet50', num_classes=10, dtype=jnp.float32
+  ).clone(stage_sizes=(1, 1))
+  images = jax.random.normal(jax.random.key(0), (4, 32, 32, 3))
+  ours, theirs = (
+    jax.jit(functools.partial(net.apply, train=False))(variables, images)
+    for net in (model, network)
+  )
+  np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_measurements_take_turns_and_are_compared_round_by_round():
+  order = []
+  measured = {
+    name: functools.partial(lambda name: order.append(name) or 1.0, name)
+    for name in 'ab'
+  }
+  found = timing.in_turn(measured, 3)
+  assert order == list('abbaab')
+  assert found == {'a': [1.0] * 3, 'b': [1.0] * 3}
+  spread = timing.spread([4.0, 1.0, 2.0, 3.0, 5.0])
+  assert spread == {'median': 3.0, 'low': 2.0, 'high': 4.0}
+  assert timing.spread([2.0]) == dict.fromkeys(spread, 2.0)
+  assert timing.pair_ratios([2.0, 9.0], [1.0, 3.0]) == [2.0, 3.0]
+
+
+def test_kinds_of_other_backends():
+  text = """
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  %c = (f32[8]{0}, u8[0]{0}) custom-call(%p), custom_call_target="__cudnn$convForward", metadata={op_name="jit(f)/transpose(jvp(N))/N._forward/stage1_block1/conv1/conv"}
+  %g = f32[8]{0:T(256)} custom-call(%p), custom_call_target="__cublas$gemm"
+  %r = f32[8]{0} all-reduce(%g), to_apply=%add
+  %w = f32[8]{0} while(%r), body=%b
+  ROOT %t = f32[8]{0} copy(%r)
+}
+"""  # noqa: E501
+  found = traces.instructions(text)
+  assert found['c'] == ('convolution', 'stage1_block1/conv1/conv (gradient)')
+  assert found['g'] == ('matrix product', '')
+  assert found['r'][0] == 'collective' and found['t'][0] == 'copy'
+  assert 'w' not in found
+
+
+def test_a_convolution_lasts_until_other_threads_end_it():
+  def thread(*events):
+    found = [
+      types.SimpleNamespace(
+        name=name,
+        start_ns=start,
+        duration_ns=duration,
+        stats=() if name.startswith('end: ') else {'hlo_op': name}.items(),
+      )
+      for name, start, duration in events
+    ]
+    return types.SimpleNamespace(name='', events=found)
+
+  # 'add', which waits for 'conv', runs before the end of 'conv'.
+  lines = [
+    thread(('sine', 0, 100.0), ('conv', 100, 5.0), ('end: sine', 110, 1.0)),
+    thread(('add', 500, 20.0), ('conv2', 520, 5.0), ('end: conv', 530, 1.0)),
+    thread(('end: conv2', 900, 1.0)),
+  ]
+  profile = types.SimpleNamespace(planes=[types.SimpleNamespace(lines=lines)])
+  assert dict(traces.events(profile)) == {
+    'sine': 100.0,
+    'conv': 400.0,
+    'add': 20.0,
+    'conv2': 380.0,
+  }
+
+
+def open_rivals(*names):
+  args = types.SimpleNamespace(subject='step', torch_python=None, also=[])
+  with contextlib.ExitStack() as cleanup:
+    return list(benchmark_step.open_rivals(None, list(names), args, cleanup))
+
+
+@pytest.fixture
+def failing(monkeypatch):
+  """The names that cannot be started; the others can."""
+  names = set()
+
+  def start(_run, _subject, name, _python):
+    if name in names:
+      raise InputError(f'{name} does not work here: no compiler.')
+    return contextlib.nullcontext(name)
+
+  monkeypatch.setattr(programs, 'torch', start)
+  return names
+
+
+def test_torch_is_eager_and_compiled_where_that_works(failing, capsys):
+  assert open_rivals('torch', 'torch-eager') == ['torch-eager', 'torch-compile']
+  assert open_rivals('torch-compile') == ['torch-compile']
+  failing.add('torch-compile')
+  assert open_rivals('torch') == ['torch-eager']
+  assert 'torch-compile does not work here: no' in capsys.readouterr().out
+  for asked in (['torch-compile'], ['torch', 'torch-compile']):
+    with pytest.raises(InputError, match='torch-compile does not work'):
+      open_rivals(*asked)
+  failing.add('torch-eager')
+  with pytest.raises(InputError, match='torch-eager does not work'):
+    open_rivals('torch')
+
+
+@pytest.mark.slow
+def test_torch_is_timed_or_says_why_not(tmp_path, monkeypatch):
+  pytest.importorskip('torchvision')
+  run = experiment.resolve(fake_config(), devices=jax.devices()[:1])
+  for subject in ('step', 'eval'):
+    with programs.torch(run, subject, 'torch-eager', None) as program:
+      assert program.seconds(2) > 0
+  config = {**run.config, 'model.name': 'preact_resnet18'}
+  unknown = dataclasses.replace(run, config=config)
+  with pytest.raises(InputError, match='none with such a network'):
+    programs.torch(unknown, 'step', 'torch-eager', None)
+  monkeypatch.setenv('CXX', '/none/g++')
+  monkeypatch.setenv('TORCHINDUCTOR_CACHE_DIR', str(tmp_path))
+  with pytest.raises(
+    InputError, match=r'torch-compile does not work here: .* C\+\+ compiler'
+  ):
+    programs.torch(run, 'step', 'torch-compile', None)
+
+
 @pytest.mark.parametrize(
-  ('words', 'message'),
+  ('words', 'part'),
   [
-    (['--against=dali'], 'dali is none of tfdata, torchvision'),
-    (['--against=tfdata'], r'needs JPEG files: --config\.data\.name=folder'),
-    (['--also=seed=1'], 'is not data.FIELD=VALUE'),
-    (['--also=data.speed=1'], 'speed'),
-    (['--rounds=0'], 'at least 1'),
+    ('speed', "'speed'"),
+    ('input --against=dali', 'dali is none of tfdata, torchvision'),
+    ('input --against=tfdata', '--config.data.name=folder'),
+    ('input --also=seed=1', 'is not data.FIELD=VALUE'),
+    ('input --also=data.speed=1', 'speed'),
+    ('input --rounds=0', 'at least 1'),
+    ('step --against=tf', 'tf is none of flax, torch, torch-eager, torc'),
+    ('step --rounds=0', '--rounds must be at least 1'),
+    ('step --against=torch', 'is for one CPU or GPU'),
+    ('loop --rounds=0', 'at least 1'),
+    ('loop --intervals=9', 'more than the 16 steps of the run'),
+    ('checkpoint --saves=1', '--saves must be at least 2'),
+    ('checkpoint --folder=/none', 'is no folder'),
+    ('startup --rounds=0', 'at least 1'),
   ],
 )
-def test_bad_arguments_are_said(words, message):
-  with pytest.raises(InputError, match=message):
-    run(*words)
-
-
-def test_an_unknown_subject_is_one_line():
-  command = [sys.executable, '-m', 'resnet.tools.benchmark', 'speed']
-  done = subprocess.run(command, capture_output=True, text=True, check=False)
-  assert done.returncode == 2
-  assert len(done.stderr.splitlines()) == 1 and "'speed'" in done.stderr
+def test_bad_arguments_are_refused(tool, words, part):
+  assert_refused(tool('benchmark', *words.split(), *SMALL), part)

@@ -1,4 +1,4 @@
-"""The papers' experiments: what a grid is made of."""
+"""The papers' experiments: what a grid is made of, and what a rung brings."""
 
 import itertools
 import re
@@ -6,123 +6,79 @@ import re
 import pytest
 
 from resnet.errors import InputError
+from resnet.experiment import flatten
 from resnet.models import arithmetic, list_models
-from resnet.tools import experiments, grids
-
-ALL = [
-  (name, data)
-  for name, experiment in experiments.EXPERIMENTS.items()
-  for data in experiment.depths
-]
+from resnet.tools import experiments, gains, grid_figures, grids
 
 
-def all_cells(name, data):
+def fields_by_cell(name, data):
+  """Returns the experiment, and the flat config of each cell."""
   experiment, _ = experiments.find(name, data)
-  return experiment, grids.cells(experiment, data=data)
+  return experiment, {
+    cell: flatten(grids.config_of(experiment, data, cell))
+    for cell in grids.cells(experiment, data=data)
+  }
 
 
-# Between nets of one depth.
-COMPARED = {
-  'degradation': {'model.name', 'model.shortcut'},
-  'shortcuts': {'model.shortcut'},
-  'identity': {'model.zero_init_last_scale'},
-  'ladder': {
-    'augment.mixup_alpha',
-    'augment.operations',
-    'ema_decay',
-    'loss.label_smoothing',
-    'schedule.decay_epochs',
-    'schedule.name',
-  },
-}
+def different(fields, others):
+  return {name for name in fields if fields[name] != others[name]}
 
 
-@pytest.mark.parametrize(('name', 'data'), ALL)
+@pytest.mark.parametrize(
+  ('name', 'data'),
+  [
+    (name, data)
+    for name, experiment in experiments.EXPERIMENTS.items()
+    for data in experiment.depths
+  ],
+)
 def test_cells_differ_in_what_is_compared_only(name, data):
-  """In the network, the shortcut, the first scales and the seed."""
-  experiment, cells = all_cells(name, data)
-  configs = [
-    grids.config_of(experiment, data, cell).to_dict() for cell in cells
-  ]
-  compared = COMPARED.get(name, {'model.name'})
+  experiment, configs = fields_by_cell(name, data)
+  compared = {'model.name'}.union(
+    *(g.fields for g in experiment.groups.values())
+  )
   # The paper warms up its nets of 110 layers on CIFAR-10; plain ones too.
   per_depth = {'schedule.warmup_epochs'} if data == 'cifar10' else set()
-  for cell, config in zip(cells, configs, strict=True):
-    flat, first = _flat(config), _flat(configs[0])
-    differ = {field for field in flat if flat[field] != first[field]}
-    assert differ <= {'seed', 'model.name'} | compared | per_depth
-    (twin, *_) = [c for c in cells if c.depth == cell.depth]
-    flat_twin = _flat(configs[cells.index(twin)])
-    differ = {field for field in flat if flat[field] != flat_twin[field]}
-    assert differ <= {'seed'} | compared
+  first = next(iter(configs.values()))
+  nets_by_label = {}
+  for cell, fields in configs.items():
+    assert different(fields, first) <= {'seed'} | compared | per_depth
+    twin = next(c for c in configs if c.depth == cell.depth)
+    assert different(fields, configs[twin]) <= {'seed'} | compared
+    assert fields['model.name'] in list_models()
+    label = grids.label(experiment, cell)
+    nets_by_label.setdefault(label, set()).add((cell.group, cell.depth))
+  assert all(len(nets) == 1 for nets in nets_by_label.values())
+  assert len({cell.name for cell in configs}) == len(configs)
 
 
 def test_each_rung_of_the_ladder_adds_one_ingredient():
-  experiment, cells = all_cells('ladder', 'fashion_mnist')
-  assert [c.name for c in cells[:6]] == [
-    'baseline20_seed0',
-    '+smoothing20_seed0',
-    '+cosine20_seed0',
-    '+erasing20_seed0',
-    '+mixup20_seed0',
-    '+ema20_seed0',
+  _, configs = fields_by_cell('ladder', 'fashion_mnist')
+  rungs = list(configs.items())[:6]
+  assert [cell.group for cell, _ in rungs] == [
+    *('baseline', '+smoothing', '+cosine', '+erasing', '+mixup', '+ema')
   ]
-  flat = [
-    _flat(grids.config_of(experiment, 'fashion_mnist', cell).to_dict())
-    for cell in cells[:6]
-  ]
+  assert rungs[1][0].name == '+smoothing20_seed0'
   added = [
-    {field: new[field] for field in new if new[field] != old[field]}
-    for old, new in itertools.pairwise(flat)
+    {name: new[name] for name in different(new, old)}
+    for (_, old), (_, new) in itertools.pairwise(rungs)
   ]
   assert added == [
     {'loss.label_smoothing': 0.1},
-    {'schedule.name': 'cosine', 'schedule.decay_epochs': ()},
-    {'augment.operations': ('erasing',)},
+    {'schedule.name': 'cosine', 'schedule.decay_epochs': []},
+    {'augment.operations': ['erasing']},
     {'augment.mixup_alpha': 0.2},
     {'ema_decay': 0.99},
   ]
 
 
-def _flat(fields, prefix=''):
-  result = {}
-  for key, value in fields.items():
-    if isinstance(value, dict):
-      result |= _flat(value, f'{prefix}{key}.')
-    else:
-      result[f'{prefix}{key}'] = value
-  return result
-
-
-@pytest.mark.parametrize(('name', 'data'), ALL)
-def test_cells_are_networks_with_labels_of_their_own(name, data):
-  experiment, cells = all_cells(name, data)
-  labels = {}
-  for cell in cells:
-    model = grids.config_of(experiment, data, cell).model.name
-    assert model in list_models()
-    labels.setdefault(grids.label(experiment, cell), set()).add(
-      (cell.group, cell.depth)
-    )
-  assert all(len(cells) == 1 for cells in labels.values())
-  assert len(cells) == len({cell.name for cell in cells})
-
-
-@pytest.mark.parametrize('name', experiments.EXPERIMENTS)
-def test_paper_numbers_are_of_groups_and_have_sources(name):
-  experiment = experiments.EXPERIMENTS[name]
-  for (data, group, _), (_, source) in experiment.paper.items():
-    assert group in experiment.groups
-    assert data in ('cifar10', 'imagenet2012')
-    assert re.search(r'Table \d|Figure \d', source)
-
-
-def test_paper_numbers_are_those_of_the_papers():
-  numbers = {
-    (data, group, depth): error
-    for experiment in experiments.EXPERIMENTS.values()
-    for (data, group, depth), (error, _) in experiment.paper.items()
-  }
+def test_numbers_and_sources_are_those_of_the_papers():
+  numbers = {}
+  for experiment in experiments.EXPERIMENTS.values():
+    for (data, group, depth), (error, source) in experiment.paper.items():
+      assert group in experiment.groups
+      assert re.search(r'Table \d|Figure \d', source)
+      numbers[data, group, depth] = error
   # He et al. 2016, Table 6, Figure 6, Tables 2 and 3; "Identity mappings".
   cifar = {20: 8.75, 32: 7.51, 44: 7.17, 56: 6.97, 110: 6.43, 1202: 7.93}
   assert numbers == {
@@ -146,27 +102,26 @@ def test_paper_numbers_are_those_of_the_papers():
 def test_bottlenecks_have_nearly_the_cost_of_basic_blocks():
   experiment, data = experiments.find('bottleneck', None)
   costs = {}
-  for cell in grids.cells(experiment, data=data, depths=[56], seeds=[0]):
+  for cell in grids.cells(experiment, data=data, depths=[20], seeds=[0]):
     name = grids.config_of(experiment, data, cell).model.name
     network = arithmetic.trace(name, 32)
-    costs[cell.group] = sum(
-      c.conv_multiply_adds for c in network.costs.values()
-    )
-  assert 0.9 < costs['bottleneck'] / costs['basic'] < 1.1
+    costs[cell.group] = network.total.conv_multiply_adds
+  assert 0.85 < costs['bottleneck'] / costs['basic'] < 1.15
+  cell = grids.Cell('bottleneck', 21, 0)
+  with pytest.raises(InputError, match=r'--depths=21: .* 6n \+ 2'):
+    grids.config_of(experiment, data, cell)
 
 
 def test_cifar_has_the_recipe_of_the_paper():
-  experiment, cells = all_cells('cifar', 'cifar10')
-  assert [cell.depth for cell in cells] == [20, 32, 44, 56, 110, 1202]
-  for cell in cells:
-    config = grids.config_of(experiment, 'cifar10', cell)
+  _, configs = fields_by_cell('cifar', 'cifar10')
+  assert [cell.depth for cell in configs] == [20, 32, 44, 56, 110, 1202]
+  for cell, fields in configs.items():
     updates = 45_000 / 128  # Of an epoch.
-    assert config.data.train_split == 'train[:45000]'
-    assert config.num_epochs * updates == pytest.approx(64_000)
-    assert [x * updates for x in config.schedule.decay_epochs] == pytest.approx(
-      [32_000, 48_000]
-    )
-    warmup = config.schedule.warmup_epochs * updates
+    assert fields['data.train_split'] == 'train[:45000]'
+    assert fields['num_epochs'] * updates == pytest.approx(64_000)
+    decays = [x * updates for x in fields['schedule.decay_epochs']]
+    assert decays == pytest.approx([32_000, 48_000])
+    warmup = fields['schedule.warmup_epochs'] * updates
     assert warmup == pytest.approx(400 if cell.depth >= 110 else 0)
 
 
@@ -180,30 +135,53 @@ def test_seeds_depths_and_groups_can_be_chosen():
   assert [cell.name for cell in cells] == ['plain20_seed7']
 
 
-@pytest.mark.parametrize(
-  ('name', 'data', 'message'),
-  [
-    (
-      'degredation',
-      None,
-      'no experiment .*; there are: degradation, shortcuts',
-    ),
-    ('preact', 'mnist', 'preact is not declared on .*: digits, cifar10'),
-  ],
-)
-def test_unknown_names_list_what_there_is(name, data, message):
-  with pytest.raises(InputError, match=message):
-    experiments.find(name, data)
-
-
-def test_bottlenecks_are_as_many_as_basic_blocks():
-  experiment, data = experiments.find('bottleneck', None)
-  cells = grids.cells(experiment, data=data, depths=[21], seeds=[0])
-  with pytest.raises(InputError, match=r'--depths=21: .* 6n \+ 2'):
-    grids.config_of(experiment, data, cells[1])
-
-
-def test_an_unknown_group_is_named():
+def test_unknown_names_are_refused_with_those_that_exist():
+  with pytest.raises(InputError, match=r'there are: degradation, shortcuts'):
+    experiments.find('degredation', None)
+  with pytest.raises(InputError, match=r'not declared on .*: digits, cifar10'):
+    experiments.find('preact', 'mnist')
   experiment, data = experiments.find('degradation', None)
   with pytest.raises(InputError, match=r'no group .*Did you mean: residual'):
     grids.cells(experiment, data=data, groups=['residul'])
+
+
+@pytest.mark.parametrize(
+  ('before', 'after', 'says'),
+  [
+    # Deviations 0.1 and 0.1.
+    ([5.0, 5.1, 4.9], [4.7, 4.8, 4.6], 'better'),
+    ([4.7, 4.8, 4.6], [5.0, 5.1, 4.9], 'worse'),
+    ([5.0, 5.1, 4.9], [4.81, 4.91, 4.71], 'within the spread'),
+    ([5.0, 5.0], [5.0, 5.0], 'within the spread'),
+    ([5.0], [1.0], 'one seed: no claim'),
+  ],
+)
+def test_a_gain_is_claimed_beyond_both_spreads_only(before, after, says):
+  assert gains.verdict(before, after) == says
+
+
+ERRORS = {
+  'baseline': [9.0, 9.1, 8.9],
+  '+a': [8.95, 9.05, 8.85],
+  '+b': [8.0, 8.1, 7.9],
+}
+CELLS = [
+  {
+    'group': group,
+    'label': f'resnet20 {group}',
+    'test_error': errors[i],
+    'config': {'data.name': 'fashion_mnist'},
+  }
+  for i in range(3)
+  for group, errors in ERRORS.items()
+]
+
+
+def test_the_figure_names_the_rungs_and_shows_the_spread():
+  experiment, _ = experiments.find('ladder', None)
+  (ax,) = grid_figures.draw(experiment, CELLS).axes
+  assert [text.get_text() for text in ax.get_xticklabels()] == list(ERRORS)
+  assert ax.lines[0].get_ydata().tolist() == pytest.approx([9.0, 8.95, 8.0])
+  vertices = ax.collections[0].get_paths()[0].vertices
+  assert vertices[:, 1].max() == pytest.approx(9.1)
+  assert vertices[:, 1].min() == pytest.approx(7.9)
