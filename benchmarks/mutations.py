@@ -1,6 +1,6 @@
 """Puts faults into the core, one at a time: each must make a fast test fail.
 
-  .venv/bin/python -m tests.mutations [NAME ...]
+  .venv/bin/python -m benchmarks.mutations [NAME ...]
 
 A fault is one changed line in a copy of the repository. Prints a row for each:
 the fault, and the test that failed first. Exit code 1: a fault was not noticed.
