@@ -78,3 +78,11 @@ def save_run(
   checkpoints.save(state, None)
   checkpoints.close()
   return state
+
+
+def as_flags(**changes: Any) -> list[str]:
+  """Returns the flags of main.py for `fake_config(**changes)`."""
+  return [
+    '--config=configs/fake.py',
+    *(f'--config.{k.replace("__", ".")}={v}' for k, v in changes.items()),
+  ]

@@ -1,229 +1,214 @@
-"""What a run survives: real processes, real signals, real damage.
+"""What a run survives: signals, kills, damage, full disks, dead workers.
 
-One test for each line of the README's table that no other file has.
+One test for each line of the README's table that no other file has. What ends a
+process happens in one of its own, at a call that the test names, so that no
+test depends on the speed of the machine. How a run continues is seen in this
+process: both have one device, and results are compared bit for bit.
 """
 
-import contextlib
 import json
+import multiprocessing
 import os
-import pathlib
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
 import pytest
 
-from configs import fake
 from resnet import experiment
+from resnet.data.loader import DeviceLoader
+from resnet.errors import InputError, RunError
+from resnet.training import replay
+from resnet.training import run as run_lib
 from resnet.training.checkpoint import Checkpoints
-from tests.programs import environment
-
-ROOT = pathlib.Path(__file__).parent.parent
-SMALL = (
-  '--config=configs/fake.py',
-  '--config.data.image_size=8',
-  '--config.data.eval_resize=8',
-  '--config.num_epochs=3',
-  '--config.save_every_steps=3',
-  '--config.ema_decay=0.99',
-  # The slower one: a run should not be over before it is disturbed.
-  '--config.model.conv_backend=xla',
+from tests.programs import ROOT, run, start
+from tests.runs import (
+  as_flags,
+  assert_same_run,
+  fake_config,
+  final_state,
+  read_metrics,
 )
-NUM_STEPS = 24
+
+CHANGES = {
+  'data__image_size': 8,
+  'data__eval_resize': 8,
+  'save_every_steps': 3,
+  'keep_checkpoints': 10,
+  'ema_decay': 0.99,
+}
+NUM_STEPS = 16  # Checkpoints at 3, 6, 8, 9, 12, 15 and 16.
+# Workers that are hardly ahead of the run, so that their end is soon noticed.
+WORKER = {
+  'data__num_workers': 1,
+  'data__num_threads': 1,
+  'data__prefetch_batches': 1,
+}
 
 
-def command(workdir, *args):
-  return [sys.executable, 'main.py', *SMALL, f'--workdir={workdir}', *args]
+def command(workdir, **changes):
+  return [*as_flags(**{**CHANGES, **changes}), f'--workdir={workdir}']
 
 
-def start(workdir, *args, before=(), keep_programs=True):
-  return subprocess.Popen(
-    [*before, *command(workdir, *args)],
-    cwd=ROOT,
-    env=environment(keep_programs=keep_programs),
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
+def resolve(**changes):
+  config = fake_config(**{**CHANGES, **changes})
+  return experiment.resolve(config, devices=jax.devices()[:1])
+
+
+def train(workdir, *, allow_config_change=False, **changes):
+  return run_lib.train(
+    resolve(**changes),
+    str(workdir),
+    start_time=0.0,
+    allow_config_change=allow_config_change,
   )
 
 
-def main(workdir, *args, **options):
-  with start(workdir, *args, **options) as process:
-    out, err = process.communicate(timeout=300)
-  return subprocess.CompletedProcess(args, process.returncode, out, err)
+# Calls of these are counted; the first batches are those of training.
+BATCH = 'resnet.data.loader', 'DeviceLoader', '__next__'
+CHECK = 'resnet.training.checkpoint', 'Checkpoints', 'check'
+FINISH = 'resnet.training.checkpoint', 'Checkpoints', 'finish'
+SYNC = 'resnet.training.writer', 'MetricsWriter', 'sync'
+SAVE = 'orbax.checkpoint', 'CheckpointManager', 'save'
+AT_ONCE = 'resnet.training.stop', 'StopSignal', 'at_once'
+
+KILL = 'os.kill(os.getpid(), signal.SIGKILL)'
+HANG = 'time.sleep(10_000)'
 
 
-def wait_for(path, process):
-  """Returns when a file is there."""
-  while not path.exists():
-    assert process.poll() is None, process.stderr.read()
-    time.sleep(0.02)
-
-
-def lines(workdir):
-  """The lines of metrics.jsonl without their rates."""
-  return [
-    {
-      name: value
-      for name, value in json.loads(line).items()
-      if name not in ('images_per_second', 'data_wait')
-    }
-    for line in (workdir / 'metrics.jsonl').read_text().splitlines()
-  ]
-
-
-def final_state(workdir):
-  config = fake.get_config()
-  config.data.image_size = config.data.eval_resize = 8
-  config.num_epochs = 3.0
-  config.ema_decay = 0.99
-  run = experiment.resolve(config)
-  checkpoints = Checkpoints(str(workdir))
-  assert checkpoints.latest_step() == NUM_STEPS
-  return checkpoints.restore(NUM_STEPS, run.abstract_state())
-
-
-def assert_same_run(workdir, other):
-  assert lines(workdir) == lines(other)
-  ours, theirs = final_state(workdir), final_state(other)
-  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-    np.testing.assert_array_equal(a, b)
-  names = [path.name for path in (workdir / 'checkpoints').iterdir()]
-  assert all(name.isdigit() for name in names), names
+def at_call(number, method, action):
+  """Returns arguments of Python: main.py with an action in some method call."""
+  module, owner, name = method
+  script = (
+    'import multiprocessing, os, runpy, signal, threading, time\n'
+    f'from {module} import {owner}\n'
+    f'real, calls = {owner}.{name}, []\n'
+    'def at_call(self, *args, **options):\n'
+    '  calls.append(None)\n'
+    f'  if len(calls) == {number}:\n'
+    f'    {action}\n'
+    '  return real(self, *args, **options)\n'
+    f'{owner}.{name} = at_call\n'
+    'runpy.run_path("main.py", run_name="__main__")\n'
+  )
+  return '-c', script
 
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
+  """The workdir of a run that nothing disturbed."""
   workdir = tmp_path_factory.mktemp('survival') / 'whole'
-  result = main(workdir)
-  assert result.returncode == 0, result.stderr
+  train(workdir)
   return workdir
 
 
+def assert_continued(workdir, whole):
+  """Asserts the same end as that of `whole`, and nothing half written."""
+  assert_same_run(workdir, whole, **CHANGES)
+  assert Checkpoints(str(workdir)).latest_step() == NUM_STEPS
+  names = os.listdir(workdir / 'checkpoints')
+  assert all(name.isdigit() for name in names), names
+
+
 def test_averages_are_evaluated_beside_the_weights(whole):
-  evaluations = [line for line in lines(whole) if 'eval/top1' in line]
-  assert len(evaluations) == 3
-  for line in evaluations:
-    assert {'eval_ema/loss', 'eval_ema/top1', 'eval_ema/top5'} < line.keys()
-    assert line['eval_ema/loss'] != line['eval/loss']
+  last = read_metrics(whole)[-1]
+  assert {'eval_ema/loss', 'eval_ema/top1', 'eval_ema/top5'} < last.keys()
+  assert last['eval_ema/loss'] != last['eval/loss']
+
+
+def test_a_killed_run_continues_bit_for_bit_and_leaves_no_workers(
+  whole, tmp_path
+):
+  workdir = tmp_path / 'run'
+  action = f'print(len(multiprocessing.active_children()), flush=True); {KILL}'
+  # While the checkpoint of step 6 is written. `run` returns when nobody holds
+  # its pipes any more, so the workers have ended too.
+  args = command(workdir, data__num_workers=2)
+  result = run(*at_call(2, CHECK, action), *args)
+  assert result.returncode == -signal.SIGKILL, result.stderr
+  assert result.stdout.splitlines()[-1] == '2'
+  train(workdir)
+  assert_continued(workdir, whole)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('seed', range(3))
-def test_kill_9_at_any_moment_any_number_of_times(whole, tmp_path, seed):
-  rng = np.random.default_rng(seed)
+def test_a_run_killed_at_many_places_continues_bit_for_bit(whole, tmp_path):
   workdir = tmp_path / 'run'
-  for _ in range(4):
-    with start(workdir, keep_programs=False) as process:
-      # A whole run takes about ten seconds, half of them before its first step.
-      time.sleep(rng.uniform(2.0, 11.0))
-      process.kill()
-  result = main(workdir)
-  assert result.returncode == 0, result.stderr
-  assert_same_run(workdir, whole)
-
-
-# The evaluation at step 8 asks for batches 9 and 10.
-_KILLED_AT = {
-  'evaluating': ('resnet.data.loader', 'DeviceLoader', '__next__', 10),
-  'between a line and its save': (
-    *('resnet.training.writer', 'MetricsWriter', 'sync'),
-    2,
-  ),
-  'beginning to save': ('orbax.checkpoint', 'CheckpointManager', 'save', 3),
-  'writing a checkpoint': (
-    *('resnet.training.checkpoint', 'Checkpoints', 'check'),
-    2,
-  ),
-  'waiting for the last': (
-    *('resnet.training.checkpoint', 'Checkpoints', 'finish'),
-    1,
-  ),
-}
-_KILL = """
-import importlib, os, sys
-module, owner, name, count = sys.argv.pop(1).split()
-owner = getattr(importlib.import_module(module), owner)
-real, calls = getattr(owner, name), []
-def fatal(self, *args, **options):
-  calls.append(None)
-  if len(calls) == int(count):
-    os.kill(os.getpid(), 9)
-  return real(self, *args, **options)
-setattr(owner, name, fatal)
-sys.argv[0] = 'main.py'
-exec(compile(open('main.py').read(), 'main.py', 'exec'))
-"""
-
-
-@pytest.mark.slow
-def test_kill_9_where_it_hurts(whole, tmp_path):
-  workdir = tmp_path / 'run'
-  for place, target in _KILLED_AT.items():
-    args = command(workdir)
-    args[1:2] = ['-c', _KILL, ' '.join(map(str, target))]
-    result = subprocess.run(
-      args,
-      cwd=ROOT,
-      env=environment(keep_programs=False),
-      capture_output=True,
-      text=True,
-      timeout=120,
-      check=False,
-    )
+  for place in (
+    (10, BATCH),  # In the evaluation of step 8.
+    (2, SYNC),  # Between a line and its save.
+    (3, SAVE),
+    (1, FINISH),  # While the last one is waited for.
+  ):
+    result = run(*at_call(*place, KILL), *command(workdir))
     assert result.returncode == -signal.SIGKILL, (place, result.stderr)
-  result = main(workdir)
-  assert result.returncode == 0, result.stderr
-  assert_same_run(workdir, whole)
+  train(workdir)
+  assert_continued(workdir, whole)
+
+
+def test_a_run_stopped_by_signals_continues_bit_for_bit(whole, tmp_path):
+  """A terminal and a scheduler signal all processes of the run's group."""
+  workdir, step = tmp_path / 'run', 0
+  args = command(workdir, data__num_workers=1)
+  for name, code in (('SIGTERM', 143), ('SIGINT', 130)):
+    action = f'os.killpg(0, signal.{name})'
+    result = run(*at_call(5, BATCH, action), *args, before=('setsid',))
+    assert (result.returncode, result.stderr) == (code, '')
+    assert f', steps {step + 1} to {NUM_STEPS},' in result.stdout
+    end = rf'Stopped by {name} after step (\d+) of 16; it is saved'
+    step = int(re.search(end, result.stdout)[1])
+    assert Checkpoints(str(workdir)).latest_step() == step
+  train(workdir)
+  assert_continued(workdir, whole)
+
+
+def test_a_signal_while_compiling_ends_the_run_at_once(tmp_path):
+  action = 'threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()'
+  args = command(tmp_path / 'run', model__name='cifar_resnet56')
+  # The second call begins the first step, which takes many seconds to compile.
+  result = run(*at_call(2, AT_ONCE, action), *args, keep_programs=False)
+  assert result.returncode == 143, result.stderr
+  assert 'Stopped by SIGTERM; there was nothing to save.' in result.stdout
+  assert 'The same command goes on.' in result.stdout
+  assert 'First step done' not in result.stdout
 
 
 @pytest.mark.parametrize(
-  ('number', 'code'), [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
+  ('signals', 'grace', 'code', 'message'),
+  [
+    ((15, 15), 600.0, 143, 'Stopped at once by a second SIGTERM.'),
+    ((2,), 1.0, 130, 'Not saved within 1 s of SIGINT (preemption_grace_sec'),
+  ],
+  ids=['second signal', 'grace'],
 )
-def test_a_signal_while_compiling_ends_at_once(tmp_path, number, code):
-  workdir = tmp_path / 'run'
-  slow = '--config.model.name=cifar_resnet56'
-  with start(workdir, slow, keep_programs=False) as process:
-    wait_for(workdir / 'starts.jsonl', process)
-    time.sleep(0.5)
-    sent = time.monotonic()
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-  assert process.returncode == code, err
-  assert time.monotonic() - sent < 5
-  assert 'there was nothing to save' in out
-  assert 'The same command goes on' in out
+def test_a_run_that_hangs_ends_by_a_second_signal_or_after_the_grace(
+  tmp_path, signals, grace, code, message
+):
+  action = f'[os.kill(os.getpid(), n) for n in {signals}]; {HANG}'
+  args = command(tmp_path / 'run', preemption_grace_seconds=grace)
+  result = run(*at_call(5, BATCH, action), *args)
+  assert result.returncode == code, result.stderr
+  assert message in result.stderr
 
 
-def test_a_signal_is_not_lost_and_the_run_goes_on(whole, tmp_path):
-  workdir = tmp_path / 'run'
-  with start(workdir) as process:
-    wait_for(workdir / 'metrics.jsonl', process)
-    while not (workdir / 'metrics.jsonl').read_text():
-      time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
-  assert process.returncode == 143, err
-  assert 'it is saved. The same command goes on.' in out
-  assert main(workdir).returncode == 0
-  assert_same_run(workdir, whole)
+def _largest(folder):
+  files = (path for path in folder.rglob('*') if path.is_file())
+  return max(files, key=lambda path: path.stat().st_size)
 
 
-def _flip_byte(folder):
-  """Flips a bit in the middle of the largest file."""
-  path = max(folder.rglob('*'), key=lambda p: p.is_file() and p.stat().st_size)
+def _flip_bit(folder):
+  path = _largest(folder)
   data = bytearray(path.read_bytes())
   data[len(data) // 2] ^= 1
   path.write_bytes(data)
 
 
 def _truncate(folder):
-  path = max(folder.rglob('*'), key=lambda p: p.is_file() and p.stat().st_size)
+  path = _largest(folder)
   os.truncate(path, path.stat().st_size // 2)
 
 
@@ -232,114 +217,126 @@ def _delete_half(folder):
     path.unlink()
 
 
-@pytest.fixture(scope='module')
-def stopped(tmp_path_factory):
-  """A run with the checkpoints 18 and 21, killed before its last."""
-  workdir = tmp_path_factory.mktemp('stopped') / 'run'
-  assert main(workdir).returncode == 0
-  shutil.rmtree(workdir / 'checkpoints' / str(NUM_STEPS))
-  return workdir
+@pytest.fixture
+def complete(whole, tmp_path):
+  """A copy of a complete run."""
+  return shutil.copytree(whole, tmp_path / 'run')
 
 
-@pytest.mark.parametrize('damage', [_flip_byte, _truncate, _delete_half])
-def test_a_damaged_checkpoint_is_set_aside(whole, stopped, tmp_path, damage):
-  workdir = tmp_path / 'run'
-  shutil.copytree(stopped, workdir)
-  newest = max(map(int, os.listdir(workdir / 'checkpoints')))
-  damage(workdir / 'checkpoints' / str(newest))
-  result = main(workdir)
-  assert result.returncode == 0, result.stderr
-  assert f'warning: The checkpoint of step {newest}' in result.stdout
-  assert (workdir / 'damaged_checkpoints' / str(newest)).is_dir()
-  assert_same_run(workdir, whole)
+@pytest.fixture
+def stopped(complete):
+  """The same without its last checkpoint; the best is older than the newest."""
+  shutil.rmtree(complete / 'checkpoints' / str(NUM_STEPS))
+  checkpoints = Checkpoints(str(complete))
+  assert (checkpoints.best_step(), checkpoints.latest_step()) == (8, 15)
+  return complete
 
 
-def test_an_older_checkpoint_without_its_metrics_is_set_aside(
-  whole, stopped, tmp_path
+@pytest.mark.parametrize('damage', [_flip_bit, _truncate, _delete_half])
+def test_a_damaged_newest_checkpoint_is_set_aside(
+  whole, stopped, capsys, damage
 ):
-  workdir = tmp_path / 'run'
-  shutil.copytree(stopped, workdir)
-  # The best one stays when others go; it is older than the newest.
-  best = Checkpoints(str(workdir)).best_step()
-  assert best < max(map(int, os.listdir(workdir / 'checkpoints')))
-  path = workdir / 'checkpoints' / str(best) / 'metrics' / 'metrics'
+  damage(stopped / 'checkpoints' / '15')
+  train(stopped)
+  out = capsys.readouterr().out
+  assert 'warning: The checkpoint of step 15' in out
+  assert f', steps 13 to {NUM_STEPS},' in out
+  assert (stopped / 'damaged_checkpoints' / '15').is_dir()
+  assert_continued(stopped, whole)
+
+
+def test_an_older_checkpoint_with_damaged_metrics_is_set_aside(
+  whole, stopped, capsys
+):
+  path = stopped / 'checkpoints' / '8' / 'metrics' / 'metrics'
   path.write_bytes(path.read_bytes()[:10])
-  result = main(workdir)
-  assert result.returncode == 0, result.stderr
-  assert f'warning: The checkpoint of step {best}' in result.stdout
-  assert (workdir / 'damaged_checkpoints' / str(best)).is_dir()
-  assert lines(workdir) == lines(whole)
+  train(stopped)
+  assert 'warning: The checkpoint of step 8' in capsys.readouterr().out
+  assert (stopped / 'damaged_checkpoints' / '8').is_dir()
+  assert_continued(stopped, whole)
 
 
-def test_without_a_whole_checkpoint_nothing_begins_anew(stopped, tmp_path):
-  workdir = tmp_path / 'run'
-  shutil.copytree(stopped, workdir)
-  for folder in (workdir / 'checkpoints').iterdir():
-    _flip_byte(folder)
+def test_a_complete_run_with_a_damaged_last_checkpoint_is_completed_again(
+  whole, complete, capsys
+):
+  _flip_bit(complete / 'checkpoints' / str(NUM_STEPS))
+  assert not train(complete).was_complete
+  assert f'checkpoint of step {NUM_STEPS}' in capsys.readouterr().out
+  assert_continued(complete, whole)
+
+
+def test_a_complete_run_with_damaged_metrics_is_complete(complete, capsys):
+  (complete / 'checkpoints' / '8' / 'metrics' / 'metrics').write_text('{')
+  assert train(complete).was_complete
+  assert 'warning: The checkpoint of step 8' in capsys.readouterr().out
+
+
+def test_without_a_whole_checkpoint_nothing_begins_anew(stopped):
+  for folder in (stopped / 'checkpoints').iterdir():
+    _truncate(folder)
+  before = (stopped / 'metrics.jsonl').read_bytes()
   for _ in range(2):  # The second time there is none to be damaged.
-    before = (workdir / 'metrics.jsonl').read_bytes()
-    result = main(workdir)
-    assert result.returncode == 2
-    assert 'no whole checkpoint left' in result.stderr
-    assert (workdir / 'metrics.jsonl').read_bytes() == before
+    with pytest.raises(InputError, match='no whole checkpoint left'):
+      train(stopped)
+  message = f'has come to step {NUM_STEPS}, but holds no checkpoint'
+  for folder in ('damaged_checkpoints', 'checkpoints'):
+    shutil.rmtree(stopped / folder)
+    with pytest.raises(InputError, match=message):
+      train(stopped)
+  assert (stopped / 'metrics.jsonl').read_bytes() == before
 
 
-# Mounts a small disk of its own at $1, then runs the rest there.
-_ON_A_DISK = (
-  'unshare',
-  '--user',
-  '--map-root-user',
-  '--mount',
-  'sh',
-  '-c',
-)
+# Mounts a small disk of its own; then `$@` is the command of the run.
+ON_A_DISK = ('unshare', '--user', '--map-root-user', '--mount', 'sh', '-c')
 
 
 def _can_mount():
   script = 'mount -t tmpfs none /mnt'
   result = subprocess.run(
-    [*_ON_A_DISK, script], capture_output=True, check=False
+    [*ON_A_DISK, script], capture_output=True, check=False
   )
   return result.returncode == 0
 
 
 needs_mount = pytest.mark.skipif(
   sys.platform != 'linux' or not shutil.which('unshare') or not _can_mount(),
-  reason='needs the right to mount',
+  reason='needs the right to mount a file system by `unshare --user --mount`',
 )
 
 
-def on_a_disk(script):
-  return subprocess.run(
-    [*_ON_A_DISK, script],
-    cwd=ROOT,
-    env=environment(),
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
-  )
+def run_on_a_disk(folder, megabytes, disturb, after=''):
+  """Trains for long on a disk which is disturbed after the first checkpoint."""
+  script = f"""
+    mount -t tmpfs -o size={megabytes}m none {folder} && cd {ROOT}
+    (
+      while [ ! -d {folder}/run/checkpoints/3 ] && kill -0 $$
+      do sleep 0.02; done
+      {disturb}
+    ) 2> {os.devnull} &
+    "$@"
+    code=$?
+    {after}
+    exit $code
+  """
+  args = command(folder / 'run', num_epochs=1000.0)
+  return run('main.py', *args, before=(*ON_A_DISK, script, 'sh'))
 
 
 @needs_mount
 def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(tmp_path):
-  # Room for some checkpoints of about 2 MB, then filled up to the last page.
-  script = f"""
-    mount -t tmpfs -o size=40m none {tmp_path} && cd {ROOT}
-    (
-      until [ -d {tmp_path}/run/checkpoints/3 ]; do sleep 0.02; done
-      cat /dev/zero > {tmp_path}/fill 2> {os.devnull}
-    ) &
-    {' '.join(command(tmp_path / 'run', '--config.num_epochs=200'))}
-    code=$?
-    tail -c 1 {tmp_path}/run/metrics.jsonl | od -c | head -1
-    rm {tmp_path}/fill
-    echo checkpoints: $(ls {tmp_path}/run/checkpoints)
-    exit $code
-  """
-  result = on_a_disk(script)
+  # Filled up to the last page.
+  result = run_on_a_disk(
+    tmp_path,
+    40,
+    disturb=f'cat /dev/zero > {tmp_path}/fill',
+    after=f"""
+      tail -c 1 {tmp_path}/run/metrics.jsonl | od -c | head -1
+      rm {tmp_path}/fill
+      echo checkpoints: $(ls {tmp_path}/run/checkpoints)
+    """,
+  )
   assert result.returncode == 1, result.stdout + result.stderr
-  # Orbax's threads have their say before.
+  # Orbax's threads may write before.
   error = result.stderr.splitlines()[-1]
   assert error.startswith('error: ')
   assert 'o space left' in error
@@ -350,16 +347,11 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(tmp_path):
 
 @needs_mount
 def test_a_folder_that_becomes_read_only_ends_the_run(tmp_path):
-  script = f"""
-    mount -t tmpfs -o size=100m none {tmp_path} && cd {ROOT}
-    (
-      until [ -d {tmp_path}/run/checkpoints/3 ]; do sleep 0.02; done
-      mount --bind {tmp_path} {tmp_path}
-      mount -o remount,ro,bind {tmp_path}
-    ) &
-    {' '.join(command(tmp_path / 'run', '--config.num_epochs=100'))}
+  disturb = f"""
+    mount --bind {tmp_path} {tmp_path}
+    mount -o remount,ro,bind {tmp_path}
   """
-  result = on_a_disk(script)
+  result = run_on_a_disk(tmp_path, 100, disturb)
   assert result.returncode == 1, result.stdout + result.stderr
   (error,) = result.stderr.splitlines()
   assert error.startswith('error: A checkpoint could not be written to ')
@@ -367,225 +359,119 @@ def test_a_folder_that_becomes_read_only_ends_the_run(tmp_path):
   assert 'warning: A checkpoint could not be written' in result.stdout
 
 
-@contextlib.contextmanager
-def run_that_hangs(workdir, *args):
-  """A run whose only worker has been stopped."""
-  more = (
-    '--config.num_epochs=500',
-    '--config.data.num_workers=1',
-    '--config.eval_every_epochs=500',
-    '--config.save_every_steps=4000',
-  )
-  with start(workdir, *more, *args) as process:
-    wait_for(workdir / 'metrics.jsonl', process)
-    while not (workdir / 'metrics.jsonl').read_text():
-      time.sleep(0.05)
-    children = subprocess.check_output(
-      ['ps', '-ww', '--ppid', str(process.pid), '-o', 'pid=,args='], text=True
-    )
-    for line in children.splitlines():
-      if 'spawn_main' in line:
-        os.kill(int(line.split()[0]), signal.SIGSTOP)
-    yield process
-
-
-@pytest.mark.parametrize(
-  ('number', 'code'), [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
-)
-def test_a_signal_to_the_workers_too_is_the_runs(tmp_path, number, code):
-  """A terminal and a scheduler send it to all processes of a group."""
+def test_a_worker_that_hangs_ends_the_run(tmp_path):
   workdir = tmp_path / 'run'
-  more = ('--config.num_epochs=500', '--config.data.num_workers=1')
-  with start(workdir, *more, before=['setsid']) as process:
-    wait_for(workdir / 'metrics.jsonl', process)
-    while not (workdir / 'metrics.jsonl').read_text():
-      time.sleep(0.05)
-    os.killpg(process.pid, number)
-    out, err = process.communicate(timeout=60)
-  assert process.returncode == code, err
-  assert 'it is saved. The same command goes on.' in out
-  assert not err
-
-
-def test_a_second_signal_ends_at_once(tmp_path):
-  with run_that_hangs(tmp_path / 'run') as process:
-    time.sleep(1.0)  # What was read ahead is used up.
-    process.send_signal(signal.SIGTERM)
-    with pytest.raises(subprocess.TimeoutExpired):
-      process.wait(2.0)
-    sent = time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
-  assert time.monotonic() - sent < 5
-  assert process.returncode == 143
-  assert 'Stopped at once by a second SIGTERM.' in err
-
-
-def test_the_grace_period_ends(tmp_path):
-  more = '--config.preemption_grace_seconds=3'
-  with run_that_hangs(tmp_path / 'run', more) as process:
-    time.sleep(1.0)
-    sent = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-  assert 3 <= time.monotonic() - sent < 8
-  assert process.returncode == 130
-  assert 'Not saved within 3 s of SIGINT (preemption_grace_seconds).' in err
-
-
-def test_a_worker_that_hangs_is_noticed(tmp_path):
-  workdir = tmp_path / 'run'
-  with run_that_hangs(workdir, '--config.watchdog_seconds=5') as process:
-    out, err = process.communicate(timeout=120)
-  assert process.returncode == 1, out + err
-  assert 'waiting for batch' in err
+  stop = 'for p in multiprocessing.active_children(): os.kill(p.pid, 19)'
+  more = {'num_epochs': 50.0, 'eval_every_epochs': 50.0, **WORKER}
+  more |= {'save_every_steps': 1000, 'watchdog_seconds': 3.0}
+  result = run(*at_call(4, BATCH, stop), *command(workdir, **more))
+  assert result.returncode == 1, result.stdout + result.stderr
+  assert 'error: waiting for batch' in result.stderr
   (stacks,) = workdir.glob('stacks_*.txt')
   assert 'loop.py' in stacks.read_text()
 
 
-_HANGING_SAVE = """
-import sys, time
-import orbax.checkpoint as ocp
-save = ocp.CheckpointManager.save
-def hang(self, step, *args, **options):
-  if step == 6:
-    time.sleep(1000)
-  return save(self, step, *args, **options)
-ocp.CheckpointManager.save = hang
-sys.argv[0] = 'main.py'
-exec(compile(open('main.py').read(), 'main.py', 'exec'))
-"""
-
-
-def test_a_save_that_hangs_is_noticed(tmp_path):
+@pytest.mark.slow
+def test_a_save_that_hangs_ends_the_run_which_continues(whole, tmp_path):
   workdir = tmp_path / 'run'
-  result = subprocess.run(
-    [
-      *(sys.executable, '-c', _HANGING_SAVE, *SMALL),
-      *(f'--workdir={workdir}', '--config.watchdog_seconds=3'),
-    ],
-    cwd=ROOT,
-    env=environment(),
-    capture_output=True,
-    text=True,
-    timeout=120,
-    check=False,
-  )
+  args = command(workdir, watchdog_seconds=5.0)
+  result = run(*at_call(2, SAVE, HANG), *args)
   assert result.returncode == 1, result.stdout + result.stderr
   assert 'error: saving step 6 has hung for' in result.stderr
   assert 'goes on from the newest checkpoint' in result.stderr
   (stacks,) = workdir.glob('stacks_*.txt')
-  assert 'in hang' in stacks.read_text()
-  assert main(workdir).returncode == 2  # The config is another.
-  resumed = main(
-    workdir, '--config.watchdog_seconds=600', '--allow_config_change'
-  )
-  assert resumed.returncode == 0, resumed.stderr
-  assert 'steps 4 to 24' in resumed.stdout
+  assert 'in at_call' in stacks.read_text()
+  train(workdir, allow_config_change=True)
+  assert_continued(workdir, whole)
 
 
-def test_a_second_run_in_a_workdir_is_refused(tmp_path):
+def test_a_second_run_in_a_workdir_is_refused(whole, tmp_path):
   workdir = tmp_path / 'run'
-  with start(workdir, '--config.num_epochs=500') as first:
-    wait_for(workdir / 'starts.jsonl', first)
-    second = main(workdir, '--config.num_epochs=500')
-    assert second.returncode == 2, second.stdout + second.stderr
-    assert f'in use by process {first.pid} on ' in second.stderr
+  wait = at_call(2, BATCH, f'print("waits", flush=True); {HANG}')
+  with start(*wait, *command(workdir)) as first:
+    assert any(line == 'waits\n' for line in first.stdout)
+    with pytest.raises(InputError, match=f'in use by process {first.pid} on '):
+      train(workdir)
     first.kill()
-  # The lock of the killed one is stale.
-  with start(workdir, '--config.num_epochs=500') as third:
-    assert 'cifar_resnet8 on fake' in third.stdout.readline()
-    third.kill()
+  train(workdir)  # The lock of the killed one counts no more.
+  assert_continued(workdir, whole)
 
 
-def test_updates_that_are_not_finite_are_skipped_and_end_the_run(tmp_path):
+def test_a_killed_worker_is_replaced(whole, tmp_path, monkeypatch, capsys):
+  calls, real = [], DeviceLoader.__next__
+
+  def patched(self):
+    calls.append(None)
+    # The second and the ninth of training; three were of an evaluation.
+    if len(calls) in (2, 12):
+      workers = multiprocessing.active_children()
+      assert workers
+      for process in workers:
+        os.kill(process.pid, signal.SIGKILL)
+    return real(self)
+
+  monkeypatch.setattr(DeviceLoader, '__next__', patched)
+  train(tmp_path, data__max_worker_restarts=2, **WORKER)
+  out = capsys.readouterr().out
+  warnings = [line for line in out.splitlines() if line.startswith('warning')]
+  assert len(warnings) == 2
+  for nth, line in enumerate(warnings, 1):
+    assert 'killed by SIGKILL' in line and 'out of memory' in line
+    assert f'(restart {nth} of 2)' in line
+  assert_continued(tmp_path, whole)
+
+
+def test_a_killed_worker_ends_the_run_in_one_line(whole, tmp_path):
   workdir = tmp_path / 'run'
-  hot = (
-    '--config.schedule.learning_rate=1e30',
-    '--config.max_bad_steps=4',
-    '--config.save_every_steps=1',
-  )
-  result = main(workdir, *hot)
-  assert result.returncode == 1, result.stdout + result.stderr
-  assert 'not finite in 4 steps in a row' in result.stderr
-  bad = [
-    json.loads(line)
-    for line in (workdir / 'bad_steps.jsonl').read_text().splitlines()
-  ]
+  kill = 'for p in multiprocessing.active_children(): p.kill()'
+  args = command(workdir, save_every_steps=1000, **WORKER)
+  result = run(*at_call(2, BATCH, kill), *args)
+  assert result.returncode == 1, result.stdout
+  (error,) = result.stderr.splitlines()
+  assert error.startswith('error: A data worker process was killed by SIGKILL')
+  for part in (
+    'out of memory',
+    '--config.data.num_workers=0',
+    '--config.data.max_worker_restarts=',
+  ):
+    assert part in error
+  assert 'Traceback' not in result.stdout
+  # What was trained is saved, and the same run continues without workers.
+  assert 0 < Checkpoints(str(workdir)).latest_step() < NUM_STEPS
+  train(workdir, allow_config_change=True)
+  assert_continued(workdir, whole)
+
+
+def test_updates_that_are_not_finite_are_skipped_and_end_the_run(
+  tmp_path, capsys
+):
+  hot = {
+    'schedule__learning_rate': 1e30,
+    'max_bad_steps': 4,
+    'save_every_steps': 1,
+  }
+  with pytest.raises(RunError, match='not finite in 4 steps in a row'):
+    train(tmp_path, **hot)
+  text = (tmp_path / 'bad_steps.jsonl').read_text()
+  bad = [json.loads(line) for line in text.splitlines()]
   assert [line['in_row'] for line in bad] == [1, 2, 3, 4]
   assert len(bad[-1]['records']) == 64
-  checkpoints = Checkpoints(str(workdir))
-  config = fake.get_config()
-  config.ema_decay = 0.99
-  config.data.image_size = config.data.eval_resize = 8
-  config.schedule.learning_rate = 1e30
-  state = checkpoints.restore(
-    checkpoints.latest_step(), experiment.resolve(config).abstract_state()
-  )
-  for leaf in jax.tree.leaves(state):
+  for leaf in jax.tree.leaves(final_state(tmp_path, **CHANGES)):
     assert np.all(np.isfinite(leaf))
-  replay = main(workdir, *hot, '--mode=replay')
-  assert replay.returncode == 0, replay.stderr
-  assert f'Step {bad[-1]["step"]}, from the checkpoint' in replay.stdout
-  assert 'of the gradients are not finite' in replay.stdout
-  assert '64 of 64 losses are not finite' in replay.stdout
+  capsys.readouterr()
+  assert replay.run(resolve(**hot), str(tmp_path), None) == 0
+  out = capsys.readouterr().out
+  assert f'Step {bad[-1]["step"]}, from the checkpoint' in out
+  assert 'of the gradients are not finite' in out
+  assert '64 of 64 losses are not finite' in out
 
 
-def test_safe_fields_may_change_on_demand(stopped, tmp_path):
-  workdir = tmp_path / 'run'
-  shutil.copytree(stopped, workdir)
-  more = '--config.keep_checkpoints=1'
-  result = main(workdir, more)
-  assert result.returncode == 2
-  assert 'keep_checkpoints: 3 there, 1 now' in result.stderr
-  assert '--allow_config_change' in result.stderr
-  result = main(workdir, more, '--allow_config_change')
-  assert result.returncode == 0, result.stderr
-  saved = json.loads((workdir / 'config.json').read_text())
+def test_fields_that_leave_the_weights_alone_may_change_on_demand(stopped):
+  with pytest.raises(InputError, match='keep_checkpoints: 10 there, 1') as info:
+    train(stopped, keep_checkpoints=1)
+  assert '--allow_config_change' in str(info.value)
+  train(stopped, keep_checkpoints=1, allow_config_change=True)
+  saved = json.loads((stopped / 'config.json').read_text())
   assert saved['config']['keep_checkpoints'] == 1
-  other = ('--config.seed=1', '--allow_config_change')
-  result = main(workdir, more, *other)
-  assert result.returncode == 2
-  assert 'seed: 0 there, 1 now' in result.stderr
-
-
-@pytest.mark.parametrize('gone', ['folder', 'content'])
-def test_a_run_whose_checkpoints_are_missing_does_not_begin_anew(
-  whole, tmp_path, gone
-):
-  workdir = tmp_path / 'run'
-  shutil.copytree(whole, workdir)
-  shutil.rmtree(workdir / 'checkpoints')
-  if gone == 'content':
-    (workdir / 'checkpoints').mkdir()
-  before = (workdir / 'metrics.jsonl').read_bytes()
-  result = main(workdir)
-  assert result.returncode == 2, result.stdout
-  assert f'has come to step {NUM_STEPS}, but holds no checkp' in result.stderr
-  assert (workdir / 'metrics.jsonl').read_bytes() == before
-
-
-def test_damaged_metrics_of_a_complete_run(whole, tmp_path):
-  workdir = tmp_path / 'run'
-  shutil.copytree(whole, workdir)
-  step = min(map(int, os.listdir(workdir / 'checkpoints')))
-  assert step < NUM_STEPS
-  for path in (workdir / 'checkpoints').glob('*/metrics/metrics'):
-    if path.parts[-3] != str(NUM_STEPS):
-      path.write_text('{')
-      step = path.parts[-3]
-  result = main(workdir)
-  assert result.returncode == 0, result.stderr
-  assert f'warning: The checkpoint of step {step}' in result.stdout
-  assert 'is complete: nothing to do' in result.stdout
-
-
-def test_a_complete_run_whose_last_checkpoint_is_damaged(whole, tmp_path):
-  workdir = tmp_path / 'run'
-  shutil.copytree(whole, workdir)
-  assert 'is complete: nothing to do' in main(workdir).stdout
-  _flip_byte(workdir / 'checkpoints' / str(NUM_STEPS))
-  result = main(workdir)
-  assert result.returncode == 0, result.stderr
-  assert f'warning: The checkpoint of step {NUM_STEPS}' in result.stdout
-  assert_same_run(workdir, whole)
+  with pytest.raises(InputError, match='seed: 0 there, 1 now'):
+    train(stopped, keep_checkpoints=1, seed=1, allow_config_change=True)
