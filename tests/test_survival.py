@@ -3,7 +3,7 @@
 One test for each line of the README's table that no other file has. What ends a
 process happens in one of its own, at a call that the test names, so that no
 test depends on the speed of the machine. How a run continues is seen in this
-process: both have one device, and results are compared bit for bit.
+process: both have eight devices, and results are compared bit for bit.
 """
 
 import json
@@ -19,7 +19,6 @@ import jax
 import numpy as np
 import pytest
 
-from resnet import experiment
 from resnet.data.loader import DeviceLoader
 from resnet.errors import InputError, RunError
 from resnet.training import replay
@@ -29,9 +28,8 @@ from tests.programs import ROOT, run, start
 from tests.runs import (
   as_flags,
   assert_same_run,
-  fake_config,
   final_state,
-  read_metrics,
+  resolve,
 )
 
 CHANGES = {
@@ -54,14 +52,9 @@ def command(workdir, **changes):
   return [*as_flags(**{**CHANGES, **changes}), f'--workdir={workdir}']
 
 
-def resolve(**changes):
-  config = fake_config(**{**CHANGES, **changes})
-  return experiment.resolve(config, devices=jax.devices()[:1])
-
-
 def train(workdir, *, allow_config_change=False, **changes):
   return run_lib.train(
-    resolve(**changes),
+    resolve(**{**CHANGES, **changes}),
     str(workdir),
     start_time=0.0,
     allow_config_change=allow_config_change,
@@ -114,12 +107,6 @@ def assert_continued(workdir, whole):
   assert all(name.isdigit() for name in names), names
 
 
-def test_averages_are_evaluated_beside_the_weights(whole):
-  last = read_metrics(whole)[-1]
-  assert {'eval_ema/loss', 'eval_ema/top1', 'eval_ema/top5'} < last.keys()
-  assert last['eval_ema/loss'] != last['eval/loss']
-
-
 def test_a_killed_run_continues_bit_for_bit_and_leaves_no_workers(
   whole, tmp_path
 ):
@@ -127,8 +114,8 @@ def test_a_killed_run_continues_bit_for_bit_and_leaves_no_workers(
   action = f'print(len(multiprocessing.active_children()), flush=True); {KILL}'
   # While the checkpoint of step 6 is written. `run` returns when nobody holds
   # its pipes any more, so the workers have ended too.
-  args = command(workdir, data__num_workers=2)
-  result = run(*at_call(2, CHECK, action), *args)
+  args = command(workdir, **{**WORKER, 'data__num_workers': 2})
+  result = run(*at_call(2, CHECK, action), *args, devices=8)
   assert result.returncode == -signal.SIGKILL, result.stderr
   assert result.stdout.splitlines()[-1] == '2'
   train(workdir)
@@ -144,7 +131,7 @@ def test_a_run_killed_at_many_places_continues_bit_for_bit(whole, tmp_path):
     (3, SAVE),
     (1, FINISH),  # While the last one is waited for.
   ):
-    result = run(*at_call(*place, KILL), *command(workdir))
+    result = run(*at_call(*place, KILL), *command(workdir), devices=8)
     assert result.returncode == -signal.SIGKILL, (place, result.stderr)
   train(workdir)
   assert_continued(workdir, whole)
@@ -156,7 +143,9 @@ def test_a_run_stopped_by_signals_continues_bit_for_bit(whole, tmp_path):
   args = command(workdir, data__num_workers=1)
   for name, code in (('SIGTERM', 143), ('SIGINT', 130)):
     action = f'os.killpg(0, signal.{name})'
-    result = run(*at_call(5, BATCH, action), *args, before=('setsid',))
+    result = run(
+      *at_call(5, BATCH, action), *args, before=('setsid',), devices=8
+    )
     assert (result.returncode, result.stderr) == (code, '')
     assert f', steps {step + 1} to {NUM_STEPS},' in result.stdout
     end = rf'Stopped by {name} after step (\d+) of 16; it is saved'
@@ -190,7 +179,7 @@ def test_a_run_that_hangs_ends_by_a_second_signal_or_after_the_grace(
 ):
   action = f'[os.kill(os.getpid(), n) for n in {signals}]; {HANG}'
   args = command(tmp_path / 'run', preemption_grace_seconds=grace)
-  result = run(*at_call(5, BATCH, action), *args)
+  result = run(*at_call(5, BATCH, action), *args, devices=8)
   assert result.returncode == code, result.stderr
   assert message in result.stderr
 
@@ -256,19 +245,14 @@ def test_an_older_checkpoint_with_damaged_metrics_is_set_aside(
   assert_continued(stopped, whole)
 
 
-def test_a_complete_run_with_a_damaged_last_checkpoint_is_completed_again(
-  whole, complete, capsys
-):
+def test_a_complete_run_with_damaged_checkpoints(whole, complete, capsys):
+  (complete / 'checkpoints' / '8' / 'metrics' / 'metrics').write_text('{')
+  assert train(complete).was_complete
+  assert 'warning: The checkpoint of step 8' in capsys.readouterr().out
   _flip_bit(complete / 'checkpoints' / str(NUM_STEPS))
   assert not train(complete).was_complete
   assert f'checkpoint of step {NUM_STEPS}' in capsys.readouterr().out
   assert_continued(complete, whole)
-
-
-def test_a_complete_run_with_damaged_metrics_is_complete(complete, capsys):
-  (complete / 'checkpoints' / '8' / 'metrics' / 'metrics').write_text('{')
-  assert train(complete).was_complete
-  assert 'warning: The checkpoint of step 8' in capsys.readouterr().out
 
 
 def test_without_a_whole_checkpoint_nothing_begins_anew(stopped):
@@ -319,7 +303,7 @@ def run_on_a_disk(folder, megabytes, disturb, after=''):
     exit $code
   """
   args = command(folder / 'run', num_epochs=1000.0)
-  return run('main.py', *args, before=(*ON_A_DISK, script, 'sh'))
+  return run('main.py', *args, before=(*ON_A_DISK, script, 'sh'), devices=8)
 
 
 @needs_mount
@@ -364,7 +348,7 @@ def test_a_worker_that_hangs_ends_the_run(tmp_path):
   stop = 'for p in multiprocessing.active_children(): os.kill(p.pid, 19)'
   more = {'num_epochs': 50.0, 'eval_every_epochs': 50.0, **WORKER}
   more |= {'save_every_steps': 1000, 'watchdog_seconds': 3.0}
-  result = run(*at_call(4, BATCH, stop), *command(workdir, **more))
+  result = run(*at_call(4, BATCH, stop), *command(workdir, **more), devices=8)
   assert result.returncode == 1, result.stdout + result.stderr
   assert 'error: waiting for batch' in result.stderr
   (stacks,) = workdir.glob('stacks_*.txt')
@@ -375,7 +359,7 @@ def test_a_worker_that_hangs_ends_the_run(tmp_path):
 def test_a_save_that_hangs_ends_the_run_which_continues(whole, tmp_path):
   workdir = tmp_path / 'run'
   args = command(workdir, watchdog_seconds=5.0)
-  result = run(*at_call(2, SAVE, HANG), *args)
+  result = run(*at_call(2, SAVE, HANG), *args, devices=8)
   assert result.returncode == 1, result.stdout + result.stderr
   assert 'error: saving step 6 has hung for' in result.stderr
   assert 'goes on from the newest checkpoint' in result.stderr
@@ -388,7 +372,7 @@ def test_a_save_that_hangs_ends_the_run_which_continues(whole, tmp_path):
 def test_a_second_run_in_a_workdir_is_refused(whole, tmp_path):
   workdir = tmp_path / 'run'
   wait = at_call(2, BATCH, f'print("waits", flush=True); {HANG}')
-  with start(*wait, *command(workdir)) as first:
+  with start(*wait, *command(workdir), devices=8) as first:
     assert any(line == 'waits\n' for line in first.stdout)
     with pytest.raises(InputError, match=f'in use by process {first.pid} on '):
       train(workdir)
@@ -425,7 +409,7 @@ def test_a_killed_worker_ends_the_run_in_one_line(whole, tmp_path):
   workdir = tmp_path / 'run'
   kill = 'for p in multiprocessing.active_children(): p.kill()'
   args = command(workdir, save_every_steps=1000, **WORKER)
-  result = run(*at_call(2, BATCH, kill), *args)
+  result = run(*at_call(2, BATCH, kill), *args, devices=8)
   assert result.returncode == 1, result.stdout
   (error,) = result.stderr.splitlines()
   assert error.startswith('error: A data worker process was killed by SIGKILL')
@@ -459,7 +443,7 @@ def test_updates_that_are_not_finite_are_skipped_and_end_the_run(
   for leaf in jax.tree.leaves(final_state(tmp_path, **CHANGES)):
     assert np.all(np.isfinite(leaf))
   capsys.readouterr()
-  assert replay.run(resolve(**hot), str(tmp_path), None) == 0
+  assert replay.run(resolve(**{**CHANGES, **hot}), str(tmp_path), None) == 0
   out = capsys.readouterr().out
   assert f'Step {bad[-1]["step"]}, from the checkpoint' in out
   assert 'of the gradients are not finite' in out

@@ -57,6 +57,11 @@ class BadSteps:
       f' skipped ({num_in_row} in a row).'
     ]
 
+  def close(self) -> None:
+    """Closes the file."""
+    if self._lines:
+      self._lines.close()
+
 
 def record_keys(experiment: Experiment, step: int) -> list[Any]:
   """Returns the keys of the records in the global batch of update `step`."""

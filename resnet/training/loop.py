@@ -333,5 +333,6 @@ class Loop:
     self.programs.close()
     self.watchdog.close()
     self.progress.close()
+    self.bad_steps.close()
     if self.writer:
       self.writer.close()
