@@ -162,14 +162,21 @@ def test_evaluation_of_another_model_is_refused(done):
     (['--mode=test'], ['train|eval']),
     # And as the config is resolved.
     ([*SMALL, '--config.batch_size=63'], ['63', '8 devices', '56 or 64']),
+    ([*SMALL, '--workdir=runs/lr[0.1]'], ['/runs/lr[0.1]', '[ or ]']),
   ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(tmp_path, args, parts):
   workdir = tmp_path / 'run'
-  result = run_main(*args, f'--workdir={workdir}', devices=8)
+  result = run_main(f'--workdir={workdir}', *args, devices=8)
   assert_refused(result, *parts)
   assert result.stdout == ''
   assert not workdir.exists()
+
+
+def test_a_backend_that_is_not_there_is_named(tmp_path):
+  workdir = f'--workdir={tmp_path / "run"}'
+  result = run_main(*SMALL, workdir, JAX_PLATFORMS='cuda')
+  assert_refused(result, "'cuda'", 'JAX_PLATFORMS=cpu')
 
 
 def test_a_config_file_that_raises_is_one_line(tmp_path):

@@ -24,7 +24,7 @@ from resnet.errors import InputError, RunError
 from resnet.training import replay
 from resnet.training import run as run_lib
 from resnet.training.checkpoint import Checkpoints
-from tests.programs import ROOT, run, start
+from tests.programs import ROOT, assert_refused, run, start
 from tests.runs import (
   as_flags,
   assert_same_run,
@@ -141,7 +141,7 @@ def test_a_run_stopped_by_signals_continues_bit_for_bit(whole, tmp_path):
   """A terminal and a scheduler signal all processes of the run's group."""
   workdir, step = tmp_path / 'run', 0
   args = command(workdir, data__num_workers=1)
-  for name, code in (('SIGTERM', 143), ('SIGINT', 130)):
+  for name, code in (('SIGTERM', 143), ('SIGINT', 130), ('SIGHUP', 129)):
     action = f'os.killpg(0, signal.{name})'
     result = run(
       *at_call(5, BATCH, action), *args, before=('setsid',), devices=8
@@ -153,6 +153,19 @@ def test_a_run_stopped_by_signals_continues_bit_for_bit(whole, tmp_path):
     assert Checkpoints(str(workdir)).latest_step() == step
   train(workdir)
   assert_continued(workdir, whole)
+
+
+def test_a_run_trains_on_without_its_terminal(whole, tmp_path):
+  """SIGHUP is ignored as at the start, and nobody reads what is printed."""
+  action = (
+    'os.kill(os.getpid(), signal.SIGHUP); ends = os.pipe();'
+    ' os.close(ends[0]); os.dup2(ends[1], 1)'
+  )
+  args = command(tmp_path / 'run')
+  result = run(*at_call(5, BATCH, action), *args, before=('nohup',), devices=8)
+  assert result.returncode == 0, result.stderr
+  assert 'Traceback' not in result.stderr
+  assert_continued(tmp_path / 'run', whole)
 
 
 def test_a_signal_while_compiling_ends_the_run_at_once(tmp_path):
@@ -304,6 +317,15 @@ def run_on_a_disk(folder, megabytes, disturb, after=''):
   """
   args = command(folder / 'run', num_epochs=1000.0)
   return run('main.py', *args, before=(*ON_A_DISK, script, 'sh'), devices=8)
+
+
+@needs_mount
+def test_shared_memory_that_cannot_be_written_is_named(tmp_path):
+  script = 'mount -t tmpfs -o ro none /dev/shm && exec "$@"'
+  before = (*ON_A_DISK, script, 'sh')
+  result = run('main.py', *command(tmp_path / 'run'), before=before, devices=8)
+  assert_refused(result, '/dev/shm', 'Read-only', '--shm-size=')
+  assert not (tmp_path / 'run').exists()
 
 
 @needs_mount
@@ -459,3 +481,17 @@ def test_fields_that_leave_the_weights_alone_may_change_on_demand(stopped):
   assert saved['config']['keep_checkpoints'] == 1
   with pytest.raises(InputError, match='seed: 0 there, 1 now'):
     train(stopped, keep_checkpoints=1, seed=1, allow_config_change=True)
+
+
+def test_a_run_may_have_more_epochs_where_the_old_steps_stay(
+  complete, tmp_path
+):
+  changes = {'num_epochs': 3.0}
+  with pytest.raises(InputError, match=r'num_epochs: 2.*--allow_config_change'):
+    train(complete, **changes)
+  train(complete, allow_config_change=True, **changes)
+  train(tmp_path / 'longer', **changes)
+  assert_same_run(complete, tmp_path / 'longer', **CHANGES, **changes)
+  changes['schedule__decay_epochs'] = (1.0, 2.5)
+  with pytest.raises(InputError, match='decay_epochs'):
+    train(complete, allow_config_change=True, **changes)
