@@ -331,6 +331,7 @@ class Loop:
 
   def close(self) -> None:
     self.programs.close()
+    self.bad_steps.close()
     self.watchdog.close()
     self.progress.close()
     self.bad_steps.close()

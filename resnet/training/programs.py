@@ -47,7 +47,7 @@ class Programs:
     # No daemon: the interpreter must not end under the compiler.
     thread = threading.Thread(target=self._compile, name='compile later sizes')
     thread.start()
-    if self._experiment.sharding.mesh.devices.flat[0].platform == 'gpu':
+    if self._experiment.sharding.backend == 'gpu':
       thread.join()
 
   def _compile(self) -> None:

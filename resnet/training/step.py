@@ -137,7 +137,7 @@ def train_step(
     skipped_in_row=jnp.where(is_good, 0, state.skipped_in_row + 1),
     ema=state.ema,
   )
-  new_state = _update_ema(new_state, task)
+  new_state = update_ema(new_state, task)
   if sharding:
     new_state = sharding.split(new_state)
   return new_state, {
@@ -197,7 +197,7 @@ def network_rngs(
   return {'dropout': key if part is None else jax.random.fold_in(key, part)}
 
 
-def _update_ema(state: TrainState, task: Task) -> TrainState:
+def update_ema(state: TrainState, task: Task) -> TrainState:
   """Moves the averages towards the weights, faster at first.
 
     ema = d * ema + (1 - d) * value,  d = min(decay, (1 + n) / (10 + n))
