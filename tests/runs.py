@@ -1,7 +1,12 @@
 """Small runs of `configs/fake.py`: their configs, and what they left behind."""
 
+from collections.abc import Iterator
+import contextlib
+import dataclasses
 import json
 import pathlib
+import signal
+import threading
 from typing import Any
 
 import jax
@@ -10,8 +15,11 @@ import numpy as np
 
 from configs import fake
 from resnet import experiment
+from resnet.data.loader import DeviceLoader
+from resnet.data.reader import BatchReader
 from resnet.training import workdir as workdir_lib
 from resnet.training.checkpoint import Checkpoints
+from resnet.training.step import jit_steps
 
 # Metrics that differ from run to run.
 TIMES = ('images_per_second', 'data_wait')
@@ -37,14 +45,21 @@ def read_metrics(workdir: Any) -> list[dict[str, Any]]:
   return [json.loads(line) for line in text.splitlines()]
 
 
-def final_state(workdir: Any, **changes: Any) -> Any:
-  """Returns the newest checkpoint of a run of `fake_config(**changes)`."""
+def final_state(
+  workdir: Any, run: experiment.Experiment | None = None, **changes: Any
+) -> Any:
+  """Returns the newest checkpoint of `run`, or of `resolve(**changes)`."""
   checkpoints = Checkpoints(str(workdir))
-  target = resolve(**changes).abstract_state()
+  target = (run or resolve(**changes)).abstract_state()
   return jax.device_get(checkpoints.restore(checkpoints.latest_step(), target))
 
 
-def assert_same_run(workdir: Any, other: Any, **changes: Any) -> None:
+def assert_same_run(
+  workdir: Any,
+  other: Any,
+  run: experiment.Experiment | None = None,
+  **changes: Any,
+) -> None:
   """Asserts equal metrics and, bit for bit, equal final states."""
   untimed = [
     [
@@ -57,8 +72,8 @@ def assert_same_run(workdir: Any, other: Any, **changes: Any) -> None:
   assert untimed[0]
   jax.tree.map(
     np.testing.assert_array_equal,
-    final_state(workdir, **changes),
-    final_state(other, **changes),
+    final_state(workdir, run, **changes),
+    final_state(other, run, **changes),
   )
 
 
@@ -86,3 +101,106 @@ def as_flags(**changes: Any) -> list[str]:
     '--config=configs/fake.py',
     *(f'--config.{k.replace("__", ".")}={v}' for k, v in changes.items()),
   ]
+
+
+def tiny(
+  num_devices: int = 8, *, stage_sizes: Any = (1,), **changes: Any
+) -> experiment.Experiment:
+  """Returns a run on 8 pixels with a network that is soon compiled."""
+  small = {'data__image_size': 8, 'data__eval_resize': 8}
+  run = experiment.resolve(
+    fake_config(**{**small, **changes}), devices=jax.devices()[:num_devices]
+  )
+  model = run.task.model.clone(stage_sizes=stage_sizes, num_filters=8)
+  return dataclasses.replace(
+    run, task=dataclasses.replace(run.task, model=model)
+  )
+
+
+def batch_of(run: experiment.Experiment, step: int = 0) -> Any:
+  """Returns a training batch on the devices of the run."""
+  return jax.device_put(run.train_reader(step), run.sharding.batch)
+
+
+def train_steps(
+  run: experiment.Experiment, num_steps: int, state: Any = None
+) -> tuple[Any, list[float]]:
+  """Returns the state after so many updates, and the loss shown after each."""
+  steps = jit_steps(run.task, run.sharding)
+  state, losses = state or run.create_state(), []
+  first = int(state.step)
+  for step in range(first, first + num_steps):
+    state, metrics = steps.train(state, batch_of(run, step))
+    losses.append(float(metrics['loss']) / float(metrics['num_examples']))
+  return state, losses
+
+
+def assert_close(tree: Any, other: Any, **tolerances: float) -> None:
+  """Asserts that all arrays of two trees are close."""
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, **tolerances),
+    *jax.device_get((tree, other)),
+  )
+
+
+def with_broken_images(reader: BatchReader, *indices: int) -> BatchReader:
+  """Returns a reader for which the records at these indices have no image."""
+  records = _BrokenRecords(reader.source.records, frozenset(indices))
+  source = dataclasses.replace(reader.source, records=records)
+  return dataclasses.replace(reader, source=source)
+
+
+@dataclasses.dataclass(frozen=True)
+class _BrokenRecords:
+  records: Any
+  broken: frozenset[int]
+
+  def __len__(self):
+    return len(self.records)
+
+  def __getitems__(self, keys):
+    return [
+      {**record, 'image': b'no image'} if key in self.broken else record
+      for key, record in zip(keys, self.records.__getitems__(keys), strict=True)
+    ]
+
+
+def at_batch(
+  monkeypatch: Any, number: int, error: Exception | None = None
+) -> None:
+  """Raises the error, or SIGTERM, before batch `number` of this process.
+
+  The first batch is 1; those of training and evaluation count alike.
+  """
+  count, real = 0, DeviceLoader.__next__
+
+  def patched(self):
+    nonlocal count
+    count += 1
+    if count == number and error:
+      raise error
+    if count == number:
+      signal.raise_signal(signal.SIGTERM)
+    return real(self)
+
+  monkeypatch.setattr(DeviceLoader, '__next__', patched)
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[list[tuple[str, str]]]:
+  """Yields a list that gets (thread, function) of each program compiled.
+
+  Programs that are read from the compilation cache count, too.
+  """
+  found = []
+
+  def listen(event, seconds, **fields):
+    del seconds
+    if event == '/jax/core/compile/backend_compile_duration':
+      found.append((threading.current_thread().name, fields['fun_name']))
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    yield found
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)

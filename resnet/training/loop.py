@@ -334,6 +334,5 @@ class Loop:
     self.bad_steps.close()
     self.watchdog.close()
     self.progress.close()
-    self.bad_steps.close()
     if self.writer:
       self.writer.close()

@@ -1,6 +1,8 @@
-"""Where compiled programs are kept, and what XLA is told."""
+"""Where compiled programs are kept, and the options of XLA."""
 
+import functools
 import os
+import platform
 import stat
 
 import jax
@@ -8,21 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import fake
-from resnet import experiment
 from resnet.training import compiler
+from resnet.training.state import create_state
+from tests.runs import tiny
 
 
 @pytest.fixture(autouse=True)
 def _settings(monkeypatch, tmp_path):
-  """Gives JAX's settings back, and no folder to begin with."""
+  """Restores JAX's settings."""
   names = (
     'jax_compilation_cache_dir',
     'jax_persistent_cache_min_compile_time_secs',
     'jax_enable_compilation_cache',
   )
   before = {name: getattr(jax.config, name) for name in names}
-  jax.config.update('jax_compilation_cache_dir', None)
   jax.config.update('jax_enable_compilation_cache', True)
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
   yield
@@ -30,18 +31,31 @@ def _settings(monkeypatch, tmp_path):
     jax.config.update(name, value)
 
 
-def folder():
-  return jax.config.jax_compilation_cache_dir
+def keep_programs(given=None):
+  """Returns what is reported, and the folder where programs are kept."""
+  jax.config.update('jax_compilation_cache_dir', given)
+  return compiler.keep_programs(), jax.config.jax_compilation_cache_dir
 
 
-def test_programs_lie_in_a_private_folder(tmp_path):
-  before = os.umask(0)  # The mode must not lean on it.
+def test_programs_are_kept_in_a_private_folder_for_each_processor(
+  tmp_path, monkeypatch
+):
+  before = os.umask(0)  # The mode must not depend on it.
   try:
-    assert compiler.keep_programs() is None
+    reported, folder = keep_programs()
   finally:
     os.umask(before)
-  assert os.path.dirname(folder()) == str(tmp_path / 'cache' / 'resnet')
-  assert stat.S_IMODE(os.stat(folder()).st_mode) == 0o700
+  assert reported is None
+  assert os.path.dirname(folder) == str(tmp_path / 'cache' / 'resnet')
+  assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700
+  with monkeypatch.context() as patch:
+    patch.setattr(platform, 'machine', lambda: 'another')
+    assert keep_programs()[1] != folder
+  # One that others may write to is not used.
+  os.chmod(folder, 0o770)
+  reported, none = keep_programs()
+  assert f'others may write to {folder}' in reported
+  assert none is None
 
 
 @pytest.mark.parametrize('home', ['', 'relative'])
@@ -50,55 +64,32 @@ def test_without_an_absolute_cache_home_it_is_that_of_the_user(
 ):
   monkeypatch.setenv('XDG_CACHE_HOME', home)
   monkeypatch.setenv('HOME', str(tmp_path))
-  assert compiler.keep_programs() is None
-  assert folder().startswith(str(tmp_path / '.cache' / 'resnet'))
+  assert keep_programs()[1].startswith(str(tmp_path / '.cache' / 'resnet'))
 
 
-def test_a_folder_that_others_may_write_to_is_not_used():
-  assert compiler.keep_programs() is None
-  path = folder()
-  jax.config.update('jax_compilation_cache_dir', None)
-  os.chmod(path, 0o770)
-  assert f'others may write to {path}' in str(compiler.keep_programs())
-  assert folder() is None
-
-
-def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+def test_a_folder_that_cannot_be_made_is_reported(tmp_path):
   (tmp_path / 'cache').write_text('a file')
-  assert 'Not a directory' in str(compiler.keep_programs())
-  assert folder() is None
+  reported, folder = keep_programs()
+  assert 'Not a directory' in reported
+  assert folder is None
 
 
-def test_the_folder_that_the_user_names_is_kept(tmp_path):
-  jax.config.update('jax_compilation_cache_dir', str(tmp_path / 'mine'))
-  assert compiler.keep_programs() is None
-  assert folder() == str(tmp_path / 'mine')
+def test_nothing_is_made_where_the_user_names_a_folder_or_wants_none(tmp_path):
+  mine = str(tmp_path / 'mine')
+  assert keep_programs(given=mine) == (None, mine)
+  jax.config.update('jax_enable_compilation_cache', False)
+  assert keep_programs() == (None, None)
   assert not (tmp_path / 'cache').exists()
 
 
-def test_where_jax_keeps_none_nothing_is_made(tmp_path):
-  jax.config.update('jax_enable_compilation_cache', False)
-  assert compiler.keep_programs() is None
-  assert folder() is None and not (tmp_path / 'cache').exists()
-
-
-def test_another_processor_has_another_folder(monkeypatch):
-  compiler.keep_programs()
-  one = folder()
-  jax.config.update('jax_compilation_cache_dir', None)
-  monkeypatch.setattr(compiler.platform, 'machine', lambda: 'another')
-  compiler.keep_programs()
-  assert folder() != one
-
-
-def test_the_users_flags_go_before_ours(monkeypatch):
-  name, value = 'xla_gpu_enable_latency_hiding_scheduler', True
-  assert compiler.options('gpu')[name] is value
+def test_the_users_flags_take_precedence(monkeypatch):
+  name = 'xla_gpu_enable_latency_hiding_scheduler'
+  assert compiler.options('gpu') == {name: True}
   monkeypatch.setenv('XLA_FLAGS', f'--other=1 --{name}=false')
-  assert name not in compiler.options('gpu')
+  assert compiler.options('gpu') == {}
 
 
-def test_experimental_options_are_left_out_where_xla_has_none_such(monkeypatch):
+def test_experimental_options_that_xla_does_not_know_are_left_out(monkeypatch):
   name, value = next(iter(compiler.XLA_OPTIONS['cpu'].items()))
   assert compiler.options('cpu') == {name: value}
   options = {'xla_cpu_experimental_nonsense': 'A', name: value}
@@ -120,46 +111,25 @@ def test_xla_knows_the_options():
     wrong(jnp.float32(3))
 
 
-def test_what_runs_once_has_options_besides(monkeypatch):
-  name = 'xla_backend_optimization_level'
+def test_a_program_that_runs_once_is_not_optimized(monkeypatch):
+  always, level = compiler.options('cpu'), 'xla_backend_optimization_level'
   monkeypatch.setenv('XLA_FLAGS', '')
-  assert compiler.options('cpu', runs_once=True) == {
-    **compiler.options('cpu'),
-    name: 1,
-  }
-  assert name not in compiler.options('cpu')
+  assert compiler.options('cpu', runs_once=True) == {**always, level: 1}
+  assert compiler.options('cpu') == always
   assert compiler.options('tpu', runs_once=True) == {}
-  monkeypatch.setenv('XLA_FLAGS', f'--{name}=3')
-  assert name not in compiler.options('cpu', runs_once=True)
+  monkeypatch.setenv('XLA_FLAGS', f'--{level}=3')
+  assert compiler.options('cpu', runs_once=True) == always
 
 
-def test_the_first_state_is_such_a_program(monkeypatch):
-  asked = []
-  monkeypatch.setattr(
-    experiment.compiler, 'options', lambda *args, **kw: asked.append((args, kw))
+def test_the_first_state_has_the_bits_of_an_optimized_program(monkeypatch):
+  monkeypatch.setenv('XLA_FLAGS', '')
+  run = tiny()
+  create = functools.partial(
+    create_state,
+    model=run.task.model,
+    tx=run.task.tx,
+    image_shape=run.image_shape,
   )
-  config = fake.get_config()
-  config.data.image_size = config.data.eval_resize = 8
-  experiment.resolve(config).create_state()
-  assert asked == [(('cpu',), {'runs_once': True})]
-
-
-@pytest.mark.slow
-def test_the_first_state_has_the_bits_of_one_compiled_with_all_passes():
-  run = experiment.resolve(fake.get_config())
-  shapes = jax.eval_shape(run._create_state, jax.random.key(run.seed))
-
-  def create(**options):
-    create_state = jax.jit(
-      run._create_state,
-      out_shardings=run.sharding.of_state(shapes),
-      compiler_options=options,
-    )
-    return create_state(jax.random.key(run.seed))
-
-  for ours, theirs in zip(
-    jax.tree.leaves(run.create_state()),
-    jax.tree.leaves(create(xla_backend_optimization_level=3)),
-    strict=True,
-  ):
-    np.testing.assert_array_equal(ours, theirs)
+  options = {'xla_backend_optimization_level': 3}
+  state = jax.jit(create, compiler_options=options)(jax.random.key(run.seed))
+  jax.tree.map(np.testing.assert_array_equal, run.create_state(), state)

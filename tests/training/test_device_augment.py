@@ -2,114 +2,85 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import fake
-from resnet import experiment
 from resnet.data.augment import example_keys
 from resnet.errors import InputError
 from resnet.training.step import augment, jit_steps
+from tests import runs
+from tests.runs import assert_close, batch_of, train_steps
 
 
-def resolve(**fields):
-  config = fake.get_config()
-  config.data.augment_on = 'device'
-  config.update_from_flattened_dict(
-    {name.replace('__', '.'): value for name, value in fields.items()}
-  )
-  return experiment.resolve(config)
+def resolve(**changes):
+  fields = {'data__augment_on': 'device', 'data__crop': 'random_resized'}
+  return runs.tiny(**{**fields, **changes})
 
 
-def batch_of(run, step=0):
-  return {
-    name: jax.make_array_from_process_local_data(run.sharding.batch, rows)
-    for name, rows in run.train_reader(step).items()
-  }
-
-
-def train(run, task=None, step=0):
-  steps = jit_steps(task or run.task, run.sharding)
-  return steps.train(run.create_state(), batch_of(run, step))
+def seen(run, step=0):
+  """Returns a batch as the network sees it."""
+  see = jax.jit(functools.partial(augment, task=run.task))
+  return see(batch_of(run), jnp.int32(step))
 
 
 def test_the_step_sees_what_the_augmentation_makes():
-  run = resolve(data__crop='random_resized', seed=3)
+  run = resolve(seed=3)
   batch = batch_of(run)
   stored = run.train_reader.source
   plan = run.train_reader.plan(0)
   for row, record in enumerate(stored.read(plan.indices[:4])):
     np.testing.assert_array_equal(batch['image'][row], record['image'])
-  seen = jax.jit(functools.partial(augment, task=run.task))(batch, jnp.int32(0))
   keys = example_keys(3, jnp.int32(0), len(batch['label']))
   expected = jax.jit(run.task.augment)(batch['image'], keys)
-  np.testing.assert_array_equal(seen['image'], expected)
-  assert (np.array(seen['image']) != np.array(batch['image'])).any()
+  augmented = seen(run)
+  np.testing.assert_array_equal(augmented['image'], expected)
+  assert (np.array(augmented['image']) != np.array(batch['image'])).any()
   plain = dataclasses.replace(run.task, augment=None)
-  state, metrics = train(run)
-  steps = jit_steps(plain, run.sharding)
-  other, others = steps.train(run.create_state(), seen)
+  (state, metrics), (other, others) = (
+    jit_steps(task, run.sharding).train(run.create_state(), images)
+    for task, images in ((run.task, batch), (plain, augmented))
+  )
   assert float(metrics['loss']) == pytest.approx(
     float(others['loss']), rel=1e-5
   )
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
-    state.params,
-    other.params,
-  )
+  assert_close(state.params, other.params, atol=1e-5)
 
 
-def test_parts_of_a_batch_see_the_same_images():
-  whole, _ = train(resolve(model__bn_group_size=4))
-  parts, _ = train(resolve(model__bn_group_size=4, accumulation_steps=2))
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4),
-    whole.params,
-    parts.params,
-  )
+def test_micro_batches_see_the_images_of_the_whole_batch():
+  fields = {'model__bn_group_size': 4}
+  whole, _ = train_steps(resolve(**fields), 1)
+  parts, _ = train_steps(resolve(accumulation_steps=2, **fields), 1)
+  assert_close(whole.params, parts.params, atol=1e-4)
 
 
 def test_every_step_and_seed_is_augmented_anew():
-  run = resolve(data__crop='random_resized')
-  batch = batch_of(run)
+  run = resolve()
+  other = dataclasses.replace(run.task, seed=1)
   images = {
-    np.array(
-      augment(
-        batch, jnp.int32(step), task=dataclasses.replace(run.task, seed=seed)
-      )['image']
-    ).tobytes()
-    for step, seed in ((0, 0), (1, 0), (0, 1))
+    np.array(seen(one, step)['image']).tobytes()
+    for one, step in (
+      (run, 0),
+      (run, 1),
+      (dataclasses.replace(run, task=other), 0),
+    )
   }
   assert len(images) == 3
 
 
 def test_copies_of_an_image_are_augmented_apart():
-  run = resolve(data__crop='random_resized', data__repeats=4)
-  batch = batch_of(run)
-  stored = np.array(batch['image']).reshape(4, 16, -1)
+  # Of smaller images, some crops would be the same.
+  run = resolve(data__repeats=4, data__image_size=16, data__eval_resize=16)
+  stored = np.array(batch_of(run)['image']).reshape(4, 16, -1)
   assert (stored == stored[0]).all()
-  keys = jax.random.key_data(example_keys(run.task.seed, jnp.int32(0), 64))
-  assert len(np.unique(keys, axis=0)) == 64
-  seen = jax.jit(functools.partial(augment, task=run.task))(batch, jnp.int32(0))
-  copies = np.array(seen['image']).reshape(4, 16, -1)
-  for i in range(4):
-    for j in range(i):
-      assert (copies[i] != copies[j]).any(axis=1).all(), (i, j)
+  copies = np.array(seen(run)['image']).reshape(4, 16, -1)
+  for i, j in itertools.combinations(range(4), 2):
+    assert (copies[i] != copies[j]).any(axis=1).all(), (i, j)
 
 
-@pytest.mark.parametrize(
-  ('fields', 'message'),
-  [
-    ({'data__augment_on': 'gpu'}, "'gpu' is none of host, device"),
-    (
-      {'data__interpolation': 'bicubic', 'data__crop': 'random_resized'},
-      "by data.interpolation='bilinear' only",
-    ),
-  ],
-)
-def test_bad_values_are_named(fields, message):
-  with pytest.raises(InputError, match=message):
-    resolve(**fields)
+def test_bicubic_interpolation_is_refused_on_the_device():
+  with pytest.raises(InputError, match="interpolation='bilinear' only"):
+    resolve(data__interpolation='bicubic')

@@ -6,22 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import fake
-from resnet import experiment
 from resnet.errors import InputError
 from resnet.training import precise_bn
+from tests.runs import resolve, tiny
 
 pytestmark = pytest.mark.filterwarnings(
   'ignore:.*load_module:DeprecationWarning'
 )
-
-
-def make_run(**fields):
-  config = fake.get_config()
-  config.update_from_flattened_dict(
-    {'data.image_size': 8, 'data.eval_resize': 8, **fields}
-  )
-  return experiment.resolve(config)
 
 
 def inputs_of_norms(run, variables, images, group):
@@ -61,16 +52,17 @@ def statistics(variables):
 
 
 @pytest.mark.parametrize(
-  ('fields', 'group'),
+  ('changes', 'group'),
   [
-    ({'model.bn_group_size': 8}, 8),
-    ({}, 64),
-    ({'accumulation_steps': 2}, 32),
-    ({'sharding.fsdp': 4}, 64),
+    ({'model__bn_group_size': 8}, 8),
+    # Without groups, those of a micro-batch are normalised together.
+    ({'accumulation_steps': 2, 'sharding__fsdp': 4}, 32),
   ],
 )
-def test_statistics_are_those_of_all_images_normalised_in_groups(fields, group):
-  run = make_run(**fields)
+def test_statistics_are_those_of_all_images_normalised_in_groups(
+  changes, group
+):
+  run = tiny(**changes)
   assert run.sharding.mesh.size == 8
   variables = run.create_state().variables
   found = statistics(precise_bn.recompute(run, variables, 100))
@@ -78,12 +70,12 @@ def test_statistics_are_those_of_all_images_normalised_in_groups(fields, group):
   batches = [run.train_reader(i)['image'] for i in range(2)]
   assert not np.array_equal(*batches)
   # Parts take rows in turn, unless groups are to stay together.
-  parts = fields.get('accumulation_steps', 1)
+  parts = run.task.accumulation_steps
   images = np.concatenate(
     [batch[part::parts] for batch in batches for part in range(parts)]
   )
   expected = inputs_of_norms(run, variables, images, group)
-  assert set(found) == set(expected) and len(found) == 7
+  assert set(found) == set(expected) and len(found) == 3
   for name, x in expected.items():
     mean, var = found[name]
     deviation = x.std(axis=(0, 1, 2))
@@ -93,14 +85,14 @@ def test_statistics_are_those_of_all_images_normalised_in_groups(fields, group):
     np.testing.assert_allclose(var, deviation**2, rtol=1e-3, err_msg=name)
   # In other groups they would be others.
   others = inputs_of_norms(run, variables, images, 128)
-  name = 'stage3_block1/conv2'
+  name = 'stage1_block1/conv2'
   assert not np.allclose(
     found[name][1], others[name].var(axis=(0, 1, 2)), rtol=1e-3
   )
 
 
 def test_frozen_norms_keep_their_statistics_and_others_do_not():
-  run = make_run(**{'model.frozen_stages': 1})
+  run = tiny(stage_sizes=(1, 1), model__frozen_stages=1)
   variables = run.create_state().variables
   key = jax.random.key(0)
   kept = jax.tree.map(
@@ -119,30 +111,24 @@ def test_frozen_norms_keep_their_statistics_and_others_do_not():
     assert a.dtype == jnp.float32 and a.sharding == b.sharding
 
 
-@pytest.mark.parametrize(
-  ('fields', 'count', 'message'),
-  [
-    ({}, 0, r'--precise_bn=0 is not in 1 \.\. 512'),
-    ({}, 513, r'--precise_bn=513 is not in 1 \.\. 512'),
-    ({'model.frozen_bn': True}, 64, 'has no batch norms'),
-    ({'model.name': 'lecture_resnet50'}, 64, 'has no batch norms'),
-  ],
-)
-def test_what_cannot_be_recomputed_is_said(fields, count, message):
-  run = make_run(**fields)
-  with pytest.raises(InputError, match=message):
-    precise_bn.check(run, count)
+def test_too_many_images_and_networks_without_batch_norms_are_refused():
+  with pytest.raises(InputError, match=r'513 is not in 1 \.\. 512'):
+    precise_bn.check(tiny(), 513)
+  for run in (
+    tiny(model__frozen_bn=True),
+    resolve(model__name='lecture_resnet50'),
+  ):
+    with pytest.raises(InputError, match='has no batch norms'):
+      precise_bn.check(run, 64)
 
 
 def test_images_are_of_the_size_that_the_run_ended_with():
-  run = make_run(
-    **{
-      'data.image_size': 16,
-      'data.eval_resize': 16,
-      'data.crop': 'random_resized',
-      'data.size_schedule': ((0.0, 8), (1.0, 16)),
-      'model.bn_group_size': 8,
-    }
+  run = tiny(
+    data__image_size=16,
+    data__eval_resize=16,
+    data__crop='random_resized',
+    data__size_schedule=((0.0, 8), (1.0, 16)),
+    model__bn_group_size=8,
   )
   variables = run.create_state().variables
   found, last, first = (
