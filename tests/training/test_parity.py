@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from resnet import experiment
 from resnet.models.weights import from_state_dict
 from resnet.models.weights.convert import to_torch
 from resnet.training.step import train_step
-from tests.runs import resolve
+from tests.runs import fake_config
 
 torch = pytest.importorskip('torch')
 models = pytest.importorskip('torchvision').models
@@ -53,7 +54,7 @@ def test_losses_and_parameters_in_float64(name):
 
 
 def make_run(name):
-  return resolve(
+  config = fake_config(
     batch_size=BATCH_SIZE,
     num_epochs=NUM_STEPS / STEPS_PER_EPOCH,
     log_every_steps=1,
@@ -73,6 +74,8 @@ def make_run(name):
     optimizer__decay_rule='all',
     loss__label_smoothing=0.1,
   )
+  # On more devices, each would compute all of it.
+  return experiment.resolve(config, devices=jax.devices()[:1])
 
 
 def create_torch_model(name):
