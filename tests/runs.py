@@ -88,6 +88,7 @@ def save_run(
     lambda x: np.zeros(x.shape, x.dtype), run.abstract_state()
   )
   state = state.replace(**variables, ema=ema)
+  workdir_lib.make(str(workdir))
   workdir_lib.write_config(str(workdir), run.config, run.derived())
   checkpoints = Checkpoints(str(workdir), keep=1)
   checkpoints.save(state, None)

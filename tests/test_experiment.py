@@ -72,6 +72,7 @@ OTHER_VALUES = {
   'data.on_bad_image': 'skip',
   'augment.operations': ('erasing',),
   'augment.interpolation': 'bilinear',
+  'augment.mix_group_size': 16,
   'augment.erase_fill': 'mean',
   'optimizer.name': 'sgdw',
   'optimizer.decay_rule': 'kernels',
@@ -316,5 +317,5 @@ def test_the_command_line_gives_every_value_that_a_file_may_give():
   assert empty <= experiment.NULLABLE_FIELDS
   with pytest.raises(InputError, match='batch_size=None'):
     experiment.resolve(config_flag.read([*argv, '--config.batch_size=None'])[0])
-  with pytest.raises(InputError, match=r'nam.*name'):
+  with pytest.raises(InputError, match=r'(?s)nam.*name'):
     config_flag.read([*argv, '--config.model.nam=None'])

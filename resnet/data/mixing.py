@@ -19,6 +19,10 @@ from resnet.errors import InputError
 _LEAST, _MOST = 1e-30, 1e30
 
 
+# Scalars by name.
+Draw = dict[str, jax.Array]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mixed:
   """A batch that was mixed.
@@ -96,13 +100,14 @@ class Mixing:
         in each round.
     """
     num_groups = len(images) // (self.group_size or len(images))
-    draw = functools.partial(
-      self.draw, height=images.shape[1], width=images.shape[2]
-    )
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(
       jnp.arange(num_groups)
     )
-    shares = jax.vmap(draw)(replicate(keys))
+    height, width = images.shape[1:3]
+    draws = jax.vmap(lambda key: self.draw(key, height, width))(keys)
+    shares = jax.vmap(lambda draw: self.shares(draw, height, width))(
+      jax.tree.map(replicate, draws)
+    )
     share = jnp.mean(shares, axis=(1, 2))
     grouped = labels.reshape(num_groups, -1)
     main = jnp.where(share[:, None] >= 0.5, grouped, grouped[:, ::-1])
@@ -112,25 +117,33 @@ class Mixing:
       main_labels=main.reshape(-1),
     )
 
-  def draw(self, key: jax.Array, height: int, width: int) -> jax.Array:
-    """Returns what an image keeps of each of its pixels, [height, width]."""
+  def draw(self, key: jax.Array, height: int, width: int) -> Draw:
+    """Returns what is random in a group of images [height, width]."""
     keys = jax.random.split(key, 5)
     uniform = jax.random.uniform(keys[0], (2,))
     chance = 1.0 if not self.mixup_alpha else self.cutmix_share
-    is_cutmix = (uniform[0] < chance) if self.cutmix_alpha else False
+    draws: Draw = {'is_mixed': uniform[1] < self.probability}
+    if self.mixup_alpha:
+      alpha = self.mixup_alpha
+      draws['mixup'] = jax.random.beta(keys[1], alpha, alpha)
+    if self.cutmix_alpha:
+      alpha = self.cutmix_alpha
+      draws['is_cutmix'] = uniform[0] < chance
+      draws['cutmix'] = jax.random.beta(keys[2], alpha, alpha)
+      draws['row'] = jax.random.randint(keys[3], (), 0, height)
+      draws['column'] = jax.random.randint(keys[4], (), 0, width)
+    return draws
+
+  def shares(self, draw: Draw, height: int, width: int) -> jax.Array:
+    """Returns what an image keeps of each of its pixels, [height, width]."""
     shares = jnp.ones((height, width), jnp.float32)
     if self.mixup_alpha:
-      share = jax.random.beta(keys[1], self.mixup_alpha, self.mixup_alpha)
-      shares = jnp.broadcast_to(share, shares.shape)
+      shares = jnp.broadcast_to(draw['mixup'], shares.shape)
     if self.cutmix_alpha:
-      share = jax.random.beta(keys[2], self.cutmix_alpha, self.cutmix_alpha)
-      center = (
-        jax.random.randint(keys[3], (), 0, height),
-        jax.random.randint(keys[4], (), 0, width),
-      )
-      inside = cutmix_mask(share, center, height, width)
-      shares = jnp.where(is_cutmix, 1.0 - inside, shares)
-    return jnp.where(uniform[1] < self.probability, shares, 1.0)
+      center = draw['row'], draw['column']
+      inside = cutmix_mask(draw['cutmix'], center, height, width)
+      shares = jnp.where(draw['is_cutmix'], 1.0 - inside, shares)
+    return jnp.where(draw['is_mixed'], shares, 1.0)
 
 
 def cutmix_mask(

@@ -27,8 +27,11 @@ def make(**fields):
 def draws(mix, height, width, count=2000):
   """Returns the shares of many batches, [count, height, width]."""
   keys = jax.random.split(jax.random.key(0), count)
-  draw = jax.jit(jax.vmap(lambda key: mix.draw(key, height, width)))
-  return np.array(draw(keys))
+
+  def draw(key):
+    return mix.shares(mix.draw(key, height, width), height, width)
+
+  return np.array(jax.jit(jax.vmap(draw))(keys))
 
 
 def batch(size=6, num_classes=5):

@@ -62,5 +62,6 @@ def test_an_export_for_other_platforms_has_their_convolutions(tool, tmp_path):
     program = export.deserialize(
       bytearray((out / 'model.stablehlo').read_bytes())
     )
-    products[platforms] = program.mlir_module().count('dot_general')
-  assert products['cpu,cuda,tpu'] == 1 < products['cpu']
+    # Of images; that of the head contracts another dim.
+    products[platforms] = program.mlir_module().count('contracting_dims = [3]')
+  assert products['cpu'] > 0 == products['cpu,cuda,tpu']

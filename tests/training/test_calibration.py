@@ -1,6 +1,7 @@
 """Views, calibration and confusions against NumPy and torchvision."""
 
 import itertools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from resnet.training import calibration, views
+from resnet.training.workdir import to_json
 
 
 def examples(count=400, num_classes=7):
@@ -22,10 +24,10 @@ def examples(count=400, num_classes=7):
   return probabilities, labels.astype(np.int32), rng.random(count) < 0.8
 
 
-def sums_of(probabilities, labels, mask):
+def sums_of(log_probabilities, labels, mask):
   return jax.device_get(
     calibration.batch_sums(
-      jnp.asarray(probabilities, jnp.float32),
+      jnp.asarray(log_probabilities, jnp.float32),
       jnp.array(labels),
       jnp.array(mask),
     )
@@ -34,7 +36,7 @@ def sums_of(probabilities, labels, mask):
 
 def test_the_calibration_error_is_that_of_its_definition():
   probabilities, labels, mask = examples()
-  found = calibration.summarize(sums_of(probabilities, labels, mask))
+  found = calibration.summarize(sums_of(np.log(probabilities), labels, mask))
   p, y = probabilities[mask], labels[mask]
   confidence, is_right = p.max(1), p.argmax(1) == y
   expected, edges = 0.0, np.linspace(0, 1, 16)
@@ -55,7 +57,7 @@ def test_the_calibration_error_is_that_of_its_definition():
 
 def test_confusions_and_the_worst_classes():
   probabilities, labels, mask = examples()
-  confusion = sums_of(probabilities, labels, mask)['confusion']
+  confusion = sums_of(np.log(probabilities), labels, mask)['confusion']
   expected = np.zeros((7, 7), int)
   predictions = probabilities.argmax(1)[mask]
   np.add.at(expected, (labels[mask], predictions), 1)
@@ -69,29 +71,22 @@ def test_confusions_and_the_worst_classes():
   ]
 
 
-def test_ten_crops_are_those_of_torchvision():
-  torch = pytest.importorskip('torch')
-  v2 = pytest.importorskip('torchvision.transforms.v2')
-  image = np.random.default_rng(0).integers(0, 256, (17, 15, 3), np.uint8)
-  theirs = v2.TenCrop(9)(torch.tensor(image.transpose(2, 0, 1)))
-  ours = views.cut(jnp.array(image[None]), 9, 'ten')
-  assert len(ours) == len(theirs) == 10
-  # Theirs are also of the mirrored image: right corners come before left ones.
-  order = [0, 1, 2, 3, 4, 6, 5, 8, 7, 9]
-  for view, place in zip(ours, order, strict=True):
-    np.testing.assert_array_equal(
-      view[0], theirs[place].numpy().transpose(1, 2, 0)
-    )
-
-
-def test_a_flip_is_two_views_and_probabilities_are_averaged():
-  image = jnp.arange(24, dtype=jnp.uint8).reshape(1, 4, 6, 1)
-  first, mirrored = views.cut(image, 4, 'flip')
-  np.testing.assert_array_equal(first, image[:, :, 1:5])
-  np.testing.assert_array_equal(mirrored, first[:, :, ::-1])
-  (only,) = views.cut(image, 4, 'center')
-  np.testing.assert_array_equal(only, first)
+def test_probabilities_are_averaged_as_logarithms():
   logits = [jnp.array([[0.0, jnp.log(3.0)]]), jnp.array([[0.0, 0.0]])]
   np.testing.assert_allclose(
-    views.mean_probabilities(logits), [[0.375, 0.625]], rtol=1e-6
+    jnp.exp(views.mean_log_probabilities(logits)), [[0.375, 0.625]], rtol=1e-6
   )
+
+
+def test_tiny_probabilities_and_nan_are_no_right_answers():
+  """Probabilities of float32 would all be 0 but for the first one."""
+  logits = np.float32([[0, -200, -300, -400, -500, -600, -700]])
+  logs = np.concatenate([jax.nn.log_softmax(logits), np.full((1, 7), np.nan)])
+  for label, top5 in ((1, 1), (6, 0)):
+    found = sums_of(logs, np.int32([label, 0]), [True, True])
+    assert (found['top5'], found['num_not_finite']) == (top5, 1)
+    assert found['bin_top1'].sum() == 0 and found['confusion'].sum() == 1
+  one = calibration.summarize(sums_of(logs[:1], np.int32([6]), [True]))
+  assert one['loss'] == pytest.approx(700)
+  report = to_json({'loss': float('inf'), 'bins': [float('nan'), 1.5]})
+  assert json.loads(report) == {'loss': None, 'bins': [None, 1.5]}

@@ -10,6 +10,7 @@ import pytest
 
 from resnet.errors import InputError, RunError
 from resnet.training.checkpoint import Checkpoints, DamagedError, SaveError
+from resnet.training.workdir import check_name
 from tests.programs import wait_until
 from tests.runs import tiny
 
@@ -172,3 +173,13 @@ def test_metrics_that_were_changed_are_noticed(state, workdir):
   Checkpoints(workdir, keep=1, say=lines.append).close()
   assert pathlib.Path(workdir, 'damaged_checkpoints', '0').is_dir()
   assert len(lines) == 1
+
+
+def test_a_save_without_its_index_is_no_save(state, tmp_path):
+  """Orbax takes the path for a pattern, and merges nothing."""
+  checkpoints = Checkpoints(str(tmp_path / 'run[1]'), keep=1)
+  checkpoints.save(state, None)
+  with pytest.raises(SaveError, match=r'cannot be restored.*manifest\.ocdbt'):
+    checkpoints.finish(expected_step=int(state.step))
+  with pytest.raises(InputError, match=r'run\[1\].*\[ or \]'):
+    check_name('run[1]')
