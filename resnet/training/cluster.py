@@ -215,7 +215,7 @@ class Cluster:
     self._code = code
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # Process 0 is gone.
       self._say_end({'state': 'done'})
-      while (states := self._states()).count('done') < self._count:
+      while (states := self.states()).count('done') < self._count:
         if 'failed' in states or 'silent' in states:
           return False
         time.sleep(_BEAT_SECONDS / 20)
@@ -223,8 +223,12 @@ class Cluster:
       return True
     return False
 
-  def _states(self) -> list[str]:
-    """Returns 'alive', 'done', 'failed' or 'silent' of each that has spoken."""
+  def states(self) -> list[str]:
+    """Returns the state of each process that has reported one.
+
+    A state is 'alive', 'done', 'failed' or, after `heartbeat_seconds` without a
+    report, 'silent'.
+    """
     result = []
     for key, text in self._read(_PREFIX):
       silence = self._note(int(key.rpartition('/')[2]), text)
