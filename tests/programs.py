@@ -5,6 +5,7 @@ from collections.abc import Callable
 import functools
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 import tempfile
@@ -102,3 +103,26 @@ def wait_until(
         raise AssertionError(f'ended with {process.returncode}: {out}{err}')
     assert time.monotonic() < end
     time.sleep(0.02)
+
+
+def finish(
+  *processes: subprocess.Popen[str],
+) -> list[subprocess.CompletedProcess[str]]:
+  """Waits until all processes have ended; kills those that do not."""
+  try:
+    ends = [
+      process.communicate(timeout=TIMEOUT_SECONDS) for process in processes
+    ]
+  finally:
+    for process in processes:
+      process.kill()
+  return [
+    subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    for process, (out, err) in zip(processes, ends, strict=True)
+  ]
+
+
+def free_port() -> int:
+  """Returns a port of this machine that nobody listens at."""
+  with socket.create_server(('127.0.0.1', 0)) as server:
+    return server.getsockname()[1]

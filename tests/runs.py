@@ -20,6 +20,7 @@ from resnet.data.reader import BatchReader
 from resnet.training import workdir as workdir_lib
 from resnet.training.checkpoint import Checkpoints
 from resnet.training.step import jit_steps
+from tests.programs import wait_until
 
 # Metrics that differ from run to run.
 TIMES = ('images_per_second', 'data_wait')
@@ -205,3 +206,29 @@ def compilations() -> Iterator[list[tuple[str, str]]]:
     yield found
   finally:
     jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def series(workdir: Any, name: str) -> dict[int, float]:
+  """Returns the values of a metric by step."""
+  lines = read_metrics(workdir)
+  return {line['step']: line[name] for line in lines if name in line}
+
+
+def assert_close_runs(workdir: Any, other: Any, *, rtol: float) -> None:
+  """Asserts losses and evaluations at the same steps that agree to rounding."""
+  for name in ('train/loss', 'eval/loss', 'eval_ema/loss', 'eval/num_examples'):
+    ours, theirs = series(workdir, name), series(other, name)
+    assert ours, name
+    assert list(ours) == list(theirs), name
+    np.testing.assert_allclose(
+      list(ours.values()), list(theirs.values()), rtol=rtol, err_msg=name
+    )
+
+
+def wait_for_step(workdir: Any, step: int, *processes: Any) -> None:
+  """Returns once the metrics of a step are written by running processes."""
+  path = pathlib.Path(workdir) / 'metrics.jsonl'
+  wait_until(
+    lambda: path.exists() and f'"step": {step},' in path.read_text(),
+    *processes,
+  )

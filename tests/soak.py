@@ -19,29 +19,19 @@ import os
 import pathlib
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import time
 
 from absl import logging
-import jax
 import numpy as np
 
-from configs import fake
-from resnet import experiment
-from resnet.training.checkpoint import Checkpoints
 from resnet.training.workdir import write_atomically
+from tests import programs
+from tests.runs import assert_close_runs, assert_same_run
 
-ROOT = pathlib.Path(__file__).parent.parent
-NUM_STEPS = 320
 COMMAND = (
-  sys.executable,
   'main.py',
-  '--config=configs/fake.py',
-  '--config.data.image_size=8',
-  '--config.data.eval_resize=8',
+  *programs.SMALL,
   '--config.num_epochs=40',
   '--config.log_every_steps=4',
   '--config.save_every_steps=5',
@@ -58,7 +48,7 @@ GOOD_CODES = {
   # Before training handles signals they end the process.
   *(-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT),
 }
-# Another process has died; JAX may tell that before we do.
+# When another process has died, JAX may end this one before we do.
 GOOD_CODES_OF_SEVERAL = {*GOOD_CODES, 1, -signal.SIGABRT}
 
 
@@ -70,46 +60,31 @@ class Soak:
 
   def start(self, workdir, size, num_workers):
     count, devices = size
-    with socket.create_server(('127.0.0.1', 0)) as server:
-      port = server.getsockname()[1]
-    environment = {
-      **os.environ,
-      'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
-      'JAX_COMPILATION_CACHE_DIR': str(self.folder / 'compiled'),
-    }
     cluster = (
-      f'--coordinator_address=127.0.0.1:{port}',
+      f'--coordinator_address=127.0.0.1:{programs.free_port()}',
       f'--num_processes={count}',
       '--heartbeat_seconds=30',
       '--join_seconds=30',
     )
     return [
-      subprocess.Popen(
-        [
-          *COMMAND,
-          f'--workdir={workdir}',
-          f'--config.data.num_workers={num_workers}',
-          *((*cluster, f'--process_id={i}') if count > 1 else ()),
-        ],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+      programs.start(
+        *(*COMMAND, f'--workdir={workdir}'),
+        f'--config.data.num_workers={num_workers}',
+        *((*cluster, f'--process_id={i}') if count > 1 else ()),
+        devices=devices,
       )
       for i in range(count)
     ]
 
   def finish(self, processes):
     """Waits; returns the exit codes. A code that should not be ends it all."""
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
-    codes = [process.returncode for process in processes]
-    good = GOOD_CODES if len(codes) == 1 else GOOD_CODES_OF_SEVERAL
-    for code, output in zip(codes, outputs, strict=True):
-      if code not in good or 'Traceback' in output:
-        raise SystemExit(f'exit code {code}:\n{output}')
-    return codes
+    ends = programs.finish(*processes)
+    good = GOOD_CODES if len(ends) == 1 else GOOD_CODES_OF_SEVERAL
+    for end in ends:
+      output = end.stdout + end.stderr
+      if end.returncode not in good or 'Traceback' in output:
+        raise SystemExit(f'exit code {end.returncode}:\n{output}')
+    return [end.returncode for end in ends]
 
   def disturb(self, processes):
     """Does one thing to running processes, at a random moment."""
@@ -168,44 +143,14 @@ class Soak:
       self.damage(workdir)
 
 
-def lines(workdir):
-  """Lines of metrics, without what depends on the clock."""
-  clock = ('images_per_second', 'data_wait')
-  text = (workdir / 'metrics.jsonl').read_text()
-  return [
-    {k: v for k, v in json.loads(line).items() if k not in clock}
-    for line in text.splitlines()
-  ]
-
-
-def arrays(workdir):
-  config = fake.get_config()
-  config.ema_decay = 0.99
-  target = experiment.resolve(config).abstract_state()
-  checkpoints = Checkpoints(str(workdir))
-  assert checkpoints.latest_step() == NUM_STEPS, checkpoints.all_steps()
-  return jax.tree.leaves(checkpoints.restore(NUM_STEPS, target))
-
-
 def compare(workdir, whole, resized):
   """Raises AssertionError where a run is not what it should be."""
-  ours, theirs = lines(workdir), lines(whole)
-  assert [x.keys() for x in ours] == [x.keys() for x in theirs]
-  assert [x['step'] for x in ours] == [x['step'] for x in theirs]
   names = [p.name for p in (workdir / 'checkpoints').iterdir()]
   assert all(name.isdigit() for name in names), names
   if resized:
-    for name in ('train/loss', 'eval/loss', 'eval_ema/loss'):
-      pairs = [
-        (a[name], b[name])
-        for a, b in zip(ours, theirs, strict=True)
-        if name in a
-      ]
-      np.testing.assert_allclose(*zip(*pairs, strict=True), rtol=RTOL)
+    assert_close_runs(workdir, whole, rtol=RTOL)
   else:
-    assert ours == theirs
-    for a, b in zip(arrays(workdir), arrays(whole), strict=True):
-      np.testing.assert_array_equal(a, b)
+    assert_same_run(workdir, whole, ema_decay=0.99)
 
 
 def main():
@@ -216,7 +161,9 @@ def main():
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--output', help='JSON file of the result.')
   args = parser.parse_args()
-  logging.set_verbosity(logging.ERROR)  # Orbax says much.
+  logging.set_verbosity(logging.ERROR)  # Orbax logs much.
+  os.environ['JAX_PLATFORMS'] = 'cpu'
+  os.environ.setdefault('XLA_FLAGS', '')
   folder = pathlib.Path(tempfile.mkdtemp(prefix='soak_'))
   soak = Soak(folder, args.seed)
   wholes = {size: folder / f'whole_{size[0]}' for size in ((1, 1), (2, 1))}

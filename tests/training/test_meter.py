@@ -21,6 +21,7 @@ def test_rates_leave_out_pauses_and_compilation(monkeypatch):
   assert meter.seconds_left(1) is None
   now = 50.0  # Compilation.
   meter.start(1)
+  assert meter.interval(1) == {}  # No step is done.
   now, waiter.wait_seconds = 52.0, 0.5
   with meter.paused(lambda _: None):
     now, waiter.wait_seconds = 60.0, 3.0  # Evaluation, and its own data.
@@ -30,10 +31,3 @@ def test_rates_leave_out_pauses_and_compilation(monkeypatch):
   assert meter.interval(9) == {'images_per_second': 20.0, 'data_wait': 0.0}
   assert meter.mean == pytest.approx(80 / 6)
   assert meter.seconds_left(20) == pytest.approx(80 * 6 / 8)
-
-
-def test_an_interval_without_a_step_has_no_rate():
-  waiter = types.SimpleNamespace(wait_seconds=0.0)
-  meter = meter_lib.Meter(LENGTH, waiter, first_step=0)
-  meter.start(1)
-  assert meter.interval(1) == {}

@@ -22,7 +22,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
   assert [p.name for p in tmp_path.iterdir()] == ['file']
 
 
-def test_what_was_written_is_read_back(tmp_path):
+def test_a_config_is_read_as_it_was_written(tmp_path):
   folder = str(tmp_path / 'a' / 'run')
   assert workdir.read_config(folder) is None
   workdir.make(folder)
@@ -31,20 +31,10 @@ def test_what_was_written_is_read_back(tmp_path):
     'config': {'seed': 1, 'data.mean': None},
     'derived': {'num_steps': 3},
   }
-
-
-@pytest.mark.parametrize('text', ['', '{', '[]', '{"config": {}}'])
-def test_a_foreign_config_file_is_refused(tmp_path, text):
-  (tmp_path / 'config.json').write_text(text)
-  with pytest.raises(InputError, match=r'config\.json'):
-    workdir.read_config(str(tmp_path))
-
-
-@pytest.mark.parametrize('address', ['gs://bucket/run', 's3://bucket'])
-def test_an_address_is_no_folder(address):
-  """It would be made as a folder `gs:` here, on each machine another one."""
-  with pytest.raises(InputError, match=f'{address} is an address, no folder'):
-    workdir.read_config(address)
+  for text in ('', '{', '[]', '{"config": {}}'):
+    (tmp_path / 'config.json').write_text(text)
+    with pytest.raises(InputError, match=r'config\.json'):
+      workdir.read_config(str(tmp_path))
 
 
 def test_differing_fields_are_shown():
@@ -61,7 +51,10 @@ def test_differing_fields_are_shown():
   workdir.check_same_config('w', saved, saved, ignore=())
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+def test_folders_that_cannot_be_made_are_refused(tmp_path):
+  # A folder `gs:` would be made, on each machine another one.
+  with pytest.raises(InputError, match='gs://bucket/run is an address'):
+    workdir.read_config('gs://bucket/run')
   (tmp_path / 'file').write_text('')
   with pytest.raises(InputError, match='Not a directory'):
     workdir.make(str(tmp_path / 'file' / 'run'))

@@ -1,13 +1,13 @@
 """metrics.jsonl, event files, progress."""
 
 import io
-import json
 import math
 
 import pytest
 
 from resnet.errors import InputError
 from resnet.training.writer import MetricsWriter, Progress
+from tests.runs import read_metrics, series
 
 VALUES = {
   'train/loss': 0.5,
@@ -18,22 +18,18 @@ VALUES = {
 }
 
 
-def read(path):
-  return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def test_lines_are_json_and_not_finite_is_null(tmp_path):
+def test_a_line_is_json_with_null_for_values_that_are_not_finite(tmp_path):
   writer = MetricsWriter(str(tmp_path), first_step=0)
   writer.write(3, 0.5, {'train/loss': 1.5, 'eval/loss': math.nan})
   writer.close()
-  assert read(tmp_path / 'metrics.jsonl') == [
+  assert read_metrics(tmp_path) == [
     {'step': 3, 'epoch': 0.5, 'train/loss': 1.5, 'eval/loss': None}
   ]
   (events,) = tmp_path.glob('events.out.tfevents.*')
   assert b'train/loss' in events.read_bytes()
 
 
-def test_going_on_drops_later_lines_and_half_a_line(tmp_path):
+def test_a_restart_drops_later_lines_and_half_a_line(tmp_path):
   path = tmp_path / 'metrics.jsonl'
   writer = MetricsWriter(str(tmp_path), first_step=0)
   for step in (1, 2, 3):
@@ -44,11 +40,7 @@ def test_going_on_drops_later_lines_and_half_a_line(tmp_path):
   writer = MetricsWriter(str(tmp_path), first_step=2)
   writer.write(3, 0.0, {'train/loss': 30.0})
   writer.close()
-  assert [(line['step'], line['train/loss']) for line in read(path)] == [
-    (1, 1.0),
-    (2, 2.0),
-    (3, 30.0),
-  ]
+  assert series(tmp_path, 'train/loss') == {1: 1.0, 2: 2.0, 3: 30.0}
   assert {p.name.partition('.')[0] for p in tmp_path.iterdir()} == {
     'events',
     'metrics',
@@ -76,13 +68,9 @@ def test_progress_shows_all_figures(stream):
   progress.say('hello')
   progress.close()
   text = stream.getvalue()
-  for part in ('0.5000', '0.7500', 'lr 0.1', '1,234 images/s', 'data wait 3%'):
+  for part in (
+    *('0.5000', '0.7500', 'lr 0.1', '1,234 images/s', 'data wait 3%'),
+    *('step 1/10  epoch 0.2', 'left 01:05', 'hello'),
+  ):
     assert part in text
-  if stream.isatty():
-    assert '1/10' in text
-    assert '\r' in text
-  else:
-    assert '\r' not in text
-  assert 'step 1/10  epoch 0.2' in text
-  assert 'left 01:05' in text
-  assert 'hello' in text
+  assert ('\r' in text) == stream.isatty()  # A bar is redrawn.
