@@ -22,8 +22,8 @@ HOSTS = {'resnet-h0': '10.77.0.1', 'resnet-h1': '10.77.0.2'}
 FLAGS = (
   *programs.SMALL,
   # Long enough that no run is complete before it is disturbed.
-  '--config.num_epochs=20',
-  '--config.eval_every_epochs=10',
+  '--config.num_epochs=10',
+  '--config.eval_every_epochs=5',
   '--config.log_every_steps=1',
   '--config.save_every_steps=20',
   '--config.ema_decay=0.9',
@@ -121,12 +121,12 @@ def test_a_run_continues_after_a_death_and_equals_that_of_one_host(tmp_path):
   assert 'error: Process 1 (resnet-h1, pid ' in zero.stderr
   ends = finish(*start(workdir))
   assert [end.returncode for end in ends] == [0, 0], ends
-  assert 'to 160, batch 64, 2 x cpu' in ends[0].stdout
+  assert 'to 80, batch 64, 2 x cpu' in ends[0].stdout
 
   result = run_main(*FLAGS, f'--workdir={alone}', devices=2)
   assert result.returncode == 0, result.stderr
   assert_close_runs(workdir, alone, rtol=1e-6)
-  assert series(workdir, 'eval/num_examples') == {80: 100, 160: 100}
+  assert series(workdir, 'eval/num_examples') == {40: 100, 80: 100}
 
 
 def test_a_host_that_cannot_be_reached_is_named(tmp_path):

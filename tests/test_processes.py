@@ -23,15 +23,15 @@ from tests.runs import (
 FLAGS = (
   *programs.SMALL,
   # Long enough that no run is complete before it is disturbed.
-  '--config.num_epochs=20',
-  '--config.eval_every_epochs=10',
+  '--config.num_epochs=10',
+  '--config.eval_every_epochs=5',
   '--config.log_every_steps=1',
   '--config.save_every_steps=20',
   '--config.ema_decay=0.9',
   # So low that rounding errors do not grow.
   '--config.schedule.learning_rate=0.001',
 )
-NUM_STEPS = 160
+NUM_STEPS = 80
 
 
 def slurm_environment(count, index, port):
@@ -95,7 +95,7 @@ def two(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('two') / 'run'
   out = run(2, workdir)
   assert f'steps 1 to {NUM_STEPS}, batch 64, 2 x cpu' in out
-  assert series(workdir, 'eval/num_examples') == {80: 100, NUM_STEPS: 100}
+  assert series(workdir, 'eval/num_examples') == {40: 100, NUM_STEPS: 100}
   return workdir
 
 
@@ -170,7 +170,7 @@ def interrupt(workdir, *, signalled, victim):
     running[index].send_signal(signal.SIGTERM)
   ends = finish(*running)
   assert_codes(ends, 143, 143)
-  stopped = r'Stopped by SIGTERM after step (\d+) of 160'
+  stopped = r'Stopped by SIGTERM after step (\d+) of 80'
   (step,) = map(int, re.findall(stopped, ends[0].stdout))
   assert Checkpoints(str(workdir)).latest_step() == step
   assert 'Stopped' not in ends[1].stdout  # Process 0 speaks for both.
@@ -216,7 +216,7 @@ def test_a_run_continues_with_other_processes(two, tmp_path, count, devices):
   shutil.copytree(two, workdir)
   shutil.rmtree(workdir / 'checkpoints' / str(NUM_STEPS))
   out = run(count, workdir, devices=devices)
-  assert f'steps 141 to 160, batch 64, {count * devices} x cpu' in out
+  assert f'steps 61 to 80, batch 64, {count * devices} x cpu' in out
   assert_close_runs(workdir, two, rtol=1e-5)
 
 
@@ -266,7 +266,7 @@ def test_a_signal_while_compiling_is_heard_after_the_first_step(tmp_path):
     process.send_signal(signal.SIGTERM)
   ends = finish(*running)
   assert_codes(ends, 143, 143)
-  assert re.search(r'after step [1-4] of 160; it is saved', ends[0].stdout)
+  assert re.search(r'after step [1-4] of 80; it is saved', ends[0].stdout)
 
 
 @pytest.mark.slow
