@@ -10,6 +10,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # may import those of the lines above, and itself.
 LAYERS = (
   ('resnet.errors',),
+  ('resnet.backend',),
   ('resnet.config_flag', 'resnet.models', 'resnet.data'),
   ('resnet.training',),
   ('resnet.experiment',),
