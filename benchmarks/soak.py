@@ -1,6 +1,6 @@
 """Kills, stops, damages and resizes small runs at random, and compares.
 
-  PYTHONPATH=. python benchmarks/soak.py --minutes=10 --output=docs/results/soak.json
+  PYTHONPATH=. python benchmarks/soak.py --output=docs/results/soak.json
 
 Rounds are made until the time is over. In each one run of `main.py` is killed
 (-9), stopped (SIGTERM, SIGINT, twice) or left alone at random moments, its
