@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -60,6 +61,16 @@ def _free_memory():
   """Drops the compiled programs of a module, which no other one calls."""
   yield
   jax.clear_caches()
+
+
+@pytest.fixture(scope='session')
+def real_data():
+  """The folder of real photographs and weights; skips where it is not there."""
+  default = pathlib.Path(__file__).parents[2] / 'shared' / 'data'
+  folder = pathlib.Path(os.environ.get('RESNET_TEST_DATA', default))
+  if not folder.is_dir():
+    pytest.skip(f'no real images: $RESNET_TEST_DATA={folder} is no folder')
+  return folder
 
 
 @pytest.fixture
