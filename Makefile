@@ -24,7 +24,7 @@ test-parity: .venv/installed-parity
 test-slow: .venv/installed-tests
 	$(BIN)/python -m pytest -m slow
 
-# Of resnet/ by `make test`, with the processes that tests start.
+# Coverage of resnet/ by `make test`, including the processes that tests start.
 coverage: .venv/installed-tests
 	$(BIN)/python -m coverage erase
 	$(BIN)/python -m coverage run -m pytest -m 'not slow'

@@ -20,7 +20,7 @@ _TRAIN = 'train'
 # Left behind by file managers and archives, in any case; names with a leading
 # dot are passed over too.
 _IGNORED = ('thumbs.db', 'desktop.ini', '@eadir', '__macosx')
-# Where to evaluate, the first that there is.
+# Folders to evaluate on, the most likely first.
 _EVAL_NAMES = ('val', 'validation', 'valid', 'test')
 
 

@@ -58,7 +58,7 @@ def _print(
   args: argparse.Namespace, count: int | None, scores: list[float]
 ) -> None:
   mean = float(np.mean(scores))
-  # Of a sample, as in all other tables.
+  # The sample deviation, as in all other tables.
   std = float(np.std(scores, ddof=1)) if len(scores) > 1 else 0.0
   if args.json:
     line = {'labels_a_class': count, 'top1': mean, 'std': std}

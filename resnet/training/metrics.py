@@ -47,9 +47,9 @@ def batch_sums(
 def label_place(
   logits: jax.Array, labels: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Returns how many logits lead the label's, and whether there is an order.
+  """Returns how many logits lead the label's, and whether it has a place.
 
-  Of equal logits the first leads.
+  The first of equal logits leads the others.
 
   Args:
     logits: [B, K] float32.

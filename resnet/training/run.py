@@ -266,7 +266,7 @@ def _start_reading(
   Raises:
     InputError: a record is broken.
   """
-  check_shared_memory()  # TensorBoard's queue needs it, too.
+  check_shared_memory()  # For TensorBoard's queue.
   batches = DeviceLoader(
     read_ahead(
       experiment.train_reader,
