@@ -41,13 +41,15 @@ _CHECKPOINT = flags.DEFINE_enum(
   'checkpoint',
   'best',
   ['best', 'latest'],
-  'What --mode=eval evaluates; the best is by eval top-1.',
+  'What --mode=eval evaluates; the best is by eval top-1, that of the moving'
+  ' averages where the run keeps them.',
 )
 _ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
   'allow_config_change',
   False,
-  'Let a run go on with other values of fields that only say what it logs,'
-  ' keeps and tolerates.',
+  'Let a run continue with other values of fields that only say what it logs,'
+  ' keeps and tolerates, and with more epochs where the learning rate of the'
+  ' steps so far stays the same.',
 )
 _REPLAY_STEP = flags.DEFINE_integer(
   'replay_step',

@@ -31,7 +31,8 @@ def get_config() -> ConfigDict:
   config.eval_every_epochs = 1.0
   # Updates from one checkpoint to the next; there is always one at the end.
   config.save_every_steps = 1000
-  # Latest checkpoints to keep, besides the best by eval top-1.
+  # Latest checkpoints to keep, besides the best by eval top-1, that of the
+  # moving averages where there are any.
   config.keep_checkpoints = 3
   # An update is skipped where loss or gradients are not finite; so many in a
   # row end the run, and --mode=replay shows why.
@@ -44,7 +45,7 @@ def get_config() -> ConfigDict:
   config.preemption_grace_seconds = 30.0
   # Share of the moving averages of weights and statistics that each of their
   # moves keeps, 0.9999 for long runs, less in the first ones; evaluated beside
-  # the weights. None: no averages.
+  # the weights, and what prediction, export and fine-tuning take. None: none.
   config.ema_decay = config_dict.placeholder(float)
   # Updates from one move to the next.
   config.ema_every_steps = 1
