@@ -179,6 +179,10 @@ class Server:
       ) from None
 
   def _classes(self, probabilities: np.ndarray) -> list[dict[str, Any]]:
+    if not np.all(np.isfinite(probabilities)):  # JSON has no number for them.
+      raise HTTPException(
+        500, 'The logits are not finite: the weights are damaged.'
+      )
     order = np.argsort(-probabilities, kind='stable')[:_TOP]
     return [
       {
