@@ -1,11 +1,9 @@
 """Sources by name: a user's own set, known sets, and every refusal."""
 
 import io
-import pathlib
 import re
 import shlex
 import shutil
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -13,7 +11,7 @@ import tensorflow_datasets as tfds
 
 from resnet.data.datasets import open_source
 from resnet.errors import InputError
-from tests.data.in_memory import encode, make_source, smooth_image
+from tests.data.in_memory import encode, smooth_image
 
 
 def user_file(index):
@@ -24,15 +22,16 @@ def user_file(index):
 
 class UserShapes(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   VERSION = tfds.core.Version('1.2.0')
-  FEATURES: ClassVar = {
-    'image': tfds.features.Image(),
-    'label': tfds.features.ClassLabel(names=['circle', 'square', 'star']),
-    'file_name': tfds.features.Text(),
-  }
 
   def _info(self):
-    features = tfds.features.FeaturesDict(self.FEATURES)
-    return tfds.core.DatasetInfo(builder=self, features=features)
+    features = {
+      'image': tfds.features.Image(),
+      'label': tfds.features.ClassLabel(names=['circle', 'square', 'star']),
+      'file_name': tfds.features.Text(),
+    }
+    return tfds.core.DatasetInfo(
+      builder=self, features=tfds.features.FeaturesDict(features)
+    )
 
   def _split_generators(self, dl_manager):
     del dl_manager
@@ -43,30 +42,18 @@ class UserShapes(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     for index in indices:
       name, data = user_file(index)
       image = io.BytesIO(data)
-      values = {'image': image, 'label': index % 3, 'file_name': name}
-      yield index, {feature: values[feature] for feature in self.FEATURES}
+      yield index, {'image': image, 'label': index % 3, 'file_name': name}
 
 
 class KnownShapes(UserShapes):
   """A set whose code TFDS knows, and which needs no TensorFlow."""
 
 
-class UserPictures(UserShapes, skip_registration=True):
-  FEATURES: ClassVar = {'image': tfds.features.Image()}
-
-
-def printed_command(error):
-  """Returns the words of the shell command in an error's message."""
-  command = re.search(r'python -c "[^"]*"', str(error.value))
-  return shlex.split(command[0])
-
-
 @pytest.fixture(scope='module')
 def user_dir(tmp_path_factory):
   """A folder as `download_and_prepare` leaves it."""
   folder = str(tmp_path_factory.mktemp('user'))
-  for builder in (UserShapes, UserPictures):
-    builder(data_dir=folder, file_format='array_record').download_and_prepare()
+  UserShapes(data_dir=folder, file_format='array_record').download_and_prepare()
   return folder
 
 
@@ -110,28 +97,11 @@ def test_a_damaged_file_of_records_is_named(user_dir, tmp_path):
       source.read(range(len(source)))
 
 
-def test_a_record_is_named_by_its_place_and_file():
-  for record, suffix in (
-    ({}, ''),
-    ({'id': b'x7'}, ' (x7)'),
-    ({'file_name': b'a.png', 'id': 12}, ' (a.png)'),
-  ):
-    key = f'record 5 of made/train{suffix}'
-    assert make_source([]).key(5, record) == key
-    with pytest.raises(InputError) as error:
-      make_source([]).decode(5, {**record, 'image': user_file(0)[1][:-20]})
-    assert f'The image of {key} cannot be decoded' in str(error.value)
-
-
 def test_unknown_name_gives_the_nearest_ones(user_dir, data_dir):
   for name, message in (
     ('imagnet2012', 'Did you mean: imagenet2012'),
-    ('fakes', 'Did you mean: .*fake'),
-    ('user_shapes/config', "no data set 'user_shapes/config'"),
-    ('two words', "no data set 'two words'"),
-    ('', "no data set ''"),
     ('CIFAR10', r'Did you mean: cifar10\b'),
-    ('cifar-10', r'Did you mean: cifar10\b'),
+    ('', "no data set ''"),
   ):
     with pytest.raises(InputError, match=message):
       open_source(name, 'train', data_dir=user_dir)
@@ -146,8 +116,8 @@ def test_the_command_in_the_message_prepares_the_set(tmp_path):
     open_source('cifar10', 'train', data_dir=str(tmp_path))
   with pytest.raises(InputError, match='is not prepared') as error:
     open_source('known_shapes', 'train', data_dir=str(tmp_path))
-  python, flag, code = printed_command(error)
-  assert (python, flag) == ('python', '-c')
+  command = re.search(r'python -c "[^"]*"', str(error.value))[0]
+  code = shlex.split(command)[-1]
   assert "'array_record'" in code
   exec(code, {})
   assert len(open_source('known_shapes', 'train', data_dir=str(tmp_path))) == 7
@@ -163,21 +133,3 @@ def test_a_split_that_is_unknown_or_empty_is_refused(user_dir):
   for split in ('train[3:3]', 'train[5:2]', 'train[:0%]'):
     with pytest.raises(InputError, match='no images'):
       open_source('user_shapes', split, data_dir=user_dir)
-
-
-def test_set_without_labels_is_refused(user_dir):
-  with pytest.raises(InputError, match=r"needs .*'label' \(ClassLabel\)"):
-    open_source('user_pictures', 'train', data_dir=user_dir)
-
-
-def test_set_in_a_format_without_random_access_is_refused(user_dir, tmp_path):
-  # Writing TFRecords needs TensorFlow, so ArrayRecords are passed off as such.
-  folder = tmp_path / 'user_shapes'
-  shutil.copytree(pathlib.Path(user_dir, 'user_shapes'), folder)
-  info = folder / '1.2.0/dataset_info.json'
-  info.write_text(info.read_text().replace('array_record', 'tfrecord'))
-  for file in info.parent.glob('*array_record*'):
-    file.rename(str(file).replace('array_record', 'tfrecord'))
-  with pytest.raises(InputError, match='not for random access') as error:
-    open_source('user_shapes', 'train', data_dir=str(tmp_path))
-  assert "data_dir='DIR'" in printed_command(error)[2]

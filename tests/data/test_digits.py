@@ -1,13 +1,9 @@
 """The embedded data set: which images, which split, which bytes."""
 
-import pathlib
-
 import numpy as np
-import pytest
 from sklearn import datasets
 
 from resnet.data.datasets import open_source
-from resnet.errors import InputError
 from tests.programs import start
 
 
@@ -31,16 +27,6 @@ def test_splits_hold_every_image_once_every_fifth_of_a_label_in_test(data_dir):
     assert len(found) == {'test': 360, 'train': 1437}[split]
     assert sorted(found) == sorted(expected)
     assert len(set(found)) == len(found)
-
-
-def test_second_opening_writes_nothing(data_dir):
-  def open_and_list():
-    open_source('digits', 'train', data_dir=data_dir)
-    files = pathlib.Path(data_dir, 'digits').rglob('*')
-    return {file: (file.stat().st_ino, file.stat().st_mtime) for file in files}
-
-  first = open_and_list()
-  assert len(first) == 5 and open_and_list() == first
 
 
 # Prepares the set as soon as there is the file that is named.
@@ -68,10 +54,3 @@ def test_two_processes_prepare_it_at_once_quietly_without_tensorflow(tmp_path):
   results = [process.communicate() for process in processes]
   assert results == [('(8, 8, 1) 360\nFalse\n', '')] * 2
   assert (data_dir / 'digits').is_dir()
-
-
-def test_folder_that_cannot_be_written_is_named(tmp_path):
-  file = tmp_path / 'file'
-  file.touch()
-  with pytest.raises(InputError, match=r'file/digits.*: Not a directory.*DIR'):
-    open_source('digits', 'train', data_dir=str(file))

@@ -19,11 +19,6 @@ FRAME = b'\xff\xc0'
 HUGE = struct.pack('>HH', 65_535, 65_535)
 
 
-def without_adobe(jpeg):
-  place = jpeg.index(b'Adobe')
-  return jpeg[: place - 4] + jpeg[place + 12 :]
-
-
 def with_bytes(jpeg, segment, offset, data):
   """Returns the JPEG with other bytes at an offset from a segment's marker."""
   place = jpeg.index(segment) + offset
@@ -53,11 +48,9 @@ FILES = {
   'jpeg grey': encode(COLOURS, 'JPEG', 'L'),
   'jpeg cmyk': CMYK,
   'jpeg ycck': with_bytes(CMYK, b'Adobe', 11, b'\x02'),
-  'jpeg cmyk without adobe': without_adobe(CMYK),
   'png': encode(COLOURS, 'PNG'),
   'png alpha': encode(COLOURS, 'PNG', 'RGBA'),
   'png palette': encode(COLOURS, 'PNG', 'P'),
-  'png palette of 2 bit': encode(COLOURS, 'PNG', 'P', bits=2),
   'png palette alpha': encode(COLOURS, 'PNG', 'P', transparency=3),
   'png 1 bit': encode(COLOURS, 'PNG', '1'),
   'png grey alpha': encode(COLOURS, 'PNG', 'LA'),
@@ -150,21 +143,10 @@ def test_bytes_that_are_no_image_are_an_error():
   assert image_size(b'') is image_size(b'\xff\xd8') is None
 
 
-def test_a_rare_subsampling_that_is_cut_is_an_error():
-  data = encode(COLOURS, 'JPEG', subsampling=2)
-  # A chroma plane has other lines than the other one.
-  data = with_bytes(data, FRAME, 14, b'\x21')
-  for length in range(data.index(b'\xff\xda'), len(data) - 2, 23):
-    with pytest.raises(ValueError):
-      decode_image(data[:length], 3)
-
-
 @pytest.mark.parametrize(
   'data',
   [
-    png_header(100_000, 100_000),
     png_header(2**14, 2**13 + 1),
-    with_bytes(CMYK, FRAME, 5, HUGE),
     # A segment that holds what looks like a small frame.
     b'\xff\xd8\xff\xe1\0\x0b\xff\xc0\0\x11\x08\0\1\0\1'
     + with_bytes(encode(COLOURS, 'JPEG'), FRAME, 5, HUGE)[2:],
@@ -182,9 +164,6 @@ def test_too_many_pixels_are_refused_by_the_header(data):
     decode_image(png_header(2**14, 2**13), 1)
 
 
-@pytest.mark.parametrize(
-  ('file_format', 'name'), [('WEBP', 'WebP'), ('GIF', 'GIF'), ('TIFF', 'TIFF')]
-)
-def test_other_kinds_of_images_are_named(file_format, name):
-  with pytest.raises(ValueError, match=f'{name} is neither PNG nor JPEG'):
-    decode_image(encode(COLOURS, file_format), 3)
+def test_another_kind_of_image_is_named():
+  with pytest.raises(ValueError, match='WebP is neither PNG nor JPEG'):
+    decode_image(encode(COLOURS, 'WEBP'), 3)

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from resnet.data import loader
-from resnet.data.datasets import open_source
 from resnet.data.notes import Notes
-from resnet.data.transforms import EvalTransform, StoredTransform
+from resnet.data.transforms import StoredTransform
 from resnet.errors import InputError
 from tests.data.in_memory import encode, make_source
 from tests.data.readers import AUGMENT, make_reader, read_ahead
@@ -110,12 +109,6 @@ def test_a_broken_record_is_named_with_its_batch(broken, message, workers):
     next(batches)
 
 
-def test_broken_record_is_returned_where_all_rows_are_padding():
-  source = make_source([{'image': b'', 'label': 0}])
-  error = make_reader(source, 8, None, rows=(4, 4))(0)
-  assert isinstance(error, InputError)
-
-
 def test_only_the_records_of_the_steps_that_are_left_are_read():
   source = numbered(100)
   batches = read_ahead(make_reader(source, 32, 0), 1_000_000, 1_000_003)
@@ -207,20 +200,3 @@ def test_device_loader_counts_waiting_only_and_closes_its_batches(
   assert is_closed
   with pytest.raises(StopIteration):
     next(batches)
-
-
-def resident_bytes():
-  with open('/proc/self/statm') as file:
-    return int(file.read().split()[1]) * 4096
-
-
-@pytest.mark.slow
-def test_memory_does_not_grow_over_many_batches(data_dir):
-  source = open_source('digits', 'train', data_dir=data_dir)
-  resize = EvalTransform(size=8, resize_size=9)
-  reader = make_reader(source, 8, 0, transform=resize)
-  sizes = []
-  for step, _ in enumerate(read_ahead(reader, 0, 8_001, prefetch=4)):
-    if step in (2000, 8000):
-      sizes.append(resident_bytes())
-  assert sizes[1] - sizes[0] < 2**21

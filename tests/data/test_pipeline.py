@@ -37,16 +37,11 @@ def test_given_statistics_stand_and_the_other_is_measured(data_dir):
   ('field', 'value'),
   [
     ('crop_area', (0.5,)),
-    ('crop_aspect', (1.0, 'wide')),
     ('crop_aspect', (1.0, math.inf)),
     ('mean', ()),
-    ('mean', (math.inf,)),
-    ('std', (0.0,)),
     ('std', ('a',)),
     ('num_workers', -1),
-    ('num_threads', 0),
     ('prefetch_batches', 0),
-    ('max_worker_restarts', -1),
     ('on_bad_image', ''),
     ('max_bad_images', -1),
   ],
@@ -54,9 +49,3 @@ def test_given_statistics_stand_and_the_other_is_measured(data_dir):
 def test_bad_value_is_named_by_its_field(field, value, data_dir):
   with pytest.raises(InputError, match=rf'^data\.{field}='):
     create(data_dir, **{field: value})
-
-
-def test_wrong_number_of_values_says_what_to_type(data_dir):
-  with pytest.raises(InputError) as error:
-    create(data_dir, mean=(1.0, 2.0, 3.0))
-  assert "--config.data.mean='(1.0,)'" in str(error.value)

@@ -1,7 +1,6 @@
 """ReaL: which labels belong to which image, and what counts."""
 
 import json
-import pathlib
 
 import numpy as np
 import pytest
@@ -45,32 +44,16 @@ def test_labels_are_found_by_the_number_of_the_file(tmp_path):
   assert found[3:] == [(i - 1,) for i in range(100, 200)]
 
 
-def test_the_published_file_is_read():
-  timm_data = pytest.importorskip('timm.data')  # It has a copy.
-  folder = pathlib.Path(timm_data.__file__).parent / '_info'
-  labels = real_labels.read(str(folder / 'imagenet_real_labels.json'))
-  # Beyer et al. 2020, section 3: "57,553 labels for 46,837 images".
-  assert sum(map(bool, labels)) == 46_837
-  assert sum(map(len, labels)) == 57_553
-  # A sea snake for ImageNet, and none of the classes for those who looked.
-  assert labels[0] == ()
-
-
 def test_another_file_is_refused(tmp_path):
   for labels, message in (
     ([[1]] * 49_999, 'has 49,999 lists of labels; expected 50,000'),
-    ({'a': [1]}, 'has no lists of labels'),
     ([[1]] * 49_999 + [[1000]], r'entry 50,000 is \[1000\]; .* 0 to 999'),
-    ([[1], ['tench'], *[[1]] * 49_998], r"entry 2 is \['tench'\]"),
-    ([[True]] + [[1]] * 49_999, r'entry 1 is \[True\]'),
     ([1] * 50_000, 'entry 1 is 1'),
   ):
     with pytest.raises(InputError, match=message):
       real_labels.read(write(tmp_path / 'real.json', labels))
-  (tmp_path / 'real.json').write_text('[[1],')
-  for name in ('real.json', 'none.json'):
-    with pytest.raises(InputError, match=f'{tmp_path}/{name} cannot be read: '):
-      real_labels.read(f'{tmp_path}/{name}')
+  with pytest.raises(InputError, match=r'none\.json cannot be read: '):
+    real_labels.read(f'{tmp_path}/none.json')
 
 
 def test_other_images_are_refused():
@@ -78,8 +61,6 @@ def test_other_images_are_refused():
   names = [validation_name(1), 'dog.jpg']
   with pytest.raises(InputError, match=r'record 1 of .*dog.jpg\) is not one'):
     real_labels.by_file_name(named(names), labels)
-  with pytest.raises(InputError, match='is not one of the files'):
-    real_labels.by_file_name(named([validation_name(50_001)]), labels)
   for classes in (('tench', 'shark'), tuple(map(str, range(1000)))):
     with pytest.raises(InputError, match='is for the classes of ImageNet'):
       real_labels.by_file_name(named(names[:1], classes), labels)

@@ -39,8 +39,6 @@ def test_the_only_split_of_a_set_of_these_classes_is_opened(folder):
 @pytest.mark.parametrize(
   ('changes', 'name', 'split', 'message'),
   [
-    ({}, V2, 'validation', 'There are: test'),
-    ({}, 'imagenet_v3', None, 'Did you mean: .*imagenet_v2'),
     ({}, 'fake', None, 'has the splits train, test: .*--split=test'),
     ({}, 'digits', 'test', 'digits/test has 10 classes, and .* has 1,000'),
     (

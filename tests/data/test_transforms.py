@@ -33,18 +33,6 @@ def test_centre_crop_takes_these_pixels(shape, resized, size, top, left):
   np.testing.assert_array_equal(crop, expected)
 
 
-@pytest.mark.parametrize('shape', [(17, 15), (16, 21)])
-def test_ten_crops_are_those_of_torchvision(shape):
-  torch = pytest.importorskip('torch')
-  v2 = pytest.importorskip('torchvision.transforms.v2')
-  image = smooth_image(*shape)
-  theirs = v2.TenCrop(9)(torch.tensor(image.transpose(2, 0, 1)))
-  ours = transforms.ten_crop(image, 9)
-  # Theirs have the central crops last of each five.
-  for crop, place in zip(ours, [4, 0, 1, 2, 3, 9, 5, 6, 7, 8], strict=True):
-    np.testing.assert_array_equal(crop, theirs[place].permute(1, 2, 0))
-
-
 def draw_crops(height, width, count, area, aspect=(3 / 4, 4 / 3)):
   """Returns arrays of top, left, height, width."""
   draws = np.random.default_rng(0).random((count, transforms.BOX_DRAWS))
@@ -150,12 +138,8 @@ def test_images_are_cropped_and_half_of_them_mirrored(crop, flip):
 def test_bad_values_are_named():
   for argument, value, field in (
     ('crop', 'center', 'crop'),
-    ('area', (0.0, 1.0), 'crop_area'),
-    ('area', (0.5, 1.01), 'crop_area'),
     ('area', (math.nan, 1.0), 'crop_area'),
     ('aspect', (2.0, 1.0), 'crop_aspect'),
-    ('padding', -1, 'crop_padding'),
-    ('interpolation', 'area', 'interpolation'),
   ):
     with pytest.raises(InputError, match=f'data.{field}='):
       TrainTransform(**TRAIN | {argument: value})

@@ -2,11 +2,9 @@
 
 import dataclasses
 import importlib.util
-import json
 import os
 import shutil
 
-from flax import linen as nn
 import jax
 from jax import monitoring
 import numpy as np
@@ -120,24 +118,6 @@ def test_an_exported_folder_predicts_as_the_network(
     Predictor(network, ['cam'], [8])
 
 
-@needs_onnx
-@ignore_warnings
-def test_a_max_pool_without_its_padding_is_found(tmp_path, monkeypatch):
-  """As jax2onnx 0.17.1 would drop it."""
-  weights = make_small('resnet18')
-  write(weights, tmp_path / 'whole', 'onnx')
-  monkeypatch.setattr(
-    onnx,
-    'pad_and_max_pool',
-    lambda x: nn.max_pool(
-      x, window_shape=(3, 3), strides=(2, 2), padding='VALID'
-    ),
-  )
-  with pytest.raises(RunError, match='not those of the network'):
-    write(weights, tmp_path / 'out', 'onnx')
-  assert os.listdir(tmp_path) == ['whole']
-
-
 def test_the_pooling_in_two_steps_is_that_of_the_stem():
   x = -jax.random.uniform(jax.random.key(0), (2, 9, 12, 3))
   np.testing.assert_array_equal(
@@ -183,22 +163,9 @@ def test_nothing_is_compiled_after_compile(small, exported, is_export):
     monitoring.unregister_event_duration_listener(listen)
 
 
-def test_the_manifest_says_what_was_exported(exported):
-  manifest = json.loads((exported / 'manifest.json').read_text())
-  assert manifest['platforms'] == PLATFORMS
-  assert manifest['model'] == 'cifar_resnet8'
-  assert manifest['input']['shape'] == ['batch', 16, 16, 3]
-  assert manifest['versions']['jax'] == jax.__version__
-  assert open_exported(str(exported)).image_shape == (16, 16, 3)
-
-
 def test_bad_input_is_refused(small, tmp_path):
-  for platforms, message in (
-    (['cpu', 'vax'], "'vax', none of cpu"),
-    (['tpu'], "needs 'cpu' too"),
-  ):
-    with pytest.raises(InputError, match=message):
-      write(small, tmp_path / 'out', platforms=platforms)
+  with pytest.raises(InputError, match="'vax', none of cpu"):
+    write(small, tmp_path / 'out', platforms=['cpu', 'vax'])
   with pytest.raises(InputError, match='there already'):
     write(small, tmp_path)
   with pytest.raises(InputError, match='cannot be made'):
@@ -221,7 +188,6 @@ def test_a_damaged_folder_is_refused(exported, tmp_path):
   manifest.write_text(text.replace('"cpu"', '"rocm"'))
   with pytest.raises(InputError, match='is for rocm, cuda, tpu; this is cpu'):
     open_exported(str(folder))
-  for damaged in ('', '[]', '{"preprocessing": 3}'):
-    manifest.write_text(damaged)
-    with pytest.raises(InputError, match='is damaged'):
-      open_exported(str(folder))
+  manifest.write_text('[]')
+  with pytest.raises(InputError, match='is damaged'):
+    open_exported(str(folder))

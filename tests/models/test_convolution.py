@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from resnet.models import convolution, create_model, layers
+from resnet.models import create_model, layers
 
 
 @pytest.mark.parametrize(
@@ -43,25 +43,6 @@ def test_backends_agree_in_value_and_gradient(
   for a, b in zip(*map(jax.tree.leaves, results), strict=True):
     assert a.shape == b.shape
     assert jnp.allclose(a, b, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-  ('size', 'strides', 'is_product'),
-  [((3, 3), 1, True), ((4, 4), 1, False), ((6, 6), 2, True)],
-)
-def test_patches_are_for_results_no_larger_than_the_kernel(
-  size, strides, is_product
-):
-  jaxpr = jax.make_jaxpr(
-    lambda x, kernel: convolution.matmul_conv(
-      x,
-      kernel,
-      (strides, strides),
-      ((1, 1), (1, 1)),
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),  # As nn.Conv calls it.
-    )
-  )(jnp.zeros((1, *size, 4)), jnp.zeros((3, 3, 4, 8)))
-  assert ('dot_general' in str(jaxpr)) == is_product
 
 
 def _num_convolutions(conv_backend):

@@ -175,12 +175,6 @@ def test_norm_treats_each_group_as_a_batch():
   assert np.max(np.abs(actual['y'] - whole['y'])) > 0.1
 
 
-def test_norm_of_a_group_that_does_not_divide_the_batch_is_an_error():
-  norm = layers.BatchNorm(use_running_average=False, group_size=4)
-  with pytest.raises(ValueError, match=r'group_size=4 .* batch of 6 images'):
-    norm.init(_KEY, jnp.zeros((6, 2, 2, 3)))
-
-
 def test_norm_in_evaluation_uses_the_running_statistics():
   x = _normal(1, (3, 4, 4, 5))
   variables = _norm_variables(5)

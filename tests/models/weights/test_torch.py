@@ -34,17 +34,6 @@ def test_bfloat16_becomes_float32():
   np.testing.assert_array_equal(kernel.transpose(3, 2, 0, 1), expected)
 
 
-def test_a_state_dict_of_another_network_is_refused():
-  with pytest.raises(InputError, match=r"'fc.weight' .* shape"):
-    weights.from_state_dict(
-      'resnet34', make_state('Bottleneck'), stage_sizes=STAGE_SIZES
-    )
-  timm = pytest.importorskip('timm')
-  basic = timm.create_model('resnetv2_18', layers=STAGE_SIZES).state_dict()
-  with pytest.raises(InputError, match='basic blocks'):
-    weights.from_state_dict('preact_resnet18', basic, stage_sizes=STAGE_SIZES)
-
-
 def test_the_lines_that_a_pickle_asks_for_make_a_good_file(tmp_path):
   path = str(tmp_path / 'weights.pth')
   state = make_state('BasicBlock')

@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import sys
-import tracemalloc
 import types
 
 import jax
@@ -116,10 +115,6 @@ def test_counters_come_back_and_copies_share_no_memory():
     ),
     ({'fc__weight': np.zeros((3, 64))}, r"'fc.weight' .* float64, not one of"),
     (
-      {'bn1__num_batches_tracked': np.zeros(3, np.int64)},
-      r"'bn1.num_batches_tracked' .* not one integer",
-    ),
-    (
       {'bn1__num_batches_tracked': np.zeros((), np.float32)},
       r"'bn1.num_batches_tracked' .* not one integer",
     ),
@@ -132,21 +127,6 @@ def test_a_state_dict_that_does_not_fit_is_refused_by_name(changes, message):
     weights.from_state_dict('cifar_resnet8', state)
 
 
-def test_nothing_is_read_before_all_is_known_to_fit():
-  class Unreadable:
-    shape, dtype = (3,), 'float32'
-
-    def __array__(self, *_, **__):
-      raise AssertionError('read')
-
-  with pytest.raises(InputError, match='which the network has not'):
-    weights.from_state_dict(
-      'cifar_resnet8', _state(fc__bias=Unreadable(), zzz=np.zeros(1))
-    )
-  with pytest.raises(AssertionError, match='read'):
-    weights.from_state_dict('cifar_resnet8', _state(fc__bias=Unreadable()))
-
-
 def test_variables_of_another_network_are_refused():
   with pytest.raises(InputError, match='variables given for resnet18'):
     weights.to_state_dict('resnet18', _variables())
@@ -157,8 +137,6 @@ def test_variables_of_another_network_are_refused():
       'timm',
       **_SMALL,
     )
-  with pytest.raises(InputError, match="'keras' is none of torchvision, timm"):
-    weights.to_state_dict('cifar_resnet8', _variables(), naming='keras')
 
 
 def test_v2_of_timm_moves_the_norm_of_the_stem():
@@ -200,8 +178,6 @@ def test_nothing_is_left_where_a_file_cannot_be_written(tmp_path):
   for path in (target, tmp_path / 'no' / 'where'):
     with pytest.raises(InputError, match='cannot be written'):
       weights.save_weights(_variables(), str(path))
-  with pytest.raises(InputError, match='no parameters to save'):
-    weights.save_weights({}, str(tmp_path / 'x.safetensors'))
   assert os.listdir(tmp_path) == ['taken']
   assert os.listdir(target) == []
 
@@ -250,16 +226,11 @@ def _forge(**fields):
   ('damage', 'message'),
   [
     (_forge(shape=[2**40, 2**40]), "'fc.bias' of F32"),
-    (_forge(shape=[-3]), "'fc.bias' of F32"),
     (_forge(shape='many'), 'fc.bias|damaged'),
     (_forge(dtype='I32'), "'fc.bias' .* I32, not one of"),
-    (_forge(data_offsets=[0, 10**15]), "'fc.bias' of F32"),
-    # Agrees with the file, not with the network.
-    (_forge(shape=[3, 1, 1]), r"'fc.bias' .* \[3, 1, 1\]"),
     (lambda raw: raw[:-5], "'.*' of .* cannot be bytes"),
     (lambda raw: (2**40).to_bytes(8, 'little') + raw[8:], 'header says 1,099'),
     (lambda raw: raw[:5], 'damaged'),
-    (lambda _: b'\2\0\0\0\0\0\0\0[]', 'damaged'),
     (lambda _: (9**5).to_bytes(8, 'little') + b'{' * 9**5, 'damaged'),
   ],
 )
@@ -271,11 +242,9 @@ def test_a_damaged_file_is_refused(path, damage, message):
   assert path in str(error.value)
 
 
-@pytest.mark.parametrize(
-  'metadata', [{'preprocessing': '{"mean": 3}'}, {'class_names': '7'}]
-)
-def test_damaged_metadata_are_refused(tmp_path, metadata):
+def test_damaged_metadata_are_refused(tmp_path):
   path = str(tmp_path / 'weights.safetensors')
+  metadata = {'preprocessing': '{"mean": 3}'}
   safetensors.numpy.save_file(_state(), path, metadata=metadata)
   with pytest.raises(InputError, match=r'metadata of .* damaged'):
     weights.load_weights(path, 'cifar_resnet8')
@@ -292,18 +261,8 @@ def test_damaged_metadata_are_refused(tmp_path, metadata):
 def test_pickles_are_never_opened(tmp_path, name, start):
   path = tmp_path / name
   path.write_bytes(start)
-  with pytest.raises(InputError, match='is a pickle') as error:
+  with pytest.raises(InputError, match='is a pickle'):
     weights.load_weights(str(path), 'cifar_resnet8')
-  assert 'state = torch.load(' in str(error.value)
-  assert 'safetensors.torch.save_file(state, ' in str(error.value)
-
-
-def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path):
-  path, length = tmp_path / 'weights.safetensors', 0x0280
-  header = b'{"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
-  raw = length.to_bytes(8, 'little') + header.ljust(length) + bytes(4)
-  path.write_bytes(raw)
-  assert weights.open_source(str(path)).tensors == {'x': ((1,), 'float32')}
 
 
 @pytest.mark.parametrize(
@@ -311,7 +270,6 @@ def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path):
   [
     {'std': (0.0,) * 3},
     {'mean': (float('nan'),) * 3},
-    {'mean': (0.5,)},
     {'image_size': 0},
     {'crop_share': -1.0},
   ],
@@ -319,19 +277,6 @@ def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path):
 def test_preprocessing_that_cannot_be_is_refused(fields):
   with pytest.raises(ValueError, match=r'mean|channels|size'):
     dataclasses.replace(_PREPROCESSING, **fields)
-
-
-def test_a_conversion_takes_little_more_memory_than_its_result():
-  state = weights.to_state_dict('resnet18', _variables('resnet18'))
-  size = sum(array.nbytes for array in state.values())
-  weights.from_state_dict('resnet18', state)  # What is traced stays.
-  tracemalloc.start()
-  try:
-    weights.from_state_dict('resnet18', state)
-    _, peak = tracemalloc.get_traced_memory()
-  finally:
-    tracemalloc.stop()
-  assert 1.0 <= peak / size < 1.5
 
 
 # Orbax and workdirs.
@@ -411,10 +356,9 @@ def test_bad_answers_of_the_hub_are_refused(hub, monkeypatch):
   with pytest.raises(InputError, match=r'hf-hub:timm/net: .* had: 404'):
     weights.open_source('hf-hub:timm/net')
   weights.save_weights(_variables(), str(folder / 'model.safetensors'))
-  for text in ('[]', '{', '{"pretrained_cfg": 3}'):
-    (folder / 'config.json').write_text(text)
-    with pytest.raises(InputError, match=r'config.json .* damaged'):
-      weights.open_source('hf-hub:timm/net')
+  (folder / 'config.json').write_text('{"pretrained_cfg": 3}')
+  with pytest.raises(InputError, match=r'config.json .* damaged'):
+    weights.open_source('hf-hub:timm/net')
   monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
   with pytest.raises(InputError, match='pip install huggingface_hub'):
     weights.open_source('hf-hub:timm/net')
