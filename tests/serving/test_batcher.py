@@ -87,13 +87,3 @@ def test_an_error_is_raised_and_the_next_batch_is_predicted():
     return row['value']
 
   assert run(scenario, Predict()) == 9
-
-
-def test_closing_answers_what_was_accepted():
-  async def scenario(batcher):
-    tasks = [asyncio.create_task(batcher([image(i)])) for i in range(20)]
-    await asyncio.sleep(0)
-    await batcher.close()
-    return [rows[0]['value'] for rows in await asyncio.gather(*tasks)]
-
-  assert run(scenario, Predict()) == list(range(20))

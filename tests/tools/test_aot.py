@@ -9,7 +9,6 @@ from jax.experimental.compilation_cache import compilation_cache
 import pytest
 
 from configs import resnet50
-from resnet.errors import InputError
 from resnet.tools import collectives, compiled, topologies
 from resnet.tools.compiled import Compiled, OutOfMemoryError
 from resnet.tools.topologies import CHIPS, Topology
@@ -75,31 +74,13 @@ def test_the_whole_batch_as_a_group_costs_collectives_in_each_layer():
   assert any('bn1' in name for name in names), names
 
 
-def test_a_sharded_state_is_gathered():
-  run = prepare('cpu:4', sharding__fsdp=4, model__bn_group_size=8)
-  assert dict(run.sharding.mesh.shape) == {'data': 1, 'fsdp': 4}
-  train = compiled.compile_train(run)
-  assert 'all-gather' in {row['kind'] for row in train.collectives}
-
-
 @pytest.mark.parametrize(
-  ('topology', 'parts'),
-  [
-    ('v5e:3x3', ['v5e: 2x2 2x4', '16x16; v5p: ', '4x4x4', 'cpu:N']),
-    ('v9', ['v9 does not exist']),
-    ('cpu:0', ['1 to 512']),
-    ('cpu:16', ['begun with 8 devices']),
-  ],
+  ('topology', 'part'),
+  [('v5e:3x3', 'v5e: 2x2 2x4'), ('cpu:16', 'begun with 8 devices')],
 )
-def test_an_unknown_topology_is_refused_with_a_list(tool, topology, parts):
+def test_an_unknown_topology_is_refused_with_a_list(tool, topology, part):
   result = tool('aot', *GROUPS, f'--topology={topology}')
-  assert_refused(result, f'--topology={topology}', *parts)
-
-
-def test_without_libtpu_the_install_line_is_shown(monkeypatch):
-  monkeypatch.setattr(importlib.util, 'find_spec', lambda _: None)
-  with pytest.raises(InputError, match=r"pip install 'jax\[tpu\]'"):
-    topologies.open_topology('v5e:2x4')
+  assert_refused(result, f'--topology={topology}', part)
 
 
 def test_imagenet_is_not_needed():
@@ -110,9 +91,6 @@ def test_imagenet_is_not_needed():
   assert prepared.image_shape == (224, 224, 3)
   steps = config.num_epochs * 1_281_167 / config.batch_size
   assert prepared.length.num_steps == round(steps)
-  config.data.crop = 'none of these'
-  with pytest.raises(InputError, match='crop'):
-    compiled.prepare(config, topology)
 
 
 def make_pod(**figures):
@@ -181,25 +159,18 @@ def test_the_search_ends_at_the_largest_batch_that_fits(
 
 
 @pytest.mark.parametrize(
-  ('memory', 'parts'),
+  ('memory', 'part'),
   [
-    (
-      lambda batch: batch * 1e7,
-      [
-        *('batch of 64 images a chip takes 680.00 MB', 'has 600.00 MB'),
-        'fit is 56: --config.batch_size=448',
-      ],
-    ),
     # In leaps: 33 images take as much as 64.
-    (lambda batch: -(-batch // 32) * 32 * 1e7, ['--config.batch_size=256']),
-    (lambda _: 1e9, ['None that was tried fits']),
+    (lambda batch: -(-batch // 32) * 32 * 1e7, '--config.batch_size=256'),
+    (lambda _: 1e9, 'None that was tried fits'),
   ],
 )
 def test_too_large_a_batch_is_refused_with_one_that_fits(
-  aot_of_pod, memory, parts
+  aot_of_pod, memory, part
 ):
   result, _ = aot_of_pod(memory, '--config.batch_size=512')
-  assert_refused(result, *parts)
+  assert_refused(result, part)
 
 
 @pytest.mark.parametrize(
@@ -225,18 +196,10 @@ def test_headroom_and_speed_are_estimated(aot_of_pod, temporary_bytes, largest):
   assert estimate['images_per_second'] == pytest.approx(64 / (8e10 / 819e9))
 
 
-def test_the_text_has_a_line_for_each_fact(aot_of_pod):
+def test_the_text_shows_memory_and_collectives(aot_of_pod):
   result, _ = aot_of_pod(lambda _: 8_000_000)
-  first, *lines = result.stdout.splitlines()
-  assert first.startswith('configs/fake.py on v5e:2x4: 8 chips')
-  assert 'batch 64, 8 a chip' in first
-  program = ['memory', 'arithmetic', 'traffic', 'all-reduce']
-  assert [line.split()[0] for line in lines] == [
-    *('train:', *program, 'eval:', *program),
-    *('chip:', 'headroom', 'largest', 'ESTIMATE'),
-  ]
-  assert '48.00 MB: arguments 40.00 MB, temporaries 8.00 MB' in lines[1]
-  assert 'not per layer' in lines[4]
+  assert '48.00 MB: arguments 40.00 MB, temporaries 8.00 MB' in result.stdout
+  assert 'not per layer' in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -286,9 +249,7 @@ BN = 'stage1_block1/bn1'
       '',
       ('all-gather', 64, 1, None),
     ),
-    ('pred[] all-reduce-start', '', ('all-reduce', 1, 1, None)),
     ('f32[16]{0} all-reduce-done', '', None),
-    ('f32[16]{0} get-tuple-element', '', None),
   ],
 )
 def test_collectives_are_read_from_hlo(code, source, expected):

@@ -1,10 +1,7 @@
 """The benchmark tool: figures that add up, and rivals of the same network."""
 
-import contextlib
-import dataclasses
 import functools
 import json
-import types
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +10,10 @@ import pytest
 
 from benchmarks import flax_step
 from resnet import experiment
-from resnet.errors import InputError
-from resnet.tools import benchmark_step, ceilings, programs, timing, traces
+from resnet.tools import ceilings, programs, timing, traces
 from resnet.training.step import jit_steps
 from tests.networks import make_variables
-from tests.programs import SMALL, assert_refused, run
+from tests.programs import SMALL, assert_refused
 from tests.runs import fake_config
 
 
@@ -50,7 +46,7 @@ def test_input_figures_cover_stages_and_rates(measure):
     'data.augment_on=device',
   ]
   also = [f'--also={fields}' for fields in paths[1:]]
-  found, text = measure('input', '--rounds=2', '--batches=2', *also)
+  found, _ = measure('input', '--rounds=2', '--batches=2', *also)
   assert list(found['images_per_second']) == paths
   for name in paths:
     assert len(found['images_per_second'][name]) == 2
@@ -61,8 +57,6 @@ def test_input_figures_cover_stages_and_rates(measure):
     assert all(value > 0 for value in stages.values())
   assert list(found['ratios']) == [f'{name} / config' for name in paths[1:]]
   assert 0 <= found['data_wait']['share'] < 1
-  assert 'ResNet-50 on one H100 (6,000 images/s):' in text
-  assert 'Read ahead: at most' in text
 
 
 def test_figures_of_step_and_eval_add_up(measure, tmp_path):
@@ -70,7 +64,7 @@ def test_figures_of_step_and_eval_add_up(measure, tmp_path):
     *('--rounds=3', '--seconds=0.01'),
     *('--config.data.image_size=16', '--config.data.eval_resize=16'),
   )
-  found, text = measure(
+  found, _ = measure(
     'step',
     *brief,
     '--against=flax',
@@ -98,17 +92,13 @@ def test_figures_of_step_and_eval_add_up(measure, tmp_path):
   shares = [row['share'] for row in found['costliest']]
   assert len(shares) == 10 and shares == sorted(shares, reverse=True)
   assert list((tmp_path / 'trace').rglob('*.xplane.pb'))
-  assert f'{rate["median"]:,.1f} images/s' in text and 'times flax' in text
-  assert found['costliest'][0]['name'] in text
   # An evaluation has a third of the arithmetic.
-  evaluation, text = measure('eval', *brief, '--also=model.shortcut=B')
+  evaluation, _ = measure('eval', *brief, '--also=model.shortcut=B')
   assert evaluation['batch_size'] == 64
   assert evaluation['flops'] == pytest.approx(found['flops'] / 3, rel=0.2)
   # Projections cost more than option A.
   projections = evaluation['against']['model.shortcut=B']
   assert projections['flops'] > 1.01 * evaluation['flops']
-  # The operations are listed on demand only.
-  assert evaluation['costliest'][0]['name'] not in text
 
 
 def test_the_loop_is_compared_with_its_step(measure):
@@ -127,29 +117,6 @@ def test_saves_and_restores_are_timed(measure, tmp_path):
   assert found['stall_seconds']['median'] <= found['save_seconds']['median']
   assert found['restore_seconds']['low'] > 0
   assert list((tmp_path / 'disk').iterdir()) == []
-
-
-@pytest.mark.slow
-def test_phases_of_a_start_add_up(tmp_path):
-  path = tmp_path / 'figures.json'
-  result = run(
-    *('-m', 'resnet.tools.benchmark', 'startup', '--rounds=1'),
-    *(f'--json={path}', *SMALL),
-  )
-  assert result.returncode == 0, result.stderr
-  found = json.loads(path.read_text())['seconds']
-  for phases in found.values():
-    *parts, whole = phases.values()
-    assert sum(parts) == pytest.approx(whole)
-    assert min(parts) > 0
-  # Warm, programs come from the cache.
-  assert found['warm']['compile'] < found['cold']['compile']
-
-
-def test_flax_has_plain_networks_only():
-  config = fake_config(model__name='cifar_preact_resnet110')
-  with pytest.raises(InputError, match='flax has no cifar_preact_resnet110'):
-    programs.flax(programs.resolve_here(config), 'step')
 
 
 def test_three_updates_in_flax_equal_ours():
@@ -223,104 +190,23 @@ ENTRY %main (p: f32[8]) -> f32[8] {
   assert 'w' not in found
 
 
-def test_a_convolution_lasts_until_other_threads_end_it():
-  def thread(*events):
-    found = [
-      types.SimpleNamespace(
-        name=name,
-        start_ns=start,
-        duration_ns=duration,
-        stats=() if name.startswith('end: ') else {'hlo_op': name}.items(),
-      )
-      for name, start, duration in events
-    ]
-    return types.SimpleNamespace(name='', events=found)
-
-  # 'add', which waits for 'conv', runs before the end of 'conv'.
-  lines = [
-    thread(('sine', 0, 100.0), ('conv', 100, 5.0), ('end: sine', 110, 1.0)),
-    thread(('add', 500, 20.0), ('conv2', 520, 5.0), ('end: conv', 530, 1.0)),
-    thread(('end: conv2', 900, 1.0)),
-  ]
-  profile = types.SimpleNamespace(planes=[types.SimpleNamespace(lines=lines)])
-  assert dict(traces.events(profile)) == {
-    'sine': 100.0,
-    'conv': 400.0,
-    'add': 20.0,
-    'conv2': 380.0,
-  }
-
-
-def open_rivals(*names):
-  args = types.SimpleNamespace(subject='step', torch_python=None, also=[])
-  with contextlib.ExitStack() as cleanup:
-    return list(benchmark_step.open_rivals(None, list(names), args, cleanup))
-
-
-@pytest.fixture
-def failing(monkeypatch):
-  """The names that cannot be started; the others can."""
-  names = set()
-
-  def start(_run, _subject, name, _python):
-    if name in names:
-      raise InputError(f'{name} does not work here: no compiler.')
-    return contextlib.nullcontext(name)
-
-  monkeypatch.setattr(programs, 'torch', start)
-  return names
-
-
-def test_torch_is_eager_and_compiled_where_that_works(failing, capsys):
-  assert open_rivals('torch', 'torch-eager') == ['torch-eager', 'torch-compile']
-  assert open_rivals('torch-compile') == ['torch-compile']
-  failing.add('torch-compile')
-  assert open_rivals('torch') == ['torch-eager']
-  assert 'torch-compile does not work here: no' in capsys.readouterr().out
-  for asked in (['torch-compile'], ['torch', 'torch-compile']):
-    with pytest.raises(InputError, match='torch-compile does not work'):
-      open_rivals(*asked)
-  failing.add('torch-eager')
-  with pytest.raises(InputError, match='torch-eager does not work'):
-    open_rivals('torch')
-
-
 @pytest.mark.slow
-def test_torch_is_timed_or_says_why_not(tmp_path, monkeypatch):
+def test_torch_is_timed():
   pytest.importorskip('torchvision')
   run = experiment.resolve(fake_config(), devices=jax.devices()[:1])
   for subject in ('step', 'eval'):
     with programs.torch(run, subject, 'torch-eager', None) as program:
       assert program.seconds(2) > 0
-  config = {**run.config, 'model.name': 'preact_resnet18'}
-  unknown = dataclasses.replace(run, config=config)
-  with pytest.raises(InputError, match='none with such a network'):
-    programs.torch(unknown, 'step', 'torch-eager', None)
-  monkeypatch.setenv('CXX', '/none/g++')
-  monkeypatch.setenv('TORCHINDUCTOR_CACHE_DIR', str(tmp_path))
-  with pytest.raises(
-    InputError, match=r'torch-compile does not work here: .* C\+\+ compiler'
-  ):
-    programs.torch(run, 'step', 'torch-compile', None)
 
 
 @pytest.mark.parametrize(
   ('words', 'part'),
   [
     ('speed', "'speed'"),
-    ('input --against=dali', 'dali is none of tfdata, torchvision'),
-    ('input --against=tfdata', '--config.data.name=folder'),
     ('input --also=seed=1', 'is not data.FIELD=VALUE'),
-    ('input --also=data.speed=1', 'speed'),
-    ('input --rounds=0', 'at least 1'),
     ('step --against=tf', 'tf is none of flax, torch, torch-eager, torc'),
-    ('step --rounds=0', '--rounds must be at least 1'),
-    ('step --against=torch', 'is for one CPU or GPU'),
-    ('loop --rounds=0', 'at least 1'),
     ('loop --intervals=9', 'more than the 16 steps of the run'),
-    ('checkpoint --saves=1', '--saves must be at least 2'),
     ('checkpoint --folder=/none', 'is no folder'),
-    ('startup --rounds=0', 'at least 1'),
   ],
 )
 def test_bad_arguments_are_refused(tool, words, part):

@@ -67,24 +67,6 @@ def test_a_good_run_passes_and_leaves_nothing_behind(examine, tmp_path):
   assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_check_raises_is_its_finding(tool, monkeypatch, tmp_path):
-  def save(self, state, metrics):
-    del self, state, metrics
-    raise OSError(28, 'No space left on device')
-
-  monkeypatch.setattr(Checkpoints, 'save', save)
-  result = tool('doctor', *SMALL, f'--workdir={tmp_path}/run')
-  assert (result.returncode, result.stderr) == (2, '')
-  lines = [line.split(maxsplit=2) for line in result.stdout.splitlines()]
-  assert [check for _, check, _ in lines] == CHECKS
-  assert [check for status, check, _ in lines if status == 'FAIL'] == [
-    'checkpoint'
-  ]
-  assert 'No space left on device' in lines[CHECKS.index('checkpoint')][2]
-  assert '512 train (labels 0 to 8 in 256 of them' in lines[3][2]
-  assert list(tmp_path.iterdir()) == []
-
-
 def test_checkpoints_in_the_folder_need_no_more_space(experiment, tmp_path):
   size = machine.state_bytes(experiment)
   leaves = jax.tree.leaves(experiment.create_state())
@@ -124,8 +106,6 @@ def test_a_small_disk_and_broken_records_fail(
   }
   disk = found['disk']
   assert disk['needed_bytes'] == 5 * disk['state_bytes'] > disk['free_bytes']
-  assert f'1.5 MB free in {tmp_path}, 3.0 MB needed' in disk['text']
-  assert '--config.keep_checkpoints=1' in disk['text']
   assert '3 of 256 are broken: The label of record 0' in found['data']['text']
   assert ' is 10; expected 0 to 9.' in found['data']['text']
 
@@ -137,16 +117,12 @@ def named(experiment, names, num_classes=None):
 
 
 def test_names_of_classes_are_checked(experiment):
-  assert named(experiment, 'ab').text == '2: a, b'
-  found = named(experiment, 'gfedcba')
-  assert (found.status, found.text) == ('ok', '7: g, f, e, ..., c, b, a')
+  assert named(experiment, 'ab').status == 'ok'
   assert named(experiment, 'aba').status == 'warn'
   assert named(experiment, 'ab', num_classes=3).status == 'FAIL'
   synsets = [f'n{i:08}' for i in range(1000)]
   assert named(experiment, synsets).status == 'ok'
-  found = named(experiment, synsets[::-1])
-  assert found.status == 'warn'
-  assert 'not sorted' in found.text
+  assert named(experiment, synsets[::-1]).status == 'warn'
 
 
 def test_versions_are_those_of_the_requirements(tmp_path):
@@ -157,6 +133,19 @@ def test_versions_are_those_of_the_requirements(tmp_path):
   assert f'jax {jax.__version__} is not in jax>=99' in found.text
   assert 'no-such-thing is missing: pip install' in found.text
   assert 'numpy' not in found.text.partition(':')[0]
+
+
+def test_what_a_check_raises_is_its_finding(examine, monkeypatch, tmp_path):
+  def save(self, state, metrics):
+    del self, state, metrics
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(Checkpoints, 'save', save)
+  code, found = examine(f'--workdir={tmp_path}/run')
+  assert (code, list(found)) == (2, CHECKS)
+  assert found['checkpoint']['status'] == 'FAIL'
+  assert 'No space left on device' in found['checkpoint']['text']
+  assert list(tmp_path.iterdir()) == []
 
 
 def test_a_disk_that_changes_bits_fails(experiment, monkeypatch, tmp_path):
@@ -192,21 +181,10 @@ def test_a_signal_in_a_save_leaves_nothing_behind(
   assert signal.getsignal(number) is handler
 
 
-def test_slow_reading_is_a_warning(experiment):
-  found = rehearsal.input_speed(experiment, 1e12)
-  assert found.status == 'warn'
-  assert 'times as many: raise --config.data.num_workers' in found.text
-  assert rehearsal.input_speed(experiment, 1e-3).status == 'ok'
-  assert rehearsal.input_speed(experiment, None).status == 'ok'
-
-
 @pytest.mark.parametrize(
   ('arg', 'part'),
   [
     ('--config.batch_sise=3', 'batch_size'),
-    ('--nonsense=1', 'nonsense'),
-    ('train', "'train' is not a flag"),
-    ('--workdir=', 'is no folder'),
     ('--workdir=gs://bucket/run', 'is an address, no folder'),
   ],
 )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from resnet.data.notes import Notes
-from resnet.data.scales import ViewsTransform, paper_sides
+from resnet.data.scales import ViewsTransform
 from resnet.data.transforms import EvalTransform, resize_and_center_crop
 from resnet.training import precise_bn
 from resnet.training.evaluate import evaluate
@@ -142,11 +142,6 @@ def test_scales_are_the_mean_of_sizes_and_mirror_images(run_tool, made):
   assert report['scales'] == [12, 21]
 
 
-def test_default_scales_are_those_of_the_paper():
-  assert paper_sides(224) == (224, 256, 384, 480, 640)
-  assert paper_sides(16) == (16, 18, 27, 34, 46)
-
-
 def test_scales_are_squares_of_oblong_images():
   image = smooth_image(30, 40)
   transform = ViewsTransform(sides=(20, 45))
@@ -176,22 +171,14 @@ def test_precise_bn_is_evaluated_beside_the_moving_averages(
 
 
 def test_bad_values_are_refused_before_anything_is_read(tool, tmp_path):
-  there = tmp_path / 'there'
-  there.mkdir()
   for args, parts in (
     (['--precise_bn=0'], ['--precise_bn=0', '1 .. 512']),
-    (['--on='], ['--on=', 'type --on=']),
     (['--split=test'], ['--split', '--on']),
-    (['--data_dir='], ['--data_dir', '--on']),
-    (['--scales=224'], ['--scales', '--views=scales']),
     (['--views=scales', '--scales=0,224'], ['--scales=0,224', 'type']),
-    (['--views=scales', '--scales=224,big'], ['--scales=224,big', 'type']),
-    (['--output='], ['--output=', 'type --output=report']),
-    ([f'--output={there}'], [f'type --output={there}/report']),
-    ([f'--output={tmp_path}/new/'], [f'type --output={tmp_path}/new/report']),
+    ([f'--output={tmp_path}'], [f'type --output={tmp_path}/report']),
     (['--output=/proc/report'], ['--output=/proc/report cannot be written']),
   ):
     # A workdir that is not there would be refused next.
     flags = ('--config=configs/fake.py', '--workdir=/no/where')
     assert_refused(tool('evaluate', *flags, *args), *parts)
-  assert [path.name for path in tmp_path.rglob('*')] == ['there']
+  assert list(tmp_path.iterdir()) == []

@@ -5,7 +5,6 @@ import json
 import pathlib
 import shutil
 import signal
-import sys
 
 import jax
 import numpy as np
@@ -22,7 +21,6 @@ from resnet.tools import (
   responses,
   results,
 )
-from resnet.training import run as run_lib
 from resnet.training.checkpoint import Checkpoints
 from tests.programs import assert_refused
 from tests.reporting.made_runs import write_run
@@ -108,11 +106,8 @@ def test_results_hold_every_cell(grid):
     assert cell['timing']['train_seconds'] > 0
     assert cell['hardware'] and cell['commits']
     assert cell['timing']['wall_seconds'] > 0
-  # The table.
   errors = [cell['test_error'] for cell in cells.values()]
   text = (grid / 'results.md').read_text()
-  assert f'`python -m resnet.tools.reproduce {GRID[0]} --data=digits' in text
-  assert '--groups=B --depths=8 --seeds=0,1 --workdir=DIR`' in text
   expected = f'{np.mean(errors):.2f} ± {np.std(errors, ddof=1):.2f}'
   assert f'\n| resnet8 B | none | {expected} |' in text
   assert '| imagenet2012 | B 34 | 24.52 | He et al. 2016, Table 3' in text
@@ -148,38 +143,6 @@ def test_a_net_with_moving_averages_is_tested_with_these(
   assert result['parameters'] == sum(x.size for x in params)
 
 
-def test_a_ladder_has_a_table_of_gains(tmp_path):
-  experiment, data = experiments.find('ladder', None)
-  cells = grids.cells(experiment, data=data, seeds=[0, 1])
-  # The second rung brings less than the spread.
-  errors = dict(zip(experiment.groups, (9, 8.9, 8, 7, 6, 5), strict=True))
-  done = {
-    cell: {
-      'group': cell.group,
-      'test_error': errors[cell.group] - 0.1 * cell.seed,
-      **dict.fromkeys(('train_error', 'first_loss', 'parameters'), 1.0),
-      **{'multiply_adds': 4, 'hardware': ['a CPU'], 'commits': ['abc']},
-      'timing': {'wall_seconds': 2.0, 'images_per_second': 50.0},
-    }
-    for cell in cells
-  }
-  spread = {'median': 0.8, 'low': 0.7, 'high': 0.9}
-  costs = {'+cosine': {'images_per_second': spread, 'share': spread}}
-  grid = {'experiment': 'ladder', 'data': data}
-  results.write(str(tmp_path), experiment, grid, cells, done, costs)
-  text = (tmp_path / 'results.md').read_text()
-  unknown = 'not measured | not measured'
-  within = 'within the spread'
-  for row in (
-    'resnet20 +cosine | none | 7.95 ± 0.07 | 1.00 ± 0.00',
-    f'baseline |  |  |  |  | {unknown}',
-    f'+smoothing | +0.10 | {within} | +0.10 | {within} | {unknown}',
-    '+cosine | +0.90 | better | +1.00 | better | 1 | 0.80 (0.70 to 0.90)',
-  ):
-    assert f'\n| {row} |' in text
-  assert read(tmp_path, timing=True)['costs'] == costs
-
-
 def test_the_costs_of_groups_are_measured_once(tmp_path, monkeypatch):
   def step_of_as_many_seconds_as_its_seed(run, _):
     return programs.Program(
@@ -189,37 +152,19 @@ def test_the_costs_of_groups_are_measured_once(tmp_path, monkeypatch):
   configs = {'first': small(seed=1), 'second': small(seed=2)}
   monkeypatch.setattr(programs, 'ours', step_of_as_many_seconds_as_its_seed)
   found = costs.read_or_measure(str(tmp_path), configs)
-  assert {
-    (group, name, value)
-    for group, figures in found.items()
-    for name, spread in figures.items()
-    for value in spread.values()
-  } == {
-    ('first', 'images_per_second', 64.0),
-    ('first', 'share', 1.0),
-    ('second', 'images_per_second', 32.0),
-    ('second', 'share', 0.5),
-  }
+  assert set(found['second']['images_per_second'].values()) == {32.0}
+  assert set(found['second']['share'].values()) == {0.5}
   monkeypatch.setattr(programs, 'ours', None)
   assert costs.read_or_measure(str(tmp_path), configs) == found
 
 
-@pytest.mark.parametrize(
-  ('data', 'nets'),
-  [
-    ('digits', ['plain20 | about 9.5 (CIFAR-10)', 'resnet8 | none']),
-    ('cifar10', ['resnet20 | 8.75', 'plain110 | over 60']),
-    ('imagenet2012', ['plain34 | 28.54 (ten crops)']),
-  ],
-)
-def test_what_was_not_run_is_beside_the_papers_numbers(tmp_path, data, nets):
-  experiment, _ = experiments.find('degradation', data)
-  depths = (8, 20, 34, 110)
-  cells = grids.cells(experiment, data=data, depths=depths)
+def test_what_was_not_run_is_beside_the_papers_numbers(tmp_path):
+  experiment, data = experiments.find('degradation', 'digits')
+  cells = grids.cells(experiment, data=data, depths=(8, 20))
   grid = {'experiment': 'degradation', 'data': data}
   results.write(str(tmp_path), experiment, grid, cells, {})
   text = (tmp_path / 'results.md').read_text()
-  for net in nets:
+  for net in ('plain20 | about 9.5 (CIFAR-10)', 'resnet8 | none'):
     assert f'\n| {net} | {"not run | " * 5}0 of 3 |' in text
   assert read(tmp_path)['not_run'] == [cell.name for cell in cells]
 
@@ -238,16 +183,11 @@ def test_other_folders_are_refused(grid, copy, tool):
   assert_refused(
     result, 'another grid (shortcuts on digits, not preact on digits)'
   )
-  result = tool('reproduce', 'preact', f'--workdir={grid}/cells')
-  assert_refused(result, 'is not empty and holds no grid')
   path = copy / 'cells' / 'B8_seed1' / 'config.json'
   text = path.read_text().replace('"batch_size": 64', '"batch_size": 63')
   path.write_text(text)
   result = tool('reproduce', *GRID, f'--workdir={copy}')
   assert_refused(result, 'batch_size: 63 there, 64 now')
-  (copy / 'grid.json').write_text('{"experiment": "shortcuts"}')
-  result = tool('reproduce', *GRID, f'--workdir={copy}')
-  assert_refused(result, 'is damaged')
 
 
 def test_a_kill_at_a_bad_moment_changes_no_result(grid, copy, tool):
@@ -265,17 +205,9 @@ def test_a_kill_at_a_bad_moment_changes_no_result(grid, copy, tool):
     assert (cell / 'checkpoints' / str(NUM_STEPS)).is_dir()
 
 
-def test_a_part_of_the_grid_file_is_no_grid(tool, tmp_path, monkeypatch):
-  (tmp_path / '.grid.json.abc').write_text('{')
-  monkeypatch.setattr(run_lib, 'train', lambda *_, **__: sys.exit(99))
-  result = tool('reproduce', *GRID, f'--workdir={tmp_path}')
-  assert result.returncode == 99
-
-
 def test_bad_cells_are_refused_before_the_first_run(tool, tmp_path):
   for experiment, flag, part in (
     ('degradation', '--depths=20,21', "no model 'cifar_plain21'"),
-    ('preact', '--seeds=1,x', "--seeds: '1,x'"),
     ('ladder', '--depths=8,20', 'ladder is of one depth, not 8 and 20'),
   ):
     workdir = f'--workdir={tmp_path}/grid'

@@ -92,7 +92,7 @@ def test_files_that_are_chosen_or_dropped_show_bars_and_maps(
   # After a broken file the next one works.
   page.set_input_files('#files', files(('bad.png', b'nonsense')))
   alert = page.get_by_role('alert')
-  expect(alert).to_contain_text('neither a PNG nor a JPEG')
+  expect(alert).to_contain_text('neither PNG nor JPEG')
   page.evaluate(DROP, list(encode(4)))
   expect(page.locator('h2').first).to_have_text('dropped.png')
   expect(page.locator('meter')).to_have_count(15)

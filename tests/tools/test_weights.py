@@ -86,8 +86,6 @@ def test_inspect_names_the_networks_that_fit(tool, path, tmp_path):
   out = tool('weights', 'inspect', path, '--tensors').stdout
   assert '44 tensors' in out
   assert re.search(r'^fits +cifar_resnet8$', out, re.MULTILINE)
-  tensor = r'^conv1.weight +float32 \[16, 3, 3, 3\]$'
-  assert re.search(tensor, out, re.MULTILINE)
   other = str(tmp_path / 'x.safetensors')
   safetensors.numpy.save_file({'x': np.zeros(3, np.float32)}, other)
   assert 'no network here' in tool('weights', 'inspect', other).stdout
@@ -97,14 +95,8 @@ def test_inspect_names_the_networks_that_fit(tool, path, tmp_path):
   ('args', 'message'),
   [
     ('convert {path} x.safetensors', 'It fits: cifar_resnet8.'),
-    ('convert {path} x.pth', 'must end in .safetensors'),
     ('convert {path} x.safetensors {model} --mean=1', '--std'),
-    (
-      'convert {path} x.safetensors {model} --class-names={path}.txt',
-      'cannot be read',
-    ),
     ('compare {path} {path}', 'give --model'),
-    ('compare {path} {path} {model} --image-size=0', '--image-size'),
   ],
 )
 def test_bad_input_is_refused_and_nothing_is_written(
@@ -124,6 +116,7 @@ def test_a_run_gives_its_averages_its_interpolation_and_numbers_for_names(
   )
   _, variables = draw_variables('cifar_resnet8', size=16, num_classes=12)
   ema = jax.tree.map(lambda x: 2 * x, variables)
+  (tmp_path / 'run').mkdir()
   save_run(tmp_path / 'run', run, variables, ema)
   for suffix, expected in (('', ema), ('#raw', variables)):
     found = read_weights(f'{tmp_path}/run{suffix}')
