@@ -122,8 +122,3 @@ def test_libraries_are_imported_where_they_may_be():
       if any(has_prefix(imported, library) for imported in IMPORTS[name])
     }
     assert importers == allowed, library
-
-
-def test_imports_in_functions_are_seen():
-  assert 'resnet.experiment' in IMPORTS['main']
-  assert module_of('resnet.errors.InputError') == 'resnet.errors'

@@ -155,11 +155,8 @@ def test_evaluation_of_another_model_is_refused(done):
   [
     # Found as the flags are read: these processes take a moment.
     (['--config.modle.name=x'], ['modle', 'model']),
-    (['--config.batch_size=many'], ['batch_size', 'many']),
-    (['--config=configs/nothing.py'], ['configs/nothing.py']),
     (['--nonsense=1'], ['nonsense']),
     (['train'], ["'train' is not a flag"]),
-    (['--mode=test'], ['train|eval']),
     # And as the config is resolved.
     ([*SMALL, '--config.batch_size=63'], ['63', '8 devices', '56 or 64']),
     ([*SMALL, '--workdir=runs/lr[0.1]'], ['/runs/lr[0.1]', '[ or ]']),
@@ -228,32 +225,6 @@ def test_a_config_that_takes_no_argument_says_what_to_type():
 
 
 @LOADS_A_CONFIG
-def test_a_call_in_the_config_file_is_not_that_of_the_config(tmp_path):
-  path = tmp_path / 'config.py'
-  path.write_text(
-    'from configs import default\n'
-    'def get_config(net):\n'
-    '  return default.get_config(net)\n'
-  )
-  assert 'takes nothing' not in explained(f'{path}:a')
-  assert 'TypeError: get_config() takes 0' in explained(f'{path}:a')
-
-
-@LOADS_A_CONFIG
-@pytest.mark.parametrize(
-  ('config', 'parts'),
-  [
-    ('ffcv.py:nonsense', ["'nonsense'", 'There are: rn18_16, ']),
-    ('resnet50_timm.py:a4', ["'a4'", 'There are: a1, a2, a3.']),
-  ],
-)
-def test_an_unknown_recipe_is_named_with_the_known_ones(config, parts):
-  message = explained(f'{ROOT}/configs/{config}')
-  assert 'Error' not in message
-  assert all(part in message for part in parts), message
-
-
-@LOADS_A_CONFIG
 def test_an_input_error_of_a_config_file_is_all_that_is_said(tmp_path):
   path = tmp_path / 'config.py'
   path.write_text(
@@ -315,13 +286,6 @@ def shapes_dir(tmp_path_factory):
   return folder
 
 
-def test_a_broken_image_is_named(shapes_dir, tmp_path):
-  args = (*as_flags(**OWN_SET), f'--workdir={tmp_path / "run"}')
-  result = run_main(*args, TFDS_DATA_DIR=shapes_dir)
-  assert_refused(result, 'shape17.png', 'cannot be decoded')
-  assert not (tmp_path / 'run').exists()
-
-
 def test_an_own_set_is_trained_without_its_broken_image_and_tensorflow(
   shapes_dir, tmp_path, capsys
 ):
@@ -353,15 +317,8 @@ def test_an_own_set_is_trained_without_its_broken_image_and_tensorflow(
   assert line in result.stdout
 
 
-def test_help_lists_the_flags():
-  result = run_main('--help')
-  assert result.returncode == 0
-  assert '--workdir' in result.stdout
-  assert '--mode' in result.stdout
-
-
 def test_nothing_comes_after_the_error():
-  """Threads and finalizers may raise before the last line, not after it."""
+  """Threads may raise before the last line, not after it."""
   script = (
     'import sys, threading\n'
     'import main\n'
@@ -372,28 +329,21 @@ def test_nothing_comes_after_the_error():
     '  thread = threading.Thread(target=run)\n'
     '  thread.start()\n'
     '  thread.join()\n'
-    'class Raises:\n'
-    '  def __del__(self):\n'
-    '    raise ValueError("deleted")\n'
     'def resolve(config):\n'
     '  raises("Event loop is closed")\n'
     '  raises("news")\n'
-    '  Raises()\n'
     '  raise errors.InputError("the end")\n'
     'experiment.resolve = resolve\n'
     'main.flags.FLAGS(sys.argv)\n'
     'assert main.main([]) == 2\n'
     'raises("an echo")\n'
-    'Raises()\n'
   )
   result = run('-c', script, *SMALL, '--nokeep_programs')
   *before, last = result.stderr.splitlines()
   assert result.returncode == 0
   assert last == 'error: the end'
-  assert [line for line in before if line.startswith('ValueError: ')] == [
-    'ValueError: news',
-    'ValueError: deleted',
-  ]
+  errors = [line for line in before if line.startswith('ValueError: ')]
+  assert errors == ['ValueError: news']
 
 
 @pytest.mark.slow

@@ -69,27 +69,6 @@ def test_shellcheck_accepts_every_script():
   assert result.returncode == 0, result.stdout
 
 
-def test_every_script_is_documented_and_names_configs_that_exist():
-  docs = (ROOT / 'docs' / 'pods.md').read_text()
-  for path in SCRIPTS.iterdir():
-    assert f'scripts/{path.name}' in docs, path.name
-    for name in re.findall(r'configs/\w+\.py', path.read_text()):
-      assert (ROOT / name).exists(), name
-
-
-def test_tpu_vm_is_created_and_deleted_by_gcloud(tmp_path):
-  tools = {'gcloud': RECORDER}
-  made = call(tmp_path, 'tpu_vm.sh', 'create', tools=tools, TYPE='v6', **TPU)
-  assert made.returncode == 0, made.stderr
-  assert made.stdout.split()[:6] == [
-    *('gcloud', 'compute', 'tpus', 'tpu-vm'),
-    *('create', 'pod'),
-  ]
-  assert '--accelerator-type=v6' in made.stdout.split()
-  gone = call(tmp_path, 'tpu_vm.sh', 'delete', tools=tools, **TPU)
-  assert gone.stdout.split()[4:6] == ['delete', 'pod']
-
-
 def test_tpu_vm_installs_with_a_python_that_is_new_enough(tmp_path):
   find = '[[ "$*" == "-m uv python find 3.12" ]]'
   tools = {
@@ -165,20 +144,6 @@ def test_xpk_runs_the_image_on_all_workers(tmp_path):
   env['DRY_RUN'] = '1'
   dry = call(tmp_path, 'gke_xpk.sh', 'create', tools=tools, **env)
   assert '--dry-run' in dry.stdout.splitlines()
-
-
-@pytest.mark.parametrize(
-  ('script', 'env'), [('tpu_vm.sh', TPU), ('gke_xpk.sh', GKE)]
-)
-def test_a_wrong_call_names_the_commands_or_the_missing_variable(
-  tmp_path, script, env
-):
-  result = call(tmp_path, script, 'begin', tools={}, **env)
-  assert result.returncode == 2
-  assert 'create|' in result.stderr
-  result = call(tmp_path, script, 'create', tools={})
-  assert result.returncode != 0
-  assert re.search('NAME|PROJECT', result.stderr)
 
 
 def sky(folder, python, *, num_gpus):

@@ -1,7 +1,6 @@
 """Nothing that is read can run a program."""
 
 import ast
-import json
 import os
 import pathlib
 import pickle
@@ -68,14 +67,6 @@ def test_a_pickle_for_a_config_is_refused(tmp_path):
     assert not (tmp_path / 'bang').exists()
   pickle.loads(bomb)
   assert (tmp_path / 'bang').exists()
-
-
-def test_a_config_is_read_as_data(tmp_path):
-  code = f"__import__('os').mkdir({str(tmp_path / 'bang')!r})"
-  config = {'config': {'model.name': code, 'seed': code}, 'derived': {}}
-  (tmp_path / workdir.CONFIG_FILE).write_text(json.dumps(config))
-  assert workdir.read_config(str(tmp_path)) == config
-  assert not (tmp_path / 'bang').exists()
 
 
 def test_pickles_in_a_checkpoint_are_not_opened(tmp_path):

@@ -247,17 +247,6 @@ def test_a_damaged_newest_checkpoint_is_set_aside(
   assert_continued(stopped, whole)
 
 
-def test_an_older_checkpoint_with_damaged_metrics_is_set_aside(
-  whole, stopped, capsys
-):
-  path = stopped / 'checkpoints' / '8' / 'metrics' / 'metrics'
-  path.write_bytes(path.read_bytes()[:10])
-  train(stopped)
-  assert 'warning: The checkpoint of step 8' in capsys.readouterr().out
-  assert (stopped / 'damaged_checkpoints' / '8').is_dir()
-  assert_continued(stopped, whole)
-
-
 def test_a_complete_run_with_damaged_checkpoints(whole, complete, capsys):
   (complete / 'checkpoints' / '8' / 'metrics' / 'metrics').write_text('{')
   assert train(complete).was_complete
@@ -375,20 +364,6 @@ def test_a_worker_that_hangs_ends_the_run(tmp_path):
   assert 'error: waiting for batch' in result.stderr
   (stacks,) = workdir.glob('stacks_*.txt')
   assert 'loop.py' in stacks.read_text()
-
-
-@pytest.mark.slow
-def test_a_save_that_hangs_ends_the_run_which_continues(whole, tmp_path):
-  workdir = tmp_path / 'run'
-  args = command(workdir, watchdog_seconds=5.0)
-  result = run(*at_call(2, SAVE, HANG), *args, devices=8)
-  assert result.returncode == 1, result.stdout + result.stderr
-  assert 'error: saving step 6 has hung for' in result.stderr
-  assert 'goes on from the newest checkpoint' in result.stderr
-  (stacks,) = workdir.glob('stacks_*.txt')
-  assert 'in at_call' in stacks.read_text()
-  train(workdir, allow_config_change=True)
-  assert_continued(workdir, whole)
 
 
 def test_a_second_run_in_a_workdir_is_refused(whole, tmp_path):

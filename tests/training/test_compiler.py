@@ -58,15 +58,6 @@ def test_programs_are_kept_in_a_private_folder_for_each_processor(
   assert none is None
 
 
-@pytest.mark.parametrize('home', ['', 'relative'])
-def test_without_an_absolute_cache_home_it_is_that_of_the_user(
-  tmp_path, monkeypatch, home
-):
-  monkeypatch.setenv('XDG_CACHE_HOME', home)
-  monkeypatch.setenv('HOME', str(tmp_path))
-  assert keep_programs()[1].startswith(str(tmp_path / '.cache' / 'resnet'))
-
-
 def test_a_folder_that_cannot_be_made_is_reported(tmp_path):
   (tmp_path / 'cache').write_text('a file')
   reported, folder = keep_programs()

@@ -29,16 +29,6 @@ def test_sums_leave_out_masked_rows_and_add_up():
   assert metrics.means(both) == {'loss': 2.0, 'top1': 1 / 3, 'top5': 2 / 3}
 
 
-def test_fewer_than_five_classes_are_always_in_the_top_five():
-  sums = metrics.batch_sums(
-    jnp.zeros(1),
-    jnp.asarray([[3.0, 1.0]]),
-    jnp.asarray([1], jnp.int32),
-    jnp.asarray([True]),
-  )
-  assert (float(sums['top1']), float(sums['top5'])) == (0.0, 1.0)
-
-
 def test_ties_go_to_the_first_class_and_nan_is_never_right():
   nan = float('nan')
   sums = metrics.batch_sums(

@@ -1,4 +1,4 @@
-"""Optimizers against formulas, PyTorch, timm and Optax; what decays."""
+"""Optimizers against formulas, clipping against timm; what decays."""
 
 import jax
 import jax.numpy as jnp
@@ -61,72 +61,27 @@ def updated(tx, params, grads):
 SHAPES = {'kernel': (2, 3), 'scale': (3,), 'bias': (3,)}
 
 
+@pytest.mark.parametrize('name', ['sgd', 'sgdw'])
 @pytest.mark.parametrize(
   ('nesterov', 'decay_rule'), [(False, 'all'), (True, 'kernels')]
 )
-def test_sgd_follows_the_formula(nesterov, decay_rule):
+def test_sgd_follows_the_formula_of_either_decay(name, nesterov, decay_rule):
   params, grads = draw(0, SHAPES)
-  tx = scheduled(nesterov=nesterov, decay_rule=decay_rule)
+  tx = scheduled(name=name, nesterov=nesterov, decay_rule=decay_rule)
   ours = updated(tx, params, grads)
   velocity = dict.fromkeys(params, 0.0)
   for rate, grad in zip(RATES, grads, strict=True):
-    for name in params:
-      decays = decay_rule == 'all' or name == 'kernel'
-      g = grad[name] + 0.01 * decays * params[name]
-      velocity[name] = 0.9 * velocity[name] + g
-      step = g + 0.9 * velocity[name] if nesterov else velocity[name]
-      params[name] = params[name] - rate * step
-  for name in params:
-    np.testing.assert_allclose(ours[name], params[name], rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-  ('name', 'nesterov', 'decay_rule'),
-  [
-    ('sgdw', False, 'all'),
-    ('sgdw', True, 'kernels'),
-    ('adamw', False, 'kernels'),
-  ],
-)
-def test_decoupled_decay_is_that_of_timm_and_pytorch(
-  name, nesterov, decay_rule
-):
-  torch = pytest.importorskip('torch')
-  sgdw = pytest.importorskip('timm.optim').SGDW
-  start, grads = draw(2, SHAPES)
-  theirs = {
-    key: torch.nn.Parameter(torch.tensor(x)) for key, x in start.items()
-  }
-  groups = [
-    {
-      'params': [theirs[key]],
-      'weight_decay': 0.3 * (decay_rule == 'all' or key == 'kernel'),
-    }
-    for key in start
-  ]
-  if name == 'sgdw':
-    optimizer = sgdw(groups, lr=1.0, momentum=0.9, nesterov=nesterov)
-  else:
-    optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.99), eps=1e-3)
-  for rate, grad in zip(RATES, grads, strict=True):
-    for key, param in theirs.items():
-      param.grad = torch.tensor(grad[key])
-    for group in optimizer.param_groups:
-      group['lr'] = rate
-    optimizer.step()
-  tx = scheduled(
-    name=name,
-    nesterov=nesterov,
-    b2=0.99,
-    eps=1e-3,
-    weight_decay=0.3,
-    decay_rule=decay_rule,
-  )
-  ours = updated(tx, start, grads)
-  for key, param in theirs.items():
-    np.testing.assert_allclose(
-      ours[key], param.detach().numpy(), rtol=1e-4, atol=1e-6
-    )
+    for key, param in params.items():
+      decays = decay_rule == 'all' or key == 'kernel'
+      decay = 0.01 * decays * param
+      g = grad[key] + decay if name == 'sgd' else grad[key]
+      velocity[key] = 0.9 * velocity[key] + g
+      step = g + 0.9 * velocity[key] if nesterov else velocity[key]
+      if name == 'sgdw':
+        step = step + decay
+      params[key] = param - rate * step
+  for key in params:
+    np.testing.assert_allclose(ours[key], params[key], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -262,23 +217,26 @@ def test_lars_is_algorithm_1_for_kernels_and_sgd_for_the_rest():
     np.testing.assert_allclose(ours[name], params[name], rtol=1e-5, atol=1e-6)
 
 
-def test_lamb_is_algorithm_2_for_kernels_and_adam_for_the_rest():
+@pytest.mark.parametrize('name', ['adamw', 'lamb'])
+def test_adamw_and_lamb_are_their_algorithms(name):
+  """LAMB adapts kernels; both decay kernels only."""
   params, grads = draw(1, SHAPES)
-  tx = scheduled(name='lamb', decay_rule='kernels', b2=0.99)
+  tx = scheduled(name=name, decay_rule='kernels', b2=0.99)
   ours = updated(tx, params, grads)
   m, v = dict.fromkeys(params, 0.0), dict.fromkeys(params, 0.0)
   for step, (rate, grad) in enumerate(zip(RATES, grads, strict=True), start=1):
-    for name, param in params.items():
-      m[name] = 0.9 * m[name] + 0.1 * grad[name]
-      v[name] = 0.99 * v[name] + 0.01 * np.square(grad[name])
-      m_hat, v_hat = m[name] / (1 - 0.9**step), v[name] / (1 - 0.99**step)
+    for key, param in params.items():
+      m[key] = 0.9 * m[key] + 0.1 * grad[key]
+      v[key] = 0.99 * v[key] + 0.01 * np.square(grad[key])
+      m_hat, v_hat = m[key] / (1 - 0.9**step), v[key] / (1 - 0.99**step)
       d, ratio = m_hat / (np.sqrt(v_hat) + 1e-6), 1.0
-      if name == 'kernel':
+      if key == 'kernel':
         d = d + 0.01 * param
-        ratio = np.linalg.norm(param) / np.linalg.norm(d)
-      params[name] = param - rate * ratio * d
-  for name in params:
-    np.testing.assert_allclose(ours[name], params[name], rtol=1e-4, atol=1e-6)
+        if name == 'lamb':
+          ratio = np.linalg.norm(param) / np.linalg.norm(d)
+      params[key] = param - rate * ratio * d
+  for key in params:
+    np.testing.assert_allclose(ours[key], params[key], rtol=1e-4, atol=1e-6)
 
 
 def test_kernels_decay_and_scales_and_biases_do_not():
@@ -300,20 +258,10 @@ def test_kernels_decay_and_scales_and_biases_do_not():
     ({'name': 'adam'}, "'adam' is none of sgd, sgdw, adamw, lars, lamb"),
     ({'name': 'lars'}, r"'all' is not for 'lars'.*decay_rule=kernels"),
     ({'b2': 1.0}, 'b2=1.0'),
-    ({'eps': -1.0}, 'eps=-1.0'),
-    ({'trust_coefficient': float('inf')}, 'trust_coefficient=inf'),
-    ({'decay_rule': 'some'}, 'all, kernels'),
-    ({'momentum': 1.0}, 'momentum'),
     ({'weight_decay': float('nan')}, 'weight_decay=nan'),
-    ({'clip_norm': float('nan')}, 'clip_norm=nan must be positive'),
-    ({'clip_adaptive': -0.1}, 'clip_adaptive=-0.1 must be positive'),
     ({'clip_norm': 1.0, 'clip_adaptive': 0.01}, 'leave one of them out'),
-    ({'lookahead_steps': 0}, 'lookahead_steps=0 must be positive'),
     ({'lookahead_steps': 2**31}, 'lookahead_steps=.* below 2'),
-    ({'backbone_multiplier': 2.0}, r'2.0 is not in 0 \.\. 1'),
     ({'sam_rho': 1e39}, r'sam_rho=1e\+39 must be positive, 1e-30 to 3.4e\+38'),
-    ({'clip_norm': 1e-50}, 'clip_norm=1e-50 must be positive, 1e-30 to'),
-    ({'lookahead_steps': 5, 'lookahead_share': 0.0}, 'lookahead_share=0.0'),
     ({'lookahead_steps': 5, 'lookahead_share': 1.1}, 'lookahead_share=1.1'),
   ],
 )

