@@ -204,6 +204,9 @@ def test_torch_is_timed():
   [
     ('speed', "'speed'"),
     ('input --also=seed=1', 'is not data.FIELD=VALUE'),
+    ('startup --rounds=0', 'at least 1'),
+    ('step --rounds=0', '--rounds must be at least 1'),
+    ('step --against=torch', 'is for one CPU or GPU'),
     ('step --against=tf', 'tf is none of flax, torch, torch-eager, torc'),
     ('loop --intervals=9', 'more than the 16 steps of the run'),
     ('checkpoint --folder=/none', 'is no folder'),

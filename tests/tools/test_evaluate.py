@@ -174,6 +174,8 @@ def test_bad_values_are_refused_before_anything_is_read(tool, tmp_path):
   for args, parts in (
     (['--precise_bn=0'], ['--precise_bn=0', '1 .. 512']),
     (['--split=test'], ['--split', '--on']),
+    (['--scales=224'], ['--scales', '--views=scales']),
+    (['--views=scales', '--scales=224,big'], ['--scales=224,big', 'type']),
     (['--views=scales', '--scales=0,224'], ['--scales=0,224', 'type']),
     ([f'--output={tmp_path}'], [f'type --output={tmp_path}/report']),
     (['--output=/proc/report'], ['--output=/proc/report cannot be written']),

@@ -7,7 +7,7 @@ import pytest
 from resnet.errors import InputError
 from resnet.experiment import flatten
 from resnet.models import arithmetic, list_models
-from resnet.tools import experiments, gains, grids
+from resnet.tools import experiments, gains, grid_figures, grids
 
 
 def fields_by_cell(name, data):
@@ -132,7 +132,12 @@ def test_a_gain_is_claimed_beyond_both_spreads_only(before, after, says):
 
 def test_gains_are_against_the_row_before_and_against_the_first():
   cells = [
-    {'group': group, 'test_error': error - 0.1 * seed}
+    {
+      'group': group,
+      'label': f'resnet20 {group}',
+      'test_error': error - 0.1 * seed,
+      'config': {'data.name': 'fashion_mnist'},
+    }
     for group, error in (('baseline', 9.0), ('+a', 8.9), ('+b', 8.0))
     for seed in range(2)
   ]
@@ -142,3 +147,6 @@ def test_gains_are_against_the_row_before_and_against_the_first():
     ['+0.10', 'within the spread', '+0.10', 'within the spread'],
     ['+0.90', 'better', '+1.00', 'better'],
   ]
+  experiment, _ = experiments.find('ladder', None)
+  (ax,) = grid_figures.draw(experiment, cells).axes
+  assert ax.lines[0].get_ydata().tolist() == pytest.approx([8.95, 8.85, 7.95])

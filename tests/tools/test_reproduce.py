@@ -208,6 +208,7 @@ def test_a_kill_at_a_bad_moment_changes_no_result(grid, copy, tool):
 def test_bad_cells_are_refused_before_the_first_run(tool, tmp_path):
   for experiment, flag, part in (
     ('degradation', '--depths=20,21', "no model 'cifar_plain21'"),
+    ('preact', '--seeds=1,x', "--seeds: '1,x'"),
     ('ladder', '--depths=8,20', 'ladder is of one depth, not 8 and 20'),
   ):
     workdir = f'--workdir={tmp_path}/grid'

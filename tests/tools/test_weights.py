@@ -95,8 +95,10 @@ def test_inspect_names_the_networks_that_fit(tool, path, tmp_path):
   ('args', 'message'),
   [
     ('convert {path} x.safetensors', 'It fits: cifar_resnet8.'),
+    ('convert {path} x.pth', 'must end in .safetensors'),
     ('convert {path} x.safetensors {model} --mean=1', '--std'),
     ('compare {path} {path}', 'give --model'),
+    ('compare {path} {path} {model} --image-size=0', '--image-size'),
   ],
 )
 def test_bad_input_is_refused_and_nothing_is_written(
