@@ -84,7 +84,7 @@ def devices() -> Finding:
   found = backend.devices()
   kind, platform_ = found[0].device_kind, found[0].platform
   text = f'{len(found)} x {kind} ({platform_})'
-  values = {'platform': backend, 'kind': kind, 'count': len(found)}
+  values = {'platform': platform_, 'kind': kind, 'count': len(found)}
   stats = [device.memory_stats() for device in jax.local_devices()]
   sizes = [
     (x['bytes_limit'] - x['bytes_in_use'], x['bytes_limit'])
@@ -99,7 +99,7 @@ def devices() -> Finding:
   unused = sorted(
     x for x in names if str(x).lower().startswith(('jax-cuda', 'libtpu'))
   )
-  if backend == 'cpu' and unused:
+  if platform_ == 'cpu' and unused:
     return Finding(
       'warn',
       f'{text}, but {", ".join(unused)} is installed: look at the driver'
