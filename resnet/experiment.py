@@ -33,7 +33,7 @@ from resnet.training.schedules import (
 )
 from resnet.training.sharding import DataSharding, create_sharding
 from resnet.training.state import TrainState, create_state
-from resnet.training.step import Task
+from resnet.training.step import MOST_UNROLLED_PARTS, Task
 
 # Where and how fast data are read, and on how many devices the state lies: a
 # run may go on with other values.
@@ -343,6 +343,8 @@ def resolve(
     mean=data.mean,
     std=data.std,
     accumulation_steps=config.accumulation_steps,
+    unroll_parts=sharding.backend == 'cpu'
+    and config.accumulation_steps <= MOST_UNROLLED_PARTS,
     log_every_steps=config.log_every_steps,
     ema_decay=config.ema_decay,
     ema_every_steps=config.ema_every_steps,

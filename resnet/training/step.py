@@ -27,6 +27,9 @@ from resnet.training.state import TrainState
 # `augment` makes of it.
 Batch = Mapping[str, jax.Array]
 
+# The most parts of a batch that a CPU's program repeats: each is compiled.
+MOST_UNROLLED_PARTS = 8
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
@@ -51,6 +54,8 @@ class Task:
     seed: of all that is random in a step.
     sam_rho: distance from the weights, uphill, at which the gradient of the
       update is taken; None: at the weights.
+    unroll_parts: whether the program repeats the gradients of a part for each
+      part instead of looping: on a CPU XLA's convolutions are slow in a loop.
   """
 
   model: nn.Module
@@ -67,6 +72,7 @@ class Task:
   augmentation: Augmentation = dataclasses.field(default_factory=Augmentation)
   seed: int = 0
   sam_rho: float | None = None
+  unroll_parts: bool = False
 
   def normalize(self, images: jax.Array) -> jax.Array:
     """Pixels [B, H, W, C] -> (images - mean) / std, float32."""
@@ -264,7 +270,9 @@ def _gradients_in_parts(
   # Each part starts from the same statistics: the mean over parts of the
   # updated ones is what the whole batch would have given.
   results = functools.partial(gradients, state, task=task)
-  grads, batch_stats, sums = _mean_over_parts(results, parts)
+  grads, batch_stats, sums = _mean_over_parts(
+    results, parts, unroll=task.unroll_parts
+  )
   sums = jax.tree.map(lambda x: x * task.accumulation_steps, sums)
   return grads, batch_stats, sums
 
@@ -288,19 +296,40 @@ def split_batch(batch: Batch, task: Task) -> Batch:
   return {**jax.tree.map(split, dict(batch)), 'part': numbers}
 
 
-def _mean_over_parts(fn: Callable[[Batch], Any], parts: Batch) -> Any:
+def _mean_over_parts(
+  fn: Callable[[Batch], Any], parts: Batch, *, unroll: bool
+) -> Any:
   """Returns the mean of fn(part), holding one part's activations at a time."""
   num_parts = len(parts['label'])
-  first = jax.tree.map(lambda x: x[0], parts)
-  zeros = jax.tree.map(
-    lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(fn, first)
+
+  def take(index: jax.Array | int) -> Batch:
+    return jax.tree.map(
+      lambda x: lax.dynamic_index_in_dim(x, index, keepdims=False), parts
+    )
+
+  def add_part(total: Any, index: jax.Array | int) -> Any:
+    return jax.tree.map(jnp.add, total, fn(take(index)))
+
+  total = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(fn, take(0))
   )
-
-  def body(total, part):
-    return jax.tree.map(jnp.add, total, fn(part)), None
-
-  total, _ = lax.scan(body, zeros, parts)
+  if unroll:
+    for index in range(num_parts):
+      total = add_part(total, index + _zero_after(total))
+  else:
+    total = lax.fori_loop(0, num_parts, lambda i, x: add_part(x, i), total)
   return jax.tree.map(lambda x: x / num_parts, total)
+
+
+def _zero_after(tree: Any) -> jax.Array:
+  """Returns 0, which XLA cannot know before all arrays of the tree are there.
+
+  So what is computed from it comes later, and the memory of what came before
+  is free. (On a CPU, XLA drops `lax.optimization_barrier` before it schedules.)
+  """
+  some = [x.ravel()[0].astype(jnp.float32) for x in jax.tree.leaves(tree)]
+  some = jnp.stack(some)
+  return jnp.any((some < 0.0) & (some > 0.0)).astype(jnp.int32)
 
 
 def eval_step(
