@@ -7,7 +7,8 @@ the whole pod. The data set need not be here. TPUs need `pip install 'jax[tpu]'`
 but no TPU; `--topology=cpu:8` needs neither. A compilation takes a minute or
 more. All numbers but the last, which is an estimate, are the compiler's, of one
 chip: memory, arithmetic, traffic and collectives of an update and of a batch of
-evaluation. --largest compiles on, to find the largest batch that fits.
+evaluation. What is in a loop, as the parts of an accumulated batch, counts each
+time that it runs. --largest compiles on, to find the largest batch that fits.
 """
 
 import argparse

@@ -11,7 +11,7 @@ from resnet.data import pipeline
 from resnet.data.fake import LENGTHS
 from resnet.errors import InputError
 from resnet.experiment import Experiment, resolve
-from resnet.tools import collectives
+from resnet.tools import collectives, hlo
 from resnet.tools.topologies import Topology
 from resnet.training import metrics
 from resnet.training.programs import abstract_batch
@@ -47,6 +47,8 @@ class OutOfMemoryError(Exception):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compiled:
   """What the compiler says of a program; all of one chip.
+
+  Arithmetic, traffic and collectives in a loop count each time that it runs.
 
   Attributes:
     seconds: that it took to compile.
@@ -169,6 +171,7 @@ def build(step: Any, *args: Any) -> tuple[Any, Compiled]:
     ) from error
   seconds = time.monotonic() - start
   memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+  module = hlo.parse(compiled.as_text())
   return compiled, Compiled(
     seconds=seconds,
     argument_bytes=memory.argument_size_in_bytes,
@@ -178,7 +181,7 @@ def build(step: Any, *args: Any) -> tuple[Any, Compiled]:
     + memory.output_size_in_bytes
     - memory.alias_size_in_bytes
     + memory.generated_code_size_in_bytes,
-    flops=cost['flops'],
-    accessed_bytes=cost['bytes accessed'],
-    collectives=collectives.summarize(collectives.find(compiled.as_text())),
+    flops=cost['flops'] * module.flops_factor(),
+    accessed_bytes=cost['bytes accessed'] * module.traffic_factor(),
+    collectives=collectives.summarize(collectives.find(module)),
   )

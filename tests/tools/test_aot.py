@@ -5,11 +5,13 @@ import importlib.util
 import json
 
 import jax
+from jax import lax
 from jax.experimental.compilation_cache import compilation_cache
+import jax.numpy as jnp
 import pytest
 
 from configs import resnet50
-from resnet.tools import collectives, compiled, topologies
+from resnet.tools import collectives, compiled, hlo, programs, topologies
 from resnet.tools.compiled import Compiled, OutOfMemoryError
 from resnet.tools.topologies import CHIPS, Topology
 from tests.programs import SMALL, assert_refused
@@ -249,15 +251,29 @@ BN = 'stage1_block1/bn1'
       '',
       ('all-gather', 64, 1, None),
     ),
+    (
+      '(f32[8,4]{1,0}, f32[8,4]{1,0}, u32[]{:S(2)}, u32[]{:S(2)})'
+      ' collective-permute-start',
+      '',
+      ('collective-permute', 128, 1, None),
+    ),
+    (
+      '((f32[2]{0}, bf16[3]{0:T(256)}), (f32[16]{0}, bf16[24]{0}))'
+      ' all-gather-start',
+      '',
+      ('all-gather', 64 + 48, 2, None),
+    ),
     ('f32[16]{0} all-reduce-done', '', None),
   ],
 )
 def test_collectives_are_read_from_hlo(code, source, expected):
   found = collectives.find(
-    f'  %a.1 = {code}(%all-reduce.2), channel_id=1,'
-    f' metadata={{op_name="jit(step)/ResNet/{source}/reduce_sum"}}'
+    hlo.parse(
+      f'ENTRY main () -> f32[] {{\n  %a.1 = {code}(%all-reduce.2),'
+      f' metadata={{op_name="jit(step)/ResNet/{source}/reduce_sum"}}'
+    )
   )
-  assert [dataclasses.astuple(one) for one in found] == (
+  assert [dataclasses.astuple(one)[:4] for one in found] == (
     [expected] if expected else []
   )
 
@@ -275,3 +291,65 @@ def test_statistics_of_groups_stay_on_a_chip_of_a_pod(tool):
   (row,) = rows(whole['train'], per_layer=True)
   # Seven batch norms, forward and backward.
   assert row['count'] == 14 and len(row['layers']) == 7
+
+
+def test_what_a_loop_does_counts_each_time_that_it_runs():
+  """5 times 3 products of 64 x 64 and 64 x 64; the sums cross devices."""
+  sharding = jax.sharding.NamedSharding(
+    jax.make_mesh((8,), ('x',), axis_types=(jax.sharding.AxisType.Auto,)),
+    jax.sharding.PartitionSpec(None, 'x'),
+  )
+  x = jax.ShapeDtypeStruct((64, 64), jnp.float32, sharding=sharding)
+
+  def program(loop):
+    def outer(_, x):
+      return loop(0, 3, lambda _, x: jnp.tanh(x @ x.T), x) + 1.0
+
+    return jax.jit(lambda x: loop(0, 5, outer, x), out_shardings=sharding)
+
+  def repeat(start, stop, body, x):
+    for i in range(start, stop):
+      x = body(i, x)
+    return x
+
+  looped, flat = (
+    compiled.build(program(loop), x)[1] for loop in (lax.fori_loop, repeat)
+  )
+  assert looped.flops == pytest.approx(15 * 2 * 64**3 / 8, rel=0.1)
+  assert looped.flops == pytest.approx(flat.flops, rel=0.1)
+  assert looped.accessed_bytes == pytest.approx(flat.accessed_bytes, rel=0.3)
+  counts = [
+    sum(row['count'] for row in one.collectives) for one in (looped, flat)
+  ]
+  assert counts[0] == counts[1] >= 15
+
+
+def test_the_rounds_of_a_loop_on_a_tpu_are_in_its_condition():
+  text = """HloModule jit_step
+%cond (p.1: (s32[], f32[8])) -> pred[] {
+  %n = s32[]{:T(128)} constant(4)
+  %p.1 = (s32[]{:T(128)}, f32[8]{0}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%p.1), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%i, %n), direction=LT
+}
+%body (p.2: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %p.2 = (s32[]{:T(128)}, f32[8]{0}) parameter(0)
+  ROOT %r = (s32[]{:T(128)}, f32[8]{0}) all-reduce(%p.2), to_apply=%add
+}
+ENTRY %main (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %p = (s32[]{:T(128)}, f32[8]{0}) parameter(0)
+  ROOT %w = (s32[], f32[8]) while(%p), condition=%cond, body=%body
+}"""
+  (row,) = collectives.summarize(collectives.find(hlo.parse(text)))
+  assert (row['count'], row['bytes']) == (4, 4 * 36)
+
+
+def test_a_batch_in_many_parts_costs_what_it_costs_at_once():
+  """The loop over parts; XLA alone would count one of the 16."""
+  found = []
+  for parts in (1, 16):
+    config = fake_config(
+      batch_size=128, accumulation_steps=parts, model__bn_group_size=1
+    )
+    found.append(compiled.compile_train(programs.resolve_here(config)).flops)
+  assert found[1] == pytest.approx(found[0], rel=0.1)

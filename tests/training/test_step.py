@@ -169,8 +169,8 @@ def test_micro_batches_give_the_update_of_the_whole_batch():
   run = resolve(accumulation_steps=4, **groups)
   assert run.task.unroll_parts
   task = dataclasses.replace(run.task, unroll_parts=False)
-  for run in (run, dataclasses.replace(run, task=task)):
-    parts, parts_losses = train_steps(run, 3)
+  for other in (run, dataclasses.replace(run, task=task)):
+    parts, parts_losses = train_steps(other, 3)
     np.testing.assert_allclose(whole_losses, parts_losses, rtol=1e-5)
     assert_close(whole.params, parts.params, rtol=1e-3, atol=1e-5)
     assert_close(whole.batch_stats, parts.batch_stats, rtol=1e-3, atol=1e-5)
