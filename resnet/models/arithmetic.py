@@ -104,7 +104,8 @@ def trace(
   """
   model = create_model(name, **overrides)
   if isinstance(model, ResNet):
-    model = model.clone(scan_blocks=False)  # So that each block is seen.
+    # So that each block is seen, and the network is the same on any machine.
+    model = model.clone(scan_blocks=False, conv_backend='xla')
   shape = (1, image_size, image_size, channels)
   images = jax.ShapeDtypeStruct(shape, jnp.float32)
   variables = jax.eval_shape(

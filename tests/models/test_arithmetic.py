@@ -131,3 +131,12 @@ def test_scanned_networks_are_counted_block_by_block():
     for is_scanned in (True, False)
   )
   assert total == unrolled
+
+
+def test_costs_do_not_depend_on_the_backend(monkeypatch):
+  """Where JAX runs on a CPU, networks multiply matrices of patches."""
+  on_cpu = arithmetic.trace('resnet18', 64)
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
+  assert arithmetic.trace('resnet18', 64).costs == on_cpu.costs
+  # Inputs and outputs of four convolutions, float32 of 64 channels.
+  assert on_cpu.costs['stage1'].saved_bytes == 8 * 4 * 64 * 16**2
