@@ -26,8 +26,9 @@ What differs: there is no BlurPool, with which FFCV blurs before all strided
 convolutions but the first. Its images are stored at up to 500 pixels (rn50) or
 400 (rn18), partly as JPEG of quality 90, and resized by areas; it decays the
 head's bias and the batch norms of shortcuts, and adds up logits over the mirror
-images, where `--views=flip` has the mean of probabilities. Its README says 224
-pixels of evaluation, the files say 256.
+images, where `--views=flip` has the mean of probabilities. Its head begins with
+PyTorch's uniform numbers, ours with normal ones of deviation 0.01. Its README
+says 224 pixels of evaluation, the files say 256.
 """
 
 from configs import default

@@ -16,9 +16,14 @@ timm's weights by their model card. Not run.
 What differs: RandAugment is as strong as timm's (21 of 30 is 7 of 10, 18 is 6,
 and a deviation of 1.5 is 0.5) and leaves out half of the operations too; but
 they are torchvision's: timm's have Invert and SolarizeAdd besides, no Identity,
-and posterize to fewer bits. The rate changes with each update, and the cosine
-begins after the warm-up; timm's changes once an epoch, and its cosine begins
-before.
+posterize to fewer bits, and translate, shear and rotate with bicubic filters
+and the mean colour beside the image, where ours are bilinear and black. Drop
+path grows from 0 in timm's first block to the whole share in its last, ours
+from 1/16 of it. timm takes batch statistics of the images of a GPU, mmpretrain
+of all 2,048, ours are of 256. timm's head begins with PyTorch's uniform
+numbers, ours with normal ones of deviation 0.01 and biases of zero. The rate
+changes with each update, and the cosine begins after the warm-up; timm's
+changes once an epoch, and its cosine begins before.
 """
 
 from configs import default
@@ -49,12 +54,13 @@ def get_config(recipe='a3'):
   config.model.name = 'resnet50'
   config.model.dtype = 'bfloat16'
   config.model.bn_group_size = 256
+  config.model.zero_init_last_scale = True
   config.model.drop_path = drop_path
 
   config.data.image_size = size
   config.data.eval_size = 224
-  # A crop of 95 %.
-  config.data.eval_resize = 236
+  # A crop of 95 %: 224 / 0.95, which timm rounds down, mmpretrain up.
+  config.data.eval_resize = 235
   config.data.interpolation = 'bicubic'
   config.data.repeats = 1 if recipe == 'a3' else 3
   config.augment.operations = ('randaugment',)

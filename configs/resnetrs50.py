@@ -5,19 +5,26 @@
 Hardware: TPUs in the paper; eight GPUs of 80 GB. TFDS needs the set once, see
 the README.
 Source: "Revisiting ResNets" (arXiv 2103.07579), as tensorflow/tpu has it in
-models/official/resnet: resnet_rs/configs/resnetrs50_i160.yaml and the code,
-confirmed value by value, but Nesterov's momentum in an older version of the
-code only, and five epochs of warm-up in tensorflow/models, whose
-resnet_rs_imagenet is this recipe with another activation.
+models/official/resnet: resnet_rs/configs/resnetrs50_i160.yaml, whose values
+these are. What that file does not have: the cosine and its five epochs of
+warm-up are of tensorflow/models, whose imagenet_resnetrs50_i160.yaml is this
+recipe with another activation, Nesterov's momentum is of an older version of
+the code, and zeros in the last scales are of resnet_model.py.
 Aim: top-1 of one 160-pixel centre crop, %: 78.8, of the moving averages
 (`eval_ema/top1`). timm's weights of this network have 77.82. Not run.
 
-What differs: Google's RandAugment has other operations (it inverts, cuts out,
-adds to dark pixels, and knows no identity), of its largest magnitude, 10 of 10,
-as ours is, 30 of 30. It decays the biases of the head and of
-squeeze-and-excitation, and counts the cosine from the start, not from the end
-of the warm-up. Images per batch norm are not given: 128 is our choice. Running
-statistics are those of the last batch, and averaged like the weights, as there.
+What differs: Kernels of convolutions begin with normal numbers of variance 2 by
+fan-out, Google's with truncated normal ones of variance 1 by fan-in
+(`tf.variance_scaling_initializer`). Google's RandAugment (tensorflow/tpu,
+efficientnet/autoaugment.py) is at its largest magnitude, 10 of 10, as ours, 30
+of 30, but has Invert, Cutout of 80 x 80 pixels and SolarizeAdd, and no
+Identity; there, brightness, colour, contrast and sharpness are always 1.9, ours
+0.1 or 1.9; translations are 100 pixels, ours 72; solarizing leaves images as
+they are, ours inverts them; and grey is beside an image that was moved, here
+black. It decays the biases of the head and of squeeze-and-excitation, and
+counts the cosine from the start, not from the end of the warm-up. Images per
+batch norm are not given: 128 is our choice. Running statistics are those of the
+last batch, and averaged like the weights, as there.
 """
 
 from configs import default
