@@ -6,6 +6,7 @@ import functools
 import math
 import mmap
 import multiprocessing
+from multiprocessing import resource_tracker
 import os
 import re
 import signal
@@ -61,6 +62,11 @@ def prepare() -> None:
   """Prepares this process for workers; before the first one."""
   sys.warnoptions.append(_QUIET)  # Of new processes: this one's are fixed.
   atexit.register(_kill)
+  # Python's process that frees what a killed one has left behind ignores the
+  # signals that end a run, except this one; it inherits what is blocked here.
+  previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+  resource_tracker.ensure_running()
+  signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def _kill() -> None:

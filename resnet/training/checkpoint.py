@@ -181,9 +181,13 @@ class Checkpoints:
     try:
       with self._as_save_error():
         self._manager = self._open()
-      if self.latest_step() != int(state.step):
+      step = int(state.step)
+      if self.latest_step() == step and not os.path.exists(self._index(step)):
+        self._set_aside([step])
+        self._manager.reload()
+      if self.latest_step() != step:
         self.save(state, metrics)
-      self.finish(expected_step=int(state.step))
+      self.finish(expected_step=step)
     except SaveError as again:
       raise SaveError(
         f'{again} The newest checkpoint is of step {self.latest_step()}.'
@@ -195,6 +199,7 @@ class Checkpoints:
     try:
       yield
     except Exception as error:  # Whatever Orbax's threads ran into.
+      self._unchecked_step = None  # It is known to have failed.
       text = str(error).strip().splitlines()
       raise SaveError(
         f'A checkpoint could not be written to {self._folder}:'
@@ -399,16 +404,17 @@ class Checkpoints:
     Without it nothing can be restored, whatever else was written. Process 0
     writes it, so the others need not see it yet.
     """
-    step = self._unchecked_step
+    step, self._unchecked_step = self._unchecked_step, None
     if step is None or jax.process_index() > 0:
       return
-    path = os.path.join(self._folder, str(step), _STATE_FOLDER, _INDEX_FILE)
-    if not os.path.exists(path):
+    if not os.path.exists(self._index(step)):
       raise SaveError(
         f'The checkpoint of step {step} cannot be restored: the save ended'
-        f' without an error, but there is no {path}.'
+        f' without an error, but there is no {self._index(step)}.'
       )
-    self._unchecked_step = None
+
+  def _index(self, step: int) -> str:
+    return os.path.join(self._folder, str(step), _STATE_FOLDER, _INDEX_FILE)
 
   def finish(self, expected_step: int) -> None:
     """Waits until all is written.
