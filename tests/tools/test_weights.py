@@ -129,5 +129,7 @@ def test_a_run_gives_its_averages_its_interpolation_and_numbers_for_names(
   result = tool('weights', 'convert', tmp_path / 'run', target)
   assert 'moving averages' in result.stdout
   assert weights.open_source(target).metadata.ema is True
+  # The best checkpoint is that of the averages, too.
+  assert weights.score({'eval/top1': 0.9, 'eval_ema/top1': 0.5}) == 0.5
   with pytest.raises(InputError, match='leave #raw out'):
     weights.open_source(f'{target}#raw')

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 import signal
 
 import pytest
@@ -162,21 +161,6 @@ def test_checkpoints_without_a_config_are_refused_and_not_touched(tmp_path):
   with pytest.raises(InputError, match=r'no config\.json'):
     train(tmp_path)
   assert [p.name for p in tmp_path.rglob('*')] == ['checkpoints', '5']
-
-
-def test_a_run_from_before_a_field_existed_resumes(whole, tmp_path):
-  workdir = tmp_path / 'run'
-  shutil.copytree(whole[0], workdir)
-  saved = json.loads((workdir / 'config.json').read_text())
-  for field in ('on_bad_image', 'max_bad_images', 'max_worker_restarts'):
-    del saved['config'][f'data.{field}']
-  # The jitter once had no hue.
-  del saved['config']['augment.jitter'][3]
-  (workdir / 'config.json').write_text(json.dumps(saved))
-  assert train(workdir).was_complete
-  with pytest.raises(InputError, match=r"data\.on_bad_image: 'error' there"):
-    train(workdir, data__on_bad_image='skip')
-  assert train(workdir, augment__jitter=(0.4, 0.4, 0.4)).was_complete
 
 
 def test_the_best_checkpoint_and_the_last_ones_are_kept(tmp_path, monkeypatch):
