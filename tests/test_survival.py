@@ -234,7 +234,14 @@ def stopped(complete):
   return complete
 
 
-@pytest.mark.parametrize('damage', [_flip_bit, _truncate, _delete_half])
+@pytest.mark.parametrize(
+  'damage',
+  [
+    _flip_bit,
+    pytest.param(_truncate, marks=pytest.mark.slow),
+    pytest.param(_delete_half, marks=pytest.mark.slow),
+  ],
+)
 def test_a_damaged_newest_checkpoint_is_set_aside(
   whole, stopped, capsys, damage
 ):
@@ -366,6 +373,7 @@ def test_a_worker_that_hangs_ends_the_run(tmp_path):
   assert 'loop.py' in stacks.read_text()
 
 
+@pytest.mark.slow
 def test_a_second_run_in_a_workdir_is_refused(whole, tmp_path):
   workdir = tmp_path / 'run'
   wait = at_call(2, BATCH, f'print("waits", flush=True); {HANG}')
@@ -378,6 +386,7 @@ def test_a_second_run_in_a_workdir_is_refused(whole, tmp_path):
   assert_continued(workdir, whole)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced(whole, tmp_path, monkeypatch, capsys):
   calls, real = [], DeviceLoader.__next__
 
@@ -458,6 +467,7 @@ def test_fields_that_leave_the_weights_alone_may_change_on_demand(stopped):
     train(stopped, keep_checkpoints=1, seed=1, allow_config_change=True)
 
 
+@pytest.mark.slow
 def test_a_run_may_have_more_epochs_where_the_old_steps_stay(
   complete, tmp_path
 ):

@@ -91,7 +91,14 @@ def exported(small, tmp_path_factory):
 
 
 @pytest.mark.parametrize('format_', FORMATS)
-@pytest.mark.parametrize('name', ['resnet18d', 'preact_resnet18', 'seresnet50'])
+@pytest.mark.parametrize(
+  'name',
+  [
+    'resnet18d',
+    'preact_resnet18',
+    pytest.param('seresnet50', marks=pytest.mark.slow),
+  ],
+)
 def test_an_export_of_each_kind_computes_the_network(name, format_, tmp_path):
   manifest = write(make_small(name), tmp_path / 'out', format_)
   assert_equal_logits(manifest, format_)

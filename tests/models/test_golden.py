@@ -24,6 +24,12 @@ NAMES = [
   for name in list_models()
   if not getattr(create_model(name), 'scan_blocks', False)
 ]
+KINDS = (
+  *('resnet18', 'resnet50', 'resnet50_v1', 'resnet18d', 'resnetrs50'),
+  *('seresnet50', 'resnext50_32x4d', 'preact_resnet18', 'plain18'),
+  *('cifar_resnet20', 'cifar_preact_resnet110', 'cifar_plain20'),
+  *('wrn28_10', 'lecture_resnet50'),
+)
 
 
 def describe(name):
@@ -92,7 +98,14 @@ def _measure(init, shape, rest):
   return f'std {np.std(values):.2g}'
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize(
+  'name',
+  [
+    # One net of each kind is enough for every change.
+    pytest.param(name, marks=() if name in KINDS else pytest.mark.slow)
+    for name in NAMES
+  ],
+)
 def test_parameters_are_those_of_the_golden_file(name):
   assert describe(name) == (GOLDEN / f'{name}.txt').read_text()
 

@@ -60,8 +60,8 @@ _NETWORKS = {
   'resnetrs50': functools.partial(_timm, 'resnetrs50'),
   'preact_resnet50': functools.partial(_timm_v2, 'resnetv2_50'),
 }
-# Their parts are in resnext50_32x4d and resnetrs50 too.
-_SLOW = ('resnet50', 'resnet18d', 'seresnet50')
+# Their parts are in other nets, or take long to compile.
+_SLOW = ('resnet50', 'resnet18d', 'seresnet50', 'resnetrs50')
 
 
 @pytest.fixture(autouse=True)

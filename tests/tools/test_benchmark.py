@@ -101,6 +101,7 @@ def test_figures_of_step_and_eval_add_up(measure, tmp_path):
   assert projections['flops'] > 1.01 * evaluation['flops']
 
 
+@pytest.mark.slow
 def test_the_loop_is_compared_with_its_step(measure):
   found, _ = measure('loop', '--rounds=1', '--intervals=1')
   rates = found['images_per_second']

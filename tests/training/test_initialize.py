@@ -104,6 +104,7 @@ def test_the_config_may_give_another_mean_than_that_of_the_weights(file):
   assert run.task.mean == (1.0, 2.0, 3.0)
 
 
+@pytest.mark.slow
 def test_a_run_records_its_source_and_resumes_without_it(
   file, tmp_path, capsys
 ):

@@ -36,9 +36,8 @@ def _one_thread():
   torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize(
-  'name', ['resnet18', pytest.param('resnet50', marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['resnet18', 'resnet50'])
 def test_losses_and_parameters_in_float64(name):
   with jax.enable_x64(True):
     run = make_run(name)

@@ -77,11 +77,13 @@ def test_each_size_is_compiled_once_and_only_the_first_by_the_loop(whole):
   )
 
 
+@pytest.mark.slow
 def test_one_device_gives_the_losses_of_eight(whole, tmp_path):
   train(tmp_path, 1, **ON_DEVICE)
   np.testing.assert_allclose(losses(tmp_path), losses(whole[0]), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_replaying_and_resuming_cross_a_change_of_size(
   whole, tmp_path, monkeypatch, capsys
 ):
@@ -117,6 +119,7 @@ def held(monkeypatch):
   event.set()
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_wait_for_the_compiler_after_saving(
   whole, held, tmp_path, monkeypatch
 ):
