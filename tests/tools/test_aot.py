@@ -125,7 +125,11 @@ def aot_of_pod(tool, monkeypatch):
       peak = 40_000_000 + temporary
       if peak > pod.chip.hbm_bytes:
         raise OutOfMemoryError(peak, pod.chip.hbm_bytes)
-      reduced = collectives.find(' %a = f32[25000000]{0} all-reduce(%x)')
+      reduced = collectives.find(
+        hlo.parse(
+          'ENTRY m () -> f32[] {\n %a = f32[25000000]{0} all-reduce(%x)'
+        )
+      )
       return Compiled(
         seconds=100.0,
         argument_bytes=40_000_000,
