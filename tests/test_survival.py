@@ -254,6 +254,7 @@ def test_a_damaged_newest_checkpoint_is_set_aside(
   assert_continued(stopped, whole)
 
 
+@pytest.mark.slow
 def test_a_complete_run_with_damaged_checkpoints(whole, complete, capsys):
   (complete / 'checkpoints' / '8' / 'metrics' / 'metrics').write_text('{')
   assert train(complete).was_complete

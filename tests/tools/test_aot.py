@@ -348,6 +348,7 @@ ENTRY %main (p: (s32[], f32[8])) -> (s32[], f32[8]) {
   assert (row['count'], row['bytes']) == (4, 4 * 36)
 
 
+@pytest.mark.slow
 def test_a_batch_in_many_parts_costs_what_it_costs_at_once():
   """The loop over parts; XLA alone would count one of the 16."""
   found = []
