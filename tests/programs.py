@@ -5,7 +5,6 @@ from collections.abc import Callable
 import functools
 import os
 import pathlib
-import signal
 import socket
 import subprocess
 import sys
@@ -66,8 +65,6 @@ def start(
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
-    # Tests that run under `nohup` would ignore it.
-    preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
   )
 
 

@@ -143,9 +143,9 @@ def test_a_run_stopped_by_signals_continues_bit_for_bit(whole, tmp_path):
   args = command(workdir, data__num_workers=1)
   for name, code in (('SIGTERM', 143), ('SIGINT', 130), ('SIGHUP', 129)):
     action = f'os.killpg(0, signal.{name})'
-    result = run(
-      *at_call(5, BATCH, action), *args, before=('setsid',), devices=8
-    )
+    # Where the tests run under `nohup`, SIGHUP would be ignored.
+    before = ('env', '--default-signal=HUP', 'setsid')
+    result = run(*at_call(5, BATCH, action), *args, before=before, devices=8)
     assert (result.returncode, result.stderr) == (code, '')
     assert f', steps {step + 1} to {NUM_STEPS},' in result.stdout
     end = rf'Stopped by {name} after step (\d+) of 16; it is saved'
