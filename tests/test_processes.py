@@ -185,6 +185,7 @@ def interrupt(workdir, *, signalled, victim):
   assert 'The same commands go on from the newest' in survivor.stderr
 
 
+@pytest.mark.slow
 def test_a_signal_stops_all_and_a_death_ends_the_others(tmp_path):
   interrupt(tmp_path / 'run', signalled=[1], victim=0)
 

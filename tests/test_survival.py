@@ -412,6 +412,7 @@ def test_a_killed_worker_is_replaced(whole, tmp_path, monkeypatch, capsys):
   assert_continued(tmp_path, whole)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_ends_the_run_in_one_line(whole, tmp_path):
   workdir = tmp_path / 'run'
   kill = 'for p in multiprocessing.active_children(): p.kill()'

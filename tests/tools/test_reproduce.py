@@ -190,6 +190,7 @@ def test_other_folders_are_refused(grid, copy, tool):
   assert_refused(result, 'batch_size: 63 there, 64 now')
 
 
+@pytest.mark.slow
 def test_a_kill_at_a_bad_moment_changes_no_result(grid, copy, tool):
   before_the_first_line = copy / 'cells' / 'B8_seed0'
   shutil.rmtree(before_the_first_line / 'checkpoints')

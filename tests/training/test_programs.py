@@ -100,6 +100,7 @@ def test_replaying_and_resuming_cross_a_change_of_size(
   assert_same_run(tmp_path, whole[0])
 
 
+@pytest.mark.slow
 def test_images_cropped_on_the_host_grow_as_well(tmp_path):
   train(tmp_path)
   assert len(losses(tmp_path)) == NUM_STEPS

@@ -89,6 +89,7 @@ def test_sam_is_that_of_optax_but_for_the_statistics():
   assert_close(ours.batch_stats, theirs.batch_stats, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_sam_is_the_same_in_micro_batches_and_split_over_devices():
   fields = {'optimizer__sam_rho': 0.2, 'model__bn_group_size': 2}
   whole, _ = train_steps(resolve(**fields), 2)
