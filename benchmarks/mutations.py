@@ -48,7 +48,7 @@ FAULTS = (
     "    y = self.conv(width, 1, strides_1x1, name='conv1')(x)",
     '    strides_1x1, strides_3x3 = strides_3x3, strides_1x1\n'
     "    y = self.conv(width, 1, strides_1x1, name='conv1')(x)",
-    'tests/models/test_golden.py tests/models/test_resnet.py',
+    'tests/models/test_arithmetic.py tests/models/test_blocks.py',
   ),
   Fault(
     'no ReLU after the addition',
