@@ -4,7 +4,6 @@ from collections.abc import Callable
 import errno
 import logging as python_logging
 import os
-import re
 import signal
 import sys
 import threading
@@ -266,9 +265,5 @@ def _run(cluster: Any) -> int:
 
 
 if __name__ == '__main__':
-  workdirs = [a for a in sys.argv if re.match('--?workdir=', a)]
-  sys.argv = config_flag.with_saved(
-    config_flag.with_default(sys.argv),
-    workdirs[-1].partition('=')[2] if workdirs else None,
-  )
+  sys.argv = config_flag.with_saved(config_flag.with_default(sys.argv))
   app.run(main, flags_parser=_parse_flags)

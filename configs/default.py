@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
   config.max_bad_steps = 10
   # Without progress for so many seconds, and 50 steps, the run writes what its
   # threads do and ends; not while it compiles. None: it may hang for ever.
-  config.watchdog_seconds = config_dict.placeholder(float)
+  config.watchdog_seconds = config_dict.placeholder(float)  # It may be None.
   config.watchdog_seconds = 600.0
   # From SIGTERM or Ctrl-C to the end of the process: the time to save.
   config.preemption_grace_seconds = 30.0

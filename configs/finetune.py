@@ -18,6 +18,7 @@ Aim: none; benchmarks/transfer.py compares it with training from scratch.
 """
 
 from configs import default
+from resnet.data.resample import INTERPOLATIONS
 from resnet.errors import InputError
 from resnet.models.weights import open_source
 
@@ -46,7 +47,8 @@ def get_config(source_and_dataset=''):
     size = metadata.preprocessing.image_size
     config.data.image_size = size
     config.data.eval_resize = metadata.preprocessing.resize_size
-    config.data.interpolation = metadata.preprocessing.interpolation
+    if metadata.preprocessing.interpolation in INTERPOLATIONS:
+      config.data.interpolation = metadata.preprocessing.interpolation
   # Milder than for ImageNet: there are few images to begin with.
   config.data.crop_area = (0.5, 1.0)
 

@@ -18,10 +18,12 @@ def devices() -> list[Any]:
     return jax.devices()
   # JAX asserts where the only backend that it may try is not there.
   except (RuntimeError, AssertionError) as error:
-    asked = os.environ.get('JAX_PLATFORMS', '')
     reason = str(error).splitlines()[0] if str(error) else 'it is not there'
+    what, remedy = 'its devices', ''
+    if asked := os.environ.get('JAX_PLATFORMS'):
+      what = f'the backend {asked!r} of $JAX_PLATFORMS'
+      remedy = " install it, such as `pip install 'jax[cuda13]'`, or"
     raise InputError(
-      f'JAX cannot use the backend {asked!r} of $JAX_PLATFORMS ({reason}):'
-      " install it, such as `pip install 'jax[cuda13]'`, or type"
-      ' JAX_PLATFORMS=cpu before the command.'
+      f'JAX cannot use {what} ({reason}):{remedy} type JAX_PLATFORMS=cpu before'
+      ' the command.'
     ) from None

@@ -26,28 +26,49 @@ def with_default(argv: Sequence[str]) -> list[str]:
   return [*argv[:1], f'--config={_CONFIGS / "digits.py"}', *argv[1:]]
 
 
-def with_saved(argv: Sequence[str], workdir: str | None) -> list[str]:
-  """Returns the command line, with the saved config where weights were read.
+def with_saved(argv: Sequence[str], workdir: str | None = None) -> list[str]:
+  """Returns the command line, with the saved config where weights are gone.
 
   A config such as configs/finetune.py opens the weights that its argument
-  names. A run that has begun does not need them any more, and they may be gone:
-  its config is the one that its workdir has.
+  names. A run that has begun does not need them any more: where they are gone,
+  its config is the one that its workdir has, if the rest of the argument fits.
+
+  Args:
+    argv: with --config.
+    workdir: of the run; None: that of --workdir, or the default one.
   """
-  if not workdir:
-    return list(argv)
+  path = _value(argv, 'config') or ''
+  workdir = workdir or _value(argv, 'workdir') or default_workdir(path)
+  workdir = os.path.expanduser(workdir.removesuffix('#raw'))
   try:
-    path = os.path.join(os.path.expanduser(workdir), 'config.json')
-    with open(path) as file:
-      source = json.load(file)['config']['init_from']
+    with open(os.path.join(workdir, 'config.json')) as file:
+      saved = json.load(file)['config']
+    source, data = saved['init_from'], saved['data.name']
   except (OSError, ValueError, KeyError, TypeError):
     return list(argv)  # No run, or one that is refused later.
-  saved = f'--config={_CONFIGS / "saved.py"}:{workdir}'
+  if not source or not path.endswith(f':{source},{data}'):
+    return list(argv)
+  if os.path.exists(os.path.expanduser(source.removesuffix('#raw'))):
+    return list(argv)
+  own = f'{_CONFIGS / "saved.py"}:{workdir}'
   return [
-    saved
-    if source and re.match(f'--?config=.*:{re.escape(source)},', arg)
+    f'--config={own}'
+    if re.fullmatch(f'--?config={re.escape(path)}', arg)
+    else own
+    if arg == path
     else arg
     for arg in argv
   ]
+
+
+def _value(argv: Sequence[str], name: str) -> str | None:
+  """Returns the last value of a flag, '--name=value' or '--name value'."""
+  found = None
+  for arg, following in zip(argv, [*argv[1:], None], strict=True):
+    flag, equals, value = arg.partition('=')
+    if flag in (f'--{name}', f'-{name}'):
+      found = value if equals else following
+  return found
 
 
 def split_none(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -58,14 +79,19 @@ def split_none(argv: Sequence[str]) -> tuple[list[str], list[str]]:
   Returns:
     The command line without them, and the fields, for `set_none`.
   """
-  rest, is_none = [], {}
-  for arg in argv:
-    match = re.fullmatch(r'--?config\.([\w.]+)=(.*)', arg, re.DOTALL)
-    if match:
-      is_none[match[1]] = match[2] == 'None'  # The last one counts.
-    if not match or match[2] != 'None':
+  rest, is_none, args = [], {}, list(argv)
+  while args:
+    arg = args.pop(0)
+    flag, equals, value = arg.partition('=')
+    field = re.fullmatch(r'--?config\.([\w.]+)', flag)
+    if field and not equals and args:  # '--config.FIELD value'
+      value = args.pop(0)
+      arg = f'{flag}={value}'
+    if field:
+      is_none[field[1]] = value == 'None'  # The last one counts.
+    if not field or value != 'None':
       rest.append(arg)
-  return rest, [field for field, value in is_none.items() if value]
+  return rest, [name for name, value in is_none.items() if value]
 
 
 def set_none(config: Any, fields: Sequence[str]) -> None:

@@ -106,7 +106,7 @@ def observe(changes, *, trace_network):
   """
   opened = []
 
-  def open_source(name, split, *, data_dir, image_size):
+  def open_source(name, split, *, data_dir, image_size, **_):
     opened.append((name, data_dir))
     return datasets.open_source('fake', split, image_size=image_size)
 
@@ -272,7 +272,8 @@ def test_mixing_between_devices_is_a_notice():
 def test_the_command_line_gives_every_value_that_a_file_may_give():
   argv = ['main.py', f'--config={ROOT}/configs/fake.py']
   given = [f'--config.{field}=None' for field in experiment.NULLABLE_FIELDS]
-  config, _ = config_flag.read([*argv, '--config.ema_decay=0.9', *given])
+  given += ['--config.ema_decay=0.9', '--config.ema_decay', 'None']
+  config, _ = config_flag.read([*argv, *given])
   flat = experiment.flatten(config)
   assert {field for field in flat if flat[field] is None} == set(
     experiment.NULLABLE_FIELDS

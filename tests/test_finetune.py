@@ -102,10 +102,14 @@ def test_a_run_needs_its_source_only_to_begin(source, tmp_path):
   fields = experiment.flatten(begun)
   write_config(workdir, fields, {})
   os.remove(gone)
-  config, _ = config_flag.read(argv, workdir)
+  for given in ([*argv, f'--workdir={workdir}'], [*argv, '--workdir', workdir]):
+    saved = config_flag.with_saved(given)
+    assert saved[1].endswith(f'configs/saved.py:{workdir}'), saved
+  config, _ = config_flag.read(argv, f'{workdir}#raw')
   assert experiment.flatten(config) == fields
+  other = [*argv[:1], argv[1].replace(',fake', ',digits')]
   with pytest.raises(InputError, match='There are no weights'):
-    config_flag.read(argv, str(tmp_path / 'other'))
+    config_flag.read(other, workdir)
 
 
 def test_the_default_workdir_is_one_plain_name():

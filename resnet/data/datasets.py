@@ -32,6 +32,7 @@ def open_source(
   *,
   data_dir: str | None = None,
   image_size: int | None = None,
+  split_flag: str | None = None,
 ) -> Source:
   """Opens a split of a data set.
 
@@ -43,6 +44,7 @@ def open_source(
       ($TFDS_DATA_DIR or ~/tensorflow_datasets). For 'folder': what holds
       train/ and val/.
     image_size: of the images that 'fake' makes.
+    split_flag: that gives the split, for a message.
 
   Raises:
     InputError: no such set or split, the set is not prepared, or it is not a
@@ -51,7 +53,7 @@ def open_source(
   if name == 'fake':
     return _fake_source(split, image_size or 32)
   if name == 'folder':
-    return _folder_source(data_dir, split)
+    return _folder_source(data_dir, split, split_flag)
   if name == 'digits':
     _prepare_digits(data_dir)
   builder = _find_prepared(name, data_dir)
@@ -208,8 +210,10 @@ def _prepare_digits(data_dir: str | None) -> None:
     ) from None
 
 
-def _folder_source(data_dir: str | None, split: str) -> Source:
-  records = open_folder(data_dir, split)
+def _folder_source(
+  data_dir: str | None, split: str, split_flag: str | None
+) -> Source:
+  records = open_folder(data_dir, split, split_flag)
   return Source(
     name='folder',
     split=split,

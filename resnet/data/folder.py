@@ -79,12 +79,15 @@ class FolderRecords:
     return {'image': image, 'label': label, 'file_name': path}
 
 
-def open_folder(data_dir: str | None, split: str) -> FolderRecords:
+def open_folder(
+  data_dir: str | None, split: str, split_flag: str | None = None
+) -> FolderRecords:
   """Finds the files of a split.
 
   Args:
     data_dir: the folder that holds train/ and val/.
     split: the name of a folder in it; 'validation' is val/.
+    split_flag: that gives the split, for a message.
 
   Raises:
     InputError: there is no such folder; fewer than two classes; a class
@@ -100,7 +103,7 @@ def open_folder(data_dir: str | None, split: str) -> FolderRecords:
   if name not in splits:
     raise InputError(
       f'{data_dir} has no folder for the split {split!r}. There are:'
-      f' {", ".join(splits)}. {_split_hint(split, splits)}'
+      f' {", ".join(splits)}. {_split_hint(split, splits, split_flag)}'
     )
   classes = _class_names(os.path.join(data_dir, _TRAIN))
   root = os.path.join(data_dir, name)
@@ -116,21 +119,22 @@ def open_folder(data_dir: str | None, split: str) -> FolderRecords:
   )
 
 
-def _split_hint(split: str, splits: Sequence[str]) -> str:
+def _split_hint(split: str, splits: Sequence[str], flag: str | None) -> str:
   """Returns what to type in the place of a split that is not there."""
   whole, bracket, _ = split.partition('[')
-  field = 'train_split' if whole == _TRAIN else 'eval_split'
+  prefix = f'{flag}=' if flag else ''
   if bracket and _ALIASES.get(whole, whole) in splits:
     return (
       f'Parts of a split, such as {split}, need a prepared set (python -m'
-      ' resnet.tools.prepare --help); the whole one is'
-      f' --config.data.{field}={whole}'
+      f' resnet.tools.prepare --help); the whole one is {prefix}{whole}'
     )
+  if prefix.endswith('train_split='):
+    return f'Images to train on lie in {_TRAIN}/: {prefix}{_TRAIN}'
   others = [name for name in splits if name != _TRAIN]
   known = [name for name in _EVAL_NAMES if name in others]
-  if not others:
+  if not others or not flag:
     return 'Put images to evaluate on into PATH/val/CLASS.'
-  return f'Name one: --config.data.eval_split={(known or others)[0]}'
+  return f'Name one: {prefix}{(known or others)[0]}'
 
 
 def _starts(names: list[str]) -> np.ndarray:
@@ -177,7 +181,7 @@ def _splits(data_dir: str) -> list[str]:
     hint = ' Small letters are meant.'
   elif os.path.basename(os.path.normpath(data_dir)) in (_TRAIN, *_EVAL_NAMES):
     above = os.path.dirname(os.path.normpath(data_dir)) or os.curdir
-    hint = f' Name the folder above: --config.data.data_dir={above}'
+    hint = f' Name the folder above: {above}'
   elif len(folders) > 1:
     hint = (
       ' If these are classes, move them into train/, and some images of each'

@@ -10,6 +10,8 @@ import simplejpeg
 # Over twice the largest image of ImageNet; more is taken for an attack or a
 # damaged header, and no memory is asked for.
 MAX_PIXELS = 2**27
+# Of the longer side to the shorter one.
+MAX_ASPECT = 2**11
 
 _PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
 _JPEG_SIGNATURE = b'\xff\xd8'
@@ -108,6 +110,12 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
   if width * height > max_pixels:
     raise ValueError(
       f'the header claims {width} x {height} pixels, more than {max_pixels:,}'
+    )
+  # Resized so that its shorter side has 256 pixels, it would have too many.
+  if max(width, height) > MAX_ASPECT * min(width, height):
+    raise ValueError(
+      f'{width} x {height} pixels are too long and narrow: at most'
+      f' {MAX_ASPECT:,} to 1'
     )
 
 

@@ -127,8 +127,17 @@ def create_data(
     size=eval_size, resize_size=eval_resize, interpolation=interpolation
   )
   train, eval_ = (
-    open_source(name, split, data_dir=data_dir, image_size=image_size)
-    for split in (train_split, eval_split)
+    open_source(
+      name,
+      split,
+      data_dir=data_dir,
+      image_size=image_size,
+      split_flag=f'--config.data.{field}',
+    )
+    for field, split in (
+      ('train_split', train_split),
+      ('eval_split', eval_split),
+    )
   )
   augment = _device_augment(augment_on, train_transform, train)
   if augment and augment.crop != 'random_resized' and len(schedule) > 1:

@@ -285,9 +285,9 @@ class BatchReader:
 
   @property
   def num_batch_bytes(self) -> int:
-    """The bytes of the images of this process's rows, at the first size."""
-    first = self._by_size[self.sizes.at(0)] if self.sizes else self
-    return self.row_count * math.prod(first._image_shape)
+    """The bytes of the images of this process's rows, at the largest size."""
+    largest = self._by_size[self.sizes.starts[-1][1]] if self.sizes else self
+    return self.row_count * math.prod(largest._image_shape)
 
   @functools.cached_property
   def _image_shape(self) -> tuple[int, ...]:

@@ -216,6 +216,7 @@ def _describe(
     },
     'preprocessing': dataclasses.asdict(weights.preprocessing),
     'class_names': list(weights.class_names),
+    'moving_averages': weights.ema,
     'versions': versions,
   }
 

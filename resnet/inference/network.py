@@ -64,6 +64,7 @@ class Weights:
     variables: float32, NumPy.
     preprocessing: of the images.
     class_names: of the logits.
+    ema: whether they are moving averages; None: not known.
   """
 
   name: str
@@ -72,6 +73,7 @@ class Weights:
   variables: dict[str, Any]
   preprocessing: Preprocessing
   class_names: tuple[str, ...]
+  ema: bool | None = None
 
   def logits(self, variables: Any, images: jax.Array) -> jax.Array:
     """uint8 images [B, S, S, C] -> logits [B, K]."""
@@ -132,6 +134,7 @@ def read_weights(
     variables=variables,
     preprocessing=metadata.preprocessing,
     class_names=metadata.names_of(num_classes),
+    ema=metadata.ema,
   )
 
 

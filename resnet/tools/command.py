@@ -7,7 +7,7 @@ import os
 import sys
 from typing import Any, NoReturn
 
-from resnet import config_flag
+from resnet import backend, config_flag
 from resnet.errors import InputError, RunError
 
 
@@ -53,6 +53,12 @@ def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> None:
     _fail(str(error), 1)
   except BrokenPipeError:  # `... | head` has seen enough.
     sys.stderr.close()
+  except (RuntimeError, AssertionError):
+    try:
+      backend.devices()
+    except InputError as error:  # The reason of whatever failed.
+      _fail(str(error))
+    raise
   except KeyboardInterrupt:
     _fail('Stopped by Ctrl-C.', 130)
 

@@ -166,8 +166,8 @@ def _print_metadata(metadata: Metadata) -> None:
     fields |= dataclasses.asdict(metadata.preprocessing)
   for name, value in fields.items():
     print(f'{name:13} {value if value is not None else "not said"}')
-  if metadata.ema:
-    print('weights       moving averages; SOURCE#raw takes the others')
+  if metadata.ema is not None:
+    print(f'weights       {"moving averages" if metadata.ema else "raw"}')
   names = metadata.class_names
   if names:
     print(f'class_names   {", ".join(names[:3])} ... ({len(names)})')

@@ -266,7 +266,11 @@ def _start_reading(
   Raises:
     InputError: a record is broken.
   """
-  check_shared_memory()  # For TensorBoard's queue.
+  loader, num_bytes = experiment.loader, 0  # TensorBoard's queue needs little.
+  if loader.num_workers:  # Training has its batches while evaluation reads.
+    readers = experiment.train_reader, experiment.eval_reader
+    num_bytes = loader.max_batches * sum(r.num_batch_bytes for r in readers)
+  check_shared_memory(num_bytes)
   batches = DeviceLoader(
     read_ahead(
       experiment.train_reader,
@@ -322,6 +326,7 @@ def _check_workdir(
   weights of another, whose source may be gone by now; and the changes of its
   config, which must be allowed.
   """
+  workdir_lib.check_can_save(workdir)
   saved = workdir_lib.read_config(workdir)
   # Before any process has written something.
   if not _is_same_everywhere(saved is not None):
@@ -357,7 +362,7 @@ def _check_workdir(
 
 
 def _may_grow(former: Mapping[str, Any], experiment: Experiment) -> bool:
-  """Whether the run has more epochs now, and the old steps are as they were."""
+  """Whether more epochs leave the learning rates of the old steps the same."""
   config = experiment.config
   return (
     config['num_epochs'] > former['num_epochs']

@@ -77,7 +77,7 @@ def create_schedule(
   its own: half a cosine from peak / 25 to peak over `warmup_epochs`, and
   another to peak / 250,000 at the end.
 
-  Numbers that a schedule does not have are left aside.
+  Fields that a schedule does not use are ignored.
 
   Raises:
     InputError: an unknown name, or numbers that make no schedule.

@@ -32,11 +32,6 @@ def write_atomically(path: str, content: str | bytes) -> None:
       raise
 
 
-# Orbax finds the parts of a checkpoint by a glob of its unescaped path: below
-# such a folder it finds none, or those of another folder, without an error.
-_GLOB_CHARACTERS = '*?[]\\'
-
-
 def to_json(value: Any, **options: Any) -> str:
   """Returns JSON text that every parser reads: NaN and infinities are null.
 
@@ -58,18 +53,29 @@ def to_json(value: Any, **options: Any) -> str:
 
 
 def check_name(workdir: str) -> None:
-  """Refuses folders where no checkpoint can be written, by their names.
+  """Refuses an address: it would be made as a folder `gs:` of this machine.
 
   Raises:
-    InputError: the folder is an address, which would be made as a folder `gs:`
-      of this machine, or its path has a character that Orbax takes for a
-      pattern.
+    InputError: it is one.
   """
   if '://' in workdir:
     raise InputError(
       f'--workdir={workdir} is an address, no folder: name a folder of a disk'
       ' that all processes share.'
     )
+
+
+# Orbax finds the parts of a checkpoint by a glob of its unescaped path: below
+# such a folder it finds none, or those of another folder, without an error.
+_GLOB_CHARACTERS = '*?[]\\'
+
+
+def check_can_save(workdir: str) -> None:
+  """Refuses a folder whose path Orbax takes for a pattern.
+
+  Raises:
+    InputError: the path has one of its characters.
+  """
   path = os.path.abspath(workdir)
   if found := [c for c in _GLOB_CHARACTERS if c in path]:
     raise InputError(
@@ -142,7 +148,7 @@ def check_same_config(
   remedy = 'Give the old values, or another --workdir'
   if may_change:
     remedy += '; --allow_config_change lets the run go on with the new ones'
-  elif fields == ['num_epochs']:
+  elif fields == ['num_epochs'] and config['num_epochs'] > saved['num_epochs']:
     remedy += (
       '; the learning rate of the steps so far depends on the length, so train'
       f' these weights further in another run: --config.init_from={workdir}'

@@ -5,6 +5,7 @@ import os
 import pytest
 
 from resnet.data.datasets import open_source
+from resnet.data.folder import open_folder
 from resnet.errors import InputError
 from resnet.inference.files import list_images
 from tests.data.in_memory import encode, smooth_image
@@ -127,22 +128,23 @@ def test_a_file_that_is_no_image_or_is_gone_is_named(folder):
 
 
 @pytest.mark.parametrize(
-  ('folders', 'place', 'split', 'hint'),
+  ('folders', 'place', 'field', 'split', 'hint'),
   [
-    (('train', 'test'), '.', 'val', 'eval_split=test'),
-    (('train', 'val'), '.', 'train[:4]', 'train_split=train'),
-    (('train', 'val'), 'train/', 'train', 'data_dir={}'),
+    (('train', 'test'), '.', 'eval', 'val', '--config.data.eval_split=test'),
+    (('train', 'val'), '.', 'eval', 'train[9:]', 'data.eval_split=train'),
+    (('train', 'val'), '.', 'train', 'training', 'data.train_split=train'),
+    (('train', 'val'), 'train/', 'train', 'train', 'the folder above: {}'),
   ],
 )
 def test_hints_name_the_field_and_its_value(
-  tmp_path, folders, place, split, hint
+  tmp_path, folders, place, field, split, hint
 ):
   for folder in folders:
     for name in ('a', 'b'):
       (tmp_path / folder / name).mkdir(parents=True)
   with pytest.raises(InputError) as error:
-    open_(f'{tmp_path}/{place}', split)
-  assert f'--config.data.{hint.format(tmp_path)}' in str(error.value)
+    open_folder(f'{tmp_path}/{place}', split, f'--config.data.{field}_split')
+  assert str(error.value).endswith(hint.format(tmp_path)), error.value
 
 
 def test_training_and_prediction_pass_over_the_same_files(folder, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 
 from resnet.errors import InputError, RunError
 from resnet.training.checkpoint import Checkpoints, DamagedError, SaveError
-from resnet.training.workdir import check_name
+from resnet.training.workdir import check_can_save
 from tests.programs import wait_until
 from tests.runs import tiny
 
@@ -182,4 +182,4 @@ def test_a_save_without_its_index_is_no_save(state, tmp_path):
   with pytest.raises(SaveError, match=r'cannot be restored.*manifest\.ocdbt'):
     checkpoints.finish(expected_step=int(state.step))
   with pytest.raises(InputError, match=r'run\[1\].*\[ or \]'):
-    check_name('run[1]')
+    check_can_save('run[1]')

@@ -58,7 +58,7 @@ def split_raw(source: str) -> tuple[str, bool]:
 
 
 def score(evaluation: Mapping[str, float]) -> float:
-  """Returns what the best checkpoint of a run is the highest of.
+  """Returns the number by which the best checkpoint of a run is chosen.
 
   That is the top-1 accuracy of the moving averages, where the run keeps them,
   otherwise of the weights.
@@ -210,12 +210,12 @@ def _open_hub(source: str) -> Source:
 
 
 def _open_folder(folder: str, *, is_raw: bool) -> Source:
+  backend.devices()  # Orbax reads with JAX, whose errors are not the folder's.
   metadata = Metadata()
   config = os.path.join(folder, 'config.json')
   if os.path.exists(config):
     metadata = metadata_lib.from_workdir(config)
   path = _item_folder(os.path.abspath(folder))
-  backend.devices()  # Orbax reads with JAX, whose errors are not the folder's.
   checkpointer = ocp.PyTreeCheckpointer()
   try:
     item: Any = checkpointer.metadata(path).item_metadata
