@@ -45,3 +45,13 @@ def test_a_step_moves_the_averages_of_weights_and_statistics():
         state.variables,
       )
     assert_close(state.ema, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_new_averages_share_no_buffer_with_the_weights():
+  """The step donates the state, and no buffer may be donated twice."""
+  state = tiny(ema_decay=0.9).create_state().with_new_ema()
+  places = [
+    leaf.addressable_shards[0].data.unsafe_buffer_pointer()
+    for leaf in jax.tree.leaves((state.variables, state.ema))
+  ]
+  assert len(set(places)) == len(places)
