@@ -22,7 +22,7 @@ test-parity: .venv/installed-parity
 	  tests/training/test_parity.py
 
 test-slow: .venv/installed-tests
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --dist=load --maxschedchunk=1
 
 # Coverage of resnet/ by `make test`, including the processes that tests start.
 coverage: .venv/installed-tests
