@@ -30,10 +30,14 @@ class Lock:
       advice: what else to do than to wait, for a message.
 
     Raises:
-      InputError: another process has it; the message says which.
+      InputError: another process has it; the message says which. Or the file
+        of the lock cannot be opened.
     """
     path = os.path.join(workdir, LOCK_FILE)
-    self._file = open(path, 'a+')  # noqa: SIM115 (until `close`)
+    try:
+      self._file = open(path, 'a+')  # noqa: SIM115 (until `close`)
+    except OSError as error:
+      raise InputError(f'{path} cannot be opened: {error.strerror}.') from None
     try:
       fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
