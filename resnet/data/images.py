@@ -10,7 +10,7 @@ import simplejpeg
 # Over twice the largest image of ImageNet; more is taken for an attack or a
 # damaged header, and no memory is asked for.
 MAX_PIXELS = 2**27
-# Of the longer side to the shorter one.
+# The most that the longer side may be, in lengths of the shorter one.
 MAX_ASPECT = 2**11
 
 _PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
