@@ -52,12 +52,7 @@ def with_saved(argv: Sequence[str], workdir: str | None = None) -> list[str]:
     return list(argv)
   own = f'{_CONFIGS / "saved.py"}:{workdir}'
   return [
-    f'--config={own}'
-    if re.fullmatch(f'--?config={re.escape(path)}', arg)
-    else own
-    if arg == path
-    else arg
-    for arg in argv
+    arg.removesuffix(path) + own if arg.endswith(path) else arg for arg in argv
   ]
 
 
@@ -84,9 +79,8 @@ def split_none(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     arg = args.pop(0)
     flag, equals, value = arg.partition('=')
     field = re.fullmatch(r'--?config\.([\w.]+)', flag)
-    if field and not equals and args:  # '--config.FIELD value'
+    if field and not equals and args[:1] == ['None']:  # '--config.FIELD None'
       value = args.pop(0)
-      arg = f'{flag}={value}'
     if field:
       is_none[field[1]] = value == 'None'  # The last one counts.
     if not field or value != 'None':

@@ -96,27 +96,18 @@ NULLABLE_FIELDS = frozenset(
   )
 )
 
+_WITHOUT_NESTEROV = tuple(x for x in OPTIMIZERS if x not in WITH_NESTEROV)
+_WITHOUT_STEPS = tuple(x for x in SCHEDULES if x != 'step')
+_NOT_FALLING = tuple(x for x in SCHEDULES if x not in FALLING)
 # (field, value that needs no word, another field, values of the other one with
 # which the field has no effect).
 _WITHOUT_EFFECT = (
   ('ema_every_steps', 1, 'ema_decay', (None,)),
   ('optimizer.lookahead_share', 0.5, 'optimizer.lookahead_steps', (None,)),
-  (
-    *('optimizer.nesterov', False, 'optimizer.name'),
-    tuple(sorted(set(OPTIMIZERS) - set(WITH_NESTEROV))),
-  ),
-  (
-    *('schedule.decay_epochs', [], 'schedule.name'),
-    tuple(sorted(set(SCHEDULES) - {'step'})),
-  ),
-  (
-    *('schedule.final_learning_rate', 0.0, 'schedule.name'),
-    tuple(sorted(set(SCHEDULES) - set(FALLING))),
-  ),
-  (
-    *('schedule.cooldown_epochs', 0.0, 'schedule.name'),
-    tuple(sorted(set(SCHEDULES) - set(FALLING))),
-  ),
+  ('optimizer.nesterov', False, 'optimizer.name', _WITHOUT_NESTEROV),
+  ('schedule.decay_epochs', [], 'schedule.name', _WITHOUT_STEPS),
+  ('schedule.final_learning_rate', 0.0, 'schedule.name', _NOT_FALLING),
+  ('schedule.cooldown_epochs', 0.0, 'schedule.name', _NOT_FALLING),
   ('schedule.warmup_learning_rate', None, 'schedule.warmup_epochs', (0,)),
   ('schedule.warmup_learning_rate', None, 'schedule.name', ('one_cycle',)),
   ('loss.target_threshold', None, 'loss.name', ('cross_entropy',)),

@@ -282,6 +282,9 @@ def test_the_command_line_gives_every_value_that_a_file_may_give():
   default_fields = experiment.flatten(default.get_config())
   empty = {field for field, value in default_fields.items() if value is None}
   assert empty <= experiment.NULLABLE_FIELDS
+  # A flag without a value is a truth value, and takes no other flag for one.
+  plain = ['main.py', '--config.data.flip', '--workdir=x']
+  assert config_flag.split_none(plain) == (plain, [])
   with pytest.raises(InputError, match='batch_size=None'):
     experiment.resolve(config_flag.read([*argv, '--config.batch_size=None'])[0])
   with pytest.raises(InputError, match=r'(?s)nam.*name'):
