@@ -14,7 +14,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from resnet import config_flag
+from resnet import config as config_flag
 from resnet.errors import InputError, RunError
 
 _START_TIME = time.time()

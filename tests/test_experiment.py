@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from configs import default
-from resnet import config_flag, experiment
+from resnet import config as config_flag
+from resnet import experiment
 from resnet.data import datasets, pipeline
 from resnet.errors import InputError
 from tests.programs import ROOT

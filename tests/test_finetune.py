@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from configs import finetune
-from resnet import config_flag, experiment
+from resnet import config as config_flag
+from resnet import experiment
 from resnet.errors import InputError
 from resnet.models import weights
 from resnet.training.initialize import open_weights

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 LAYERS = (
   ('resnet.errors',),
   ('resnet.backend',),
-  ('resnet.config_flag', 'resnet.models', 'resnet.data'),
+  ('resnet.config', 'resnet.models', 'resnet.data'),
   ('resnet.training',),
   ('resnet.experiment',),
   ('resnet.inference', 'resnet.reporting'),
@@ -40,10 +40,10 @@ EXCEPTIONS = {
 }
 # The modules that may import a library.
 IMPORTERS = {
-  'absl': {'main', 'resnet.config_flag'},
+  'absl': {'main', 'resnet.config'},
   'jax._src': {'resnet.training.cluster'},
   'matplotlib': {'resnet.reporting.figures'},
-  'ml_collections': {'main', 'resnet.config_flag', 'configs.default'},
+  'ml_collections': {'main', 'resnet.config', 'configs.default'},
   'tensorflow': set(),
   'torch': set(),
 }

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from resnet import config_flag, experiment
+from resnet import config as config_flag
+from resnet import experiment
 from resnet.errors import InputError
 from resnet.training import evaluate
 from tests.programs import ROOT, SMALL, assert_refused, run, run_main

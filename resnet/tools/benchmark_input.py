@@ -13,7 +13,8 @@ from typing import Any
 
 import jax
 
-from resnet import config_flag, experiment
+from resnet import config as config_flag
+from resnet import experiment
 from resnet.data.loader import DeviceLoader, read_ahead
 from resnet.data.notes import Notes
 from resnet.data.reader import BatchReader

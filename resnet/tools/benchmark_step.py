@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from resnet import config_flag
+from resnet import config as config_flag
 from resnet.errors import InputError
 from resnet.tools import ceilings, programs, timing, traces
 from resnet.tools.compiled import Compiled

@@ -7,7 +7,8 @@ import os
 import sys
 from typing import Any, NoReturn
 
-from resnet import backend, config_flag
+from resnet import backend
+from resnet import config as config_flag
 from resnet.errors import InputError, RunError
 
 

@@ -15,7 +15,7 @@ import signal
 import sys
 from typing import Any
 
-from resnet import config_flag
+from resnet import config as config_flag
 from resnet.errors import InputError
 from resnet.experiment import Experiment, resolve
 from resnet.tools import command, machine, rehearsal
