@@ -22,10 +22,11 @@ import numpy as np
 
 from configs import fashion_mnist, finetune
 from resnet import experiment
-from resnet.data import idx, writing
-from resnet.data.encoding import Encoding
-from resnet.data.job import Job, estimate_bytes
-from resnet.data.source import Source
+from resnet.data.prepare import writing
+from resnet.data.prepare.encoding import Encoding
+from resnet.data.prepare.job import Job, estimate_bytes
+from resnet.data.sources import idx
+from resnet.data.sources.base import Source
 from resnet.training import run as run_lib
 from resnet.training.starts import commit, hardware
 

@@ -28,7 +28,7 @@ import numpy as np
 
 from configs import fake
 from resnet import experiment
-from resnet.data import reader
+from resnet.data.host import reader
 from resnet.training import cluster as cluster_lib
 from resnet.training import loop, run
 

@@ -18,7 +18,7 @@ Aim: none; benchmarks/transfer.py compares it with training from scratch.
 """
 
 from configs import default
-from resnet.data.resample import INTERPOLATIONS
+from resnet.data.host.resize import INTERPOLATIONS
 from resnet.errors import InputError
 from resnet.models.weights import open_source
 

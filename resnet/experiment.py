@@ -9,13 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from resnet.data.augment import DeviceAugment
-from resnet.data.augmentation import create_augmentation
-from resnet.data.loader import LoaderOptions
-from resnet.data.mixing import Mixing
+from resnet.data.augment.batch import create_augmentation
+from resnet.data.augment.crop import DeviceAugment
+from resnet.data.augment.mixing import Mixing
+from resnet.data.host.loader import LoaderOptions
+from resnet.data.host.reader import BatchReader
+from resnet.data.host.sizes import Sizes, create_sizes
 from resnet.data.pipeline import Data, create_data
-from resnet.data.reader import BatchReader
-from resnet.data.sizes import Sizes, create_sizes
 from resnet.errors import InputError
 from resnet.models import create_model
 from resnet.training import compiler

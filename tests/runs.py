@@ -15,8 +15,8 @@ import numpy as np
 
 from configs import fake
 from resnet import experiment
-from resnet.data.loader import DeviceLoader
-from resnet.data.reader import BatchReader
+from resnet.data.host.loader import DeviceLoader
+from resnet.data.host.reader import BatchReader
 from resnet.training import workdir as workdir_lib
 from resnet.training.checkpoint import Checkpoints
 from resnet.training.step import jit_steps

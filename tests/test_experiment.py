@@ -10,7 +10,8 @@ import pytest
 from configs import default
 from resnet import config as config_flag
 from resnet import experiment
-from resnet.data import datasets, pipeline
+from resnet.data import pipeline
+from resnet.data.sources import registry as datasets
 from resnet.errors import InputError
 from tests.programs import ROOT
 from tests.runs import fake_config, resolve

@@ -12,7 +12,8 @@ import pytest
 
 from configs import default
 from resnet import experiment
-from resnet.data import datasets, pipeline
+from resnet.data import pipeline
+from resnet.data.sources import registry as datasets
 from resnet.errors import InputError
 
 GOLDEN = pathlib.Path(__file__).parent / 'recipes'

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 import pytest
 
-from resnet.data.loader import DeviceLoader
+from resnet.data.host.loader import DeviceLoader
 from resnet.errors import InputError, RunError
 from resnet.training import replay
 from resnet.training import run as run_lib
@@ -62,7 +62,7 @@ def train(workdir, *, allow_config_change=False, **changes):
 
 
 # Calls of these are counted; the first batches are those of training.
-BATCH = 'resnet.data.loader', 'DeviceLoader', '__next__'
+BATCH = 'resnet.data.host.loader', 'DeviceLoader', '__next__'
 CHECK = 'resnet.training.checkpoint', 'Checkpoints', 'check'
 FINISH = 'resnet.training.checkpoint', 'Checkpoints', 'finish'
 SYNC = 'resnet.training.writer', 'MetricsWriter', 'sync'

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from resnet.data.notes import too_many_bad_images
-from resnet.data.source import Source
-from resnet.data.transforms import resize_and_center_crop
+from resnet.data.host.transforms import resize_and_center_crop
+from resnet.data.host.warnings import too_many_bad_images
+from resnet.data.sources.base import Source
 from resnet.errors import InputError
 
 Channels = tuple[float, ...]

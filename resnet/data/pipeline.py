@@ -6,18 +6,18 @@ import math
 import os
 from typing import Any
 
-from resnet.data.augment import DeviceAugment
-from resnet.data.datasets import open_source
-from resnet.data.loader import LoaderOptions
-from resnet.data.normalization import channel_statistics
-from resnet.data.reader import Transform
-from resnet.data.sizes import Pairs, check_schedule
-from resnet.data.source import Source
-from resnet.data.transforms import (
+from resnet.data.augment.crop import DeviceAugment
+from resnet.data.host.loader import LoaderOptions
+from resnet.data.host.reader import Transform
+from resnet.data.host.sizes import Pairs, check_schedule
+from resnet.data.host.transforms import (
   EvalTransform,
   StoredTransform,
   TrainTransform,
 )
+from resnet.data.normalization import channel_statistics
+from resnet.data.sources.base import Source
+from resnet.data.sources.registry import open_source
 from resnet.errors import InputError
 
 # Pixels.

@@ -9,7 +9,7 @@ from typing import TypeVar
 import cv2
 import numpy as np
 
-from resnet.data.folder import IMAGE_SUFFIXES, visible_entries
+from resnet.data.sources.folder import IMAGE_SUFFIXES, visible_entries
 from resnet.errors import InputError
 
 Key = TypeVar('Key')

@@ -7,9 +7,13 @@ import cv2
 import jax
 import numpy as np
 
-from resnet.data.images import MAX_PIXELS, decode_image
-from resnet.data.resample import FILTERS
-from resnet.data.transforms import center_crop, resize_shorter_side, ten_crop
+from resnet.data.host.decode import MAX_PIXELS, decode_image
+from resnet.data.host.resize import FILTERS
+from resnet.data.host.transforms import (
+  center_crop,
+  resize_shorter_side,
+  ten_crop,
+)
 from resnet.errors import InputError
 from resnet.models.weights import Preprocessing
 from resnet.training import step

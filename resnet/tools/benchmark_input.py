@@ -15,9 +15,9 @@ import jax
 
 from resnet import config as config_flag
 from resnet import experiment
-from resnet.data.loader import DeviceLoader, read_ahead
-from resnet.data.notes import Notes
-from resnet.data.reader import BatchReader
+from resnet.data.host.loader import DeviceLoader, read_ahead
+from resnet.data.host.reader import BatchReader
+from resnet.data.host.warnings import Notes
 from resnet.errors import InputError
 from resnet.tools import timing
 from resnet.tools.rivals import Rival

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from resnet.data.notes import Notes
+from resnet.data.host.warnings import Notes
 from resnet.errors import InputError
 from resnet.experiment import Experiment
 from resnet.tools import programs, timing

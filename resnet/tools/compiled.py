@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from resnet.data import pipeline
-from resnet.data.fake import LENGTHS
+from resnet.data.sources.fake import LENGTHS
 from resnet.errors import InputError
 from resnet.experiment import Experiment, resolve
 from resnet.tools import collectives, hlo

@@ -42,10 +42,10 @@ import functools
 from typing import Any
 
 from resnet import experiment as experiment_lib
-from resnet.data import real_labels
+from resnet.data.host.scales import paper_sides
 from resnet.data.pipeline import MAX_IMAGE_SIZE
-from resnet.data.same_classes import open_same_classes
-from resnet.data.scales import paper_sides
+from resnet.data.sources import real_labels
+from resnet.data.sources.same_classes import open_same_classes
 from resnet.errors import InputError
 from resnet.experiment import Experiment
 from resnet.models.weights import split_raw

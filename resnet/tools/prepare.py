@@ -25,11 +25,12 @@ from typing import Any
 import tensorflow_datasets as tfds
 import tqdm
 
-from resnet.data import encoding, idx, imagenet, writing
-from resnet.data import job as job_lib
-from resnet.data.datasets import open_source
-from resnet.data.shards import disk
-from resnet.data.source import Source
+from resnet.data.prepare import encoding, writing
+from resnet.data.prepare import job as job_lib
+from resnet.data.prepare.shards import disk
+from resnet.data.sources import idx, imagenet
+from resnet.data.sources.base import Source
+from resnet.data.sources.registry import open_source
 from resnet.errors import InputError, RunError
 from resnet.tools import command
 from resnet.training.lock import Lock

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from resnet.data.datasets import Source, open_source
+from resnet.data.sources.registry import Source, open_source
 from resnet.errors import InputError
 from resnet.inference.network import add_arguments, create_network, read_weights
 from resnet.inference.predictor import Predictor

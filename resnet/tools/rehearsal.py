@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from resnet.data.datasets import Source
-from resnet.data.loader import read_ahead
-from resnet.data.notes import Notes
+from resnet.data.host.loader import read_ahead
+from resnet.data.host.warnings import Notes
+from resnet.data.sources.registry import Source
 from resnet.errors import InputError
 from resnet.experiment import Experiment
 from resnet.tools.machine import Finding

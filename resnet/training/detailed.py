@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet.data.loader import DeviceLoader, read_ahead
-from resnet.data.notes import Notes
-from resnet.data.reader import BatchReader
-from resnet.data.scales import ViewsTransform
+from resnet.data.host.loader import DeviceLoader, read_ahead
+from resnet.data.host.reader import BatchReader
+from resnet.data.host.scales import ViewsTransform
+from resnet.data.host.warnings import Notes
 from resnet.errors import InputError
 from resnet.experiment import Experiment
 from resnet.training import calibration, compiler, views

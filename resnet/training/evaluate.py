@@ -8,8 +8,8 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from resnet.data.loader import DeviceLoader, read_ahead
-from resnet.data.notes import Notes
+from resnet.data.host.loader import DeviceLoader, read_ahead
+from resnet.data.host.warnings import Notes
 from resnet.errors import InputError
 from resnet.experiment import Experiment
 from resnet.training import metrics

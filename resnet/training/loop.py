@@ -23,8 +23,8 @@ from typing import Any
 
 import jax
 
-from resnet.data.loader import DeviceLoader
-from resnet.data.notes import Notes
+from resnet.data.host.loader import DeviceLoader
+from resnet.data.host.warnings import Notes
 from resnet.errors import InputError, RunError
 from resnet.experiment import Experiment
 from resnet.models.weights import score

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet.data.loader import DeviceLoader, read_ahead
-from resnet.data.notes import Notes
+from resnet.data.host.loader import DeviceLoader, read_ahead
+from resnet.data.host.warnings import Notes
 from resnet.errors import InputError
 from resnet.experiment import Experiment
 from resnet.training import compiler

@@ -17,9 +17,9 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from resnet.data.loader import DeviceLoader, read_ahead
-from resnet.data.notes import Notes
-from resnet.data.workers import check_shared_memory
+from resnet.data.host.loader import DeviceLoader, read_ahead
+from resnet.data.host.warnings import Notes
+from resnet.data.host.workers import check_shared_memory
 from resnet.errors import InputError
 from resnet.experiment import FREE_FIELDS, SAFE_FIELDS, Experiment
 from resnet.training import workdir as workdir_lib

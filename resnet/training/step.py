@@ -11,14 +11,14 @@ from jax import lax
 import jax.numpy as jnp
 import optax
 
-from resnet.data.augment import (
+from resnet.data.augment.batch import Augmentation
+from resnet.data.augment.crop import (
   MIXING,
   NETWORK,
   Augment,
   example_keys,
   step_key,
 )
-from resnet.data.augmentation import Augmentation
 from resnet.training import compiler, guards, losses, metrics
 from resnet.training.sharding import DataSharding
 from resnet.training.state import TrainState

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet.data import augment
+from resnet.data.augment import crop as augment
 
 
 def keys_of(count, seed=0, step=0):

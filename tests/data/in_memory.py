@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from resnet.data.source import Source
+from resnet.data.sources.base import Source
 
 
 class Records:

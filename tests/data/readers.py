@@ -1,8 +1,8 @@
 """Readers of small batches, and reading ahead with few options."""
 
-from resnet.data import loader
-from resnet.data.notes import Notes
-from resnet.data.transforms import EvalTransform, TrainTransform
+from resnet.data.host import loader
+from resnet.data.host.transforms import EvalTransform, TrainTransform
+from resnet.data.host.warnings import Notes
 
 KEEP = EvalTransform(size=2, resize_size=2)
 AUGMENT = TrainTransform(

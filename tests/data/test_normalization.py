@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn import datasets as sklearn_datasets
 
-from resnet.data.datasets import open_source
 from resnet.data.normalization import channel_statistics
+from resnet.data.sources.registry import open_source
 from resnet.errors import InputError
 from tests.data.in_memory import make_source
 

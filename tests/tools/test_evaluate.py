@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from resnet.data.notes import Notes
-from resnet.data.scales import ViewsTransform
-from resnet.data.transforms import EvalTransform, resize_and_center_crop
+from resnet.data.host.scales import ViewsTransform
+from resnet.data.host.transforms import EvalTransform, resize_and_center_crop
+from resnet.data.host.warnings import Notes
 from resnet.training import precise_bn
 from resnet.training.evaluate import evaluate
 from resnet.training.step import jit_steps

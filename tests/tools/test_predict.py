@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from resnet.data import datasets
-from resnet.data.notes import Notes
+from resnet.data.host.warnings import Notes
+from resnet.data.sources import registry as datasets
 from resnet.models import weights
 from resnet.training.evaluate import evaluate, open_state
 from resnet.training.step import jit_steps

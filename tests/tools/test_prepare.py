@@ -13,9 +13,9 @@ from PIL import Image
 import pytest
 import tensorflow_datasets as tfds
 
-from resnet.data.datasets import open_source
-from resnet.data.images import decode_image
-from resnet.data.job import estimate_bytes
+from resnet.data.host.decode import decode_image
+from resnet.data.prepare.job import estimate_bytes
+from resnet.data.sources.registry import open_source
 from resnet.errors import InputError
 from resnet.tools import prepare
 from resnet.training.lock import Lock
@@ -164,7 +164,7 @@ def test_the_same_command_compares_a_set_with_its_manifest(
 # more: at least two shards, of four images at most, are complete.
 STUCK = """
 import itertools, threading
-from resnet.data import encoding
+from resnet.data.prepare import encoding
 from resnet.tools import command, prepare
 encode, count = encoding.Encoding.encode, itertools.count()
 def wait_or_encode(self, image):

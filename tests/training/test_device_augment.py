@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet.data.augment import example_keys
+from resnet.data.augment.crop import example_keys
 from resnet.errors import InputError
 from resnet.training.step import augment, jit_steps
 from tests import runs

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet.data.notes import Notes
+from resnet.data.host.warnings import Notes
 from resnet.errors import InputError
 from resnet.training.evaluate import describe, evaluate
 from resnet.training.step import JittedSteps, jit_steps

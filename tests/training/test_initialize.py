@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from resnet.data.notes import Notes
+from resnet.data.host.warnings import Notes
 from resnet.errors import InputError
 from resnet.models import weights
 from resnet.training import evaluate

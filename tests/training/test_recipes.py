@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet.data.augment import MIXING, example_keys, step_key
+from resnet.data.augment.crop import MIXING, example_keys, step_key
 from resnet.errors import InputError
 from resnet.training.step import (
   gradients,

@@ -7,7 +7,7 @@ from jax.sharding import PartitionSpec
 import numpy as np
 import pytest
 
-from resnet.data.notes import Notes
+from resnet.data.host.warnings import Notes
 from resnet.training.checkpoint import Checkpoints
 from resnet.training.evaluate import evaluate
 from resnet.training.sharding import create_sharding

@@ -1,0 +1,274 @@
+"""Which operation an image gets, and how much of it: the published policies.
+
+All are `torchvision.transforms.v2`'s of the same name: `RandAugment`,
+`TrivialAugmentWide` and `AutoAugment` draw from the same operations, magnitudes
+and probabilities.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from resnet.data.augment.crop import fold_in
+from resnet.data.augment.geometry import INTERPOLATIONS
+from resnet.data.augment.operations import OPERATIONS, apply_operations
+from resnet.errors import InputError
+
+BINS = 31
+_AUTO_BINS = 10
+_SIGNED = frozenset(OPERATIONS[1:10])
+_WITHOUT_INVERT = OPERATIONS[:-1]
+
+# Magnitudes of an operation from the first bin to the last.
+Space = dict[str, np.ndarray]
+
+
+def space(
+  names: Sequence[str], bins: int, height: int, width: int, *, is_wide: bool
+) -> Space:
+  """Returns the magnitudes [bins] of each operation; see `operations`.
+
+  Args:
+    names: of operations.
+    bins: number of magnitudes, evenly spaced.
+    height: of the images, pixels.
+    width: likewise.
+    is_wide: those of Mueller and Hutter 2021, Table 1, instead of Cubuk et al.
+      2019, Table 6.
+  """
+  color, bits = (0.99, 6) if is_wide else (0.9, 4)
+  most = {
+    'ShearX': 0.99 if is_wide else 0.3,
+    'ShearY': 0.99 if is_wide else 0.3,
+    'TranslateX': 32.0 if is_wide else 150 / 331 * width,
+    'TranslateY': 32.0 if is_wide else 150 / 331 * height,
+    'Rotate': 135.0 if is_wide else 30.0,
+    **dict.fromkeys(('Brightness', 'Color', 'Contrast', 'Sharpness'), color),
+  }
+  steps = np.linspace(0.0, 1.0, bins)
+  magnitudes = {name: most.get(name, 0.0) * steps for name in names}
+  magnitudes['Posterize'] = 8 - np.round(steps * bits)
+  magnitudes['Solarize'] = 1.0 - steps
+  return {name: magnitudes[name].astype(np.float32) for name in names}
+
+
+def uniform(keys: jax.Array, count: int) -> jax.Array:
+  """Returns uniform numbers [B, count]."""
+  return jax.vmap(lambda key: jax.random.uniform(key, (count,)))(keys)
+
+
+def _place(draws: jax.Array, count: int) -> jax.Array:
+  """Returns integers 0 .. count - 1 of uniform numbers in [0, 1)."""
+  # (float32 may round a number near 1 up to the end itself.)
+  return jnp.minimum((draws * count).astype(jnp.int32), count - 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RandomOperations:
+  """RandAugment and TrivialAugment: one of 14 operations, and again.
+
+  Attributes:
+    num_layers: operations an image gets, one after the other, each with the
+      same chance; one may come twice.
+    magnitude: number of the magnitude, 0 to 30, for all operations (Cubuk et
+      al. 2020, RandAugment); None: a random one for each (Mueller and Hutter
+      2021, TrivialAugment), in its wide space.
+    magnitude_std: timm's `mstd`, in the units of `magnitude`: each operation's
+      is drawn from a normal distribution about `magnitude` and clipped to 0 ..
+      30; what lies between two of the 31 is interpolated.
+    operation_probability: timm's `p`, that an operation is done at all.
+    interpolation: of the geometric operations.
+  """
+
+  num_layers: int
+  magnitude: int | None
+  magnitude_std: float
+  operation_probability: float
+  interpolation: str
+
+  def __post_init__(self):
+    if not 0 < self.num_layers <= len(OPERATIONS):
+      raise InputError(
+        f'augment.num_layers={self.num_layers} is not in 1 ..'
+        f' {len(OPERATIONS)}.'
+      )
+    if self.magnitude is not None and not 0 <= self.magnitude < BINS:
+      raise InputError(
+        f'augment.magnitude={self.magnitude} is not in 0 .. {BINS - 1}.'
+      )
+    if not 0 <= self.magnitude_std < math.inf:
+      raise InputError(
+        f'augment.magnitude_std={self.magnitude_std} is not a number from 0 up.'
+      )
+    if not 0 <= self.operation_probability <= 1:
+      raise InputError(
+        f'augment.operation_probability={self.operation_probability} is not in'
+        ' 0 .. 1.'
+      )
+    check_interpolation(self.interpolation)
+
+  def draw(
+    self, keys: jax.Array, height: int, width: int
+  ) -> tuple[jax.Array, jax.Array]:
+    """Returns kinds int32 [B] and magnitudes float32 [B] of a layer."""
+    is_wide = self.magnitude is None
+    table = space(_WITHOUT_INVERT, BINS, height, width, is_wide=is_wide)
+    magnitudes = jnp.array(np.stack(list(table.values())))
+    draws = uniform(keys, 3)
+    kinds = _place(draws[:, 0], len(table))
+    if self.magnitude is None:
+      magnitudes = magnitudes[kinds, _place(draws[:, 1], BINS)]
+    elif not self.magnitude_std:
+      magnitudes = magnitudes[kinds, self.magnitude]
+    else:
+      noise = jax.vmap(jax.random.normal)(fold_in(keys, 0))
+      levels = self.magnitude + self.magnitude_std * noise
+      magnitudes = _interpolate(magnitudes, kinds, levels)
+    magnitudes = _with_sign(kinds, magnitudes, draws[:, 2])
+    if self.operation_probability < 1:
+      is_done = uniform(fold_in(keys, 1), 1)[:, 0] < self.operation_probability
+      kinds = jnp.where(is_done, kinds, OPERATIONS.index('Identity'))
+    return kinds, magnitudes
+
+  def __call__(self, images: jax.Array, keys: jax.Array) -> jax.Array:
+    """uint8 [B, H, W, C] and keys [B] -> uint8 [B, H, W, C]."""
+    for layer in range(self.num_layers):
+      kinds, magnitudes = self.draw(fold_in(keys, layer), *images.shape[1:3])
+      images = apply_operations(
+        images,
+        kinds,
+        magnitudes,
+        names=_WITHOUT_INVERT,
+        interpolation=self.interpolation,
+      )
+    return images
+
+
+def _interpolate(
+  table: jax.Array, kinds: jax.Array, levels: jax.Array
+) -> jax.Array:
+  """Returns magnitudes [B] at `levels`, float32 [B], clipped to the table's."""
+  levels = jnp.clip(levels, 0.0, BINS - 1.0)
+  below = jnp.minimum(levels.astype(jnp.int32), BINS - 2)
+  low, high = table[kinds, below], table[kinds, below + 1]
+  magnitudes = low + (levels - below.astype(jnp.float32)) * (high - low)
+  # Bits are whole, and the operation would take off what is not.
+  is_bits = kinds == OPERATIONS.index('Posterize')
+  return jnp.where(is_bits, jnp.round(magnitudes), magnitudes)
+
+
+def _with_sign(
+  kinds: jax.Array, magnitudes: jax.Array, draws: jax.Array
+) -> jax.Array:
+  """Turns half of the magnitudes that have a direction."""
+  is_signed = jnp.array([name in _SIGNED for name in OPERATIONS])[kinds]
+  return jnp.where(is_signed & (draws < 0.5), -magnitudes, magnitudes)
+
+
+# Cubuk et al. 2019, Tables 7 and 9: a policy is two operations, each with its
+# probability in tenths and the number of its magnitude, of ten; '-': none.
+_CIFAR = """
+  Invert 1 - Contrast 2 6          Rotate 7 2 TranslateX 3 9
+  Sharpness 8 1 Sharpness 9 3      ShearY 5 8 TranslateY 7 9
+  AutoContrast 5 - Equalize 9 -    ShearY 2 7 Posterize 3 7
+  Color 4 3 Brightness 6 7         Sharpness 3 9 Brightness 7 9
+  Equalize 6 - Equalize 5 -        Contrast 6 7 Sharpness 6 5
+  Color 7 7 TranslateX 5 8         Equalize 3 - AutoContrast 4 -
+  TranslateY 4 3 Sharpness 2 6     Brightness 9 6 Color 2 8
+  Solarize 5 2 Invert 0 -          Equalize 2 - AutoContrast 6 -
+  Equalize 2 - Equalize 6 -        Color 9 9 Equalize 6 -
+  AutoContrast 8 - Solarize 2 8    Brightness 1 3 Color 7 0
+  Solarize 4 5 AutoContrast 9 -    TranslateY 9 9 TranslateY 7 9
+  AutoContrast 9 - Solarize 8 3    Equalize 8 - Invert 1 -
+  TranslateY 7 9 AutoContrast 9 -
+"""
+_IMAGENET = """
+  Posterize 4 8 Rotate 6 9         Solarize 6 5 AutoContrast 6 -
+  Equalize 8 - Equalize 6 -        Posterize 6 7 Posterize 6 6
+  Equalize 4 - Solarize 2 4        Equalize 4 - Rotate 8 8
+  Solarize 6 3 Equalize 6 -        Posterize 8 5 Equalize 10 -
+  Rotate 2 3 Solarize 6 8          Equalize 6 - Posterize 4 6
+  Rotate 8 8 Color 4 0             Rotate 4 9 Equalize 6 -
+  Equalize 0 - Equalize 8 -        Invert 6 - Equalize 10 -
+  Color 6 4 Contrast 10 8          Rotate 8 8 Color 10 2
+  Color 8 8 Solarize 8 7           Sharpness 4 7 Invert 6 -
+  ShearX 6 5 Equalize 10 -         Color 4 0 Equalize 6 -
+  Equalize 4 - Solarize 2 4        Solarize 6 5 AutoContrast 6 -
+  Invert 6 - Equalize 10 -         Color 6 4 Contrast 10 8
+  Equalize 8 - Equalize 6 -
+"""
+_POLICIES = {'imagenet': _IMAGENET, 'cifar': _CIFAR}
+
+
+def policies(data: str) -> np.ndarray:
+  """Returns kind, probability in tenths and magnitude, int32 [25, 2, 3].
+
+  Args:
+    data: 'imagenet' or 'cifar'.
+  """
+  words = _POLICIES[data].split()
+  numbers = [
+    (OPERATIONS.index(name), int(tenths), 0 if level == '-' else int(level))
+    for name, tenths, level in zip(*[iter(words)] * 3, strict=True)
+  ]
+  return np.array(numbers, np.int32).reshape(25, 2, 3)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AutoAugment:
+  """One of 25 policies, each of two operations (Cubuk et al. 2019).
+
+  Attributes:
+    data: 'imagenet' or 'cifar', for which the policies were found.
+    interpolation: of the geometric operations.
+  """
+
+  data: str
+  interpolation: str
+
+  def __post_init__(self):
+    check_interpolation(self.interpolation)
+
+  def draw(
+    self, keys: jax.Array, height: int, width: int
+  ) -> tuple[jax.Array, jax.Array]:
+    """Returns kinds int32 [2, B] and magnitudes float32 [2, B]."""
+    table = space(OPERATIONS, _AUTO_BINS, height, width, is_wide=False)
+    levels = jnp.array(np.stack(list(table.values())))
+    draws = uniform(keys, 5)
+    chosen = jnp.array(policies(self.data))[_place(draws[:, 0], 25)]
+    kinds, tenths, places = jnp.moveaxis(chosen, (2, 1), (0, 1))
+    magnitudes = _with_sign(kinds, levels[kinds, places], draws[:, 3:].T)
+    is_done = tenths.astype(jnp.float32) / 10 > draws[:, 1:3].T
+    return jnp.where(is_done, kinds, 0), magnitudes
+
+  def __call__(self, images: jax.Array, keys: jax.Array) -> jax.Array:
+    """uint8 [B, H, W, C] and keys [B] -> uint8 [B, H, W, C]."""
+    layers = self.draw(keys, *images.shape[1:3])
+    used = [OPERATIONS[i] for i in np.unique(policies(self.data)[..., 0])]
+    names = ['Identity', *used]
+    numbers = jnp.array(
+      [names.index(n) if n in names else 0 for n in OPERATIONS]
+    )
+    for kinds, magnitudes in zip(*layers, strict=True):
+      images = apply_operations(
+        images,
+        numbers[kinds],
+        magnitudes,
+        names=names,
+        interpolation=self.interpolation,
+      )
+    return images
+
+
+def check_interpolation(interpolation: str) -> None:
+  """Raises InputError where there is no such interpolation."""
+  if interpolation not in INTERPOLATIONS:
+    raise InputError(
+      f'augment.interpolation={interpolation!r} is none of'
+      f' {", ".join(INTERPOLATIONS)}.'
+    )

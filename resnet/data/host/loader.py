@@ -1,0 +1,187 @@
+"""Batches for the step, read ahead of their use and put on the devices.
+
+They come from `BatchReader`, which says what is in them: here is only when.
+"""
+
+from collections.abc import Generator, Iterator
+import dataclasses
+import time
+
+import grain.python as grain
+import jax
+
+from resnet.data.host import workers
+from resnet.data.host.reader import LEFT_OUT, BatchReader, HostBatch
+from resnet.data.host.warnings import Notes
+from resnet.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoaderOptions:
+  """How fast to read; the batches are the same for every choice.
+
+  Attributes:
+    num_workers: processes that read ahead; 0 reads in threads of this one.
+    num_threads: threads in each process; a thread makes whole batches.
+    prefetch_batches: batches that wait, ready, in each process; see
+      `max_batches` for the memory.
+    max_worker_restarts: times that reading begins anew, where it was, after
+      the death of a worker.
+  """
+
+  num_workers: int
+  num_threads: int
+  prefetch_batches: int
+  max_worker_restarts: int
+
+  def __post_init__(self):
+    for name, least in (
+      ('num_workers', 0),
+      ('num_threads', 1),
+      ('prefetch_batches', 1),
+      ('max_worker_restarts', 0),
+    ):
+      if getattr(self, name) < least:
+        raise InputError(
+          f'data.{name}={getattr(self, name)} is too small: at least {least}.'
+        )
+
+  @property
+  def max_batches(self) -> int:
+    """The most batches that are held in memory, but for the device's.
+
+    Each thread works on one that has a place in the queue; worker processes
+    have a second queue, towards this one; and one is in the loop's hands.
+    """
+    queue = max(self.prefetch_batches, self.num_threads)
+    if self.num_workers:
+      return self.num_workers * (queue + self.prefetch_batches) + 1
+    return queue + 1
+
+
+def read_ahead(
+  reader: BatchReader,
+  options: LoaderOptions,
+  *,
+  first_step: int,
+  num_steps: int,
+  notes: Notes,
+) -> Generator[HostBatch, None, None]:
+  """Yields batches first_step .. num_steps - 1, read ahead of their use.
+
+  Args:
+    reader: makes the batches.
+    options: how fast.
+    first_step: of the first batch.
+    num_steps: the number of the batch that is not read any more.
+    notes: is told of a worker that died and was replaced.
+
+  Raises:
+    InputError: from the iterator, for a record that is broken.
+    RunError: from the iterator, for workers that die too often.
+  """
+  if options.num_workers:
+    workers.check_shared_memory(options.max_batches * reader.num_batch_bytes)
+  step, num_deaths = first_step, 0
+  while step < num_steps:
+    iterator = iter(_pipeline(reader, options, step, num_steps))
+    try:
+      for batch in iterator:
+        if isinstance(batch, InputError):
+          raise batch
+        yield batch
+        step += 1
+    except RuntimeError as error:
+      death = workers.WorkerDeath.of(error)
+      if death is None:
+        raise
+      if num_deaths >= options.max_worker_restarts:
+        raise death.final(num_deaths, options.num_workers) from None
+      num_deaths += 1
+      notes.warn(death.restarted(num_deaths, options.max_worker_restarts, step))
+    finally:
+      iterator.close()
+
+
+def _pipeline(
+  reader: BatchReader, options: LoaderOptions, first_step: int, num_steps: int
+) -> grain.IterDataset:
+  steps = grain.MapDataset.range(first_step, num_steps).map(reader)
+  batches = steps.to_iter_dataset(
+    grain.ReadOptions(
+      num_threads=options.num_threads,
+      prefetch_buffer_size=max(options.prefetch_batches, options.num_threads),
+    )
+  )
+  if options.num_workers:
+    workers.prepare()
+    batches = batches.mp_prefetch(
+      grain.MultiprocessingOptions(
+        num_workers=options.num_workers,
+        per_worker_buffer_size=options.prefetch_batches,
+      ),
+      worker_init_fn=workers.end_with_parent,
+    )
+  return batches
+
+
+class DeviceLoader:
+  """Iterates over global arrays, sharded as the step wants them.
+
+  Transfers are asynchronous: while the device works on one batch, the loop is
+  already here for the next.
+
+  Attributes:
+    wait_seconds: time spent waiting for batches of the host so far.
+    num_left_out: broken images that were met in the batches so far.
+  """
+
+  def __init__(
+    self,
+    batches: Generator[HostBatch, None, None],
+    sharding: jax.sharding.Sharding,
+    notes: Notes,
+  ):
+    """Of the host's `batches`; `notes` is told which images are left out."""
+    self._batches = batches
+    self._sharding = sharding
+    self._notes = notes
+    self.num_left_out = 0
+    self._first: HostBatch | None = None
+    self.wait_seconds = 0.0
+
+  def start(self) -> None:
+    """Reads the first batch, and ahead from there.
+
+    Raises:
+      InputError: a record of it is broken.
+    """
+    self._first = next(self._batches)
+
+  def __iter__(self) -> Iterator[dict[str, jax.Array]]:
+    return self
+
+  def __next__(self) -> dict[str, jax.Array]:
+    """Puts the next batch on its way to the devices.
+
+    Raises:
+      InputError: a record is broken, or too many were left out.
+      RunError: workers died.
+    """
+    start = time.monotonic()
+    try:
+      batch = self._first or next(self._batches)
+    finally:
+      self.wait_seconds += time.monotonic() - start
+    self._first = None
+    left_out = batch.pop(LEFT_OUT, [])
+    self.num_left_out += len(left_out)
+    self._notes.leave_out(left_out)
+    return {
+      name: jax.make_array_from_process_local_data(self._sharding, rows)
+      for name, rows in batch.items()
+    }
+
+  def close(self) -> None:
+    """Stops reading ahead."""
+    self._batches.close()

@@ -1,0 +1,302 @@
+"""Batches for the step: which records, in which order, at which step.
+
+The place in the data is a function of (seed, step): a run that resumes at
+step n asks for batch n, and gets the bytes it would have got, whatever the
+number of threads, worker processes, JAX processes or devices.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+import math
+from typing import Any, NamedTuple, Protocol
+
+import cv2
+import numpy as np
+
+from resnet.data.host.memory import keep_freed_memory
+from resnet.data.host.order import TrainingOrder
+from resnet.data.host.sizes import Sizes
+from resnet.data.host.transforms import Box, Draws
+from resnet.data.host.warnings import too_many_bad_images
+from resnet.data.sources.base import Record, Source
+from resnet.errors import InputError
+
+# Arrays by name; where images were left out, beside them LEFT_OUT.
+HostBatch = dict[str, Any]
+LEFT_OUT = 'left_out'
+Example = tuple[np.ndarray, int]
+
+# One key each, so that the order says nothing about the crops.
+_ORDER_STREAM, _AUGMENT_STREAM = 0, 1
+
+
+# Uniform numbers come in blocks of so many.
+_PHILOX_BLOCK = 4
+
+
+class Transform(Protocol):
+  """Makes images of one shape; see resnet.data.host.transforms.
+
+  Attributes:
+    num_draws: uniform numbers in [0, 1) that an image is given.
+  """
+
+  @property
+  def num_draws(self) -> int: ...
+
+  def with_size(self, size: int, /) -> 'Transform':
+    """Returns the same for images of another side."""
+    ...
+
+  def box(self, height: int, width: int, draws: Draws, /) -> Box:
+    """Returns the part of an image that will be looked at."""
+    ...
+
+  def __call__(
+    self, image: np.ndarray, box: Box, draws: Draws, /
+  ) -> np.ndarray:
+    """Makes it of an image of at least `box.bottom` rows."""
+    ...
+
+
+def _derive(seed: int, stream: int) -> int:
+  """Returns 32 bits that differ for neighbouring seeds and streams.
+
+  Grain seeds epoch e with seed + e: without this, epoch 1 of seed 0 would
+  have the order of epoch 0 of seed 1.
+  """
+  return int(np.random.SeedSequence([seed, stream]).generate_state(1)[0])
+
+
+class BatchPlan(NamedTuple):
+  """What a batch is made of.
+
+  Attributes:
+    indices: of the records.
+    draws: uniform numbers of each example, for its transform.
+  """
+
+  indices: list[int]
+  draws: list[list[float]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchReader:
+  """Reads this process's rows of global batch number `step`.
+
+  Global batch k holds the positions k * batch_size + (0 .. batch_size - 1) of
+  the stream of examples. A training stream is an endless row of epochs, each
+  a permutation of the whole set (with `repeats`, of a part of it, see
+  `TrainingOrder`), so batches may span two epochs and no example is dropped. An
+  evaluation stream is the set in stored order; rows past its end are zeros with
+  mask False.
+
+  An image that cannot be decoded is an error, or is left out. Then the next
+  record that decodes takes its place in training, whatever its label, and in
+  evaluation its row is zeros with mask False. So a batch depends on the data
+  only, not on who reads it or what was read before.
+
+  Attributes:
+    source: the records.
+    transform: of an image of any shape makes one of a fixed shape.
+    batch_size: global, images.
+    num_classes: labels must be below.
+    seed: of order and augmentation; None reads in order, once.
+    row_start: the first row of the global batch that is this process's.
+    row_count: the number of its rows, images.
+    max_bad_images: broken images that may be left out; None: none is.
+    repeats: copies of a training image that a batch has; see `TrainingOrder`.
+    sizes: side of the images by step; None: always that of the transform.
+  """
+
+  source: Source
+  transform: Transform
+  batch_size: int
+  num_classes: int
+  seed: int | None
+  row_start: int
+  row_count: int
+  max_bad_images: int | None = None
+  repeats: int = 1
+  sizes: Sizes | None = None
+
+  @functools.cached_property
+  def _order(self) -> TrainingOrder:
+    assert self.seed is not None
+    return TrainingOrder(
+      length=len(self.source),
+      seed=_derive(self.seed, _ORDER_STREAM),
+      batch_size=self.batch_size,
+      repeats=self.repeats,
+    )
+
+  @functools.cached_property
+  def _augment_key(self) -> int:
+    return _derive(self.seed or 0, _AUGMENT_STREAM)
+
+  @functools.cached_property
+  def _by_size(self) -> dict[int, 'BatchReader']:
+    assert self.sizes is not None
+    return {
+      size: dataclasses.replace(
+        self, transform=self.transform.with_size(size), sizes=None
+      )
+      for _, size in self.sizes.starts
+    }
+
+  def __call__(self, step: int) -> HostBatch | InputError:
+    """Returns 'image' uint8 [b, H, W, C], 'label' int32 [b], 'mask' bool [b].
+
+    Where images were left out there is also LEFT_OUT, a list of sentences
+    that name them. An `InputError` is returned, not raised, so that it crosses
+    the border of a worker process as it is.
+    """
+    if self.sizes is not None:
+      return self._by_size[self.sizes.at(step)](step)
+    cv2.setNumThreads(0)  # The threads are Grain's.
+    keep_freed_memory()
+    left_out: list[str] = []
+    try:
+      plan = self.plan(step)
+      records = self.source.read(plan.indices)
+      batch = self.stack(
+        [
+          self._example(*example, left_out)
+          for example in zip(plan.draws, plan.indices, records, strict=True)
+        ]
+      )
+    except InputError as error:
+      return error
+    return {**batch, LEFT_OUT: left_out} if left_out else batch
+
+  def plan(self, step: int) -> BatchPlan:
+    """Returns what a batch is made of; nothing is read for it."""
+    start = step * self.batch_size + self.row_start
+    positions = range(start, start + self.row_count)
+    if self.seed is None:
+      positions = range(start, min(positions.stop, len(self.source)))
+      indices = list(positions)
+    else:
+      indices = list(map(self._order, positions))
+    return BatchPlan(indices, self._draws(positions))
+
+  def keys(self, step: int) -> list[str]:
+    """Returns the names of the records of a training batch, not decoded."""
+    indices = self.plan(step).indices
+    return list(map(self.source.key, indices, self.source.read(indices)))
+
+  def _draws(self, positions: range) -> list[list[float]]:
+    """Returns uniform numbers that depend on seed and position only.
+
+    Each position owns as many blocks of a counter-based generator: one call
+    for a batch, and the numbers of a position are the same in any batch.
+    """
+    blocks = -(-self.transform.num_draws // _PHILOX_BLOCK)
+    generator = np.random.Generator(
+      np.random.Philox(key=self._augment_key, counter=positions.start * blocks)
+    )
+    shape = len(positions), blocks * _PHILOX_BLOCK
+    return generator.random(shape).tolist()
+
+  def _example(
+    self, draws: Draws, index: int, record: Record, left_out: list[str]
+  ) -> Example | None:
+    """Returns image and label; None: the image is left out."""
+    found = self._transform(draws, index, record, left_out)
+    if found is None:
+      return None
+    index, record, image = found
+    label = int(record['label'])
+    if not 0 <= label < self.num_classes:
+      raise InputError(
+        f'The label of {self.source.key(index, record)} is {label}; expected'
+        f' 0 to {self.num_classes - 1} (model.num_classes={self.num_classes}).'
+      )
+    return image, label
+
+  def _transform(
+    self, draws: Draws, index: int, record: Record, left_out: list[str]
+  ) -> tuple[int, Record, np.ndarray] | None:
+    """Returns the first record from `index` on that decodes, and its image.
+
+    In evaluation None where that would be another one.
+    """
+    for _ in range(len(self.source)):
+      try:
+        image, box = self.decode(draws, index, record)
+        return index, record, self._apply(image, box, draws, index, record)
+      except InputError as error:
+        if self.max_bad_images is None:
+          raise
+        left_out.append(str(error))
+      count = len(set(left_out))
+      if count > self.max_bad_images:
+        raise too_many_bad_images(count, self.max_bad_images, left_out[-1])
+      if self.seed is None:
+        return None
+      index = (index + 1) % len(self.source)
+      (record,) = self.source.read([index])
+    raise InputError(f'No image can be decoded. The last one: {left_out[-1]}')
+
+  def _apply(
+    self,
+    image: np.ndarray,
+    box: Box,
+    draws: Draws,
+    index: int,
+    record: Record,
+  ) -> np.ndarray:
+    try:
+      return self.transform(image, box, draws)
+    except ValueError as error:
+      key = self.source.key(index, record)
+      raise InputError(f'The image of {key} cannot be used: {error}.') from None
+
+  def decode(
+    self, draws: Draws, index: int, record: Record
+  ) -> tuple[np.ndarray, Box]:
+    """Returns the rows of an image that the transform needs, and its box.
+
+    Raises:
+      InputError: it cannot be decoded; the message names the record.
+    """
+    height, width = self.source.size(index, record)
+    box = self.transform.box(height, width, draws)
+    # Where all rows are wanted, any damage is found.
+    rows = box.bottom if box.bottom < height else None
+    return self.source.decode(index, record, rows), box
+
+  def stack(self, examples: Sequence[Example | None]) -> HostBatch:
+    """Returns the batch of these examples; rows without one are zeros."""
+    shape = next((e[0].shape for e in examples if e), None)
+    shape = shape or self._image_shape
+    # Not np.zeros: NumPy asks for huge pages for what is not zeroed, and a
+    # batch of small ones costs a tenth of the time in page faults.
+    images = np.empty((self.row_count, *shape), np.uint8)
+    labels = np.zeros(self.row_count, np.int32)
+    mask = np.zeros(self.row_count, bool)
+    for row, example in enumerate(examples):
+      if example:
+        images[row], labels[row] = example
+        mask[row] = True
+    images[~mask] = 0
+    return {'image': images, 'label': labels, 'mask': mask}
+
+  @property
+  def num_batch_bytes(self) -> int:
+    """The bytes of the images of this process's rows, at the largest size."""
+    largest = self._by_size[self.sizes.starts[-1][1]] if self.sizes else self
+    return self.row_count * math.prod(largest._image_shape)
+
+  @functools.cached_property
+  def _image_shape(self) -> tuple[int, ...]:
+    """Of a batch without images: the shape of the first one that there is."""
+    for index in range(len(self.source)):
+      (record,) = self.source.read([index])
+      (draws,) = self._draws(range(1))
+      if example := self._example(draws, index, record, []):
+        return example[0].shape
+    raise InputError(
+      f'No image of {self.source.name}/{self.source.split} can be decoded.'
+    )

@@ -1,0 +1,63 @@
+"""Several square views of an image in one array, for averaged predictions."""
+
+from collections.abc import Sequence
+import dataclasses
+
+import numpy as np
+
+from resnet.data.host.transforms import (
+  Box,
+  Image,
+  resize_and_center_crop,
+  resize_shorter_side,
+  ten_crop,
+)
+
+# He et al. 2016, section 3.4, of networks that are trained on 224 pixels.
+_PAPER_SIDES, _PAPER_SIZE = (224, 256, 384, 480, 640), 224
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ViewsTransform:
+  """Image of any size -> its views, [N, C].
+
+  The views are squares that lie one after the other, row by row: N is the sum
+  of side * side over the views. So an image is read and decoded once, and a
+  batch is still one array.
+
+  Attributes:
+    sides: pixels of each view.
+    resize_size: the views are the ten crops of the image whose shorter side is
+      resized to this, pixels; all sides are equal then. None: the views are the
+      central squares of the image resized to each side.
+    interpolation: 'bilinear' or 'bicubic', with antialias.
+  """
+
+  sides: tuple[int, ...]
+  resize_size: int | None = None
+  interpolation: str = 'bilinear'
+
+  num_draws = 0
+
+  def box(self, height: int, width: int, draws: Sequence[float]) -> Box:
+    """Returns the whole image."""
+    del draws
+    return Box(0, 0, height, width)
+
+  def __call__(self, image: Image, box: Box, draws: Sequence[float]) -> Image:
+    """Returns [N, C] of a whole image."""
+    del draws
+    image = box.of(image)
+    if self.resize_size is not None:
+      image = resize_shorter_side(image, self.resize_size, self.interpolation)
+      return ten_crop(image, self.sides[0]).reshape(-1, image.shape[-1])
+    squares = [
+      resize_and_center_crop(image, side, side, self.interpolation)
+      for side in self.sides
+    ]
+    return np.concatenate([x.reshape(-1, x.shape[-1]) for x in squares])
+
+
+def paper_sides(size: int) -> tuple[int, ...]:
+  """Returns the sides of the paper, in proportion to a network's `size`."""
+  return tuple(round(side * size / _PAPER_SIZE) for side in _PAPER_SIDES)

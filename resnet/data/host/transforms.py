@@ -1,0 +1,303 @@
+"""Image transforms: pure functions from NumPy to NumPy, uint8 [H, W, C].
+
+Whatever is random is a function of `draws`, numbers that are uniform in [0, 1)
+and belong to the example: so an image is a function of its place in the data.
+A transform first says which box of an image it looks at, so that the rest need
+not be decoded.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import math
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from resnet.data.host.decode import MAX_PIXELS
+from resnet.data.host.resize import check_interpolation, resize
+from resnet.errors import InputError
+
+Image = np.ndarray
+Draws = Sequence[float]
+
+_TRIES = 10
+# Of random_box: area and aspect of each try, then top and left.
+BOX_DRAWS = 2 * _TRIES + 2
+
+
+class Box(NamedTuple):
+  """A rectangle of pixels."""
+
+  top: int
+  left: int
+  height: int
+  width: int
+
+  @property
+  def bottom(self) -> int:
+    return self.top + self.height
+
+  def of(self, image: Image) -> Image:
+    """Returns a view of the pixels in the box."""
+    return image[self.top : self.bottom, self.left : self.left + self.width]
+
+
+def resize_shorter_side(
+  image: Image,
+  size: int,
+  interpolation: str = 'bilinear',
+  *,
+  max_pixels: int = MAX_PIXELS,
+) -> Image:
+  """Resizes so that the shorter side has `size` pixels, as torchvision does.
+
+  The longer side is rounded down.
+
+  Raises:
+    ValueError: the result would have more than about `max_pixels`.
+  """
+  height, width = image.shape[:2]
+  shorter = min(height, width)
+  sides = height * size // shorter, width * size // shorter
+  if max(sides) > max_pixels // size:
+    raise ValueError(
+      f'{width} x {height} pixels are too long and narrow to be resized to a'
+      f' shorter side of {size}'
+    )
+  return resize(image, *sides, interpolation)
+
+
+def center_crop(image: Image, size: int) -> Image:
+  """Returns the central square, where torchvision's `CenterCrop` cuts it."""
+  top, left = (round((side - size) / 2) for side in image.shape[:2])
+  return image[top : top + size, left : left + size]
+
+
+def ten_crop(image: Image, size: int) -> np.ndarray:
+  """Returns the centre and the corners, then those of the mirror image.
+
+  Krizhevsky et al. 2012, section 4.1; the crops of torchvision's `TenCrop`,
+  with the central ones first.
+
+  Returns:
+    uint8 [10, size, size, C].
+  """
+  crops = []
+  for view in (image, image[:, ::-1]):
+    down, right = (side - size for side in view.shape[:2])
+    crops.append(center_crop(view, size))
+    crops += [
+      view[top : top + size, left : left + size]
+      for top in (0, down)
+      for left in (0, right)
+    ]
+  return np.stack(crops)
+
+
+def resize_and_center_crop(
+  image: Image, resize_size: int, size: int, interpolation: str = 'bilinear'
+) -> Image:
+  """Resizes the shorter side to `resize_size`, cuts the central square.
+
+  Raises:
+    ValueError: the image is too long and narrow.
+  """
+  return center_crop(
+    resize_shorter_side(image, resize_size, interpolation), size
+  )
+
+
+def random_box(
+  height: int,
+  width: int,
+  draws: Draws,
+  *,
+  area: tuple[float, float],
+  aspect: tuple[float, float],
+) -> Box:
+  """Returns a box of a random share of the area and a random aspect.
+
+  Szegedy et al. 2015, "Going deeper with convolutions", section 6; the
+  distribution is torchvision's `RandomResizedCrop`: area uniform, aspect
+  (width / height) log-uniform, ten tries, then the central box of the nearest
+  aspect that is allowed.
+
+  Args:
+    height: of the image, pixels.
+    width: likewise.
+    draws: the first BOX_DRAWS are used.
+    area: least and largest share of the area.
+    aspect: least and largest width / height.
+  """
+  low, high = math.log(aspect[0]), math.log(aspect[1])
+  for i in range(0, 2 * _TRIES, 2):
+    target = height * width * (area[0] + (area[1] - area[0]) * draws[i])
+    ratio = math.exp(low + (high - low) * draws[i + 1])
+    w, h = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
+    if 0 < w <= width and 0 < h <= height:
+      return Box(
+        int(draws[2 * _TRIES] * (height - h + 1)),
+        int(draws[2 * _TRIES + 1] * (width - w + 1)),
+        h,
+        w,
+      )
+  ratio = min(max(width / height, aspect[0]), aspect[1])
+  h = min(height, max(1, round(width / ratio)))
+  w = min(width, max(1, round(height * ratio)))
+  return Box((height - h) // 2, (width - w) // 2, h, w)
+
+
+def pad_and_crop(image: Image, draws: Draws, *, padding: int) -> Image:
+  """Pads each side with zeros, cuts a random window of the old size.
+
+  He et al. 2016, section 4.2, with padding 4. The first two draws are used.
+  """
+  height, width = image.shape[:2]
+  padded = np.zeros(
+    (height + 2 * padding, width + 2 * padding, image.shape[2]), image.dtype
+  )
+  padded[padding : padding + height, padding : padding + width] = image
+  top, left = (int(draw * (2 * padding + 1)) for draw in draws[:2])
+  return padded[top : top + height, left : left + width]
+
+
+def flip(image: Image) -> Image:
+  """Mirrors left to right."""
+  return cv2.flip(image, 1).reshape(image.shape)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainTransform:
+  """Image of any size -> augmented [size, size, C].
+
+  Attributes:
+    size: side of the result, pixels.
+    crop: 'random_resized', 'pad' (shift by up to `padding` pixels), or 'none'.
+    area: least and largest share of the image, for 'random_resized'.
+    aspect: least and largest width / height, for 'random_resized'.
+    padding: pixels on each side, for 'pad'.
+    flip: mirror half of the images.
+    interpolation: 'bilinear' or 'bicubic', with antialias.
+  """
+
+  size: int
+  crop: str
+  area: tuple[float, float]
+  aspect: tuple[float, float]
+  padding: int
+  flip: bool
+  interpolation: str = 'bilinear'
+
+  # Uniform numbers for an image: the flip's, then the crop's.
+  num_draws = 1 + BOX_DRAWS
+
+  def __post_init__(self):
+    check_interpolation(self.interpolation)
+    crops = ('random_resized', 'pad', 'none')
+    if self.crop not in crops:
+      raise InputError(
+        f'data.crop={self.crop!r} is none of {", ".join(crops)}.'
+      )
+    for field, low, high in (
+      ('area', *self.area),
+      ('aspect', *self.aspect),
+    ):
+      if not 0 < low <= high or (field == 'area' and high > 1):
+        raise InputError(
+          f'data.crop_{field}=({low}, {high}) is not a range of positive'
+          f' numbers, least first{", up to 1" if field == "area" else ""}.'
+        )
+    if not 0 <= self.padding <= self.size:
+      raise InputError(
+        f'data.crop_padding={self.padding} is not in 0 .. {self.size}'
+        ' (data.image_size, or the first of data.size_schedule).'
+      )
+
+  def with_size(self, size: int) -> 'TrainTransform':
+    """Returns the same for another size."""
+    return dataclasses.replace(self, size=size)
+
+  def box(self, height: int, width: int, draws: Draws) -> Box:
+    """Returns the part of an image [height, width] that will be looked at."""
+    if self.crop != 'random_resized':
+      return Box(0, 0, height, width)
+    return random_box(
+      height, width, draws[1:], area=self.area, aspect=self.aspect
+    )
+
+  def __call__(self, image: Image, box: Box, draws: Draws) -> Image:
+    """Returns [size, size, C] of an image of at least `box.bottom` rows."""
+    image = box.of(image)
+    if self.crop == 'random_resized':
+      image = resize(image, self.size, self.size, self.interpolation)
+    else:
+      image = resize_and_center_crop(
+        image, self.size, self.size, self.interpolation
+      )
+      if self.crop == 'pad':
+        image = pad_and_crop(image, draws[1:], padding=self.padding)
+    return flip(image) if self.flip and draws[0] < 0.5 else image
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalTransform:
+  """Image of any size -> central [size, size, C]; nothing random.
+
+  Attributes:
+    size: side of the result, pixels.
+    resize_size: the shorter side is resized to this before the crop, pixels.
+    interpolation: 'bilinear' or 'bicubic', with antialias.
+  """
+
+  size: int
+  resize_size: int
+  interpolation: str = 'bilinear'
+
+  num_draws = 0
+
+  def __post_init__(self):
+    check_interpolation(self.interpolation)
+    if not self.size <= self.resize_size <= 8 * self.size:
+      raise InputError(
+        f'data.eval_resize={self.resize_size} is not in {self.size} ..'
+        f' {8 * self.size} (1 to 8 times the side of evaluation images).'
+      )
+
+  def with_size(self, size: int) -> 'EvalTransform':
+    """Returns the same for another size."""
+    return dataclasses.replace(self, size=size)
+
+  def box(self, height: int, width: int, draws: Draws) -> Box:
+    """Returns the whole image."""
+    del draws
+    return Box(0, 0, height, width)
+
+  def __call__(self, image: Image, box: Box, draws: Draws) -> Image:
+    """Returns [size, size, C] of a whole image."""
+    del draws
+    return resize_and_center_crop(
+      box.of(image), self.resize_size, self.size, self.interpolation
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StoredTransform:
+  """Images that all have one size -> as they are; the device does the rest."""
+
+  num_draws = 0
+
+  def with_size(self, size: int) -> 'StoredTransform':
+    """Returns this one: the device makes the size."""
+    del size
+    return self
+
+  def box(self, height: int, width: int, draws: Draws) -> Box:
+    """Returns the whole image."""
+    del draws
+    return Box(0, 0, height, width)
+
+  def __call__(self, image: Image, box: Box, draws: Draws) -> Image:
+    """Returns the image."""
+    del box, draws
+    return image

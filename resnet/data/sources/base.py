@@ -1,0 +1,104 @@
+"""One split of labelled images, wherever it lies."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import hashlib
+from typing import Any, Protocol
+
+import numpy as np
+
+from resnet.data.host.decode import decode_image, image_size
+from resnet.errors import InputError, readable
+
+Record = Mapping[str, Any]
+
+
+class Records(Protocol):
+  """What `Source.records` must do; a TFDS data source does."""
+
+  def __len__(self) -> int: ...
+
+  def __getitems__(self, keys: Sequence[int], /) -> Sequence[Record]: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+  """One split of labelled images.
+
+  Attributes:
+    name: of the data set.
+    split: as TFDS writes it, such as 'train' or 'train[:90%]'.
+    num_classes: labels are in 0 .. num_classes - 1.
+    channels: 1 or 3.
+    class_names: of the labels in order; None where the set does not say.
+    records: random access to records with 'image' (PNG or JPEG bytes, or
+      uint8 [H, W, C]) and 'label' (int).
+    image_shape: [H, W, C] that all images have; None: it differs or is not
+      known.
+  """
+
+  name: str
+  split: str
+  num_classes: int
+  channels: int
+  records: Records
+  class_names: tuple[str, ...] | None = None
+  image_shape: tuple[int, int, int] | None = None
+
+  def __len__(self) -> int:
+    return len(self.records)
+
+  def read(self, indices: Sequence[int]) -> Sequence[Record]:
+    """Returns the records at `indices`, in that order."""
+    return self.records.__getitems__(list(indices))
+
+  def fingerprint(self, num_records: int = 16) -> str:
+    """Returns a checksum of some records, from the first to the last.
+
+    Other images, or another order of them, nearly always have another.
+
+    Raises:
+      InputError: a record cannot be read.
+    """
+    indices = np.linspace(0, len(self) - 1, min(num_records, len(self)))
+    digest = hashlib.sha256()
+    for record in self.read([int(index) for index in indices]):
+      digest.update(np.int64(record['label']).tobytes())
+      digest.update(bytes(record['image']))
+    return digest.hexdigest()[:12]
+
+  def key(self, index: int, record: Record) -> str:
+    """Returns a name by which a person finds the record."""
+    name = record.get('file_name', record.get('id', b''))
+    name = readable(name)
+    place = f'record {index} of {self.name}/{self.split}'
+    return f'{place} ({name})' if name else place
+
+  def size(self, index: int, record: Record) -> tuple[int, int]:
+    """Returns (height, width) of the image, by its header where that is sound.
+
+    Raises:
+      InputError: it cannot be decoded; the message names the record.
+    """
+    size = image_size(record['image'])
+    return size or self.decode(index, record).shape[:2]
+
+  def decode(
+    self, index: int, record: Record, rows: int | None = None
+  ) -> np.ndarray:
+    """Returns the image, uint8 [H, W, channels].
+
+    Args:
+      index: of the record, for the message.
+      record: as it was read.
+      rows: only so many from the top are needed; None: all.
+
+    Raises:
+      InputError: it cannot be decoded; the message names the record.
+    """
+    try:
+      return decode_image(record['image'], self.channels, rows)
+    except ValueError as error:
+      raise InputError(
+        f'The image of {self.key(index, record)} cannot be decoded: {error}.'
+      ) from None

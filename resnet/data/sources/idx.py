@@ -1,0 +1,143 @@
+"""idx files: MNIST, Fashion-MNIST and their kin.
+
+The format is that of http://yann.lecun.com/exdb/mnist: two zero bytes, the type
+(8: uint8), the number of dims, each dim as a big-endian int32, the numbers.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import gzip
+import math
+import os
+from typing import Any
+import zlib
+
+import numpy as np
+
+from resnet.data.sources.base import Source
+from resnet.errors import InputError
+
+_SPLITS = {'train': 'train', 'test': 't10k'}
+_CLASS_NAMES = {
+  # Xiao et al. 2017, Table 2.
+  'fashion_mnist': (
+    'T-shirt/top',
+    'Trouser',
+    'Pullover',
+    'Dress',
+    'Coat',
+    'Sandal',
+    'Shirt',
+    'Sneaker',
+    'Bag',
+    'Ankle boot',
+  ),
+}
+
+Splits = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def read_idx(path: str, num_dims: int) -> np.ndarray:
+  """Returns the uint8 array of a file, gzipped where its name ends in .gz.
+
+  Raises:
+    InputError: it cannot be read, or is no idx file of so many dims.
+  """
+  try:
+    with gzip.open(path) if path.endswith('.gz') else open(path, 'rb') as file:
+      header = file.read(4 + 4 * num_dims)
+      numbers = file.read()
+  except (OSError, EOFError, zlib.error) as error:
+    raise InputError(f'{path} cannot be read: {error}') from None
+  whole = header if len(header) == 4 + 4 * num_dims else b''
+  shape = tuple(np.frombuffer(whole[4:], '>i4').tolist())
+  if whole[:4] != bytes([0, 0, 8, num_dims]) or len(numbers) != math.prod(
+    shape
+  ):
+    raise InputError(
+      f'{path} is no idx file of uint8 in {num_dims} dims: it begins with'
+      f' {header[:4].hex(" ") or "nothing"} and has {len(numbers):,} numbers'
+      f' for the shape {list(shape)}.'
+    )
+  return np.frombuffer(numbers, np.uint8).reshape(shape)
+
+
+def read_splits(folder: str) -> Splits:
+  """Returns images [N, H, W] and labels [N] of 'train' and 'test'.
+
+  Args:
+    folder: with {train,t10k}-{images-idx3,labels-idx1}-ubyte, or these .gz.
+
+  Raises:
+    InputError: a file is missing or damaged, or counts differ.
+  """
+  splits = {}
+  for split, prefix in _SPLITS.items():
+    images = read_idx(_find(folder, f'{prefix}-images-idx3-ubyte'), 3)
+    labels = read_idx(_find(folder, f'{prefix}-labels-idx1-ubyte'), 1)
+    if len(images) != len(labels) or not len(images):
+      raise InputError(
+        f'{folder} has {len(images)} images and {len(labels)} labels for'
+        f' {split}.'
+      )
+    splits[split] = images, labels
+  return splits
+
+
+def _find(folder: str, name: str) -> str:
+  for path in (os.path.join(folder, f'{name}{end}') for end in ('.gz', '')):
+    if os.path.exists(path):
+      return path
+  raise InputError(f'{folder} has neither {name}.gz nor {name}.')
+
+
+@dataclasses.dataclass(frozen=True)
+class IdxRecords:
+  """Images [N, H, W] and labels [N] as records."""
+
+  images: np.ndarray
+  labels: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.labels)
+
+  def __getitems__(self, keys: Sequence[int], /) -> list[dict[str, Any]]:
+    return [
+      {'image': self.images[key][..., None], 'label': int(self.labels[key])}
+      for key in keys
+    ]
+
+  def num_bytes(self) -> int:
+    return self.images.nbytes
+
+
+def open_idx(folder: str, name: str) -> dict[str, Source]:
+  """Returns the splits 'train' and 'test' of a folder of idx files.
+
+  Args:
+    folder: see `read_splits`.
+    name: of the set; some have names for their classes.
+
+  Raises:
+    InputError: a file is missing or damaged, or a label has no name.
+  """
+  splits = read_splits(folder)
+  names = _CLASS_NAMES.get(name)
+  num_classes = 1 + max(int(labels.max()) for _, labels in splits.values())
+  if names and num_classes > len(names):
+    raise InputError(
+      f'{name} has {len(names)} classes, but these files have a label'
+      f' {num_classes - 1}: give the set another --name.'
+    )
+  return {
+    split: Source(
+      name=name,
+      split=split,
+      num_classes=len(names) if names else num_classes,
+      channels=1,
+      records=IdxRecords(images, labels),
+      class_names=names,
+      image_shape=(*images.shape[1:], 1),
+    )
+    for split, (images, labels) in splits.items()
+  }

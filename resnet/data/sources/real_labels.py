@@ -1,0 +1,129 @@
+"""ImageNet-ReaL: all labels that people see in an image, instead of one.
+
+Beyer et al. 2020, "Are we done with ImageNet?": for the 50,000 validation
+images of ImageNet. In some images people saw none of the classes; these do not
+count.
+"""
+
+from collections.abc import Iterator, Sequence
+import json
+import re
+from typing import Any
+
+import numpy as np
+
+from resnet.data.sources import imagenet
+from resnet.data.sources.base import Record, Source
+from resnet.data.sources.tfds import REAL_LABEL
+from resnet.errors import InputError
+
+# Of each image, maybe none.
+Labels = list[tuple[int, ...]]
+
+_FILE = re.compile(r'ILSVRC2012_val_(\d{8})\.')
+# Records are read so many at a time.
+_CHUNK = 64
+
+
+def read(path: str) -> Labels:
+  """Reads real.json: a list of labels of each file of the validation images.
+
+  Raises:
+    InputError: it is not that; the message says where.
+  """
+  try:
+    with open(path, 'rb') as file:
+      labels = json.load(file)
+  except (OSError, ValueError) as error:
+    raise InputError(f'--real_labels={path} cannot be read: {error}.') from None
+  if not isinstance(labels, list) or len(labels) != imagenet.NUM_VALIDATION:
+    found = f'{len(labels):,}' if isinstance(labels, list) else 'no'
+    raise InputError(
+      f'--real_labels={path} has {found} lists of labels; expected'
+      f' {imagenet.NUM_VALIDATION:,}, as real.json of'
+      ' google-research/reassessed-imagenet has.'
+    )
+  for number, entry in enumerate(labels, start=1):
+    if not isinstance(entry, list) or not all(map(_is_label, entry)):
+      raise InputError(
+        f'--real_labels={path}: entry {number:,} is {str(entry)[:40]}; expected'
+        f' a list of labels, 0 to {imagenet.NUM_CLASSES - 1}.'
+      )
+  return [tuple(entry) for entry in labels]
+
+
+def _is_label(value: Any) -> bool:
+  return type(value) is int and 0 <= value < imagenet.NUM_CLASSES
+
+
+def by_file_name(source: Source, labels: Labels) -> Labels:
+  """Returns the labels of each record, found by the number in its file name.
+
+  Args:
+    source: validation images of ImageNet, or a part of them.
+    labels: by number of the file, from 1.
+
+  Raises:
+    InputError: it has other classes, or records without such a file name.
+  """
+  names = source.class_names
+  if source.num_classes != imagenet.NUM_CLASSES or (
+    names and names != imagenet.class_names()
+  ):
+    raise InputError(
+      '--real_labels is for the classes of ImageNet, in the order of their'
+      f' WordNet ids; {source.name!r} has {source.num_classes:,} classes:'
+      f' {", ".join(names[:3] if names else ("without names",))} ...'
+    )
+  found = []
+  for index, record in _records(source):
+    match = _FILE.search(source.key(index, record))
+    number = int(match[1]) if match else 0
+    if not 0 < number <= len(labels):
+      raise InputError(
+        f'--real_labels: {source.key(index, record)} is not one of the files'
+        f' ILSVRC2012_val_00000001.JPEG to ..._{len(labels):08}.JPEG.'
+      )
+    found.append(labels[number - 1])
+  return found
+
+
+def of_records(source: Source) -> Labels | None:
+  """Returns the labels that records bring along; None: they bring none.
+
+  The TFDS set `imagenet2012_real` has them.
+  """
+  (first,) = source.read([0])
+  if REAL_LABEL not in first:
+    return None
+  return [record[REAL_LABEL] for _, record in _records(source)]
+
+
+def _records(source: Source) -> Iterator[tuple[int, Record]]:
+  for start in range(0, len(source), _CHUNK):
+    indices = range(start, min(start + _CHUNK, len(source)))
+    yield from zip(indices, source.read(indices), strict=True)
+
+
+def score(predictions: np.ndarray, labels: Sequence[Any]) -> dict[str, Any]:
+  """Returns the share of images whose prediction is among their labels.
+
+  Args:
+    predictions: class of each image; -1 where it was left out.
+    labels: of each image.
+
+  Returns:
+    'top1'; 'num_images' that have labels; 'num_unlabelled', which do not count.
+
+  Raises:
+    InputError: no image counts.
+  """
+  pairs = list(zip(predictions.tolist(), labels, strict=True))
+  is_right = [p in seen for p, seen in pairs if seen and p >= 0]
+  if not is_right:
+    raise InputError('No image has a real label: there is nothing to count.')
+  return {
+    'top1': sum(is_right) / len(is_right),
+    'num_images': len(is_right),
+    'num_unlabelled': sum(not seen and p >= 0 for p, seen in pairs),
+  }

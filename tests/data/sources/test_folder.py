@@ -1,0 +1,165 @@
+"""Class folders: what is read, and what is refused."""
+
+import os
+
+import pytest
+
+from resnet.data.sources.folder import open_folder
+from resnet.data.sources.registry import open_source
+from resnet.errors import InputError
+from resnet.inference.files import list_images
+from tests.data.in_memory import encode, smooth_image
+
+JPEG = encode(smooth_image(9, 12), 'JPEG')
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """Three classes of four training and two validation images."""
+  for split, count in (('train', 4), ('val', 2)):
+    for name in ('b', 'a c', 'Zürich'):
+      place = tmp_path / split / name
+      place.mkdir(parents=True)
+      for i in range(count):
+        suffix = ('jpg', 'png', 'JPEG', 'PNG')[i]
+        image = encode(
+          smooth_image(5 + i, 7 + len(name)), ('JPEG', 'PNG')[i % 2]
+        )
+        (place / f'{i}.{suffix}').write_bytes(image)
+  (tmp_path / 'train' / '.DS_Store').write_bytes(b'')
+  (tmp_path / 'train' / 'b' / 'Thumbs.db').write_bytes(b'')
+  return tmp_path
+
+
+def write(path):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_bytes(JPEG)
+
+
+def open_(folder, split='train'):
+  return open_source('folder', split, data_dir=str(folder))
+
+
+def test_classes_are_sorted_and_files_in_order(folder):
+  source = open_(folder)
+  assert source.class_names == ('Zürich', 'a c', 'b')
+  assert (len(source), source.num_classes, source.channels) == (12, 3, 3)
+  for split in ('val', 'validation'):
+    assert len(open_(folder, split)) == 6
+  records = source.read(range(12))
+  assert [record['label'] for record in records] == [0] * 4 + [1] * 4 + [2] * 4
+  assert records[5]['file_name'] == os.path.join('a c', '1.png')
+  for index, record in enumerate(records):
+    path = folder / 'train' / record['file_name']
+    assert record['image'] == path.read_bytes()
+    assert source.decode(index, record).shape[:2] == source.size(index, record)
+  assert 'record 5 of folder/train (a c' in source.key(5, records[5])
+
+
+def test_another_image_or_order_or_label_has_another_fingerprint(folder):
+  first = open_(folder).fingerprint()
+  assert open_(folder).fingerprint() == first
+  assert open_(folder, 'val').fingerprint() != first
+  path = folder / 'train' / 'a c' / '1.png'
+  image = path.read_bytes()
+  path.write_bytes(JPEG)
+  assert open_(folder).fingerprint() != first
+  path.write_bytes(image)
+  assert open_(folder).fingerprint() == first
+  path.rename(folder / 'train' / 'a c' / '4.png')
+  assert open_(folder).fingerprint() != first
+  (folder / 'train' / 'a c' / '4.png').rename(path)
+  source = open_(folder)
+  two = source.fingerprint(2)  # The first and the last.
+  path.write_bytes(JPEG)
+  assert source.fingerprint(2) == two
+  (folder / 'train' / 'b').rename(folder / 'train' / 'Z')
+  assert open_(folder).fingerprint(2) != two
+
+
+@pytest.mark.parametrize(
+  ('added', 'split', 'message'),
+  [
+    ('val/d/x.jpg', 'val', r'val has more than train/: .*: d\.'),
+    ('train/b/notes.txt', 'train', r'b/notes\.txt .*\.jpg, \.jpeg, \.png'),
+    ('train/B/x.jpg', 'train', r"'B' and 'b'"),
+    ('.keep', 'test', r"'test'\. There .*val"),
+  ],
+)
+def test_what_is_wrong_in_a_folder_is_named(folder, added, split, message):
+  write(folder / added)
+  with pytest.raises(InputError, match=message):
+    open_(folder, split)
+
+
+@pytest.mark.parametrize(
+  ('files', 'message'),
+  [
+    ([], r'has no train/: it holds no folders'),
+    (['a/x.jpg', 'b/y.jpg'], r'folders a, b.*move them into train/'),
+    (['train/a/x.jpg'], r'two at least, and holds only one: a'),
+    (['train/x.jpg', 'train/y.png'], r'2 images and no class folders'),
+  ],
+)
+def test_a_wrong_layout_is_named(tmp_path, files, message):
+  for name in files:
+    write(tmp_path / name)
+  with pytest.raises(InputError, match=message):
+    open_(tmp_path)
+
+
+def test_a_missing_folder_is_named(tmp_path):
+  with pytest.raises(InputError, match=r'nowhere cannot be read as a folder'):
+    open_(tmp_path / 'nowhere')
+  with pytest.raises(InputError, match=r'--config\.data\.data_dir=PATH'):
+    open_source('folder', 'train')
+
+
+def test_a_file_that_is_no_image_or_is_gone_is_named(folder):
+  path = folder / 'train' / 'b' / '2.JPEG'
+  path.write_bytes(b'<html>')
+  source = open_(folder)
+  (record,) = source.read([10])
+  with pytest.raises(InputError, match=r'\(b/2\.JPEG\) cannot be decoded'):
+    source.decode(10, record)
+  path.unlink()
+  with pytest.raises(InputError, match=r'b/2\.JPEG cannot be read: No such'):
+    source.read([10])
+
+
+@pytest.mark.parametrize(
+  ('folders', 'place', 'field', 'split', 'hint'),
+  [
+    (('train', 'test'), '.', 'eval', 'val', '--config.data.eval_split=test'),
+    (('train', 'val'), '.', 'eval', 'train[9:]', 'data.eval_split=train'),
+    (('train', 'val'), '.', 'train', 'training', 'data.train_split=train'),
+    (('train', 'val'), 'train/', 'train', 'train', 'the folder above: {}'),
+  ],
+)
+def test_hints_name_the_field_and_its_value(
+  tmp_path, folders, place, field, split, hint
+):
+  for folder in folders:
+    for name in ('a', 'b'):
+      (tmp_path / folder / name).mkdir(parents=True)
+  with pytest.raises(InputError) as error:
+    open_folder(f'{tmp_path}/{place}', split, f'--config.data.{field}_split')
+  assert str(error.value).endswith(hint.format(tmp_path)), error.value
+
+
+def test_training_and_prediction_pass_over_the_same_files(folder, tmp_path):
+  place = folder / 'train' / 'b'
+  for name in ('thumbs.db', 'Desktop.ini', '._x.jpg'):
+    (place / name).touch()
+  for name in ('@eaDir', '__MACOSX', '.ipynb_checkpoints'):
+    write(place / name / 'x.jpg')
+  source = open_(folder)
+  trained = [record['file_name'] for record in source.read(range(len(source)))]
+  assert len(trained) == 12
+  link = tmp_path / 'link'
+  link.mkdir()
+  (link / 'photos').symlink_to(folder / 'train')
+  (link / 'loop').symlink_to(link)
+  assert list_images([str(link)]) == [
+    str(link / 'photos' / name) for name in sorted(trained)
+  ]
