@@ -17,8 +17,8 @@ import jax
 
 from resnet.inference.export import export
 from resnet.inference.network import Weights
-from resnet.models.weights import Preprocessing
 from resnet.training.starts import commit, hardware
+from resnet.weights import Preprocessing
 from tests.networks import make_variables
 
 _CLASSES = 1000

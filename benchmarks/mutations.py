@@ -48,7 +48,7 @@ FAULTS = (
     "    y = self.conv(width, 1, strides_1x1, name='conv1')(x)",
     '    strides_1x1, strides_3x3 = strides_3x3, strides_1x1\n'
     "    y = self.conv(width, 1, strides_1x1, name='conv1')(x)",
-    'tests/models/test_arithmetic.py tests/models/test_blocks.py',
+    'tests/models/test_cost.py tests/models/test_blocks.py',
   ),
   Fault(
     'no ReLU after the addition',
@@ -164,10 +164,10 @@ FAULTS = (
   ),
   Fault(
     'kernels of PyTorch transposed wrongly',
-    'resnet/models/weights/naming.py',
+    'resnet/weights/naming.py',
     '4: (3, 2, 0, 1)',
     '4: (3, 2, 1, 0)',
-    'tests/models/weights',
+    'tests/weights',
   ),
 )
 

@@ -20,7 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet.models import arithmetic, create_model, list_models, weights
+from resnet import weights
+from resnet.models import cost as arithmetic
+from resnet.models import create_model, list_models
 from resnet.training.losses import cross_entropy
 from resnet.training.optimizers import create_optimizer
 from resnet.training.state import create_state

@@ -28,7 +28,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet.models import create_model, weights
+from resnet import weights
+from resnet.models import create_model
 from resnet.training.starts import commit, hardware
 
 _ROOT = pathlib.Path(__file__).parents[1]

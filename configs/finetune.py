@@ -20,7 +20,7 @@ Aim: none; benchmarks/transfer.py compares it with training from scratch.
 from configs import default
 from resnet.data.host.resize import INTERPOLATIONS
 from resnet.errors import InputError
-from resnet.models.weights import open_source
+from resnet.weights import open_source
 
 
 def get_config(source_and_dataset=''):

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet.models import create_model, weights
+from resnet import weights
+from resnet.models import create_model
 
 
 def make_variables(name, *, size, num_classes, channels=3, **overrides):

@@ -11,9 +11,8 @@ import pytest
 
 from configs import finetune
 from resnet import config as config_flag
-from resnet import experiment
+from resnet import experiment, weights
 from resnet.errors import InputError
-from resnet.models import weights
 from resnet.training.initialize import open_weights
 from resnet.training.step import jit_steps
 from resnet.training.workdir import write_config

@@ -12,6 +12,7 @@ LAYERS = (
   ('resnet.errors',),
   ('resnet.backend',),
   ('resnet.config', 'resnet.models', 'resnet.data'),
+  ('resnet.weights',),
   ('resnet.training',),
   ('resnet.experiment',),
   ('resnet.inference', 'resnet.reporting'),

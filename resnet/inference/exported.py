@@ -18,7 +18,7 @@ from resnet.errors import InputError
 from resnet.inference import onnx
 from resnet.inference.network import Function, Network
 from resnet.inference.preprocessing import normalize
-from resnet.models.weights import Preprocessing
+from resnet.weights import Preprocessing
 
 MANIFEST = 'manifest.json'
 FILES = {'stablehlo': 'model.stablehlo', 'onnx': 'model.onnx'}

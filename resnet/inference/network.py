@@ -17,8 +17,8 @@ from resnet.errors import InputError
 from resnet.inference import maps
 from resnet.inference.preprocessing import normalize
 from resnet.models import create_model
-from resnet.models.weights import Preprocessing, open_source, read_source
 from resnet.training import compiler
+from resnet.weights import Preprocessing, open_source, read_source
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 

@@ -15,8 +15,8 @@ from resnet.data.host.transforms import (
   ten_crop,
 )
 from resnet.errors import InputError
-from resnet.models.weights import Preprocessing
 from resnet.training import step
+from resnet.weights import Preprocessing
 
 # How many crops of an image are looked at, by name.
 VIEWS = {'center': 1, 'flip': 2, 'ten_crop': 10}

@@ -48,11 +48,11 @@ from resnet.data.sources import real_labels
 from resnet.data.sources.same_classes import open_same_classes
 from resnet.errors import InputError
 from resnet.experiment import Experiment
-from resnet.models.weights import split_raw
 from resnet.reporting import evaluation
 from resnet.tools import command
 from resnet.training import calibration, detailed, precise_bn, views
 from resnet.training.evaluate import open_state
+from resnet.weights import split_raw
 
 
 def main(args: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ import statistics
 from typing import Any
 
 from resnet.experiment import FREE_FIELDS, Experiment
-from resnet.models import arithmetic
+from resnet.models import cost as arithmetic
 from resnet.reporting.history import History
 from resnet.tools import gains, grids
 from resnet.tools.costs import Costs

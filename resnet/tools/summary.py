@@ -22,8 +22,9 @@ import jax.numpy as jnp
 import tqdm
 
 from resnet.errors import InputError
-from resnet.models import arithmetic, create_model, layers, list_models
-from resnet.models.arithmetic import Network
+from resnet.models import cost as arithmetic
+from resnet.models import create_model, layers, list_models
+from resnet.models.cost import Network
 from resnet.models.lecture import Bottleneck
 from resnet.tools import command
 

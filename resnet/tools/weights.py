@@ -20,7 +20,8 @@ import numpy as np
 
 from resnet.errors import InputError
 from resnet.models import create_model, list_models
-from resnet.models.weights import (
+from resnet.tools import command
+from resnet.weights import (
   Metadata,
   Preprocessing,
   Source,
@@ -29,7 +30,6 @@ from resnet.models.weights import (
   read_source,
   save_weights,
 )
-from resnet.tools import command
 
 
 def convert(args: argparse.Namespace) -> None:

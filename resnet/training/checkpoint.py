@@ -24,9 +24,9 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from resnet.errors import InputError, RunError
-from resnet.models.weights import score
 from resnet.training import guards
 from resnet.training.state import TrainState
+from resnet.weights import score
 
 FOLDER = 'checkpoints'
 # Beside it, so that Orbax does not see it.

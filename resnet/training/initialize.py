@@ -7,9 +7,9 @@ from typing import Any
 from flax import traverse_util
 import jax
 
+from resnet import weights
 from resnet.errors import InputError
 from resnet.experiment import Experiment
-from resnet.models import weights
 from resnet.training.lookahead import begin_at
 from resnet.training.state import TrainState
 

@@ -27,7 +27,6 @@ from resnet.data.host.loader import DeviceLoader
 from resnet.data.host.warnings import Notes
 from resnet.errors import InputError, RunError
 from resnet.experiment import Experiment
-from resnet.models.weights import score
 from resnet.training import metrics as metrics_lib
 from resnet.training.bad_steps import BadSteps
 from resnet.training.checkpoint import Checkpoints, SaveError
@@ -39,6 +38,7 @@ from resnet.training.state import TrainState
 from resnet.training.stop import AgreedSignal, StopSignal
 from resnet.training.watchdog import Watchdog
 from resnet.training.writer import MetricsWriter, Progress
+from resnet.weights import score
 
 MAX_STEPS_IN_FLIGHT = 2
 

@@ -18,7 +18,7 @@ from resnet.inference.exported import is_exported, open_exported
 from resnet.inference.network import Weights, create_network
 from resnet.inference.predictor import Predictor
 from resnet.models import layers
-from resnet.models.weights import Preprocessing
+from resnet.weights import Preprocessing
 from tests.networks import make_variables
 
 needs_onnx = pytest.mark.skipif(

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from resnet.models import create_model
-from resnet.models.weights import from_state_dict, to_state_dict
-from resnet.models.weights.convert import to_torch
 from resnet.training.losses import cross_entropy
+from resnet.weights import from_state_dict, to_state_dict
+from resnet.weights.convert import to_torch
 
 torch = pytest.importorskip('torch')
 

@@ -6,7 +6,8 @@ import pytest
 
 from resnet.errors import InputError
 from resnet.experiment import flatten
-from resnet.models import arithmetic, list_models
+from resnet.models import cost as arithmetic
+from resnet.models import list_models
 from resnet.tools import experiments, gains, grid_figures, grids
 
 

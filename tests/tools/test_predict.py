@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from resnet import weights
 from resnet.data.host.warnings import Notes
 from resnet.data.sources import registry as datasets
-from resnet.models import weights
 from resnet.training.evaluate import evaluate, open_state
 from resnet.training.step import jit_steps
 from tests.networks import draw_variables, save_random

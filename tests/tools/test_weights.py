@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from resnet import weights
 from resnet.errors import InputError
 from resnet.inference.network import read_weights
-from resnet.models import weights
 from tests.networks import draw_variables
 from tests.programs import assert_refused
 from tests.runs import resolve, save_run

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
+from resnet import weights
 from resnet.data.host.warnings import Notes
 from resnet.errors import InputError
-from resnet.models import weights
 from resnet.training import evaluate
 from resnet.training import run as run_lib
 from resnet.training.checkpoint import Checkpoints

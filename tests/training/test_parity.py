@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from resnet import experiment
-from resnet.models.weights import from_state_dict
-from resnet.models.weights.convert import to_torch
 from resnet.training.step import train_step
+from resnet.weights import from_state_dict
+from resnet.weights.convert import to_torch
 from tests.runs import fake_config
 
 torch = pytest.importorskip('torch')

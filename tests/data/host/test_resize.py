@@ -8,7 +8,7 @@ from sklearn import datasets
 from resnet.data.host.resize import resize
 from resnet.data.host.transforms import EvalTransform
 from resnet.inference.preprocessing import ImageTransform
-from resnet.models.weights import Preprocessing
+from resnet.weights import Preprocessing
 from tests.data.in_memory import encode
 
 PIL_FILTERS = {

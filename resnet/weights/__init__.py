@@ -19,15 +19,10 @@ import safetensors.numpy
 
 from resnet.errors import InputError
 from resnet.models.layers import head_init
-from resnet.models.weights import fit
-from resnet.models.weights.convert import check_source, read_source, to_torch
-from resnet.models.weights.metadata import Metadata, Preprocessing
-from resnet.models.weights.sources import (
-  Source,
-  open_source,
-  score,
-  split_raw,
-)
+from resnet.weights import fit
+from resnet.weights.convert import check_source, read_source, to_torch
+from resnet.weights.metadata import Metadata, Preprocessing
+from resnet.weights.sources import Source, open_source, score, split_raw
 
 __all__ = [
   'Metadata',

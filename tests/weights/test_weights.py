@@ -15,9 +15,10 @@ import orbax.checkpoint as ocp
 import pytest
 import safetensors.numpy
 
+from resnet import weights
 from resnet.errors import InputError
-from resnet.models import create_model, weights
-from resnet.models.weights import Metadata, Preprocessing
+from resnet.models import create_model
+from resnet.weights import Metadata, Preprocessing
 
 _PREPROCESSING = Preprocessing(
   mean=(0.485, 0.456, 0.406),

@@ -8,8 +8,8 @@ import numpy as np
 
 from resnet.errors import InputError
 from resnet.models import create_model
-from resnet.models.weights import fit
-from resnet.models.weights.naming import (
+from resnet.weights import fit
+from resnet.weights.naming import (
   COUNTER,
   NAMINGS,
   TIMM_FIRST_NORM,
@@ -17,7 +17,7 @@ from resnet.models.weights.naming import (
   counter_keys,
   state_dict_layout,
 )
-from resnet.models.weights.sources import Source
+from resnet.weights.sources import Source
 
 
 def read_source(source: Source, name: str, **overrides: Any) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from resnet import weights
 from resnet.errors import InputError
-from resnet.models import weights
 
 torch = pytest.importorskip('torch')
 torchvision = pytest.importorskip('torchvision')

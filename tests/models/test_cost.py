@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from resnet.models import arithmetic, layers
+from resnet.models import cost as arithmetic
+from resnet.models import layers
 
 
 @pytest.mark.parametrize(

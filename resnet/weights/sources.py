@@ -17,8 +17,8 @@ import safetensors
 
 from resnet import backend
 from resnet.errors import InputError
-from resnet.models.weights import metadata as metadata_lib
-from resnet.models.weights.metadata import Metadata
+from resnet.weights import metadata as metadata_lib
+from resnet.weights.metadata import Metadata
 
 _HUB = 'hf-hub:'
 # safetensors' names of the types that hold weights, and of the counters'.
