@@ -160,8 +160,8 @@ def main(argv: list[str]) -> int:
   if _WORKDIR.value == '':
     return _fail("--workdir='' is no folder: leave it out, or name one.")
   # Imports that take seconds come after the flags are known to be good.
-  from resnet.training.output import outlive_terminal
-  from resnet.training.stop import leave
+  from resnet.run.output import outlive_terminal
+  from resnet.run.signals import leave
 
   outlive_terminal()
   echoes = _Echoes()
@@ -199,7 +199,7 @@ def main(argv: list[str]) -> int:
 
 def _join() -> Any:
   """Returns the cluster of several processes; None: there is one."""
-  from resnet.training import cluster
+  from resnet.run import cluster
 
   options = cluster.Options(
     coordinator_address=_COORDINATOR_ADDRESS.value,
@@ -217,10 +217,12 @@ def _run(cluster: Any) -> int:
   import jax
 
   from resnet import experiment
-  from resnet.training import compiler, evaluate, replay
-  from resnet.training import run as run_lib
-  from resnet.training.reference import read_reference
-  from resnet.training.starts import code_hash
+  from resnet.evaluation import evaluate
+  from resnet.run import replay
+  from resnet.run import run as run_lib
+  from resnet.run.provenance import code_hash
+  from resnet.run.reference import read_reference
+  from resnet.training import compiler
 
   jax.monitoring.record_event('/resnet/imported')
   if _KEEP_PROGRAMS.value and (problem := compiler.keep_programs()):

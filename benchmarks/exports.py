@@ -17,7 +17,7 @@ import jax
 
 from resnet.inference.export import export
 from resnet.inference.network import Weights
-from resnet.training.starts import commit, hardware
+from resnet.run.provenance import commit, hardware
 from resnet.weights import Preprocessing
 from tests.networks import make_variables
 

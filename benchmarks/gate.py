@@ -19,8 +19,8 @@ import subprocess
 import sys
 import tempfile
 
+from resnet.run.workdir import write_atomically
 from resnet.tools import timing
-from resnet.training.workdir import write_atomically
 
 BASELINE = pathlib.Path(__file__).with_name('baseline.json')
 _LOWEST = 0.85

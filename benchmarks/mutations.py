@@ -118,7 +118,7 @@ FAULTS = (
     'resnet/training/step.py',
     "losses_ = losses.cross_entropy(logits, batch['label'])",
     "losses_ = task.loss_fn(logits, batch['label'])",
-    'tests/training/test_evaluate.py tests/training/test_step.py',
+    'tests/evaluation/test_evaluate.py tests/training/test_step.py',
   ),
   Fault(
     'updates that are not finite are made',
@@ -150,17 +150,17 @@ FAULTS = (
   ),
   Fault(
     'checksum skipped',
-    'resnet/training/checkpoint.py',
+    'resnet/run/checkpoint.py',
     'if _inspect(state)[0] != checksum:',
     'if False:',
-    'tests/training/test_checkpoint.py',
+    'tests/run/test_checkpoint.py',
   ),
   Fault(
     'resumed at the first batch',
-    'resnet/training/run.py',
+    'resnet/run/run.py',
     'first_step=first_step,\n      num_steps=experiment.length.num_steps,',
     'first_step=0,\n      num_steps=experiment.length.num_steps,',
-    'tests/training/test_loop.py',
+    'tests/run/test_loop.py',
   ),
   Fault(
     'kernels of PyTorch transposed wrongly',

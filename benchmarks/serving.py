@@ -30,7 +30,7 @@ import numpy as np
 
 from resnet import weights
 from resnet.models import create_model
-from resnet.training.starts import commit, hardware
+from resnet.run.provenance import commit, hardware
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _CLIENTS = 64

@@ -16,9 +16,9 @@ import jax
 
 from benchmarks import flax_step
 from configs import resnet50
+from resnet.run.programs import abstract_batch
+from resnet.run.workdir import write_atomically
 from resnet.tools import compiled, topologies
-from resnet.training.programs import abstract_batch
-from resnet.training.workdir import write_atomically
 
 
 def _flax(run):

@@ -27,8 +27,8 @@ from resnet.data.prepare.encoding import Encoding
 from resnet.data.prepare.job import Job, estimate_bytes
 from resnet.data.sources import idx
 from resnet.data.sources.base import Source
-from resnet.training import run as run_lib
-from resnet.training.starts import commit, hardware
+from resnet.run import run as run_lib
+from resnet.run.provenance import commit, hardware
 
 _SEEDS = range(5)
 _LABELS_A_CLASS = 20

@@ -23,9 +23,9 @@ import optax
 
 from configs import resnet50
 from resnet.models import layers
+from resnet.run.workdir import write_atomically
 from resnet.tools import compiled, programs, timing, topologies
 from resnet.training import step
-from resnet.training.workdir import write_atomically
 
 
 def _windows(x):

@@ -29,8 +29,8 @@ import numpy as np
 from configs import fake
 from resnet import experiment
 from resnet.data.host import reader
-from resnet.training import cluster as cluster_lib
-from resnet.training import loop, run
+from resnet.run import cluster as cluster_lib
+from resnet.run import loop, run
 
 _STEPS, _IMAGES, _FILES = 60, 16, 160
 

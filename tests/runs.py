@@ -17,8 +17,8 @@ from configs import fake
 from resnet import experiment
 from resnet.data.host.loader import DeviceLoader
 from resnet.data.host.reader import BatchReader
-from resnet.training import workdir as workdir_lib
-from resnet.training.checkpoint import Checkpoints
+from resnet.run import workdir as workdir_lib
+from resnet.run.checkpoint import Checkpoints
 from resnet.training.step import jit_steps
 from tests.programs import wait_until
 

@@ -13,9 +13,9 @@ from configs import finetune
 from resnet import config as config_flag
 from resnet import experiment, weights
 from resnet.errors import InputError
-from resnet.training.initialize import open_weights
+from resnet.run.initialize import open_weights
+from resnet.run.workdir import write_config
 from resnet.training.step import jit_steps
-from resnet.training.workdir import write_config
 from tests.networks import make_variables
 from tests.programs import ROOT
 

@@ -9,8 +9,8 @@ import socket
 import pytest
 
 from resnet.errors import InputError, RunError
-from resnet.training import cluster
-from resnet.training.checkpoint import Checkpoints
+from resnet.run import cluster
+from resnet.run.checkpoint import Checkpoints
 from tests import programs
 from tests.programs import ROOT, finish, free_port, wait_until
 from tests.runs import (
@@ -318,7 +318,7 @@ def test_bad_input_of_one_process_ends_all_with_its_error(tmp_path):
 
 CLOSE = """
 import os, sys, time
-from resnet.training import cluster, stop
+from resnet.run import cluster, signals as stop
 index, port, first, dies = map(int, sys.argv[1:])
 mine = cluster.join(cluster.Options(
   coordinator_address=f'127.0.0.1:{port}', num_processes=2,

@@ -8,8 +8,8 @@ import pickle
 import pytest
 
 from resnet.errors import InputError
-from resnet.training import workdir
-from resnet.training.checkpoint import Checkpoints
+from resnet.run import workdir
+from resnet.run.checkpoint import Checkpoints
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Modules that run what they read, or make Python run a text.

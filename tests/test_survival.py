@@ -21,9 +21,9 @@ import pytest
 
 from resnet.data.host.loader import DeviceLoader
 from resnet.errors import InputError, RunError
-from resnet.training import replay
-from resnet.training import run as run_lib
-from resnet.training.checkpoint import Checkpoints
+from resnet.run import replay
+from resnet.run import run as run_lib
+from resnet.run.checkpoint import Checkpoints
 from tests.programs import ROOT, assert_refused, run, start
 from tests.runs import (
   as_flags,
@@ -63,11 +63,11 @@ def train(workdir, *, allow_config_change=False, **changes):
 
 # Calls of these are counted; the first batches are those of training.
 BATCH = 'resnet.data.host.loader', 'DeviceLoader', '__next__'
-CHECK = 'resnet.training.checkpoint', 'Checkpoints', 'check'
-FINISH = 'resnet.training.checkpoint', 'Checkpoints', 'finish'
-SYNC = 'resnet.training.writer', 'MetricsWriter', 'sync'
+CHECK = 'resnet.run.checkpoint', 'Checkpoints', 'check'
+FINISH = 'resnet.run.checkpoint', 'Checkpoints', 'finish'
+SYNC = 'resnet.run.metrics_file', 'MetricsWriter', 'sync'
 SAVE = 'orbax.checkpoint', 'CheckpointManager', 'save'
-AT_ONCE = 'resnet.training.stop', 'StopSignal', 'at_once'
+AT_ONCE = 'resnet.run.signals', 'StopSignal', 'at_once'
 
 KILL = 'os.kill(os.getpid(), signal.SIGKILL)'
 HANG = 'time.sleep(10_000)'

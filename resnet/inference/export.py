@@ -26,7 +26,7 @@ from resnet.errors import InputError, RunError
 from resnet.inference import onnx
 from resnet.inference.exported import FILES, MANIFEST, WEIGHTS, load_program
 from resnet.inference.network import Weights
-from resnet.training.workdir import write_atomically
+from resnet.run.workdir import write_atomically
 
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 

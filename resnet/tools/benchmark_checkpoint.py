@@ -11,9 +11,9 @@ import jax
 
 from resnet.errors import InputError
 from resnet.experiment import Experiment
+from resnet.run.checkpoint import Checkpoints
+from resnet.run.workdir import check_writable, write_atomically
 from resnet.tools import programs, timing
-from resnet.training.checkpoint import Checkpoints
-from resnet.training.workdir import check_writable, write_atomically
 
 HELP = 'saves and restores of the state of a run'
 

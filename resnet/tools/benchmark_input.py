@@ -19,9 +19,9 @@ from resnet.data.host.loader import DeviceLoader, read_ahead
 from resnet.data.host.reader import BatchReader
 from resnet.data.host.warnings import Notes
 from resnet.errors import InputError
+from resnet.run.workdir import write_atomically
 from resnet.tools import timing
 from resnet.tools.rivals import Rival
-from resnet.training.workdir import write_atomically
 
 HELP = 'from the disk to the device'
 # Rivals, and the package that each needs.

@@ -13,12 +13,12 @@ import jax
 from resnet.data.host.warnings import Notes
 from resnet.errors import InputError
 from resnet.experiment import Experiment
+from resnet.run.checkpoint import Checkpoints
+from resnet.run.loop import Loop
+from resnet.run.signals import StopSignal
+from resnet.run.workdir import write_atomically
 from resnet.tools import programs, timing
-from resnet.training.checkpoint import Checkpoints
-from resnet.training.loop import Loop
 from resnet.training.step import JittedSteps, jit_steps
-from resnet.training.stop import StopSignal
-from resnet.training.workdir import write_atomically
 
 HELP = "main.py's loop over a batch that is on the device, against the step"
 

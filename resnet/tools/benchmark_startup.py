@@ -11,8 +11,8 @@ import time
 from typing import Any
 
 from resnet.errors import InputError, RunError
+from resnet.run.workdir import write_atomically
 from resnet.tools import timing
-from resnet.training.workdir import write_atomically
 
 HELP = 'from the start of a process to its first step, cold and warm'
 # When main.py says that it came there, and what it had done until then.

@@ -13,10 +13,10 @@ import jax
 
 from resnet import config as config_flag
 from resnet.errors import InputError
+from resnet.run.workdir import write_atomically
 from resnet.tools import ceilings, programs, timing, traces
 from resnet.tools.compiled import Compiled
 from resnet.tools.programs import Program
-from resnet.training.workdir import write_atomically
 
 HELP = 'a training step, or a batch of evaluation, of images on the device'
 # What each name of --against stands for.

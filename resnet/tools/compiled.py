@@ -11,10 +11,10 @@ from resnet.data import pipeline
 from resnet.data.sources.fake import LENGTHS
 from resnet.errors import InputError
 from resnet.experiment import Experiment, resolve
+from resnet.run.programs import abstract_batch
 from resnet.tools import collectives, hlo
 from resnet.tools.topologies import Topology
 from resnet.training import metrics
-from resnet.training.programs import abstract_batch
 from resnet.training.step import jit_steps
 
 # Sets that need not be here: classes and training images.

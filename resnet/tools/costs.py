@@ -10,8 +10,8 @@ import os
 from typing import Any
 
 from resnet.experiment import resolve
+from resnet.run.workdir import write_atomically
 from resnet.tools import programs, timing
-from resnet.training.workdir import write_atomically
 
 COSTS_FILE = 'costs.json'
 _ROUNDS = 15

@@ -18,9 +18,9 @@ from typing import Any
 from resnet import config as config_flag
 from resnet.errors import InputError
 from resnet.experiment import Experiment, resolve
+from resnet.run.workdir import check_name
 from resnet.tools import command, machine, rehearsal
 from resnet.tools.machine import Finding
-from resnet.training.workdir import check_name
 
 
 class _Visit:

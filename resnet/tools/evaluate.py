@@ -47,11 +47,11 @@ from resnet.data.pipeline import MAX_IMAGE_SIZE
 from resnet.data.sources import real_labels
 from resnet.data.sources.same_classes import open_same_classes
 from resnet.errors import InputError
+from resnet.evaluation import calibration, detailed, precise_bn, views
+from resnet.evaluation.evaluate import open_state
 from resnet.experiment import Experiment
-from resnet.reporting import evaluation
+from resnet.plots import evaluation
 from resnet.tools import command
-from resnet.training import calibration, detailed, precise_bn, views
-from resnet.training.evaluate import open_state
 from resnet.weights import split_raw
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from resnet.reporting import figures
+from resnet.plots import figures
 from resnet.tools import gains, grids
 
 Cells = Sequence[Mapping[str, Any]]

@@ -25,9 +25,9 @@ from packaging.requirements import Requirement
 from resnet import backend
 from resnet.errors import InputError
 from resnet.experiment import Experiment
-from resnet.training.checkpoint import FOLDER, Checkpoints
-from resnet.training.starts import commit
-from resnet.training.stop import stop_signals
+from resnet.run.checkpoint import FOLDER, Checkpoints
+from resnet.run.provenance import commit
+from resnet.run.signals import stop_signals
 
 REQUIREMENTS = pathlib.Path(__file__).parents[2] / 'requirements.txt'
 _MIN_PYTHON = (3, 11)  # The Makefile's.

@@ -39,8 +39,8 @@ from resnet.inference.network import (
 )
 from resnet.inference.predictor import Predictor
 from resnet.inference.preprocessing import ImageTransform, overlay
+from resnet.run.workdir import to_json, write_atomically
 from resnet.tools import command
-from resnet.training.workdir import to_json, write_atomically
 
 
 def main(args: argparse.Namespace) -> None:

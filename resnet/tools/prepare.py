@@ -32,8 +32,8 @@ from resnet.data.sources import idx, imagenet
 from resnet.data.sources.base import Source
 from resnet.data.sources.registry import open_source
 from resnet.errors import InputError, RunError
+from resnet.run.lock import Lock
 from resnet.tools import command
-from resnet.training.lock import Lock
 
 Splits = dict[str, Source]
 

@@ -10,10 +10,10 @@ import os
 
 from resnet.errors import InputError
 from resnet.experiment import FREE_FIELDS
-from resnet.reporting.history import read_history
+from resnet.run.history import read_history
+from resnet.run.reference import METRICS, make_reference
+from resnet.run.workdir import write_atomically
 from resnet.tools import command
-from resnet.training.reference import METRICS, make_reference
-from resnet.training.workdir import write_atomically
 
 
 def main(args: argparse.Namespace) -> None:

@@ -14,11 +14,11 @@ import os
 import sys
 
 from resnet.errors import InputError
-from resnet.reporting import figures
-from resnet.reporting.curves import draw_curves
-from resnet.reporting.history import History, read_history
+from resnet.plots import figures
+from resnet.plots.curves import draw_curves
+from resnet.run.history import History, read_history
+from resnet.run.workdir import write_atomically
 from resnet.tools import command
-from resnet.training.workdir import write_atomically
 
 Rows = list[list[str]]
 

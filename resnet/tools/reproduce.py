@@ -23,8 +23,12 @@ import jax
 
 from resnet.errors import InputError
 from resnet.experiment import FREE_FIELDS, resolve
-from resnet.reporting import figures
-from resnet.reporting.history import read_history
+from resnet.plots import figures
+from resnet.run import checkpoint
+from resnet.run import run as run_lib
+from resnet.run import workdir as workdir_lib
+from resnet.run.history import read_history
+from resnet.run.output import outlive_terminal
 from resnet.tools import (
   command,
   costs,
@@ -34,10 +38,6 @@ from resnet.tools import (
   responses,
   results,
 )
-from resnet.training import checkpoint
-from resnet.training import run as run_lib
-from resnet.training import workdir as workdir_lib
-from resnet.training.output import outlive_terminal
 
 _GRID_FILE = 'grid.json'
 _CELLS, _COMPILED = 'cells', 'compiled'

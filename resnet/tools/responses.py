@@ -15,7 +15,7 @@ import numpy as np
 
 from resnet.errors import InputError
 from resnet.experiment import Experiment
-from resnet.training.checkpoint import Checkpoints
+from resnet.run.checkpoint import Checkpoints
 
 
 def measure(experiment: Experiment, workdir: str) -> dict[str, Any]:

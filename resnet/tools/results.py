@@ -11,10 +11,10 @@ from typing import Any
 
 from resnet.experiment import FREE_FIELDS, Experiment
 from resnet.models import cost as arithmetic
-from resnet.reporting.history import History
+from resnet.run.history import History
+from resnet.run.workdir import write_atomically
 from resnet.tools import gains, grids
 from resnet.tools.costs import Costs
-from resnet.training.workdir import write_atomically
 
 RESULTS_FILE, TABLE_FILE = 'results.json', 'results.md'
 

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
+from resnet.run.checkpoint import Checkpoints
 from resnet.tools import doctor, machine, rehearsal
-from resnet.training.checkpoint import Checkpoints
 from tests.data.in_memory import encode, make_source, smooth_image
 from tests.programs import SMALL, assert_refused
 from tests.runs import resolve

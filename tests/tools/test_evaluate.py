@@ -10,10 +10,10 @@ import pytest
 from resnet.data.host.scales import ViewsTransform
 from resnet.data.host.transforms import EvalTransform, resize_and_center_crop
 from resnet.data.host.warnings import Notes
-from resnet.training import precise_bn
-from resnet.training.evaluate import evaluate
+from resnet.evaluation import precise_bn
+from resnet.evaluation.evaluate import evaluate
+from resnet.evaluation.views import unpack
 from resnet.training.step import jit_steps
-from resnet.training.views import unpack
 from tests.data.in_memory import smooth_image
 from tests.networks import draw_variables
 from tests.programs import assert_refused

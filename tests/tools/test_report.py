@@ -3,8 +3,8 @@
 import json
 import re
 
-from resnet.training.reference import read_reference
-from tests.reporting.made_runs import write_run
+from resnet.run.reference import read_reference
+from tests.run.made_runs import write_run
 
 
 def finished(folder, seed=0, loss=1.0, **config):

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from resnet import experiment as experiment_lib
-from resnet.reporting.history import read_history
+from resnet.run.checkpoint import Checkpoints
+from resnet.run.history import read_history
 from resnet.tools import (
   costs,
   experiments,
@@ -21,9 +22,8 @@ from resnet.tools import (
   responses,
   results,
 )
-from resnet.training.checkpoint import Checkpoints
 from tests.programs import assert_refused
-from tests.reporting.made_runs import write_run
+from tests.run.made_runs import write_run
 from tests.runs import fake_config, read_metrics
 
 GRID = ('shortcuts', '--depths=8', '--groups=B', '--seeds=0,1')

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from resnet.data.host.warnings import Notes
-from resnet.training.checkpoint import Checkpoints
-from resnet.training.evaluate import evaluate
+from resnet.evaluation.evaluate import evaluate
+from resnet.run.checkpoint import Checkpoints
 from resnet.training.sharding import create_sharding
 from resnet.training.step import jit_steps
 from tests.runs import assert_close, batch_of, tiny, train_steps

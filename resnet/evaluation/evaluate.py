@@ -1,0 +1,205 @@
+"""Exact evaluation: every example once, whatever the batch size."""
+
+from collections.abc import Mapping
+import math
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+from resnet.data.host.loader import DeviceLoader, read_ahead
+from resnet.data.host.warnings import Notes
+from resnet.errors import InputError
+from resnet.experiment import Experiment
+from resnet.run import workdir as workdir_lib
+from resnet.run.checkpoint import Checkpoints
+from resnet.run.initialize import open_weights
+from resnet.run.signals import AgreedSignal
+from resnet.run.watchdog import Watchdog
+from resnet.training import metrics
+from resnet.training.state import TrainState
+from resnet.training.step import JittedSteps, jit_steps
+
+
+def evaluate(
+  experiment: Experiment,
+  steps: JittedSteps,
+  state: TrainState,
+  notes: Notes,
+  *,
+  stop: AgreedSignal | None = None,
+  watchdog: Watchdog | None = None,
+) -> dict[str, float] | None:
+  """Evaluates on the whole evaluation split, the moving averages too.
+
+  Args:
+    experiment: with the split.
+    steps: of the experiment.
+    state: to evaluate.
+    notes: is told of images that are left out.
+    stop: cuts the evaluation off.
+    watchdog: is told of each batch.
+
+  Returns:
+    'eval/loss', 'eval/top1', 'eval/top5', 'eval/num_examples'; where broken
+    images may be left out, also their number, 'eval/bad_images'; where the
+    state has averages, the first three of them as 'eval_ema/...'. None where
+    a signal came before the end.
+
+  Raises:
+    InputError: an image is broken, or too many are.
+    RunError: data workers died.
+    RuntimeError: the number of examples counted is not that of the split.
+  """
+  reader = experiment.eval_reader
+  num_examples = len(reader.source)
+  batches = read_ahead(
+    reader,
+    experiment.loader,
+    first_step=0,
+    num_steps=math.ceil(num_examples / reader.batch_size),
+    notes=notes,
+  )
+  loader = DeviceLoader(batches, experiment.sharding.batch, notes)
+  variables = {'eval': state.variables}
+  if state.ema is not None:
+    variables['eval_ema'] = state.ema
+  replicated = experiment.sharding.replicated
+  sums = {
+    name: jax.device_put(metrics.zeros(), replicated) for name in variables
+  }
+  if watchdog:
+    watchdog.watch('waiting for evaluation batch 1')
+  for i, batch in enumerate(loader, start=1):
+    if watchdog and i == 1:
+      watchdog.rest()  # It may be compiled for.
+    for name, values in variables.items():
+      sums[name] = steps.evaluate(values, sums[name], batch)
+    if watchdog:
+      watchdog.watch(f'evaluation after batch {i}')
+    if stop and stop.poll():
+      loader.close()
+      return None
+  counted = int(sums['eval']['num_examples'])
+  num_bad = sum_over_processes(loader.num_left_out)
+  if counted + num_bad != num_examples:
+    raise RuntimeError(
+      f'Evaluated {counted} of the {num_examples} examples of'
+      f' {reader.source.name}/{reader.source.split}, {num_bad} of them broken.'
+    )
+  if not counted:
+    raise InputError(
+      f'No image of {reader.source.name}/{reader.source.split} can be decoded.'
+    )
+  result = {
+    f'{name}/{key}': value
+    for name, total in sums.items()
+    for key, value in metrics.means(total).items()
+  }
+  result['eval/num_examples'] = counted
+  if reader.max_bad_images is not None:
+    result['eval/bad_images'] = num_bad
+  return result
+
+
+def sum_over_processes(number: int) -> int:
+  """Returns the number for all: each process knows of its own rows only."""
+  if jax.process_count() == 1:
+    return number
+  numbers = multihost_utils.process_allgather(np.int32(number))
+  return int(np.sum(numbers))
+
+
+def run(experiment: Experiment, workdir: str, which: str) -> int:
+  """Evaluates a checkpoint of a run and prints the result; writes nothing.
+
+  Args:
+    experiment: its model must be that of the run, its data may be others;
+      they are normalised as the run's were.
+    workdir: of the run; without one, `init_from` of the config is evaluated.
+    which: 'best' (by eval top-1; the latest if none was evaluated), 'latest'.
+
+  Returns:
+    The exit code.
+
+  Raises:
+    InputError: there is no checkpoint and no weights, or of another model.
+  """
+  step, state, experiment = open_state(experiment, workdir, which)
+  steps = jit_steps(experiment.task, experiment.sharding)
+  notes = Notes(experiment.eval_reader.max_bad_images)
+  try:
+    values = evaluate(experiment, steps, state, notes)
+    assert values is not None  # Nothing stops it.
+  finally:
+    for line in notes.take():
+      print(line)
+  if jax.process_index() == 0:
+    print(describe(step, values))
+  return 0
+
+
+def open_state(
+  experiment: Experiment, workdir: str, which: str
+) -> tuple[int, TrainState, Experiment]:
+  """Returns step and state to evaluate, and the experiment normalised as it.
+
+  Args and raises as `run`.
+  """
+  saved = workdir_lib.read_config(workdir)
+  if saved is not None:
+    return _restore(experiment, workdir, saved, which)
+  if experiment.init_from is None:
+    raise InputError(
+      f'{workdir} holds no run: train one first, or give its --workdir, or'
+      ' weights: --config.init_from=...'
+    )
+  state, experiment = _initial_state(experiment)
+  return 0, state, experiment
+
+
+def _restore(
+  experiment: Experiment, workdir: str, saved: dict[str, Any], which: str
+) -> tuple[int, TrainState, Experiment]:
+  data_fields = {f for f in experiment.config if not f.startswith('model.')}
+  workdir_lib.check_same_config(
+    workdir, saved['config'], experiment.config, ignore=data_fields
+  )
+  checkpoints = Checkpoints(workdir)
+  step = checkpoints.best_step() if which == 'best' else None
+  step = checkpoints.latest_step() if step is None else step
+  if step is None:
+    raise InputError(f'{workdir} holds no checkpoint yet.')
+  experiment = experiment.with_statistics_of(saved['derived'])
+  state = checkpoints.restore(step, experiment.abstract_state())
+  return step, state, experiment
+
+
+def _initial_state(experiment: Experiment) -> tuple[TrainState, Experiment]:
+  initial, experiment = open_weights(experiment)
+  if initial.new_head:
+    raise InputError(
+      f'{initial.source.name} is for another number of classes than the data:'
+      ' there is nothing to evaluate before it is trained.'
+    )
+  if jax.process_index() == 0:
+    print(initial.describe())
+  return initial.apply(experiment.create_state()), experiment
+
+
+def describe(step: int, values: Mapping[str, float]) -> str:
+  """Returns an evaluation as one line."""
+  left_out = ema = ''
+  if 'eval_ema/top1' in values:
+    ema = (
+      f'  ema top1 {values["eval_ema/top1"]:.4f}'
+      f'  ema loss {values["eval_ema/loss"]:.4f}'
+    )
+  if num_bad := values.get('eval/bad_images'):
+    left_out = f', {num_bad:,.0f} broken left out'
+  return (
+    f'eval at step {step}: top1 {values["eval/top1"]:.4f}'
+    f'  top5 {values["eval/top5"]:.4f}  loss {values["eval/loss"]:.4f}{ema}'
+    f'  ({values["eval/num_examples"]:,.0f} images{left_out})'
+  )

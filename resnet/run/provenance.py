@@ -1,0 +1,136 @@
+"""Where, when and by what code a run was begun and continued."""
+
+from collections.abc import Sequence
+import contextlib
+import datetime
+import hashlib
+import json
+import os
+import pathlib
+import subprocess
+from typing import Any
+
+import jax
+
+from resnet.run.workdir import write_atomically
+
+STARTS_FILE = 'starts.jsonl'
+_ROOT = pathlib.Path(__file__).parents[2]
+
+
+def record_start(workdir: str, *, step: int, devices: Sequence[Any]) -> None:
+  """Appends a line to `starts.jsonl`: the training begins after `step`."""
+  _append(
+    workdir,
+    {
+      'step': step,
+      'time': _now(),
+      'commit': commit(),
+      'hardware': hardware(devices),
+      'jax': jax.__version__,
+    },
+  )
+
+
+def record_end(workdir: str, *, step: int) -> None:
+  """Appends a line: the training that began last has ended after `step`."""
+  _append(workdir, {'end_step': step, 'time': _now()})
+
+
+def _now() -> str:
+  return datetime.datetime.now(datetime.UTC).isoformat(timespec='milliseconds')
+
+
+def _append(workdir: str, line: dict[str, Any]) -> None:
+  lines = [*_read(workdir), line]
+  write_atomically(
+    os.path.join(workdir, STARTS_FILE),
+    ''.join(f'{json.dumps(line)}\n' for line in lines),
+  )
+
+
+def _read(workdir: str) -> list[dict[str, Any]]:
+  try:
+    with open(os.path.join(workdir, STARTS_FILE)) as file:
+      lines = [line for line in file.read().split('\n') if line]
+  except FileNotFoundError:
+    return []
+  result = []
+  for line in lines:
+    with contextlib.suppress(json.JSONDecodeError):  # Half a line.
+      result.append(json.loads(line))
+  return result
+
+
+def read_starts(workdir: str) -> list[dict[str, Any]]:
+  """Returns the starts of a run; none where there is no `starts.jsonl`."""
+  return [line for line in _read(workdir) if 'commit' in line]
+
+
+def read_last_step(workdir: str) -> int:
+  """Returns the highest step that a run has begun or ended at, saved."""
+  steps = [line.get('end_step', line.get('step', 0)) for line in _read(workdir)]
+  return max(steps, default=0)
+
+
+def read_wall_seconds(workdir: str) -> float | None:
+  """Returns the time from starts to ends; None where an end is missing.
+
+  A kill leaves a start without an end.
+  """
+  lines = _read(workdir)
+  seconds = 0.0
+  for start, end in zip(lines[::2], lines[1::2], strict=False):
+    if 'commit' not in start or 'end_step' not in end:
+      return None
+    times = [datetime.datetime.fromisoformat(x['time']) for x in (start, end)]
+    seconds += (times[1] - times[0]).total_seconds()
+  return seconds if lines and len(lines) % 2 == 0 else None
+
+
+def hardware(devices: Sequence[Any]) -> str:
+  """Returns '8 x NVIDIA H100', or the cores and the make of the CPU."""
+  if devices[0].platform == 'cpu':
+    return f'{os.cpu_count()} cores of {_cpu_model()}'
+  return f'{len(devices)} x {devices[0].device_kind}'
+
+
+def commit() -> str | None:
+  """Returns the git commit of this code, '+' if changed; None without git."""
+  try:
+    head = _git('rev-parse', '--short=12', 'HEAD').strip()
+    changed = _git('status', '--porcelain', '--untracked-files=no').strip()
+  except (OSError, subprocess.CalledProcessError):
+    return None
+  return f'{head}+' if changed else head
+
+
+def code_hash() -> str:
+  """Returns a checksum of the files of this program."""
+  digest = hashlib.sha256()
+  for part in ('main.py', 'configs', 'resnet'):
+    for path in sorted([_ROOT / part, *(_ROOT / part).rglob('*.py')]):
+      if path.is_file():
+        digest.update(f'{path.relative_to(_ROOT)}\n'.encode())
+        digest.update(path.read_bytes())
+  return digest.hexdigest()[:12]
+
+
+def _git(*args: str) -> str:
+  return subprocess.run(
+    ['git', '-C', str(_ROOT), *args],
+    check=True,
+    capture_output=True,
+    text=True,
+  ).stdout
+
+
+def _cpu_model() -> str:
+  try:
+    with open('/proc/cpuinfo') as file:
+      for line in file:
+        if line.startswith('model name'):
+          return line.partition(':')[2].strip()
+  except OSError:
+    pass  # Not Linux.
+  return 'a CPU'

@@ -1,0 +1,416 @@
+"""A run from its command to its end: begin or continue, train, tell.
+
+The state is that of the newest whole checkpoint in the workdir; without one,
+of `init_from`; without that, random.
+"""
+
+from collections.abc import Callable, Mapping
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+from resnet.data.host.loader import DeviceLoader, read_ahead
+from resnet.data.host.warnings import Notes
+from resnet.data.host.workers import check_shared_memory
+from resnet.errors import InputError
+from resnet.experiment import FREE_FIELDS, SAFE_FIELDS, Experiment
+from resnet.run import workdir as workdir_lib
+from resnet.run.checkpoint import FOLDER, Checkpoints, DamagedError
+from resnet.run.initialize import InitialWeights, open_weights
+from resnet.run.lock import Lock
+from resnet.run.loop import Loop, Outcome
+from resnet.run.provenance import read_last_step, record_end, record_start
+from resnet.run.reference import Reference
+from resnet.run.signals import StopSignal
+from resnet.training.state import TrainState
+
+
+def run(
+  experiment: Experiment,
+  workdir: str,
+  *,
+  start_time: float,
+  reference: Reference | None = None,
+  allow_config_change: bool = False,
+  on_leave: Callable[[str, int], None] | None = None,
+) -> int:
+  """Trains, prints how it ended, returns the exit code; see `train`."""
+  outcome = train(
+    experiment,
+    workdir,
+    start_time=start_time,
+    reference=reference,
+    allow_config_change=allow_config_change,
+    on_leave=on_leave,
+  )
+  if jax.process_index() == 0:
+    _tell(outcome, experiment.length.num_steps, workdir, start_time)
+  return 0 if outcome.signal is None else 128 + outcome.signal
+
+
+def _tell(
+  outcome: Outcome, num_steps: int, workdir: str, start_time: float
+) -> None:
+  """Prints how a run ended."""
+  if outcome.signal is not None:
+    saved = 'it is saved. The same command goes on.'
+    if not outcome.step:
+      saved = 'there was nothing to save. The same command goes on.'
+    elif outcome.step == num_steps and outcome.metrics:
+      saved = 'the run is complete.'
+    print(
+      f'Stopped by {signal.Signals(outcome.signal).name} after step'
+      f' {outcome.step} of {num_steps}; {saved}'
+    )
+    return
+  if outcome.was_complete:
+    print(f'The run in {workdir} is complete: nothing to do.')
+  table = {'steps': f'{num_steps:,}'}
+  if outcome.metrics:
+    table |= {
+      f'{kind} {name}': f'{outcome.metrics[f"{prefix}/{metric}"]:.4f}'
+      for prefix, kind in (('eval', 'eval'), ('eval_ema', 'ema'))
+      for metric, name in (
+        ('top1', 'top-1'),
+        ('top5', 'top-5'),
+        ('loss', 'loss'),
+      )
+      if f'{prefix}/{metric}' in outcome.metrics
+    }
+  if outcome.images_per_second:
+    table['images/s'] = f'{outcome.images_per_second:,.0f}'
+  if not outcome.was_complete:
+    table['wall time'] = f'{time.time() - start_time:.1f} s'
+  table['files'] = workdir
+  width = max(map(len, table))
+  print(
+    *(f'  {name:<{width}}  {text}' for name, text in table.items()), sep='\n'
+  )
+
+
+def train(
+  experiment: Experiment,
+  workdir: str,
+  *,
+  start_time: float,
+  reference: Reference | None = None,
+  allow_config_change: bool = False,
+  on_leave: Callable[[str, int], None] | None = None,
+) -> Outcome:
+  """Trains in `workdir`, from its newest checkpoint if it has one.
+
+  Args:
+    experiment: the run.
+    workdir: is made if need be; nothing is written before the first batches
+      of both splits were read and found good.
+    start_time: time.time() at which the program began.
+    reference: where the run leaves its band, a warning is shown.
+    allow_config_change: a run that is there may go on with other values of
+      the fields in SAFE_FIELDS.
+    on_leave: see `StopSignal`.
+
+  Raises:
+    InputError: the workdir is of another config, is in use or cannot be
+      written, or a record is broken.
+    RunError: the run could not go on: disk, workers, numbers.
+  """
+  with (
+    StopSignal(
+      grace_seconds=experiment.preemption_grace_seconds, on_leave=on_leave
+    ) as stop,
+    contextlib.ExitStack() as cleanup,
+  ):
+    saved, experiment, changed = _check_workdir(
+      experiment, workdir, allow_config_change
+    )
+    checkpoints, state, initial = None, None, None
+    if saved:
+      if outcome := _complete(experiment, workdir):
+        return outcome
+      workdir_lib.check_writable(workdir)
+      checkpoints = _open(experiment, workdir, cleanup)
+      with stop.at_once():
+        state = checkpoints.restore_newest(experiment.abstract_state(), _say)
+      if state is None:
+        _check_not_lost(experiment, workdir)
+      elif outcome := _complete_with(checkpoints, experiment):
+        return outcome
+    if experiment.init_from is not None and state is None:
+      initial, experiment = open_weights(experiment)
+    first_step = 0 if state is None else int(state.step)
+    notes = Notes(experiment.train_reader.max_bad_images)
+    for folder in (workdir, os.path.join(workdir, FOLDER)):
+      workdir_lib.check_writable(folder)
+    batches = _start_reading(experiment, first_step, notes)
+    cleanup.callback(batches.close)
+    jax.monitoring.record_event('/resnet/data')
+    if stop.received and jax.process_count() == 1:
+      return Outcome(step=first_step, metrics=None, signal=stop.received)
+    if checkpoints is None:
+      workdir_lib.make(workdir)
+      checkpoints = _open(experiment, workdir, cleanup)
+    if changed or not saved:
+      _write_config(experiment, workdir)
+    if state is None:
+      with stop.at_once():
+        state = _first_state(experiment, initial)
+    jax.monitoring.record_event('/resnet/state')
+    loop = Loop(
+      experiment, workdir, checkpoints, first_step, reference, stop, notes
+    )
+    cleanup.callback(loop.close)
+    for line in (
+      _describe(experiment, first_step),
+      *experiment.notices,
+      *changed,
+      initial and initial.describe(),
+      reference and reference.describe(experiment.config),
+    ):
+      if line:
+        loop.progress.say(line)
+    _record_start(experiment, workdir, first_step)
+    outcome = loop.run(state, batches, start_time)
+  if jax.process_index() == 0:
+    record_end(workdir, step=outcome.step)
+  if outcome.step == experiment.length.num_steps and outcome.metrics:
+    _draw_curves(workdir)
+  return outcome
+
+
+def _open(
+  experiment: Experiment, workdir: str, cleanup: contextlib.ExitStack
+) -> Checkpoints:
+  """Takes the workdir for this process; opens its checkpoints to write."""
+  if jax.process_index() == 0:
+    cleanup.callback(Lock(workdir).close)
+  checkpoints = Checkpoints(workdir, keep=experiment.keep_checkpoints, say=_say)
+  cleanup.callback(checkpoints.close)
+  return checkpoints
+
+
+def _complete(experiment: Experiment, workdir: str) -> Outcome | None:
+  """Returns how a run ended before; None: there is something left to do.
+
+  (As there is where its last checkpoint is damaged.)
+  """
+  if not os.path.isdir(os.path.join(workdir, FOLDER)):
+    return None
+  if Checkpoints.is_half_replaced(workdir):
+    return None
+  try:
+    checkpoints = Checkpoints(workdir)
+    outcome = _complete_with(checkpoints, experiment)
+    if outcome:
+      checkpoints.restore(outcome.step, experiment.abstract_state())
+      # A kill after the last step may have come before the drawing.
+      if not os.path.exists(os.path.join(workdir, workdir_lib.CURVES_FILE)):
+        _draw_curves(workdir)
+    return outcome
+  except DamagedError:  # It is mended where the run goes on.
+    return None
+
+
+def _complete_with(
+  checkpoints: Checkpoints, experiment: Experiment
+) -> Outcome | None:
+  """Returns the end of a run of which all steps and evaluations are saved."""
+  step = checkpoints.latest_step()
+  if step is None or step < experiment.length.num_steps:
+    return None
+  metrics = checkpoints.metrics(step)
+  if metrics is None:
+    return None
+  return Outcome(step=step, metrics=metrics, was_complete=True)
+
+
+def _check_not_lost(experiment: Experiment, workdir: str) -> None:
+  """A run without checkpoints must be one that has not come to the first.
+
+  Raises:
+    InputError: it had some.
+  """
+  step = read_last_step(workdir)
+  lines = os.path.join(workdir, workdir_lib.METRICS_FILE)
+  # What is no line of ours is told where the file is opened to go on.
+  with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    with open(lines) as file:
+      whole = [line for line in file if line.endswith('\n')]
+    logged = max((json.loads(line)['step'] for line in whole), default=0)
+    # The second save waits until the first is on disk.
+    if logged > 2 * experiment.save_every_steps:
+      step = max(step, logged)
+  if step:
+    raise InputError(
+      f'{workdir} has come to step {step}, but holds no checkpoint any more:'
+      f' put its folder {FOLDER} back, or begin anew with another --workdir.'
+    )
+
+
+def _start_reading(
+  experiment: Experiment, first_step: int, notes: Notes
+) -> DeviceLoader:
+  """Reads the first batches of both splits, and ahead for training.
+
+  Raises:
+    InputError: a record is broken.
+  """
+  loader, num_bytes = experiment.loader, 0  # TensorBoard's queue needs little.
+  if loader.num_workers:  # Training has its batches while evaluation reads.
+    readers = experiment.train_reader, experiment.eval_reader
+    num_bytes = loader.max_batches * sum(r.num_batch_bytes for r in readers)
+  check_shared_memory(num_bytes)
+  batches = DeviceLoader(
+    read_ahead(
+      experiment.train_reader,
+      experiment.loader,
+      first_step=first_step,
+      num_steps=experiment.length.num_steps,
+      notes=notes,
+    ),
+    experiment.sharding.batch,
+    notes,
+  )
+  first_eval_batch = experiment.eval_reader(0)
+  if isinstance(first_eval_batch, InputError):
+    raise first_eval_batch
+  if first_step < experiment.length.num_steps:
+    batches.start()
+  return batches
+
+
+def _first_state(
+  experiment: Experiment, initial: InitialWeights | None
+) -> TrainState:
+  state = experiment.create_state()
+  return initial.apply(state) if initial else state
+
+
+def _record_start(
+  experiment: Experiment, workdir: str, first_step: int
+) -> None:
+  if jax.process_index() == 0:
+    devices = experiment.sharding.mesh.devices.flatten().tolist()
+    record_start(workdir, step=first_step, devices=devices)
+
+
+def _draw_curves(workdir: str) -> None:
+  """Draws the curves of a finished run."""
+  # Not at the top: a run need not wait for matplotlib to begin.
+  from resnet.plots import curves
+
+  if jax.process_index() == 0:
+    try:
+      curves.save_curves(workdir)
+    except OSError as error:  # A picture is no reason to fail a finished run.
+      print(f'No {workdir_lib.CURVES_FILE}: {error}', file=sys.stderr)
+
+
+def _check_workdir(
+  experiment: Experiment, workdir: str, allow_config_change: bool
+) -> tuple[bool, Experiment, list[str]]:
+  """Returns whether a run was begun in `workdir`; it must be this one.
+
+  And the experiment, with the statistics of that run where it began with the
+  weights of another, whose source may be gone by now; and the changes of its
+  config, which must be allowed.
+  """
+  workdir_lib.check_can_save(workdir)
+  saved = workdir_lib.read_config(workdir)
+  # Before any process has written something.
+  if not _is_same_everywhere(saved is not None):
+    raise _not_shared(workdir)
+  changed = []
+  if saved is None:
+    if os.path.isdir(os.path.join(workdir, FOLDER)):
+      raise InputError(
+        f'{workdir} has checkpoints but no config.json, so nobody can tell of'
+        ' what run they are: give another --workdir.'
+      )
+  else:
+    if experiment.init_from is not None:
+      experiment = experiment.with_statistics_of(saved['derived'])
+    former = saved['config']
+    may_grow = _may_grow(former, experiment)
+    changed = workdir_lib.check_same_config(
+      workdir,
+      former,
+      experiment.config,
+      ignore=FREE_FIELDS,
+      safe=SAFE_FIELDS | {'num_epochs'} if may_grow else SAFE_FIELDS,
+      allow_change=allow_config_change,
+    )
+    # The data may have been prepared anew since, under the same name.
+    workdir_lib.check_same_config(
+      workdir,
+      saved['derived'],
+      experiment.derived(),
+      ignore=('num_steps',) if may_grow else (),
+    )
+  return saved is not None, experiment, changed
+
+
+def _may_grow(former: Mapping[str, Any], experiment: Experiment) -> bool:
+  """Whether more epochs leave the learning rates of the old steps the same."""
+  config = experiment.config
+  return (
+    config['num_epochs'] > former['num_epochs']
+    and config['schedule.name'] == 'step'
+    and max(config['schedule.decay_epochs'], default=0) < former['num_epochs']
+  )
+
+
+def _is_same_everywhere(value: bool) -> bool:
+  values = multihost_utils.process_allgather(np.int32(value))
+  return len(np.unique(values)) == 1
+
+
+def _not_shared(workdir: str) -> InputError:
+  return InputError(
+    f'--workdir={workdir} is not the same folder for all'
+    f' {jax.process_count()} processes: name one that they share.'
+  )
+
+
+def _write_config(experiment: Experiment, workdir: str) -> None:
+  if jax.process_index() == 0:
+    workdir_lib.write_config(workdir, experiment.config, experiment.derived())
+  multihost_utils.sync_global_devices('config.json')
+  if workdir_lib.read_config(workdir) is None:
+    raise _not_shared(workdir)
+
+
+def _say(text: str) -> None:
+  if jax.process_index() == 0:
+    print(text)
+
+
+def _describe(experiment: Experiment, first_step: int) -> str:
+  model = experiment.config['model.name']
+  train, eval_ = (
+    reader.source
+    for reader in (experiment.train_reader, experiment.eval_reader)
+  )
+  devices = experiment.sharding.mesh.devices.flat
+  num_steps = experiment.length.num_steps
+  what = f'steps {first_step + 1} to {num_steps}'
+  if first_step == num_steps:
+    what = 'the last evaluation'
+  sizes = ', '.join(
+    f'{size} pixels from step {start + 1}'
+    for start, size in experiment.sizes.starts
+  )
+  return (
+    f'{"Continuing" if first_step else "Training"} {model} on {train.name}'
+    f' ({len(train):,} {train.split}, {len(eval_):,} {eval_.split} images),'
+    f' {what}, batch {experiment.length.batch_size},'
+    f' {len(devices)} x {devices[0].device_kind}'
+    f'{", " + sizes if len(experiment.sizes.starts) > 1 else ""}'
+  )

@@ -1,0 +1,107 @@
+"""Every example counts once."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnet.data.host.warnings import Notes
+from resnet.errors import InputError
+from resnet.evaluation.evaluate import describe, evaluate
+from resnet.training.step import JittedSteps, jit_steps
+from tests.runs import tiny, with_broken_images
+
+
+def make(batch_size, **changes):
+  """Returns an experiment, its steps and its first state."""
+  run = tiny(batch_size=batch_size, **changes)
+  return run, jit_steps(run.task, run.sharding), run.create_state()
+
+
+@pytest.fixture(scope='module')
+def made():
+  """Evaluates the 100 images in batches of 24: the last one is padded."""
+  # Not in training: what is evaluated is the plain cross entropy.
+  return make(24, loss__label_smoothing=0.1)
+
+
+@pytest.fixture(scope='module')
+def result(made):
+  return evaluate(*made, Notes())
+
+
+def test_the_result_is_that_of_numpy_for_any_batch_size(made, result):
+  run, _, state = made
+  reader = dataclasses.replace(run.eval_reader, batch_size=100, row_count=100)
+  batch = reader(0)
+  logits = np.asarray(
+    run.task.model.apply(
+      state.variables, run.task.normalize(batch['image']), train=False
+    ),
+    np.float64,
+  )
+  log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  ranks = np.argsort(-logits, axis=1)
+  hits = ranks == batch['label'][:, None]
+  expected = {
+    'eval/loss': -log_probs[np.arange(100), batch['label']].mean(),
+    'eval/top1': hits[:, 0].mean(),
+    'eval/top5': hits[:, :5].any(1).mean(),
+    'eval/num_examples': 100,
+  }
+  assert result == pytest.approx(expected, rel=1e-4)
+  assert evaluate(*make(512), Notes()) == pytest.approx(result, rel=1e-5)
+  # Of broken images nothing is said where they may not be.
+  assert describe(3, result).endswith('(100 images)')
+
+
+def test_the_averages_are_evaluated_as_weights_would_be(result):
+  run, steps, state = make(24, ema_decay=0.9)
+  # Averages that are those of other weights, and statistics.
+  ema = jax.tree.map(lambda x: 1.5 * x + 0.1, state.ema)
+  found = evaluate(run, steps, state.replace(ema=ema), Notes())
+  assert found['eval/loss'] == pytest.approx(result['eval/loss'], rel=1e-5)
+  alone = evaluate(run, steps, state.replace(**ema, ema=None), Notes())
+  for name in ('loss', 'top1', 'top5'):
+    assert found[f'eval_ema/{name}'] == alone[f'eval/{name}']
+  assert found['eval_ema/loss'] != pytest.approx(found['eval/loss'], rel=0.01)
+
+
+def test_a_wrong_count_is_an_error(made):
+  run, steps, state = made
+
+  def mask_all(variables, sums, batch):
+    batch = {**batch, 'mask': jnp.zeros_like(batch['mask'])}
+    return steps.evaluate(variables, sums, batch)
+
+  with pytest.raises(RuntimeError, match='Evaluated 0 of the 100 examples'):
+    evaluate(run, JittedSteps(steps.train, mask_all), state, Notes())
+
+
+def test_broken_images_do_not_count(made):
+  skipping = tiny(
+    batch_size=24, data__on_bad_image='skip', data__max_bad_images=1000
+  )
+
+  def broken(*indices):
+    reader = with_broken_images(skipping.eval_reader, *indices)
+    return dataclasses.replace(made[0], eval_reader=reader)
+
+  _, steps, state = made
+  run, notes = broken(7, *range(40, 48)), Notes(9)
+  result = evaluate(run, steps, state, notes)
+  assert (result['eval/num_examples'], result['eval/bad_images']) == (91, 9)
+  line = describe(3, result)
+  assert line.endswith('(91 images, 9 broken left out)')
+  warnings = notes.take()
+  assert len(warnings) == 9
+  assert warnings[0].startswith('warning: The image of record 7 of fake/test')
+  # Each is named once, and counted each time.
+  assert evaluate(run, steps, state, notes) == result
+  assert notes.take() == []
+  with pytest.raises(InputError, match=r'9 broken images .*max_bad_images=8'):
+    evaluate(run, steps, state, Notes(8))
+  with pytest.raises(InputError, match='No image of fake/test can be decoded'):
+    evaluate(broken(*range(100)), steps, state, Notes(1000))

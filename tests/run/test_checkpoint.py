@@ -1,0 +1,185 @@
+"""Checkpoints: what is restored, where it lands, and what is refused."""
+
+import errno
+import pathlib
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from resnet.errors import InputError, RunError
+from resnet.run.checkpoint import Checkpoints, DamagedError, SaveError
+from resnet.run.workdir import check_can_save
+from tests.programs import wait_until
+from tests.runs import tiny
+
+FULL_DISK = OSError(errno.ENOSPC, 'No space left on device')
+
+
+@pytest.fixture(scope='module')
+def run():
+  return tiny()
+
+
+@pytest.fixture(scope='module')
+def state(run):
+  return run.create_state()
+
+
+@pytest.fixture
+def workdir(tmp_path):
+  return str(tmp_path / 'run')
+
+
+def save(workdir, state, metrics=None):
+  """Returns the checkpoints of a folder with this one."""
+  checkpoints = Checkpoints(workdir, keep=1)
+  checkpoints.save(state, metrics)
+  checkpoints.finish(expected_step=int(state.step))
+  return checkpoints
+
+
+def assert_equal(state, other):
+  jax.tree.map(np.testing.assert_array_equal, state, other)
+
+
+def test_a_state_is_restored_with_its_metrics_where_it_fits(state, workdir):
+  checkpoints = Checkpoints(workdir, keep=2)
+  assert checkpoints.latest_step() is None
+  assert checkpoints.best_step() is None
+  save(workdir, state, {'eval/top1': 0.25})
+  checkpoints = Checkpoints(workdir)
+  restored = checkpoints.restore(0, tiny(2).abstract_state())
+  assert_equal(state, restored)
+  assert restored.params['head']['bias'].sharding.mesh.size == 2
+  assert checkpoints.best_step() == 0
+  assert checkpoints.metrics(0) == {'eval/top1': 0.25}
+  with pytest.raises(
+    InputError, match=r'head/bias is float32\[10\] there, float32\[11\] here'
+  ):
+    checkpoints.restore(0, tiny(model__num_classes=11).abstract_state())
+
+
+def test_one_changed_bit_of_what_is_read_is_noticed(
+  run, state, workdir, monkeypatch
+):
+  save(workdir, state)
+  real = ocp.StandardCheckpointHandler.restore
+
+  def flip(self, *args, **options):
+    tree = real(self, *args, **options)
+    kernel = tree['params']['head']['kernel']
+    words = np.array(kernel)
+    words.view(np.uint32)[1, 2] ^= 1
+    tree['params']['head']['kernel'] = jax.device_put(words, kernel.sharding)
+    return tree
+
+  monkeypatch.setattr(ocp.StandardCheckpointHandler, 'restore', flip)
+  with pytest.raises(DamagedError, match='checksum does not fit'):
+    Checkpoints(workdir).restore(0, run.abstract_state())
+
+
+def test_a_state_that_is_not_finite_is_not_saved(state, workdir):
+  checkpoints = save(workdir, state)
+  bias = state.params['head']['bias'].at[3].set(np.nan)
+  head = {**state.params['head'], 'bias': bias}
+  bad = state.replace(
+    step=state.step + 1, params={**state.params, 'head': head}
+  )
+  with pytest.raises(
+    RunError, match='step 1 holds numbers that are not finite'
+  ):
+    checkpoints.save(bad, None)
+  checkpoints.finish(expected_step=0)
+  with pytest.raises(SaveError, match='of step 0, not 1'):
+    checkpoints.finish(expected_step=1)
+
+
+def test_a_failed_save_is_reported_without_waiting_for_the_next(
+  state, tmp_path
+):
+  checkpoints = Checkpoints(str(tmp_path), keep=1)
+  (tmp_path / 'checkpoints').rmdir()
+  (tmp_path / 'checkpoints').write_text('in the way')
+  # The save fails at once, or in the background and `check` raises.
+  with pytest.raises(SaveError, match=r'exists|directory'):  # noqa: PT012
+    checkpoints.save(state, None)
+    wait_until(checkpoints.check)
+
+
+def test_an_error_of_the_machine_is_no_damage(run, state, workdir, monkeypatch):
+  """A checkpoint that cannot be read now stays where it is."""
+  save(workdir, state, {'eval/top1': 0.5}).close()
+
+  def fail(*_, **__):
+    raise OSError(errno.EMFILE, 'Too many open files')
+
+  for owner, name in (
+    (pathlib.Path, 'read_text'),
+    (ocp.StandardCheckpointHandler, 'restore'),
+  ):
+    with monkeypatch.context() as patch:
+      patch.setattr(owner, name, fail)
+      with pytest.raises(RunError, match=r'cannot be read now: .*Too many'):
+        Checkpoints(workdir, keep=1).restore_newest(run.abstract_state(), print)
+    assert not pathlib.Path(workdir, 'damaged_checkpoints').exists()
+    assert Checkpoints(workdir).all_steps() == [0]
+
+
+@pytest.mark.parametrize(
+  'errors', [[FULL_DISK], [FULL_DISK, FULL_DISK], [KeyboardInterrupt()]]
+)
+def test_a_replacement_that_fails_or_is_killed_leaves_a_checkpoint(
+  run, state, workdir, monkeypatch, errors
+):
+  """A first failure is made good; else the old checkpoint is put back."""
+  checkpoints = save(workdir, state)
+  left, real, lines = list(errors), ocp.CheckpointManager.save, []
+
+  def fail(*args, **options):
+    if left:
+      raise left.pop(0)
+    return real(*args, **options)
+
+  monkeypatch.setattr(ocp.CheckpointManager, 'save', fail)
+  metrics = {'eval/top1': 0.5}
+  if errors == [FULL_DISK]:
+    checkpoints.replace(state, metrics, lines.append)
+  else:
+    with pytest.raises((SaveError, KeyboardInterrupt)):
+      checkpoints.replace(state, metrics, lines.append)
+  warnings = [line for line in lines if line.endswith('Trying again.')]
+  assert len(warnings) == (FULL_DISK in errors)
+  checkpoints.close()
+  checkpoints = Checkpoints(workdir, keep=1)
+  assert_equal(state, checkpoints.restore_newest(run.abstract_state(), print))
+  if errors != [FULL_DISK]:
+    assert checkpoints.metrics(0) is None
+    checkpoints.replace(state, metrics, print)
+  assert checkpoints.metrics(0) == metrics
+  assert not Checkpoints.is_half_replaced(workdir)
+
+
+def test_metrics_that_were_changed_are_noticed(state, workdir):
+  save(workdir, state, {'eval/top1': 0.25}).close()
+  (path,) = pathlib.Path(workdir).rglob('metrics/metrics')
+  text = path.read_text()
+  for old, new in (('0.25', '0.75'), ('eval/top1', 'eval/tpp1'), ('}', '')):
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(DamagedError, match=r'step 0 .*is damaged'):
+      Checkpoints(workdir)
+  lines = []
+  Checkpoints(workdir, keep=1, say=lines.append).close()
+  assert pathlib.Path(workdir, 'damaged_checkpoints', '0').is_dir()
+  assert len(lines) == 1
+
+
+def test_a_save_without_its_index_is_no_save(state, tmp_path):
+  """Orbax takes the path for a pattern, and merges nothing."""
+  checkpoints = Checkpoints(str(tmp_path / 'run[1]'), keep=1)
+  checkpoints.save(state, None)
+  with pytest.raises(SaveError, match=r'cannot be restored.*manifest\.ocdbt'):
+    checkpoints.finish(expected_step=int(state.step))
+  with pytest.raises(InputError, match=r'run\[1\].*\[ or \]'):
+    check_can_save('run[1]')

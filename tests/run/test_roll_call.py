@@ -1,0 +1,136 @@
+"""The roll call, with threads for processes: who is missing, wrong calls."""
+
+import concurrent.futures
+import socket
+
+import pytest
+
+from resnet.errors import InputError, RunError
+from resnet.run import roll_call
+from tests.programs import free_port
+
+ONE_OF_THREE = '{"process_id": 1, "num_processes": 3}\n'
+
+
+@pytest.fixture
+def port():
+  return free_port()
+
+
+def hold(port, ids, *, num_processes=3, seconds=60.0, host='127.0.0.1'):
+  """Returns the result or the error of each process."""
+
+  def one(process_id):
+    try:
+      return roll_call.hold(
+        f'{host}:{port}',
+        num_processes=num_processes,
+        process_id=process_id,
+        seconds=seconds,
+      )
+    except (InputError, RunError) as error:
+      return error
+
+  with concurrent.futures.ThreadPoolExecutor(len(ids)) as pool:
+    return list(pool.map(one, ids))
+
+
+def hold_while(port, text, **options):
+  """Returns the error of process 0 where another one sends a text and dies."""
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    called = pool.submit(hold, port, [0], **options)
+    send(port, text)
+    (error,) = called.result()
+  return error
+
+
+def send(port, text):
+  """Sends a text to process 0, as soon as it listens."""
+  while True:
+    try:
+      connection = socket.create_connection(('127.0.0.1', port))
+      break
+    except ConnectionRefusedError:
+      continue
+  with connection:
+    connection.sendall(text.encode())
+
+
+def close(connections):
+  assert isinstance(connections, dict), connections
+  for connection in connections.values():
+    connection.close()
+
+
+def test_all_are_connected_in_any_order(port):
+  results = hold(port, [2, 1, 0])
+  assert [sorted(connections) for connections in results] == [[0], [0], [1, 2]]
+  close(results[2])  # The others see this when process 0 dies.
+  for connections in results[:2]:
+    with connections[0] as connection:
+      assert connection.recv(1) == b''
+
+
+def test_processes_that_have_not_come_or_have_died_are_named_as_missing(port):
+  for error in hold(port, [0, 2], num_processes=4, seconds=1.0):
+    assert isinstance(error, RunError)
+    assert str(error).startswith('Process 1, 3 of 4 has not come within 1 s')
+  error = hold_while(port, ONE_OF_THREE, seconds=2.0)
+  assert str(error).startswith('Process 1, 2 of 3 has not come within 2 s')
+
+
+def test_addresses_that_lead_nowhere_are_named(port):
+  (error,) = hold(port, [1], seconds=0.5)
+  assert isinstance(error, RunError)
+  assert f'cannot be reached at 127.0.0.1:{port}' in str(error)
+  assert 'refused' in str(error)
+  (error,) = hold(port, [1], host='no-such-host.invalid')
+  assert isinstance(error, InputError)
+  assert 'no-such-host.invalid is no known host' in str(error)
+  with socket.create_server(('', 0)) as server:
+    taken = server.getsockname()[1]
+    (error,) = hold(taken, [0])
+  assert isinstance(error, InputError)
+  assert f'Port {taken} of --coordinator_address' in str(error)
+  with pytest.raises(InputError, match='no HOST:PORT'):
+    roll_call.hold('a:70000', num_processes=2, process_id=1, seconds=1.0)
+
+
+def test_wrong_numbers_are_refused(port):
+  for index in (0, 3, '"1"'):
+    text = f'{{"process_id": {index}, "num_processes": 3}}\n'
+    error = hold_while(port, text)
+    assert isinstance(error, InputError)
+    assert 'is none of 3 processes' in str(error)
+  for error in hold(port, [0, 1, 1]):
+    assert '--process_id=1 was given to two processes' in str(error)
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    first = pool.submit(hold, port, [0], num_processes=2)
+    second = pool.submit(hold, port, [1], num_processes=3)
+    for error in first.result() + second.result():
+      assert '--num_processes is 2 in process 0, 3 in process 1' in str(error)
+
+
+def test_strangers_at_the_port_are_ignored(port):
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    called = pool.submit(hold, port, [0], num_processes=2)
+    for text in ('GET / HTTP/1.1\r\n\r\n', '{"process_id": 1}\n', '[]\n'):
+      send(port, text)
+    results = hold(port, [1], num_processes=2) + called.result()
+  for connections in results:
+    close(connections)
+    assert len(connections) == 1
+
+
+@pytest.mark.parametrize('others_come_before', [False, True])
+def test_a_process_that_has_died_may_come_again(port, others_come_before):
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    called = pool.submit(hold, port, [0])
+    send(port, ONE_OF_THREE)
+    other = pool.submit(hold, port, [2])
+    if others_come_before:
+      with pytest.raises(TimeoutError):
+        other.result(timeout=0.5)
+    results = hold(port, [1]) + other.result() + called.result()
+  for connections in results:
+    close(connections)
