@@ -15,7 +15,7 @@ import tempfile
 
 import jax
 
-from resnet.inference.export import export
+from resnet.export.export import export
 from resnet.inference.network import Weights
 from resnet.run.provenance import commit, hardware
 from resnet.weights import Preprocessing

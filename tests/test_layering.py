@@ -18,7 +18,7 @@ LAYERS = (
   ('resnet.evaluation',),
   ('resnet.run',),
   ('resnet.inference', 'resnet.plots'),
-  ('resnet.serving',),
+  ('resnet.export', 'resnet.serving'),
   ('configs',),
   ('resnet.tools',),
   ('main',),

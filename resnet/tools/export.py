@@ -12,9 +12,9 @@ within 1e-5. `resnet.tools.predict --weights=DIR` uses it.
 
 import argparse
 
-from resnet.inference import onnx
-from resnet.inference.export import export
-from resnet.inference.exported import FILES
+from resnet.export import onnx
+from resnet.export.export import export
+from resnet.export.exported import FILES
 from resnet.inference.network import read_weights
 from resnet.tools import command
 

@@ -23,9 +23,9 @@ import numpy as np
 import tqdm
 
 from resnet.errors import InputError, readable
-from resnet.inference.exported import is_exported, open_exported
+from resnet.export.exported import is_exported, open_exported
 from resnet.inference.features import FeaturesFile
-from resnet.inference.files import (
+from resnet.inference.images import (
   decode_ahead,
   in_batches,
   list_images,

@@ -16,7 +16,7 @@ import sys
 from typing import Any
 
 from resnet.errors import InputError
-from resnet.inference.exported import is_exported, open_exported
+from resnet.export.exported import is_exported, open_exported
 from resnet.inference.network import add_arguments, create_network, read_weights
 from resnet.inference.predictor import Predictor
 from resnet.tools import command

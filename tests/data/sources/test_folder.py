@@ -7,7 +7,7 @@ import pytest
 from resnet.data.sources.folder import open_folder
 from resnet.data.sources.registry import open_source
 from resnet.errors import InputError
-from resnet.inference.files import list_images
+from resnet.inference.images import list_images
 from tests.data.in_memory import encode, smooth_image
 
 JPEG = encode(smooth_image(9, 12), 'JPEG')

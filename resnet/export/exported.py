@@ -15,7 +15,7 @@ import numpy as np
 import safetensors.numpy
 
 from resnet.errors import InputError
-from resnet.inference import onnx
+from resnet.export import onnx
 from resnet.inference.network import Function, Network
 from resnet.inference.preprocessing import normalize
 from resnet.weights import Preprocessing

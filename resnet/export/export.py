@@ -23,8 +23,8 @@ import numpy as np
 import safetensors.numpy
 
 from resnet.errors import InputError, RunError
-from resnet.inference import onnx
-from resnet.inference.exported import FILES, MANIFEST, WEIGHTS, load_program
+from resnet.export import onnx
+from resnet.export.exported import FILES, MANIFEST, WEIGHTS, load_program
 from resnet.inference.network import Weights
 from resnet.run.workdir import write_atomically
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from resnet.errors import InputError, RunError
-from resnet.inference import export as export_lib
-from resnet.inference import onnx
-from resnet.inference.export import export
-from resnet.inference.exported import is_exported, open_exported
+from resnet.export import export as export_lib
+from resnet.export import onnx
+from resnet.export.export import export
+from resnet.export.exported import is_exported, open_exported
 from resnet.inference.network import Weights, create_network
 from resnet.inference.predictor import Predictor
 from resnet.models import layers
