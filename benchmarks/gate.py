@@ -20,7 +20,7 @@ import sys
 import tempfile
 
 from resnet.run.workdir import write_atomically
-from resnet.tools import timing
+from resnet.tools.benchmark import timing
 
 BASELINE = pathlib.Path(__file__).with_name('baseline.json')
 _LOWEST = 0.85

@@ -1,8 +1,8 @@
 """torchvision's network, eager or compiled: `--against=torch`.
 
 Reads numbers of steps, answers with the seconds they took; the options are a
-JSON object, see resnet/tools/programs.py. Images are uint8 on the device, their
-memory is channels_last, bfloat16 is autocast.
+JSON object, see resnet/tools/benchmark/programs.py. Images are uint8 on the
+device, their memory is channels_last, bfloat16 is autocast.
 """
 
 import contextlib

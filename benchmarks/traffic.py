@@ -18,7 +18,7 @@ from benchmarks import flax_step
 from configs import resnet50
 from resnet.run.programs import abstract_batch
 from resnet.run.workdir import write_atomically
-from resnet.tools import compiled, topologies
+from resnet.tools.aot import compiled, topologies
 
 
 def _flax(run):

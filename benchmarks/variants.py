@@ -24,7 +24,8 @@ import optax
 from configs import resnet50
 from resnet.models import layers
 from resnet.run.workdir import write_atomically
-from resnet.tools import compiled, programs, timing, topologies
+from resnet.tools.aot import compiled, topologies
+from resnet.tools.benchmark import programs, timing
 from resnet.training import step
 
 

@@ -82,6 +82,8 @@ def tool(monkeypatch, capsys):
 
   def run(name, *args):
     module = importlib.import_module(f'resnet.tools.{name}')
+    if hasattr(module, '__path__'):
+      module = importlib.import_module(f'resnet.tools.{name}.__main__')
     monkeypatch.setattr(sys, 'argv', [name, *map(str, args)])
     code = 0
     try:

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import pytest
 
 from configs import resnet50
-from resnet.tools import collectives, compiled, hlo, programs, topologies
-from resnet.tools.compiled import Compiled, OutOfMemoryError
-from resnet.tools.topologies import CHIPS, Topology
+from resnet.tools.aot import collectives, compiled, hlo, topologies
+from resnet.tools.aot.compiled import Compiled, OutOfMemoryError
+from resnet.tools.aot.topologies import CHIPS, Topology
+from resnet.tools.benchmark import programs
 from tests.programs import SMALL, assert_refused
 from tests.runs import fake_config
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from resnet.run.checkpoint import Checkpoints
-from resnet.tools import doctor, machine, rehearsal
+from resnet.tools.doctor import __main__ as doctor
+from resnet.tools.doctor import machine, rehearsal
 from tests.data.in_memory import encode, make_source, smooth_image
 from tests.programs import SMALL, assert_refused
 from tests.runs import resolve

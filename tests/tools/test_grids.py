@@ -8,7 +8,7 @@ from resnet.errors import InputError
 from resnet.experiment import flatten
 from resnet.models import cost as arithmetic
 from resnet.models import list_models
-from resnet.tools import experiments, gains, grid_figures, grids
+from resnet.tools.reproduce import experiments, gains, grid_figures, grids
 
 
 def fields_by_cell(name, data):

@@ -13,15 +13,9 @@ import pytest
 from resnet import experiment as experiment_lib
 from resnet.run.checkpoint import Checkpoints
 from resnet.run.history import read_history
-from resnet.tools import (
-  costs,
-  experiments,
-  grids,
-  programs,
-  reproduce,
-  responses,
-  results,
-)
+from resnet.tools.benchmark import programs
+from resnet.tools.reproduce import __main__ as reproduce
+from resnet.tools.reproduce import costs, experiments, grids, responses, results
 from tests.programs import assert_refused
 from tests.run.made_runs import write_run
 from tests.runs import fake_config, read_metrics

@@ -12,8 +12,8 @@ from resnet.data.sources.fake import LENGTHS
 from resnet.errors import InputError
 from resnet.experiment import Experiment, resolve
 from resnet.run.programs import abstract_batch
-from resnet.tools import collectives, hlo
-from resnet.tools.topologies import Topology
+from resnet.tools.aot import collectives, hlo
+from resnet.tools.aot.topologies import Topology
 from resnet.training import metrics
 from resnet.training.step import jit_steps
 

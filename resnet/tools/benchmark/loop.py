@@ -17,7 +17,7 @@ from resnet.run.checkpoint import Checkpoints
 from resnet.run.loop import Loop
 from resnet.run.signals import StopSignal
 from resnet.run.workdir import write_atomically
-from resnet.tools import programs, timing
+from resnet.tools.benchmark import programs, timing
 from resnet.training.step import JittedSteps, jit_steps
 
 HELP = "main.py's loop over a batch that is on the device, against the step"

@@ -13,7 +13,7 @@ from resnet.errors import InputError
 from resnet.experiment import Experiment
 from resnet.run.checkpoint import Checkpoints
 from resnet.run.workdir import check_writable, write_atomically
-from resnet.tools import programs, timing
+from resnet.tools.benchmark import programs, timing
 
 HELP = 'saves and restores of the state of a run'
 

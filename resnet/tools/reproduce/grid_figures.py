@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from resnet.plots import figures
-from resnet.tools import gains, grids
+from resnet.tools.reproduce import gains, grids
 
 Cells = Sequence[Mapping[str, Any]]
 

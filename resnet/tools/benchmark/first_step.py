@@ -1,6 +1,6 @@
 """Runs main.py up to its first step, and tells when it came where.
 
-  python -m resnet.tools.first_step FLAGS_OF_MAIN
+  python -m resnet.tools.benchmark.first_step FLAGS_OF_MAIN
 
 The last line is a JSON object: seconds since the epoch at which main.py said
 that it was there, and the seconds that JAX was tracing and compiling from the
@@ -18,7 +18,7 @@ import jax
 
 PREFIX = '/resnet/'
 _LAST = 'first_step'
-_MAIN = pathlib.Path(__file__).parents[2] / 'main.py'
+_MAIN = pathlib.Path(__file__).parents[3] / 'main.py'
 
 
 def main() -> None:

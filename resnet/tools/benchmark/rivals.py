@@ -5,14 +5,14 @@ What they import is no requirement of ours: the process may have another Python.
 
 from collections.abc import Sequence
 import json
-import os
+import pathlib
 import subprocess
 import sys
 from typing import Any
 
 from resnet.errors import InputError, RunError
 
-_SCRIPTS = os.path.join(os.path.dirname(__file__), '..', '..', 'benchmarks')
+_SCRIPTS = pathlib.Path(__file__).parents[3] / 'benchmarks'
 
 
 class Rival:
@@ -42,7 +42,7 @@ class Rival:
         what is wrong.
     """
     self.name = name
-    command = [python or sys.executable, os.path.join(_SCRIPTS, script)]
+    command = [python or sys.executable, str(_SCRIPTS / script)]
     try:
       self._process = subprocess.Popen(
         [*command, *map(str, args)],

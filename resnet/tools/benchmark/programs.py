@@ -12,10 +12,10 @@ import numpy as np
 
 from resnet.errors import InputError
 from resnet.experiment import Experiment
-from resnet.tools import compiled
-from resnet.tools.compiled import Compiled
-from resnet.tools.rivals import Rival
-from resnet.tools.topologies import Topology
+from resnet.tools.aot import compiled
+from resnet.tools.aot.compiled import Compiled
+from resnet.tools.aot.topologies import Topology
+from resnet.tools.benchmark.rivals import Rival
 from resnet.training import metrics
 
 

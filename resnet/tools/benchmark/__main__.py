@@ -10,22 +10,16 @@ quartiles, and ratios of neighbours. See docs/performance.md.
 
 import argparse
 
-from resnet.tools import (
-  benchmark_checkpoint,
-  benchmark_input,
-  benchmark_loop,
-  benchmark_startup,
-  benchmark_step,
-  command,
-)
+from resnet.tools import command
+from resnet.tools.benchmark import checkpoint, input, loop, startup, step
 
 _SUBJECTS = {
-  'step': benchmark_step,
-  'eval': benchmark_step,
-  'input': benchmark_input,
-  'loop': benchmark_loop,
-  'startup': benchmark_startup,
-  'checkpoint': benchmark_checkpoint,
+  'step': step,
+  'eval': step,
+  'input': input,
+  'loop': loop,
+  'startup': startup,
+  'checkpoint': checkpoint,
 }
 
 

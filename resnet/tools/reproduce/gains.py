@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 import statistics
 from typing import Any
 
-from resnet.tools.costs import Costs
+from resnet.tools.reproduce.costs import Costs
 
 Cells = Sequence[Mapping[str, Any]]
 

@@ -20,8 +20,8 @@ from resnet.data.host.reader import BatchReader
 from resnet.data.host.warnings import Notes
 from resnet.errors import InputError
 from resnet.run.workdir import write_atomically
-from resnet.tools import timing
-from resnet.tools.rivals import Rival
+from resnet.tools.benchmark import timing
+from resnet.tools.benchmark.rivals import Rival
 
 HELP = 'from the disk to the device'
 # Rivals, and the package that each needs.

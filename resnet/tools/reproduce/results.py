@@ -13,8 +13,8 @@ from resnet.experiment import FREE_FIELDS, Experiment
 from resnet.models import cost as arithmetic
 from resnet.run.history import History
 from resnet.run.workdir import write_atomically
-from resnet.tools import gains, grids
-from resnet.tools.costs import Costs
+from resnet.tools.reproduce import gains, grids
+from resnet.tools.reproduce.costs import Costs
 
 RESULTS_FILE, TABLE_FILE = 'results.json', 'results.md'
 

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from typing import Any
 
-from resnet.tools import hlo
+from resnet.tools.aot import hlo
 
 KINDS = (
   'all-reduce',

@@ -16,7 +16,7 @@ from resnet.data.host.warnings import Notes
 from resnet.data.sources.registry import Source
 from resnet.errors import InputError
 from resnet.experiment import Experiment
-from resnet.tools.machine import Finding
+from resnet.tools.doctor.machine import Finding
 from resnet.training.step import jit_steps
 
 _SAMPLE_SIZE = 256  # Records of a split.

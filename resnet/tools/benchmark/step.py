@@ -14,9 +14,9 @@ import jax
 from resnet import config as config_flag
 from resnet.errors import InputError
 from resnet.run.workdir import write_atomically
-from resnet.tools import ceilings, programs, timing, traces
-from resnet.tools.compiled import Compiled
-from resnet.tools.programs import Program
+from resnet.tools.aot.compiled import Compiled
+from resnet.tools.benchmark import ceilings, programs, timing, traces
+from resnet.tools.benchmark.programs import Program
 
 HELP = 'a training step, or a batch of evaluation, of images on the device'
 # What each name of --against stands for.

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 import dataclasses
 
 from resnet.errors import InputError
-from resnet.tools.grids import Experiment, Fields, Group
+from resnet.tools.reproduce.grids import Experiment, Fields, Group
 
 _TABLE_6 = 'He et al. 2016, Table 6'
 _FIGURE_6 = 'He et al. 2016, read off Figure 6'

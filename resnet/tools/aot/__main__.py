@@ -18,9 +18,10 @@ import math
 from typing import Any
 
 from resnet.errors import InputError
-from resnet.tools import command, compiled, topologies
-from resnet.tools.compiled import Compiled, OutOfMemoryError
-from resnet.tools.topologies import Chip, Topology
+from resnet.tools import command
+from resnet.tools.aot import compiled, topologies
+from resnet.tools.aot.compiled import Compiled, OutOfMemoryError
+from resnet.tools.aot.topologies import Chip, Topology
 
 _MOST_TRIES = 6
 

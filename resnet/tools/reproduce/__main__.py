@@ -29,8 +29,8 @@ from resnet.run import run as run_lib
 from resnet.run import workdir as workdir_lib
 from resnet.run.history import read_history
 from resnet.run.output import outlive_terminal
-from resnet.tools import (
-  command,
+from resnet.tools import command
+from resnet.tools.reproduce import (
   costs,
   experiments,
   grid_figures,

@@ -29,7 +29,7 @@ from resnet.run.checkpoint import FOLDER, Checkpoints
 from resnet.run.provenance import commit
 from resnet.run.signals import stop_signals
 
-REQUIREMENTS = pathlib.Path(__file__).parents[2] / 'requirements.txt'
+REQUIREMENTS = pathlib.Path(__file__).parents[3] / 'requirements.txt'
 _MIN_PYTHON = (3, 11)  # The Makefile's.
 _SHOWN = (
   *('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain'),

@@ -12,7 +12,7 @@ from typing import Any
 
 from resnet.errors import InputError, RunError
 from resnet.run.workdir import write_atomically
-from resnet.tools import timing
+from resnet.tools.benchmark import timing
 
 HELP = 'from the start of a process to its first step, cold and warm'
 # When main.py says that it came there, and what it had done until then.
@@ -78,7 +78,7 @@ def _run(flags: list[str], folder: str, cache: str) -> dict[str, float]:
     start = time.time()
     done = subprocess.run(
       [
-        *(sys.executable, '-m', 'resnet.tools.first_step'),
+        *(sys.executable, '-m', 'resnet.tools.benchmark.first_step'),
         *(*flags, f'--workdir={workdir}/run'),
       ],
       env=environment,

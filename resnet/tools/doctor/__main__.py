@@ -19,8 +19,9 @@ from resnet import config as config_flag
 from resnet.errors import InputError
 from resnet.experiment import Experiment, resolve
 from resnet.run.workdir import check_name
-from resnet.tools import command, machine, rehearsal
-from resnet.tools.machine import Finding
+from resnet.tools import command
+from resnet.tools.doctor import machine, rehearsal
+from resnet.tools.doctor.machine import Finding
 
 
 class _Visit:

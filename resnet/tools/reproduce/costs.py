@@ -11,7 +11,7 @@ from typing import Any
 
 from resnet.experiment import resolve
 from resnet.run.workdir import write_atomically
-from resnet.tools import programs, timing
+from resnet.tools.benchmark import programs, timing
 
 COSTS_FILE = 'costs.json'
 _ROUNDS = 15
