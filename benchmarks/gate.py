@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 
-from resnet.run.workdir import write_atomically
+from resnet.files import write_atomically
 from resnet.tools.benchmark import timing
 
 BASELINE = pathlib.Path(__file__).with_name('baseline.json')

@@ -25,7 +25,7 @@ import time
 from absl import logging
 import numpy as np
 
-from resnet.run.workdir import write_atomically
+from resnet.files import write_atomically
 from tests import programs
 from tests.runs import assert_close_runs, assert_same_run
 

@@ -16,8 +16,8 @@ import jax
 
 from benchmarks import flax_step
 from configs import resnet50
+from resnet.files import write_atomically
 from resnet.run.programs import abstract_batch
-from resnet.run.workdir import write_atomically
 from resnet.tools.aot import compiled, topologies
 
 

@@ -22,8 +22,8 @@ from jax.sharding import PartitionSpec
 import optax
 
 from configs import resnet50
+from resnet.files import write_atomically
 from resnet.models import layers
-from resnet.run.workdir import write_atomically
 from resnet.tools.aot import compiled, topologies
 from resnet.tools.benchmark import programs, timing
 from resnet.training import step

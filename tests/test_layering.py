@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # may import those of the lines above, and itself.
 LAYERS = (
   ('resnet.errors',),
-  ('resnet.backend',),
+  ('resnet.backend', 'resnet.files'),
   ('resnet.config', 'resnet.models', 'resnet.data'),
   ('resnet.weights',),
   ('resnet.training',),

@@ -25,8 +25,8 @@ import safetensors.numpy
 from resnet.errors import InputError, RunError
 from resnet.export import onnx
 from resnet.export.exported import FILES, MANIFEST, WEIGHTS, load_program
+from resnet.files import write_atomically
 from resnet.inference.network import Weights
-from resnet.run.workdir import write_atomically
 
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 

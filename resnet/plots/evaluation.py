@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from resnet.errors import InputError
+from resnet.files import to_json, write_atomically
 from resnet.plots import figures
 from resnet.plots.reliability import draw_reliability
-from resnet.run.workdir import to_json, write_atomically
 
 
 def lines(report: Mapping[str, Any], names: Sequence[str] | None) -> list[str]:

@@ -16,7 +16,7 @@ from matplotlib import ticker
 from matplotlib.backends import backend_agg
 import numpy as np
 
-from resnet.run.workdir import write_atomically
+from resnet.files import write_atomically
 
 _COLORS = (
   '#0072B2',

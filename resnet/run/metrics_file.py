@@ -13,7 +13,8 @@ import tensorboardX
 import tqdm
 
 from resnet.errors import InputError, RunError
-from resnet.run.workdir import METRICS_FILE, to_json, write_atomically
+from resnet.files import to_json, write_atomically
+from resnet.run.workdir import METRICS_FILE
 
 
 class JsonLines:

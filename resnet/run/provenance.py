@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from resnet.run.workdir import write_atomically
+from resnet.files import write_atomically
 
 STARTS_FILE = 'starts.jsonl'
 _ROOT = pathlib.Path(__file__).parents[2]

@@ -17,15 +17,16 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from resnet import files
 from resnet.data.host.loader import DeviceLoader, read_ahead
 from resnet.data.host.warnings import Notes
 from resnet.data.host.workers import check_shared_memory
 from resnet.errors import InputError
 from resnet.experiment import FREE_FIELDS, SAFE_FIELDS, Experiment
+from resnet.files import Lock
 from resnet.run import workdir as workdir_lib
 from resnet.run.checkpoint import FOLDER, Checkpoints, DamagedError
 from resnet.run.initialize import InitialWeights, open_weights
-from resnet.run.lock import Lock
 from resnet.run.loop import Loop, Outcome
 from resnet.run.provenance import read_last_step, record_end, record_start
 from resnet.run.reference import Reference
@@ -135,7 +136,7 @@ def train(
     if saved:
       if outcome := _complete(experiment, workdir):
         return outcome
-      workdir_lib.check_writable(workdir)
+      files.check_writable(workdir)
       checkpoints = _open(experiment, workdir, cleanup)
       with stop.at_once():
         state = checkpoints.restore_newest(experiment.abstract_state(), _say)
@@ -148,7 +149,7 @@ def train(
     first_step = 0 if state is None else int(state.step)
     notes = Notes(experiment.train_reader.max_bad_images)
     for folder in (workdir, os.path.join(workdir, FOLDER)):
-      workdir_lib.check_writable(folder)
+      files.check_writable(folder)
     batches = _start_reading(experiment, first_step, notes)
     cleanup.callback(batches.close)
     jax.monitoring.record_event('/resnet/data')

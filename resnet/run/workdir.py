@@ -2,54 +2,15 @@
 
 from collections.abc import Collection, Mapping
 import json
-import math
 import os
-import tempfile
 from typing import Any
 
 from resnet.errors import InputError
+from resnet.files import write_atomically
 
 CONFIG_FILE = 'config.json'
 METRICS_FILE = 'metrics.jsonl'
 CURVES_FILE = 'curves.png'
-
-
-def write_atomically(path: str, content: str | bytes) -> None:
-  """Writes a file whole or not at all, and leaves it on disk."""
-  folder, name = os.path.split(path)
-  data = content.encode() if isinstance(content, str) else content
-  with tempfile.NamedTemporaryFile(
-    dir=folder or '.', prefix=f'.{name}.', delete=False
-  ) as file:
-    try:
-      file.write(data)
-      file.flush()
-      os.fsync(file.fileno())
-      os.chmod(file.name, 0o644)
-      os.replace(file.name, path)
-    except BaseException:
-      os.unlink(file.name)
-      raise
-
-
-def to_json(value: Any, **options: Any) -> str:
-  """Returns JSON text that every parser reads: NaN and infinities are null.
-
-  Args:
-    value: of dicts, lists, tuples, texts and Python's numbers.
-    **options: of `json.dumps`.
-  """
-
-  def replace(x: Any) -> Any:
-    if isinstance(x, float) and not math.isfinite(x):
-      return None
-    if isinstance(x, dict):
-      return {key: replace(item) for key, item in x.items()}
-    if isinstance(x, list | tuple):
-      return [replace(item) for item in x]
-    return x
-
-  return json.dumps(replace(value), allow_nan=False, **options)
 
 
 def check_name(workdir: str) -> None:
@@ -158,21 +119,6 @@ def check_same_config(
     f'{workdir} holds a run of another config ({"; ".join(differences)}).'
     f' {remedy}.'
   )
-
-
-def check_writable(folder: str) -> None:
-  """Writes and removes a file in a folder, if there is such a folder.
-
-  Raises:
-    InputError: it cannot be written, or is not a folder.
-  """
-  if not os.path.lexists(folder):
-    return
-  try:
-    with tempfile.NamedTemporaryFile(dir=folder, prefix='.check.'):
-      pass
-  except OSError as error:
-    raise InputError(f'{folder} cannot be written: {error.strerror}.') from None
 
 
 def make(workdir: str) -> None:

@@ -24,6 +24,7 @@ import tqdm
 
 from resnet.errors import InputError, readable
 from resnet.export.exported import is_exported, open_exported
+from resnet.files import to_json, write_atomically
 from resnet.inference.features import FeaturesFile
 from resnet.inference.images import (
   decode_ahead,
@@ -39,7 +40,6 @@ from resnet.inference.network import (
 )
 from resnet.inference.predictor import Predictor
 from resnet.inference.preprocessing import ImageTransform, overlay
-from resnet.run.workdir import to_json, write_atomically
 from resnet.tools import command
 
 

@@ -32,7 +32,7 @@ from resnet.data.sources import idx, imagenet
 from resnet.data.sources.base import Source
 from resnet.data.sources.registry import open_source
 from resnet.errors import InputError, RunError
-from resnet.run.lock import Lock
+from resnet.files import Lock
 from resnet.tools import command
 
 Splits = dict[str, Source]

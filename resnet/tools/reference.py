@@ -10,9 +10,9 @@ import os
 
 from resnet.errors import InputError
 from resnet.experiment import FREE_FIELDS
+from resnet.files import write_atomically
 from resnet.run.history import read_history
 from resnet.run.reference import METRICS, make_reference
-from resnet.run.workdir import write_atomically
 from resnet.tools import command
 
 

@@ -14,10 +14,10 @@ import os
 import sys
 
 from resnet.errors import InputError
+from resnet.files import write_atomically
 from resnet.plots import figures
 from resnet.plots.curves import draw_curves
 from resnet.run.history import History, read_history
-from resnet.run.workdir import write_atomically
 from resnet.tools import command
 
 Rows = list[list[str]]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from resnet.evaluation import calibration, views
-from resnet.run.workdir import to_json
+from resnet.files import to_json
 
 
 def examples(count=400, num_classes=7):

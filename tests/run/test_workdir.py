@@ -1,25 +1,9 @@
-"""A run's folder: atomic files, and its config."""
-
-import os
+"""A run's folder and its config."""
 
 import pytest
 
 from resnet.errors import InputError
 from resnet.run import workdir
-
-
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
-  path = tmp_path / 'file'
-  workdir.write_atomically(str(path), 'old')
-
-  def full(_):
-    raise OSError(28, 'No space left on device')
-
-  monkeypatch.setattr(os, 'fsync', full)
-  with pytest.raises(OSError, match='No space'):
-    workdir.write_atomically(str(path), 'new')
-  assert path.read_text() == 'old'
-  assert [p.name for p in tmp_path.iterdir()] == ['file']
 
 
 def test_a_config_is_read_as_it_was_written(tmp_path):

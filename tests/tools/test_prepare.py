@@ -17,7 +17,7 @@ from resnet.data.host.decode import decode_image
 from resnet.data.prepare.job import estimate_bytes
 from resnet.data.sources.registry import open_source
 from resnet.errors import InputError
-from resnet.run.lock import Lock
+from resnet.files import Lock
 from resnet.tools import prepare
 from tests.data.in_memory import encode, smooth_image
 from tests.programs import assert_refused, start, wait_until

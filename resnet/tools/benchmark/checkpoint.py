@@ -11,8 +11,8 @@ import jax
 
 from resnet.errors import InputError
 from resnet.experiment import Experiment
+from resnet.files import check_writable, write_atomically
 from resnet.run.checkpoint import Checkpoints
-from resnet.run.workdir import check_writable, write_atomically
 from resnet.tools.benchmark import programs, timing
 
 HELP = 'saves and restores of the state of a run'

@@ -19,7 +19,7 @@ from resnet.data.host.loader import DeviceLoader, read_ahead
 from resnet.data.host.reader import BatchReader
 from resnet.data.host.warnings import Notes
 from resnet.errors import InputError
-from resnet.run.workdir import write_atomically
+from resnet.files import write_atomically
 from resnet.tools.benchmark import timing
 from resnet.tools.benchmark.rivals import Rival
 

@@ -13,10 +13,10 @@ import jax
 from resnet.data.host.warnings import Notes
 from resnet.errors import InputError
 from resnet.experiment import Experiment
+from resnet.files import write_atomically
 from resnet.run.checkpoint import Checkpoints
 from resnet.run.loop import Loop
 from resnet.run.signals import StopSignal
-from resnet.run.workdir import write_atomically
 from resnet.tools.benchmark import programs, timing
 from resnet.training.step import JittedSteps, jit_steps
 

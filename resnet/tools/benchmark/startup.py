@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from resnet.errors import InputError, RunError
-from resnet.run.workdir import write_atomically
+from resnet.files import write_atomically
 from resnet.tools.benchmark import timing
 
 HELP = 'from the start of a process to its first step, cold and warm'

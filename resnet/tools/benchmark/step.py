@@ -13,7 +13,7 @@ import jax
 
 from resnet import config as config_flag
 from resnet.errors import InputError
-from resnet.run.workdir import write_atomically
+from resnet.files import write_atomically
 from resnet.tools.aot.compiled import Compiled
 from resnet.tools.benchmark import ceilings, programs, timing, traces
 from resnet.tools.benchmark.programs import Program

@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 
+from resnet import files
 from resnet.errors import InputError
 from resnet.experiment import FREE_FIELDS, resolve
 from resnet.plots import figures
@@ -154,7 +155,7 @@ def _open_grid(
     os.makedirs(workdir, exist_ok=True)
     fields = [[cell.group, cell.depth, cell.seed] for cell in cells]
     text = json.dumps({**grid, 'cells': fields}, indent=1) + '\n'
-    workdir_lib.write_atomically(path, text)
+    files.write_atomically(path, text)
   except OSError as error:
     raise InputError(f'{workdir} cannot be used: {error.strerror}.') from None
   except (ValueError, KeyError, TypeError) as error:

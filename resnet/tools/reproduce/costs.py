@@ -10,7 +10,7 @@ import os
 from typing import Any
 
 from resnet.experiment import resolve
-from resnet.run.workdir import write_atomically
+from resnet.files import write_atomically
 from resnet.tools.benchmark import programs, timing
 
 COSTS_FILE = 'costs.json'

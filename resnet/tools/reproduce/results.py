@@ -10,9 +10,9 @@ import statistics
 from typing import Any
 
 from resnet.experiment import FREE_FIELDS, Experiment
+from resnet.files import write_atomically
 from resnet.models import cost as arithmetic
 from resnet.run.history import History
-from resnet.run.workdir import write_atomically
 from resnet.tools.reproduce import gains, grids
 from resnet.tools.reproduce.costs import Costs
 
