@@ -217,9 +217,9 @@ def _run(cluster: Any) -> int:
   import jax
 
   from resnet import experiment
-  from resnet.evaluation import evaluate
   from resnet.run import replay
   from resnet.run import run as run_lib
+  from resnet.run.evaluate_checkpoint import evaluate_checkpoint
   from resnet.run.provenance import code_hash
   from resnet.run.reference import read_reference
   from resnet.training import compiler
@@ -251,7 +251,7 @@ def _run(cluster: Any) -> int:
       }
     )
   if _MODE.value == 'eval':
-    return evaluate.run(run, workdir, _CHECKPOINT.value)
+    return evaluate_checkpoint(run, workdir, _CHECKPOINT.value)
   if _MODE.value == 'replay':
     if cluster:
       raise InputError('--mode=replay is for one process.')

@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from resnet import config as config_flag
 from resnet import experiment
 from resnet.errors import InputError
-from resnet.evaluation import evaluate
+from resnet.run.evaluate_checkpoint import evaluate_checkpoint
 from tests.programs import ROOT, SMALL, assert_refused, run, run_main
 from tests.runs import as_flags, fake_config, read_metrics, resolve
 
@@ -148,7 +148,7 @@ def test_evaluation_may_use_another_batch_size_and_other_devices(done):
 def test_evaluation_of_another_model_is_refused(done):
   other = resolve(model__name='cifar_resnet20')
   with pytest.raises(InputError, match=r'model\.name.*cifar_resnet8'):
-    evaluate.run(other, str(done[0]), 'best')
+    evaluate_checkpoint(other, str(done[0]), 'best')
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_an_own_set_is_trained_without_its_broken_image_and_tensorflow(
   assert '(39 images, 1 broken left out)' in result.stdout
   config = fake_config(data__data_dir=shapes_dir, **skip)
   same = experiment.resolve(config, devices=jax.devices()[:1])
-  assert evaluate.run(same, str(workdir), 'best') == 0
+  assert evaluate_checkpoint(same, str(workdir), 'best') == 0
   warning, line = capsys.readouterr().out.splitlines()
   assert warning.startswith('warning: The image of record')
   assert line in result.stdout

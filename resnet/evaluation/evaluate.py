@@ -1,8 +1,8 @@
 """Exact evaluation: every example once, whatever the batch size."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import math
-from typing import Any
+from typing import Protocol
 
 import jax
 from jax.experimental import multihost_utils
@@ -12,14 +12,21 @@ from resnet.data.host.loader import DeviceLoader, read_ahead
 from resnet.data.host.warnings import Notes
 from resnet.errors import InputError
 from resnet.experiment import Experiment
-from resnet.run import workdir as workdir_lib
-from resnet.run.checkpoint import Checkpoints
-from resnet.run.initialize import open_weights
-from resnet.run.signals import AgreedSignal
-from resnet.run.watchdog import Watchdog
 from resnet.training import metrics
 from resnet.training.state import TrainState
-from resnet.training.step import JittedSteps, jit_steps
+from resnet.training.step import JittedSteps
+
+
+class Watch(Protocol):
+  """Watches for batches that never arrive; see `resnet.run.watchdog`."""
+
+  def watch(self, what: str, /) -> None:
+    """Expects progress from now on; `what` is what is being waited for."""
+    ...
+
+  def rest(self) -> None:
+    """Expects nothing until the next `watch`."""
+    ...
 
 
 def evaluate(
@@ -28,8 +35,8 @@ def evaluate(
   state: TrainState,
   notes: Notes,
   *,
-  stop: AgreedSignal | None = None,
-  watchdog: Watchdog | None = None,
+  stop: Callable[[], int | None] | None = None,
+  watchdog: Watch | None = None,
 ) -> dict[str, float] | None:
   """Evaluates on the whole evaluation split, the moving averages too.
 
@@ -38,8 +45,8 @@ def evaluate(
     steps: of the experiment.
     state: to evaluate.
     notes: is told of images that are left out.
-    stop: cuts the evaluation off.
-    watchdog: is told of each batch.
+    stop: called after each batch; a signal number ends the evaluation.
+    watchdog: watches each batch.
 
   Returns:
     'eval/loss', 'eval/top1', 'eval/top5', 'eval/num_examples'; where broken
@@ -78,7 +85,7 @@ def evaluate(
       sums[name] = steps.evaluate(values, sums[name], batch)
     if watchdog:
       watchdog.watch(f'evaluation after batch {i}')
-    if stop and stop.poll():
+    if stop and stop():
       loader.close()
       return None
   counted = int(sums['eval']['num_examples'])
@@ -109,83 +116,6 @@ def sum_over_processes(number: int) -> int:
     return number
   numbers = multihost_utils.process_allgather(np.int32(number))
   return int(np.sum(numbers))
-
-
-def run(experiment: Experiment, workdir: str, which: str) -> int:
-  """Evaluates a checkpoint of a run and prints the result; writes nothing.
-
-  Args:
-    experiment: its model must be that of the run, its data may be others;
-      they are normalised as the run's were.
-    workdir: of the run; without one, `init_from` of the config is evaluated.
-    which: 'best' (by eval top-1; the latest if none was evaluated), 'latest'.
-
-  Returns:
-    The exit code.
-
-  Raises:
-    InputError: there is no checkpoint and no weights, or of another model.
-  """
-  step, state, experiment = open_state(experiment, workdir, which)
-  steps = jit_steps(experiment.task, experiment.sharding)
-  notes = Notes(experiment.eval_reader.max_bad_images)
-  try:
-    values = evaluate(experiment, steps, state, notes)
-    assert values is not None  # Nothing stops it.
-  finally:
-    for line in notes.take():
-      print(line)
-  if jax.process_index() == 0:
-    print(describe(step, values))
-  return 0
-
-
-def open_state(
-  experiment: Experiment, workdir: str, which: str
-) -> tuple[int, TrainState, Experiment]:
-  """Returns step and state to evaluate, and the experiment normalised as it.
-
-  Args and raises as `run`.
-  """
-  saved = workdir_lib.read_config(workdir)
-  if saved is not None:
-    return _restore(experiment, workdir, saved, which)
-  if experiment.init_from is None:
-    raise InputError(
-      f'{workdir} holds no run: train one first, or give its --workdir, or'
-      ' weights: --config.init_from=...'
-    )
-  state, experiment = _initial_state(experiment)
-  return 0, state, experiment
-
-
-def _restore(
-  experiment: Experiment, workdir: str, saved: dict[str, Any], which: str
-) -> tuple[int, TrainState, Experiment]:
-  data_fields = {f for f in experiment.config if not f.startswith('model.')}
-  workdir_lib.check_same_config(
-    workdir, saved['config'], experiment.config, ignore=data_fields
-  )
-  checkpoints = Checkpoints(workdir)
-  step = checkpoints.best_step() if which == 'best' else None
-  step = checkpoints.latest_step() if step is None else step
-  if step is None:
-    raise InputError(f'{workdir} holds no checkpoint yet.')
-  experiment = experiment.with_statistics_of(saved['derived'])
-  state = checkpoints.restore(step, experiment.abstract_state())
-  return step, state, experiment
-
-
-def _initial_state(experiment: Experiment) -> tuple[TrainState, Experiment]:
-  initial, experiment = open_weights(experiment)
-  if initial.new_head:
-    raise InputError(
-      f'{initial.source.name} is for another number of classes than the data:'
-      ' there is nothing to evaluate before it is trained.'
-    )
-  if jax.process_index() == 0:
-    print(initial.describe())
-  return initial.apply(experiment.create_state()), experiment
 
 
 def describe(step: int, values: Mapping[str, float]) -> str:

@@ -197,7 +197,7 @@ class Loop:
         self.programs.steps,
         state,
         self.notes,
-        stop=self.signal,
+        stop=self.signal.poll,
         watchdog=self.watchdog,
       )
     finally:

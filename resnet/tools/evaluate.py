@@ -48,9 +48,9 @@ from resnet.data.sources import real_labels
 from resnet.data.sources.same_classes import open_same_classes
 from resnet.errors import InputError
 from resnet.evaluation import calibration, detailed, precise_bn, views
-from resnet.evaluation.evaluate import open_state
 from resnet.experiment import Experiment
 from resnet.plots import evaluation
+from resnet.run.evaluate_checkpoint import open_state
 from resnet.tools import command
 from resnet.weights import split_raw
 

@@ -11,9 +11,10 @@ import pytest
 from resnet import weights
 from resnet.data.host.warnings import Notes
 from resnet.errors import InputError
-from resnet.evaluation import evaluate
+from resnet.evaluation.evaluate import describe, evaluate
 from resnet.run import run as run_lib
 from resnet.run.checkpoint import Checkpoints
+from resnet.run.evaluate_checkpoint import evaluate_checkpoint
 from resnet.run.initialize import open_weights
 from resnet.training.step import jit_steps
 from tests import runs
@@ -95,7 +96,7 @@ def test_the_head_is_new_for_another_number_of_classes(file, first, tmp_path):
   assert_equal(new.params['stem_conv'], first[1].params['stem_conv'])
   assert 'the head is new' in initial.describe()
   with pytest.raises(InputError, match='nothing to evaluate'):
-    evaluate.run(run, str(tmp_path / 'nothing'), 'best')
+    evaluate_checkpoint(run, str(tmp_path / 'nothing'), 'best')
 
 
 def test_the_config_may_give_another_mean_than_that_of_the_weights(file):
@@ -134,7 +135,7 @@ def test_weights_are_evaluated_where_there_is_no_run(
   file, first, tmp_path, capsys
 ):
   nothing = tmp_path / 'nothing'
-  assert evaluate.run(resolve(init_from=file), str(nothing), 'best') == 0
+  assert evaluate_checkpoint(resolve(init_from=file), str(nothing), 'best') == 0
   out = capsys.readouterr().out
   assert not nothing.exists()
   run = resolve(
@@ -142,8 +143,8 @@ def test_weights_are_evaluated_where_there_is_no_run(
     data__std=tuple(255 * x for x in PREPROCESSING.std),
   )
   steps = jit_steps(run.task, run.sharding)
-  expected = evaluate.evaluate(run, steps, first[1], Notes())
-  assert evaluate.describe(0, expected) in out
+  expected = evaluate(run, steps, first[1], Notes())
+  assert describe(0, expected) in out
 
 
 def test_weights_that_do_not_fit_are_refused_before_anything_is_written(

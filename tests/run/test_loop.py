@@ -8,10 +8,10 @@ import pytest
 
 from resnet import experiment
 from resnet.errors import InputError
-from resnet.evaluation import evaluate
 from resnet.run import loop
 from resnet.run import run as run_lib
 from resnet.run.checkpoint import Checkpoints
+from resnet.run.evaluate_checkpoint import evaluate_checkpoint
 from tests import runs
 from tests.runs import at_batch, read_metrics, with_broken_images
 
@@ -232,5 +232,5 @@ def test_broken_images_are_left_out_named_once_and_counted(
 def test_evaluation_normalises_as_the_run_did(whole, capsys):
   workdir, outcome, _ = whole
   run = resolve(data__mean=(0.0, 0.0, 0.0), data__std=(9.0, 9.0, 9.0))
-  assert evaluate.run(run, str(workdir), 'latest') == 0
+  assert evaluate_checkpoint(run, str(workdir), 'latest') == 0
   assert f'loss {outcome.metrics["eval/loss"]:.4f}' in capsys.readouterr().out

@@ -11,7 +11,8 @@ import pytest
 from resnet import weights
 from resnet.data.host.warnings import Notes
 from resnet.data.sources import registry as datasets
-from resnet.evaluation.evaluate import evaluate, open_state
+from resnet.evaluation.evaluate import evaluate
+from resnet.run.evaluate_checkpoint import open_state
 from resnet.training.step import jit_steps
 from tests.networks import draw_variables, save_random
 from tests.programs import assert_refused
