@@ -263,7 +263,15 @@ def _run(cluster: Any) -> int:
     reference=reference,
     allow_config_change=_ALLOW_CONFIG_CHANGE.value,
     on_leave=cluster.fail if cluster else None,
+    draw=_draw_curves,
   )
+
+
+def _draw_curves(workdir: str) -> None:
+  # Imported at the end: training need not wait for matplotlib.
+  from resnet.plots.curves import save_curves
+
+  save_curves(workdir)
 
 
 if __name__ == '__main__':

@@ -42,6 +42,7 @@ def run(
   reference: Reference | None = None,
   allow_config_change: bool = False,
   on_leave: Callable[[str, int], None] | None = None,
+  draw: Callable[[str], None] | None = None,
 ) -> int:
   """Trains, prints how it ended, returns the exit code; see `train`."""
   outcome = train(
@@ -51,6 +52,7 @@ def run(
     reference=reference,
     allow_config_change=allow_config_change,
     on_leave=on_leave,
+    draw=draw,
   )
   if jax.process_index() == 0:
     _tell(outcome, experiment.length.num_steps, workdir, start_time)
@@ -105,6 +107,7 @@ def train(
   reference: Reference | None = None,
   allow_config_change: bool = False,
   on_leave: Callable[[str, int], None] | None = None,
+  draw: Callable[[str], None] | None = None,
 ) -> Outcome:
   """Trains in `workdir`, from its newest checkpoint if it has one.
 
@@ -117,6 +120,7 @@ def train(
     allow_config_change: a run that is there may go on with other values of
       the fields in SAFE_FIELDS.
     on_leave: see `StopSignal`.
+    draw: draws the curves of the workdir when the run is complete.
 
   Raises:
     InputError: the workdir is of another config, is in use or cannot be
@@ -135,6 +139,9 @@ def train(
     checkpoints, state, initial = None, None, None
     if saved:
       if outcome := _complete(experiment, workdir):
+        # The process may have been killed between the last step and the curves.
+        if not os.path.exists(os.path.join(workdir, workdir_lib.CURVES_FILE)):
+          _draw(draw, workdir)
         return outcome
       files.check_writable(workdir)
       checkpoints = _open(experiment, workdir, cleanup)
@@ -182,7 +189,7 @@ def train(
   if jax.process_index() == 0:
     record_end(workdir, step=outcome.step)
   if outcome.step == experiment.length.num_steps and outcome.metrics:
-    _draw_curves(workdir)
+    _draw(draw, workdir)
   return outcome
 
 
@@ -211,9 +218,6 @@ def _complete(experiment: Experiment, workdir: str) -> Outcome | None:
     outcome = _complete_with(checkpoints, experiment)
     if outcome:
       checkpoints.restore(outcome.step, experiment.abstract_state())
-      # A kill after the last step may have come before the drawing.
-      if not os.path.exists(os.path.join(workdir, workdir_lib.CURVES_FILE)):
-        _draw_curves(workdir)
     return outcome
   except DamagedError:  # It is mended where the run goes on.
     return None
@@ -302,14 +306,10 @@ def _record_start(
     record_start(workdir, step=first_step, devices=devices)
 
 
-def _draw_curves(workdir: str) -> None:
-  """Draws the curves of a finished run."""
-  # Not at the top: a run need not wait for matplotlib to begin.
-  from resnet.plots import curves
-
-  if jax.process_index() == 0:
+def _draw(draw: Callable[[str], None] | None, workdir: str) -> None:
+  if draw and jax.process_index() == 0:
     try:
-      curves.save_curves(workdir)
+      draw(workdir)
     except OSError as error:  # A picture is no reason to fail a finished run.
       print(f'No {workdir_lib.CURVES_FILE}: {error}', file=sys.stderr)
 

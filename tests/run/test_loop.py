@@ -8,6 +8,7 @@ import pytest
 
 from resnet import experiment
 from resnet.errors import InputError
+from resnet.plots.curves import save_curves
 from resnet.run import loop
 from resnet.run import run as run_lib
 from resnet.run.checkpoint import Checkpoints
@@ -24,7 +25,7 @@ def resolve(**changes):
 
 def train(workdir, run=None, **changes):
   run = run or resolve(**changes)
-  return run_lib.train(run, str(workdir), start_time=0.0)
+  return run_lib.train(run, str(workdir), start_time=0.0, draw=save_curves)
 
 
 def assert_same_run(workdir, other):

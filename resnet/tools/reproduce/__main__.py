@@ -25,6 +25,7 @@ from resnet import files
 from resnet.errors import InputError
 from resnet.experiment import FREE_FIELDS, resolve
 from resnet.plots import figures
+from resnet.plots.curves import save_curves
 from resnet.run import checkpoint
 from resnet.run import run as run_lib
 from resnet.run import workdir as workdir_lib
@@ -90,7 +91,9 @@ def main(args: argparse.Namespace) -> None:
     print(where, flush=True)
     folder = _folder(args.workdir, cell)
     os.makedirs(os.path.dirname(folder), exist_ok=True)
-    outcome = run_lib.train(resolve(config), folder, start_time=time.time())
+    outcome = run_lib.train(
+      resolve(config), folder, start_time=time.time(), draw=save_curves
+    )
     if outcome.signal is not None:
       print('Stopped; the same command goes on.')
       sys.exit(128 + outcome.signal)
