@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from resnet.data.host.decode import decode_record
 from resnet.data.host.transforms import resize_and_center_crop
 from resnet.data.host.warnings import too_many_bad_images
 from resnet.data.sources.base import Source
@@ -64,7 +65,7 @@ def _decode(
   num_bad = 0
   for index, record in zip(indices, source.read(indices), strict=True):
     try:
-      yield source.decode(index, record)
+      yield decode_record(source, index, record)
     except InputError as error:
       num_bad += 1
       if max_bad_images is None:

@@ -25,6 +25,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 import tqdm
 
+from resnet.data.host.decode import decode_record
 from resnet.data.prepare import encoding, writing
 from resnet.data.prepare import job as job_lib
 from resnet.data.prepare.shards import disk
@@ -202,7 +203,7 @@ def _check_by_tfds(
       )
     for index in (0, count - 1):
       (record,) = source.read([index])
-      source.decode(index, record)
+      decode_record(source, index, record)
 
 
 def _say(folder: str, manifest: dict[str, Any]) -> None:

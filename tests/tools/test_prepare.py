@@ -13,7 +13,7 @@ from PIL import Image
 import pytest
 import tensorflow_datasets as tfds
 
-from resnet.data.host.decode import decode_image
+from resnet.data.host.decode import decode_image, decode_record
 from resnet.data.prepare.job import estimate_bytes
 from resnet.data.sources.registry import open_source
 from resnet.errors import InputError
@@ -102,7 +102,7 @@ def test_a_set_holds_the_files_and_a_manifest(folder, prepared):
     # CMYK is stored anew, as RGB.
     assert (record['image'] == data) == ('cmyk' not in name)
     expected = decode_image(data, 3)
-    for image in (source.decode(index, record), plain[index]['image']):
+    for image in (decode_record(source, index, record), plain[index]['image']):
       assert image.shape == expected.shape
       assert np.abs(image.astype(int) - expected).mean() < 2
   assert len(names) == len(plain) == 27
@@ -124,7 +124,7 @@ def test_a_prepared_set_is_prepared_again_with_larger_images_shrunk(
     size = original.size
     if shorter > 44:
       size = tuple(round(side * 44 / shorter) for side in size)
-    image = source.decode(index, record)
+    image = decode_record(source, index, record)
     assert image.shape[:2] == size[::-1]
     expected = np.asarray(original.resize(size, Image.Resampling.LANCZOS), int)
     assert np.abs(image - expected).mean() < 2

@@ -7,6 +7,9 @@ import cv2
 import numpy as np
 import simplejpeg
 
+from resnet.data.sources.base import Record, Source
+from resnet.errors import InputError
+
 # Over twice the largest image of ImageNet; more is taken for an attack or a
 # damaged header, and no memory is asked for.
 MAX_PIXELS = 2**27
@@ -104,6 +107,38 @@ def decode_image(
     f'{kind or "it"} is neither PNG nor JPEG: convert it'
     + ('' if kind else f' (it begins with {data[:8].hex(" ")})')
   )
+
+
+def decode_record(
+  source: Source, index: int, record: Record, rows: int | None = None
+) -> np.ndarray:
+  """Returns the image of a record, uint8 [H, W, channels].
+
+  Args:
+    source: where the record is from.
+    index: of the record, for the message.
+    record: as it was read.
+    rows: only so many from the top are needed; None: all.
+
+  Raises:
+    InputError: it cannot be decoded; the message names the record.
+  """
+  try:
+    return decode_image(record['image'], source.channels, rows)
+  except ValueError as error:
+    raise InputError(
+      f'The image of {source.key(index, record)} cannot be decoded: {error}.'
+    ) from None
+
+
+def record_size(source: Source, index: int, record: Record) -> tuple[int, int]:
+  """Returns (height, width) of an image, by its header where that is sound.
+
+  Raises:
+    InputError: it cannot be decoded; the message names the record.
+  """
+  size = image_size(record['image'])
+  return size or decode_record(source, index, record).shape[:2]
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:

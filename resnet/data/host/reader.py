@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import cv2
 import numpy as np
 
+from resnet.data.host.decode import decode_record, record_size
 from resnet.data.host.memory import keep_freed_memory
 from resnet.data.host.order import TrainingOrder
 from resnet.data.host.sizes import Sizes
@@ -261,11 +262,11 @@ class BatchReader:
     Raises:
       InputError: it cannot be decoded; the message names the record.
     """
-    height, width = self.source.size(index, record)
+    height, width = record_size(self.source, index, record)
     box = self.transform.box(height, width, draws)
     # Where all rows are wanted, any damage is found.
     rows = box.bottom if box.bottom < height else None
-    return self.source.decode(index, record, rows), box
+    return decode_record(self.source, index, record, rows), box
 
   def stack(self, examples: Sequence[Example | None]) -> HostBatch:
     """Returns the batch of these examples; rows without one are zeros."""

@@ -7,8 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from resnet.data.host.decode import decode_image, image_size
-from resnet.errors import InputError, readable
+from resnet.errors import readable
 
 Record = Mapping[str, Any]
 
@@ -73,32 +72,3 @@ class Source:
     name = readable(name)
     place = f'record {index} of {self.name}/{self.split}'
     return f'{place} ({name})' if name else place
-
-  def size(self, index: int, record: Record) -> tuple[int, int]:
-    """Returns (height, width) of the image, by its header where that is sound.
-
-    Raises:
-      InputError: it cannot be decoded; the message names the record.
-    """
-    size = image_size(record['image'])
-    return size or self.decode(index, record).shape[:2]
-
-  def decode(
-    self, index: int, record: Record, rows: int | None = None
-  ) -> np.ndarray:
-    """Returns the image, uint8 [H, W, channels].
-
-    Args:
-      index: of the record, for the message.
-      record: as it was read.
-      rows: only so many from the top are needed; None: all.
-
-    Raises:
-      InputError: it cannot be decoded; the message names the record.
-    """
-    try:
-      return decode_image(record['image'], self.channels, rows)
-    except ValueError as error:
-      raise InputError(
-        f'The image of {self.key(index, record)} cannot be decoded: {error}.'
-      ) from None

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from resnet.data.host.decode import decode_record
 from resnet.data.host.loader import read_ahead
 from resnet.data.host.warnings import Notes
 from resnet.data.sources.registry import Source
@@ -67,7 +68,7 @@ def _examine(source: Source) -> tuple[list[str], tuple[int, int], int]:
         f' {source.num_classes - 1}.'
       )
     try:
-      source.decode(index, record)
+      decode_record(source, index, record)
     except InputError as error:
       errors.append(str(error))
   return errors, (min(labels), max(labels)), size

@@ -12,6 +12,7 @@ import pytest
 from resnet.data.host.decode import (
   MAX_PIXELS,
   decode_image,
+  decode_record,
   image_size,
   is_cmyk,
 )
@@ -160,7 +161,7 @@ def test_bytes_that_are_no_image_are_an_error():
 def test_too_many_pixels_are_refused_by_the_header(data):
   tracemalloc.start()
   with pytest.raises(InputError, match=r'record 5 .* claims .* pixels, more'):
-    make_source([], channels=3).decode(5, {'image': data})
+    decode_record(make_source([], channels=3), 5, {'image': data})
   assert tracemalloc.get_traced_memory()[1] < 2**20
   tracemalloc.stop()
   # The largest one that is not refused.

@@ -3,6 +3,7 @@
 import numpy as np
 from sklearn import datasets
 
+from resnet.data.host.decode import decode_record
 from resnet.data.sources.registry import open_source
 from tests.programs import start
 
@@ -21,7 +22,7 @@ def test_splits_hold_every_image_once_every_fifth_of_a_label_in_test(data_dir):
     found = []
     for index, record in enumerate(source.read(range(len(source)))):
       assert record['image'].startswith(b'\x89PNG')
-      image = source.decode(index, record)
+      image = decode_record(source, index, record)
       assert image.shape == (8, 8, 1)
       found.append((record['label'], image.tobytes()))
     assert len(found) == {'test': 360, 'train': 1437}[split]
@@ -32,13 +33,15 @@ def test_splits_hold_every_image_once_every_fifth_of_a_label_in_test(data_dir):
 # Prepares the set as soon as there is the file that is named.
 OPEN = """
 import pathlib, sys, time
+from resnet.data.host.decode import decode_record
 from resnet.data.sources import digits, registry as datasets
 import sklearn.datasets
 print('ready', flush=True)
 while not pathlib.Path(sys.argv[1]).exists():
   time.sleep(0.001)
 source = datasets.open_source('digits', 'test')
-print(source.decode(0, *source.read([0])).shape, len(source))
+(record,) = source.read([0])
+print(decode_record(source, 0, record).shape, len(source))
 print('tensorflow' in sys.modules)
 """
 

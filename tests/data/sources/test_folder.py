@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from resnet.data.host.decode import decode_record, record_size
 from resnet.data.sources.folder import open_folder
 from resnet.data.sources.registry import open_source
 from resnet.errors import InputError
@@ -52,7 +53,9 @@ def test_classes_are_sorted_and_files_in_order(folder):
   for index, record in enumerate(records):
     path = folder / 'train' / record['file_name']
     assert record['image'] == path.read_bytes()
-    assert source.decode(index, record).shape[:2] == source.size(index, record)
+    assert decode_record(source, index, record).shape[:2] == record_size(
+      source, index, record
+    )
   assert 'record 5 of folder/train (a c' in source.key(5, records[5])
 
 
@@ -121,7 +124,7 @@ def test_a_file_that_is_no_image_or_is_gone_is_named(folder):
   source = open_(folder)
   (record,) = source.read([10])
   with pytest.raises(InputError, match=r'\(b/2\.JPEG\) cannot be decoded'):
-    source.decode(10, record)
+    decode_record(source, 10, record)
   path.unlink()
   with pytest.raises(InputError, match=r'b/2\.JPEG cannot be read: No such'):
     source.read([10])

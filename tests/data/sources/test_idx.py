@@ -6,6 +6,7 @@ import struct
 import numpy as np
 import pytest
 
+from resnet.data.host.decode import decode_record
 from resnet.data.sources import idx
 from resnet.data.sources import registry as datasets
 from resnet.errors import InputError
@@ -42,7 +43,7 @@ def test_prepared_images_are_those_of_the_files(folder, tmp_path, tool):
     source = datasets.open_source('tiny_grey', split, data_dir=str(data_dir))
     assert (source.num_classes, source.channels) == (3, 1)
     found = sorted(
-      (source.decode(i, record).tobytes(), int(record['label']))
+      (decode_record(source, i, record).tobytes(), int(record['label']))
       for i, record in enumerate(source.read(range(len(source))))
     )
     expected = sorted(

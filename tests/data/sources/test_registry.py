@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from resnet.data.host.decode import decode_record
 from resnet.data.sources.registry import open_source
 from resnet.errors import InputError
 from tests.data.in_memory import encode, smooth_image
@@ -70,7 +71,7 @@ def test_user_set_is_read_without_its_code(user_dir):
       found[file_name] = record['image']
       number = int(file_name.split('.')[0])
       assert record['label'] == number % 3
-      image = source.decode(index, record)
+      image = decode_record(source, index, record)
       original = smooth_image(9 + number, 14)
       assert image.shape == original.shape
       if file_name.endswith('png'):
