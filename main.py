@@ -219,13 +219,13 @@ def _run(cluster: Any) -> int:
   from resnet import experiment
   from resnet.run import replay
   from resnet.run import run as run_lib
+  from resnet.run.compilation_cache import keep_programs
   from resnet.run.evaluate_checkpoint import evaluate_checkpoint
   from resnet.run.provenance import code_hash
   from resnet.run.reference import read_reference
-  from resnet.training import compiler
 
   jax.monitoring.record_event('/resnet/imported')
-  if _KEEP_PROGRAMS.value and (problem := compiler.keep_programs()):
+  if _KEEP_PROGRAMS.value and (problem := keep_programs()):
     print(f'warning: {problem}', file=sys.stderr)
   workdir = _WORKDIR.value
   if workdir is None:
