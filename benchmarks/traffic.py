@@ -4,7 +4,8 @@
 
 Needs `pip install 'jax[tpu]'` but no TPU; each way takes some minutes to
 compile. ResNet-50, bfloat16, 256 images a chip, the same on each of four chips:
-what the compiler says of one image. `flax` is benchmarks/flax_step.py.
+what the compiler says of one image. `flax` is
+resnet/tools/benchmark/flax_step.py.
 """
 
 import argparse
@@ -14,11 +15,11 @@ import json
 
 import jax
 
-from benchmarks import flax_step
 from configs import resnet50
 from resnet.files import write_atomically
 from resnet.run.programs import abstract_batch
 from resnet.tools.aot import compiled, topologies
+from resnet.tools.benchmark import flax_step
 
 
 def _flax(run):

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import flax_step
 from resnet import experiment
-from resnet.tools.benchmark import ceilings, programs, timing, traces
+from resnet.tools.benchmark import ceilings, flax_step, programs, timing, traces
 from resnet.training.step import jit_steps
 from tests.networks import make_variables
 from tests.programs import SMALL, assert_refused

@@ -86,7 +86,8 @@ class Network(nn.Module):
     x = _conv_bn(self, x, filters, size, strides, names=names, train=train)
     x = nn.relu(x)
     if not self.cifar:
-      x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+      pads = ((1, 1), (1, 1))
+      x = nn.max_pool(x, (3, 3), (2, 2), padding=pads)  # pyright: ignore[reportArgumentType]
     for i, num_blocks in enumerate(self.stage_sizes, start=1):
       for j in range(1, num_blocks + 1):
         x = Block(

@@ -15,6 +15,7 @@ from resnet.experiment import Experiment
 from resnet.tools.aot import compiled
 from resnet.tools.aot.compiled import Compiled
 from resnet.tools.aot.topologies import Topology
+from resnet.tools.benchmark import flax_step
 from resnet.tools.benchmark.rivals import Rival
 from resnet.training import metrics
 
@@ -111,14 +112,11 @@ def ours(run: Experiment, subject: str) -> Program:
 
 
 def flax(run: Experiment, subject: str) -> Program:
-  """Returns the straightforward step of benchmarks/flax_step.py.
+  """Returns the straightforward step of flax_step.py.
 
   Raises:
     InputError: it has no such network.
   """
-  # No part of the package: it is there to be compared with.
-  from benchmarks import flax_step
-
   step = flax_step.jit(run, subject)
   state = run.create_state()
   if subject == 'eval':
