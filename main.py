@@ -14,7 +14,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from resnet import config as config_flag
+from resnet import config as config_lib
 from resnet.errors import InputError, RunError
 
 _START_TIME = time.time()
@@ -138,16 +138,16 @@ def _parse_flags(argv: list[str]) -> list[str]:
   logging.set_verbosity(logging.FATAL)
   python_logging.getLogger('asyncio').setLevel(python_logging.CRITICAL)
   # The flag of the config reads the overrides of its fields from here.
-  sys.argv, none_fields = config_flag.split_none(argv)
+  sys.argv, none_fields = config_lib.split_none(argv)
   try:
     rest = flags.FLAGS(sys.argv)
-    config_flag.set_none(_CONFIG.value, none_fields)
+    config_lib.set_none(_CONFIG.value, none_fields)
   except SystemExit:
     if any(arg.lstrip('-').startswith('help') for arg in argv):
       sys.exit(0)  # absl would exit with 1.
     sys.exit(_fail('The config file ended the program.'))
   except Exception as error:  # A config file may raise anything.
-    sys.exit(_fail(config_flag.explain(error)))
+    sys.exit(_fail(config_lib.explain(error)))
   if len(rest) > 1:
     sys.exit(_fail(f'{rest[1]!r} is not a flag; flags begin with --.'))
   return rest
@@ -230,7 +230,7 @@ def _run(cluster: Any) -> int:
   workdir = _WORKDIR.value
   if workdir is None:
     path = config_flags.get_config_filename(flags.FLAGS['config'])
-    workdir = config_flag.default_workdir(path)
+    workdir = config_lib.default_workdir(path)
   # A shell leaves ~ as it is in --workdir=~/runs.
   workdir = os.path.expanduser(workdir)
   reference = None
@@ -275,5 +275,5 @@ def _draw_curves(workdir: str) -> None:
 
 
 if __name__ == '__main__':
-  sys.argv = config_flag.with_saved(config_flag.with_default(sys.argv))
+  sys.argv = config_lib.with_saved(config_lib.with_default(sys.argv))
   app.run(main, flags_parser=_parse_flags)

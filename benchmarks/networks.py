@@ -21,8 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet import weights
-from resnet.models import cost as arithmetic
-from resnet.models import create_model, list_models
+from resnet.models import cost, create_model, list_models
 from resnet.training.losses import cross_entropy
 from resnet.training.optimizers import create_optimizer
 from resnet.training.state import create_state
@@ -44,12 +43,12 @@ def count_networks():
     if getattr(model, 'scan_blocks', False):
       continue
     size = 32 if model.num_classes == 10 else 224
-    seconds = _seconds(functools.partial(arithmetic.trace, name, size))
+    seconds = _seconds(functools.partial(cost.trace, name, size))
     print(f'create and count {name:24} {seconds:6.2f} s')
 
 
 def convert():
-  network = arithmetic.trace('resnet152', 224)
+  network = cost.trace('resnet152', 224)
   images = jnp.zeros((1, 32, 32, 3))
   shapes = jax.eval_shape(
     functools.partial(network.model.init, train=False),

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from configs import default
-from resnet import config as config_flag
+from resnet import config as config_lib
 from resnet import experiment
 from resnet.data import pipeline
-from resnet.data.sources import registry as datasets
+from resnet.data.sources import registry
 from resnet.errors import InputError
 from tests.programs import ROOT
 from tests.runs import fake_config, resolve
@@ -110,7 +110,7 @@ def observe(changes, *, trace_network):
 
   def open_source(name, split, *, data_dir, image_size, **_):
     opened.append((name, data_dir))
-    return datasets.open_source('fake', split, image_size=image_size)
+    return registry.open_source('fake', split, image_size=image_size)
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(pipeline, 'open_source', open_source)
@@ -275,7 +275,7 @@ def test_the_command_line_gives_every_value_that_a_file_may_give():
   argv = ['main.py', f'--config={ROOT}/configs/fake.py']
   given = [f'--config.{field}=None' for field in experiment.NULLABLE_FIELDS]
   given += ['--config.ema_decay=0.9', '--config.ema_decay', 'None']
-  config, _ = config_flag.read([*argv, *given])
+  config, _ = config_lib.read([*argv, *given])
   flat = experiment.flatten(config)
   assert {field for field in flat if flat[field] is None} == set(
     experiment.NULLABLE_FIELDS
@@ -286,8 +286,8 @@ def test_the_command_line_gives_every_value_that_a_file_may_give():
   assert empty <= experiment.NULLABLE_FIELDS
   # A flag without a value is a truth value, and takes no other flag for one.
   plain = ['main.py', '--config.data.flip', '--workdir=x']
-  assert config_flag.split_none(plain) == (plain, [])
+  assert config_lib.split_none(plain) == (plain, [])
   with pytest.raises(InputError, match='batch_size=None'):
-    experiment.resolve(config_flag.read([*argv, '--config.batch_size=None'])[0])
+    experiment.resolve(config_lib.read([*argv, '--config.batch_size=None'])[0])
   with pytest.raises(InputError, match=r'(?s)nam.*name'):
-    config_flag.read([*argv, '--config.model.nam=None'])
+    config_lib.read([*argv, '--config.model.nam=None'])

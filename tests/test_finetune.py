@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import finetune
-from resnet import config as config_flag
+from resnet import config as config_lib
 from resnet import experiment, weights
 from resnet.errors import InputError
 from resnet.run.initialize import open_weights
@@ -98,23 +98,23 @@ def test_a_run_needs_its_source_only_to_begin(source, tmp_path):
   gone, workdir = str(tmp_path / 'gone.safetensors'), str(tmp_path)
   shutil.copy(source, gone)
   argv = ['main.py', f'--config={ROOT}/configs/finetune.py:{gone},fake']
-  begun, _ = config_flag.read(argv, workdir)
+  begun, _ = config_lib.read(argv, workdir)
   fields = experiment.flatten(begun)
   write_config(workdir, fields, {})
   os.remove(gone)
   for given in ([*argv, f'--workdir={workdir}'], [*argv, '--workdir', workdir]):
-    saved = config_flag.with_saved(given)
+    saved = config_lib.with_saved(given)
     assert saved[1].endswith(f'configs/saved.py:{workdir}'), saved
-  config, _ = config_flag.read(argv, f'{workdir}#raw')
+  config, _ = config_lib.read(argv, f'{workdir}#raw')
   assert experiment.flatten(config) == fields
   other = [*argv[:1], argv[1].replace(',fake', ',digits')]
   with pytest.raises(InputError, match='There are no weights'):
-    config_flag.read(other, workdir)
+    config_lib.read(other, workdir)
 
 
 def test_the_default_workdir_is_one_plain_name():
   path = 'configs/finetune.py:../runs/photos,folder'
-  assert config_flag.default_workdir(path) == 'runs/finetune_runs_photos_folder'
+  assert config_lib.default_workdir(path) == 'runs/finetune_runs_photos_folder'
 
 
 def test_a_folder_is_evaluated_on_val(source):

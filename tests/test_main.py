@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from resnet import config as config_flag
+from resnet import config as config_lib
 from resnet import experiment
 from resnet.errors import InputError
 from resnet.run.evaluate_checkpoint import evaluate_checkpoint
@@ -206,13 +206,13 @@ def test_the_default_is_digits_in_a_folder_named_after_the_config(
   assert_refused(result, 'runs/digits holds no run')
   assert not list(tmp_path.iterdir())
   path = 'some/configs/cifar10.py:resnet20'
-  assert config_flag.default_workdir(path) == 'runs/cifar10_resnet20'
+  assert config_lib.default_workdir(path) == 'runs/cifar10_resnet20'
 
 
 def explained(config):
   """Returns what --config=CONFIG is refused with; all tools ask for this."""
   with pytest.raises(InputError) as error:
-    config_flag.read(['main.py', f'--config={config}'])
+    config_lib.read(['main.py', f'--config={config}'])
   return ' '.join(str(error.value).split())
 
 

@@ -318,7 +318,7 @@ def test_bad_input_of_one_process_ends_all_with_its_error(tmp_path):
 
 CLOSE = """
 import os, sys, time
-from resnet.run import cluster, signals as stop
+from resnet.run import cluster, signals
 index, port, first, dies = map(int, sys.argv[1:])
 mine = cluster.join(cluster.Options(
   coordinator_address=f'127.0.0.1:{port}', num_processes=2,
@@ -330,7 +330,7 @@ while index != first and 'done' not in mine.states():
 if index != first and dies:
   os._exit(9)
 print(mine.close(143))
-stop.leave(143)
+signals.leave(143)
 """
 
 

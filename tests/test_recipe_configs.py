@@ -13,7 +13,7 @@ import pytest
 from configs import default
 from resnet import experiment
 from resnet.data import pipeline
-from resnet.data.sources import registry as datasets
+from resnet.data.sources import registry
 from resnet.errors import InputError
 
 GOLDEN = pathlib.Path(__file__).parent / 'recipes'
@@ -47,7 +47,7 @@ LENGTHS = {'imagenet2012': 1_281_167, 'cifar10': 45_000}
 def open_stand_in(name, split, **options):
   """Returns made-up images, as many as the set `name` has."""
   del split
-  source = datasets.open_source('fake', 'train', **options)
+  source = registry.open_source('fake', 'train', **options)
   records = dataclasses.replace(
     source.records, length=LENGTHS.get(name, len(source))
   )

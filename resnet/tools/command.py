@@ -8,7 +8,7 @@ import sys
 from typing import Any, NoReturn
 
 from resnet import backend
-from resnet import config as config_flag
+from resnet import config as config_lib
 from resnet.errors import InputError, RunError
 
 
@@ -38,7 +38,7 @@ class ConfigParser(Parser):
     namespace, rest = self.parse_known_args(args, namespace)
     namespace.flags = rest
     workdir = getattr(namespace, 'workdir', None)
-    config = config_flag.read([self.prog, *rest], workdir)
+    config = config_lib.read([self.prog, *rest], workdir)
     namespace.config, namespace.config_path = config
     return namespace
 

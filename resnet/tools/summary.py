@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import tqdm
 
 from resnet.errors import InputError
-from resnet.models import cost as arithmetic
+from resnet.models import cost as cost_lib
 from resnet.models import create_model, layers, list_models
 from resnet.models.cost import Network
 from resnet.models.lecture import Bottleneck
@@ -41,7 +41,7 @@ def main(args: argparse.Namespace) -> None:
   names = list_models() if args.all else args.names
   models = {name: create_model(name) for name in names}
   networks = {
-    name: arithmetic.trace(
+    name: cost_lib.trace(
       name,
       # He et al. 2016: 224 pixels for the nets of Table 1, 32 for CIFAR's.
       args.image_size or (32 if model.num_classes == 10 else 224),
@@ -163,7 +163,7 @@ def _table(
 
 
 def _record(network: Network, args: argparse.Namespace) -> dict[str, Any]:
-  def fields(part: str | None, cost: arithmetic.Cost) -> dict[str, int]:
+  def fields(part: str | None, cost: cost_lib.Cost) -> dict[str, int]:
     return {
       'parameters': network.num_params(part),
       'multiply_adds': cost.multiply_adds,
@@ -196,7 +196,7 @@ def _bottleneck_note() -> str:
   def cost(module: nn.Module) -> int:
     variables = jax.eval_shape(module.init, jax.random.key(0), x)
     jaxpr = jax.make_jaxpr(module.apply)(variables, x).jaxpr
-    return sum(c.conv_multiply_adds for c in arithmetic.count(jaxpr).values())
+    return sum(c.conv_multiply_adds for c in cost_lib.count(jaxpr).values())
 
   bottleneck = cost(Bottleneck(reduction, channels))
   conv = cost(layers.conv(channels, 3, name='conv'))

@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet.data.augment import crop as augment
+from resnet.data.augment import crop
 
 
 def keys_of(count, seed=0, step=0):
   """Returns keys [count], one an image."""
-  return augment.example_keys(seed, jnp.int32(step), count)
+  return crop.example_keys(seed, jnp.int32(step), count)
 
 
 def assert_images_depend_on_their_keys_only(function, images):

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from resnet.models import cost as arithmetic
+from resnet.models import cost as cost_lib
 from resnet.models import layers
 
 
@@ -31,7 +31,7 @@ def test_multiply_adds_are_those_of_torchvision_and_timm(
   timm (by fvcore) counts batch norm, two operations an element, and neither the
   additions of shortcuts nor the average pool, 0.2 % at most.
   """
-  cost = arithmetic.trace(name, 224).total
+  cost = cost_lib.trace(name, 224).total
   if torchvision_gmacs:
     assert round(cost.conv_multiply_adds / 1e9, 3) == torchvision_gmacs
   assert cost.multiply_adds / 1e9 == pytest.approx(timm_gmacs, rel=2.5e-3)
@@ -47,7 +47,7 @@ def test_bottlenecks_of_cifar_v2_stride_in_the_first_1x1():
     first = channels * width + inner + 4 * channels * width
     total += pixels * (first + 17 * (4 * width * width + inner))
     channels = 4 * width
-  cost = arithmetic.trace('cifar_preact_resnet164', 32).total
+  cost = cost_lib.trace('cifar_preact_resnet164', 32).total
   assert cost.conv_multiply_adds == total
 
 
@@ -60,14 +60,13 @@ def test_bottlenecks_of_cifar_v2_stride_in_the_first_1x1():
 )
 def test_multiply_adds_of_v1_are_those_of_the_paper(name, paper_gflops):
   """He et al. 2016, Table 1, whose row is truncated, not rounded."""
-  cost = arithmetic.trace(name, 224).total
+  cost = cost_lib.trace(name, 224).total
   assert cost.multiply_adds // 1e8 / 10 == paper_gflops
 
 
 def test_a_plain_net_costs_less_by_the_additions_of_its_nine_blocks():
   residual, plain = (
-    arithmetic.trace(f'cifar_{kind}20', 32).total
-    for kind in ('resnet', 'plain')
+    cost_lib.trace(f'cifar_{kind}20', 32).total for kind in ('resnet', 'plain')
   )
   additions = 3 * (32**2 * 16 + 16**2 * 32 + 8**2 * 64)
   assert residual.other_operations - plain.other_operations == additions
@@ -76,7 +75,7 @@ def test_a_plain_net_costs_less_by_the_additions_of_its_nine_blocks():
 
 def _total(function, *args):
   jaxpr = jax.make_jaxpr(function)(*args).jaxpr
-  return sum(arithmetic.count(jaxpr).values(), arithmetic.Cost())
+  return sum(cost_lib.count(jaxpr).values(), cost_lib.Cost())
 
 
 def test_a_convolution_counts_its_kernel_once_an_output():
@@ -113,7 +112,7 @@ def test_integers_and_maxima_are_no_operations():
 
 
 def test_costs_of_the_parts_add_up():
-  network = arithmetic.trace('resnet50', 224)
+  network = cost_lib.trace('resnet50', 224)
   stages = ['stage1', 'stage2', 'stage3', 'stage4']
   assert list(network.costs) == ['stem', *stages, 'head']
   assert sum(map(network.num_params, network.costs)) == network.num_params()
@@ -126,7 +125,7 @@ def test_costs_of_the_parts_add_up():
 
 def test_scanned_networks_are_counted_block_by_block():
   total, unrolled = (
-    arithmetic.trace(
+    cost_lib.trace(
       'cifar_preact_resnet164', 32, stage_sizes=(3, 2), scan_blocks=is_scanned
     ).total
     for is_scanned in (True, False)
@@ -136,8 +135,8 @@ def test_scanned_networks_are_counted_block_by_block():
 
 def test_costs_do_not_depend_on_the_backend(monkeypatch):
   """Where JAX runs on a CPU, networks multiply matrices of patches."""
-  on_cpu = arithmetic.trace('resnet18', 64)
+  on_cpu = cost_lib.trace('resnet18', 64)
   monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
-  assert arithmetic.trace('resnet18', 64).costs == on_cpu.costs
+  assert cost_lib.trace('resnet18', 64).costs == on_cpu.costs
   # Inputs and outputs of four convolutions, float32 of 64 channels.
   assert on_cpu.costs['stage1'].saved_bytes == 8 * 4 * 64 * 16**2

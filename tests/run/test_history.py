@@ -9,7 +9,7 @@ import pytest
 
 from resnet.errors import InputError
 from resnet.plots import curves
-from resnet.run import provenance as starts
+from resnet.run import provenance
 from resnet.run.history import read_history
 from tests.run.made_runs import write_run
 
@@ -56,7 +56,7 @@ def test_half_a_line_at_the_end_is_left_out(tmp_path):
   with open(f'{path}/metrics.jsonl', 'a') as file:
     file.write('{"step": 10, "tra')
   (tmp_path / 'starts.jsonl').write_text('{"step": 0, "ti')
-  starts.record_start(path, step=3, devices=jax.devices())
+  provenance.record_start(path, step=3, devices=jax.devices())
   history = read_history(path)
   assert len(history.lines) == 1
   assert [x['step'] for x in history.starts] == [3]
@@ -79,10 +79,10 @@ def test_starts_tell_hardware_commits_and_time(tmp_path, monkeypatch):
   path = write_run(tmp_path, [])
   assert read_history(path).hardware == []
   for step, commit in ((0, None), (5, None), (7, 'abc+')):
-    monkeypatch.setattr(starts, 'commit', lambda commit=commit: commit)
-    starts.record_start(path, step=step, devices=jax.devices())
+    monkeypatch.setattr(provenance, 'commit', lambda commit=commit: commit)
+    provenance.record_start(path, step=step, devices=jax.devices())
     assert read_history(path).wall_seconds is None  # An end is missing.
-    starts.record_end(path, step=step + 1)
+    provenance.record_end(path, step=step + 1)
   file = tmp_path / 'starts.jsonl'
   lines = [json.loads(line) for line in file.read_text().splitlines()]
   for line, time in zip(

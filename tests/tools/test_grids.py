@@ -6,8 +6,7 @@ import pytest
 
 from resnet.errors import InputError
 from resnet.experiment import flatten
-from resnet.models import cost as arithmetic
-from resnet.models import list_models
+from resnet.models import cost, list_models
 from resnet.tools.reproduce import experiments, gains, grid_figures, grids
 
 
@@ -77,7 +76,7 @@ def test_bottlenecks_have_nearly_the_cost_of_basic_blocks():
   costs = {}
   for cell in grids.cells(experiment, data=data, depths=[20], seeds=[0]):
     name = grids.config_of(experiment, data, cell).model.name
-    network = arithmetic.trace(name, 32)
+    network = cost.trace(name, 32)
     costs[cell.group] = network.total.conv_multiply_adds
   assert 0.85 < costs['bottleneck'] / costs['basic'] < 1.15
   cell = grids.Cell('bottleneck', 21, 0)

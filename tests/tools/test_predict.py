@@ -10,7 +10,7 @@ import pytest
 
 from resnet import weights
 from resnet.data.host.warnings import Notes
-from resnet.data.sources import registry as datasets
+from resnet.data.sources import registry
 from resnet.evaluation.evaluate import evaluate
 from resnet.run.evaluate_checkpoint import open_state
 from resnet.training.step import jit_steps
@@ -40,7 +40,7 @@ def workdir(tmp_path_factory):
 def pictures(tmp_path_factory):
   """The test images as PNG files in ten folders, and their labels by path."""
   folder = tmp_path_factory.mktemp('pictures')
-  source = datasets.open_source('digits', 'test')
+  source = registry.open_source('digits', 'test')
   labels = {}
   for index, record in enumerate(source.read(range(len(source)))):
     path = folder / f'{index % 10}' / f'{index:04}.png'

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from resnet import config as config_flag
+from resnet import config as config_lib
 from resnet import experiment
 from resnet.data.host.loader import DeviceLoader, read_ahead
 from resnet.data.host.reader import BatchReader
@@ -114,7 +114,7 @@ def _changed(config: Any, fields: str) -> Any:
   for field in fields.split():
     if not field.startswith('data.'):
       raise InputError(f'--also={fields!r}: {field!r} is not data.FIELD=VALUE.')
-  return config_flag.changed(config, fields)
+  return config_lib.changed(config, fields)
 
 
 def _stages(run: experiment.Experiment, count: int) -> dict[str, float]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from resnet import config as config_flag
+from resnet import config as config_lib
 from resnet.errors import InputError
 from resnet.files import write_atomically
 from resnet.tools.aot.compiled import Compiled
@@ -122,7 +122,7 @@ def open_rivals(
     else:
       others[name] = cleanup.enter_context(other)
   for fields in args.also:
-    changed = programs.resolve_here(config_flag.changed(args.config, fields))
+    changed = programs.resolve_here(config_lib.changed(args.config, fields))
     others[fields] = programs.ours(changed, args.subject)
   return others
 

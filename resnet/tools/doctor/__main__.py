@@ -15,7 +15,7 @@ import signal
 import sys
 from typing import Any
 
-from resnet import config as config_flag
+from resnet import config as config_lib
 from resnet.errors import InputError
 from resnet.experiment import Experiment, resolve
 from resnet.run.workdir import check_name
@@ -60,7 +60,7 @@ class _Visit:
 def main(args: argparse.Namespace) -> None:
   if args.workdir == '':
     raise InputError("--workdir='' is no folder: leave it out, or name one.")
-  workdir = args.workdir or config_flag.default_workdir(args.config_path)
+  workdir = args.workdir or config_lib.default_workdir(args.config_path)
   check_name(workdir)
   visit = _Visit(as_json=args.json)
   visit.check('versions', machine.versions)

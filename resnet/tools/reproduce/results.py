@@ -11,7 +11,7 @@ from typing import Any
 
 from resnet.experiment import FREE_FIELDS, Experiment
 from resnet.files import write_atomically
-from resnet.models import cost as arithmetic
+from resnet.models import cost
 from resnet.run.history import History
 from resnet.tools.reproduce import gains, grids
 from resnet.tools.reproduce.costs import Costs
@@ -253,7 +253,7 @@ def _size(
   channels: int,
 ) -> dict[str, int]:
   overrides: dict[str, Any] = {'shortcut': shortcut} if shortcut else {}
-  network = arithmetic.trace(
+  network = cost.trace(
     name, image_size, channels=channels, num_classes=num_classes, **overrides
   )
   return {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from resnet.data.augment import crop as augment
+from resnet.data.augment import crop as crop_lib
 from resnet.data.augment.crop import DeviceAugment
 from resnet.data.host import transforms
 from tests.data.device import assert_images_depend_on_their_keys_only, keys_of
@@ -32,7 +32,7 @@ def test_boxes_are_those_of_the_host_for_equal_draws(shape, area):
     for numbers in np.array(draws).tolist()
   ]
   found = jax.jit(
-    lambda keys: augment.random_boxes(keys, *shape, area=area, aspect=ASPECT)
+    lambda keys: crop_lib.random_boxes(keys, *shape, area=area, aspect=ASPECT)
   )(keys)
   # (A side that is a half but for float32 may be rounded otherwise.)
   assert (np.array(found) == expected).all(axis=1).mean() > 0.98
@@ -56,7 +56,7 @@ def test_crops_are_resized_as_on_the_host():
   boxes = np.array(BOXES * 2, np.int32)
   noise = rng.integers(0, 256, (8, 90, 70, 3), np.uint8)
   images = np.concatenate([noise, np.stack([smooth_image(90, 70)] * 8)])
-  cut = jax.jit(augment.crop_and_resize, static_argnums=2)
+  cut = jax.jit(crop_lib.crop_and_resize, static_argnums=2)
   found = np.array(cut(jnp.array(images), jnp.array(boxes), 48))
   assert found.dtype == np.uint8 and found.shape == (16, 48, 48, 3)
   for image, box, crop in zip(images, boxes.tolist(), found, strict=True):
@@ -67,13 +67,13 @@ def test_crops_are_resized_as_on_the_host():
 def test_every_window_and_half_of_the_mirrors_are_taken():
   image = np.arange(1, 26, dtype=np.uint8).reshape(1, 5, 5, 1)
   images = jnp.array(np.repeat(image, 4000, 0))
-  found = augment.pad_and_crop(images, keys_of(4000), padding=2)
+  found = crop_lib.pad_and_crop(images, keys_of(4000), padding=2)
   windows, counts = np.unique(np.array(found), axis=0, return_counts=True)
   padded = np.pad(image[0], ((2, 2), (2, 2), (0, 0)))
   expected = [padded[y : y + 5, x : x + 5] for y in range(5) for x in range(5)]
   assert {x.tobytes() for x in windows} == {x.tobytes() for x in expected}
   assert stats.chisquare(counts).pvalue > 0.01
-  flipped = np.array(augment.random_flip(images, keys_of(4000)))
+  flipped = np.array(crop_lib.random_flip(images, keys_of(4000)))
   is_flipped = (flipped == image[:, :, ::-1]).all((1, 2, 3))
   assert (is_flipped | (flipped == image).all((1, 2, 3))).all()
   assert stats.binomtest(int(is_flipped.sum()), 4000).pvalue > 0.01

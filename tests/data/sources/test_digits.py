@@ -34,12 +34,12 @@ def test_splits_hold_every_image_once_every_fifth_of_a_label_in_test(data_dir):
 OPEN = """
 import pathlib, sys, time
 from resnet.data.host.decode import decode_record
-from resnet.data.sources import digits, registry as datasets
+from resnet.data.sources import digits, registry
 import sklearn.datasets
 print('ready', flush=True)
 while not pathlib.Path(sys.argv[1]).exists():
   time.sleep(0.001)
-source = datasets.open_source('digits', 'test')
+source = registry.open_source('digits', 'test')
 (record,) = source.read([0])
 print(decode_record(source, 0, record).shape, len(source))
 print('tensorflow' in sys.modules)

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from resnet.data.host.decode import decode_record
-from resnet.data.sources import idx
-from resnet.data.sources import registry as datasets
+from resnet.data.sources import idx, registry
 from resnet.errors import InputError
 
 
@@ -40,7 +39,7 @@ def test_prepared_images_are_those_of_the_files(folder, tmp_path, tool):
     path.with_suffix('').write_bytes(gzip.decompress(path.read_bytes()))
     path.unlink()
   for split, (images, labels) in idx.read_splits(str(folder)).items():
-    source = datasets.open_source('tiny_grey', split, data_dir=str(data_dir))
+    source = registry.open_source('tiny_grey', split, data_dir=str(data_dir))
     assert (source.num_classes, source.channels) == (3, 1)
     found = sorted(
       (decode_record(source, i, record).tobytes(), int(record['label']))
