@@ -8,12 +8,8 @@ Aim: top-1 of one 224-pixel centre crop, %: 69.758 (torchvision V1); near it,
 al. 2016, with the recipe that configs/default.py tells apart). Not run.
 """
 
-from configs import default
+from configs import imagenet
 
 
 def get_config():
-  config = default.get_config()
-  config.model.name = 'resnet18'
-  config.model.dtype = 'bfloat16'
-  config.model.bn_group_size = 32
-  return config
+  return imagenet.get_config('resnet18')

@@ -17,12 +17,8 @@ begins with PyTorch's uniform numbers (of at most 1 / sqrt(2048) for this net,
 biases too), ours with normal ones of deviation 0.01 and biases of zero.
 """
 
-from configs import default
+from configs import imagenet
 
 
 def get_config():
-  config = default.get_config()
-  config.model.name = 'resnet50'
-  config.model.dtype = 'bfloat16'
-  config.model.bn_group_size = 32
-  return config
+  return imagenet.get_config('resnet50')

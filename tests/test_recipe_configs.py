@@ -36,6 +36,7 @@ OTHERS = [
   ('digits', None),
   ('fake', None),
   ('fashion_mnist', None),
+  ('imagenet', 'resnet50d'),
   ('paper_digits', 'plain56'),
   *(('cifar10', f'resnet{depth}') for depth in (20, 32, 44, 56, 110, 1202)),
   *(('cifar10', name) for name in ('plain20', 'plain110', 'preact_resnet164')),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import Any
 
-from configs import cifar10, fashion_mnist, paper_digits, resnet18
+from configs import cifar10, fashion_mnist, imagenet, paper_digits
 from resnet.errors import InputError, nearest
 
 Fields = dict[str, Any]
@@ -74,7 +74,7 @@ RECIPES: dict[str, Callable[[str], Any]] = {
   'digits': paper_digits.get_config,
   'fashion_mnist': fashion_mnist.get_config,
   'cifar10': cifar10.get_config,
-  'imagenet2012': lambda _: resnet18.get_config(),
+  'imagenet2012': lambda _: imagenet.get_config(),
 }
 
 
