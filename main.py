@@ -160,7 +160,7 @@ def main(argv: list[str]) -> int:
   if _WORKDIR.value == '':
     return _fail("--workdir='' is no folder: leave it out, or name one.")
   # Imports that take seconds come after the flags are known to be good.
-  from resnet.run.output import outlive_terminal
+  from resnet.output import outlive_terminal
   from resnet.run.signals import leave
 
   outlive_terminal()

@@ -97,7 +97,7 @@ def save(
   Args:
     output: path without an ending.
     report: what has been found.
-    sums: of `training.calibration`.
+    sums: of `evaluation.calibration`.
     model: name of the network, for the title.
 
   Raises:

@@ -24,13 +24,13 @@ import jax
 from resnet import files
 from resnet.errors import InputError
 from resnet.experiment import FREE_FIELDS, resolve
+from resnet.output import outlive_terminal
 from resnet.plots import figures
 from resnet.plots.curves import save_curves
 from resnet.run import checkpoint
 from resnet.run import run as run_lib
 from resnet.run import workdir as workdir_lib
 from resnet.run.history import read_history
-from resnet.run.output import outlive_terminal
 from resnet.tools import command
 from resnet.tools.reproduce import (
   costs,
