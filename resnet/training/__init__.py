@@ -1,1 +1,1 @@
-"""Training: the step, the loop, and what they need."""
+"""Training: the update and what it is made of; knows no folder and no run."""
