@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn import datasets as sklearn_datasets
 
+from resnet.data.host.decode import decode_record
 from resnet.data.normalization import channel_statistics
 from resnet.data.sources.registry import open_source
 from resnet.errors import InputError
@@ -26,7 +27,10 @@ def test_digits_have_the_statistics_of_the_same_images_in_sklearn(data_dir):
   # 1,024 of a larger one, evenly spaced in the order of the files.
   train = open_source('digits', 'train', data_dir=data_dir)
   indices = [round(n * 1436 / 1023) for n in range(1024)]
-  chosen = map(train.decode, indices, train.read(indices))
+  records = train.read(indices)
+  chosen = [
+    decode_record(train, *pair) for pair in zip(indices, records, strict=True)
+  ]
   assert_statistics(train, 8, np.stack(list(chosen)))
 
 
