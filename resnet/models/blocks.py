@@ -82,6 +82,8 @@ class BottleneckBlock(Block):
       when they do. More than 64 is a wide net (Zagoruyko, Komodakis 2016).
     se_reduction: squeeze-and-excitation before the addition, with a hidden
       width of so many times less (Hu et al. 2018); None: none.
+    blur: the 3x3 convolution has stride 1, and after its ReLU
+      `layers.blur_pool` halves the resolution where the block does.
   """
 
   expansion: ClassVar[int] = 4
@@ -90,6 +92,7 @@ class BottleneckBlock(Block):
   groups: int = 1
   width_per_group: int = 64
   se_reduction: int | None = None
+  blur: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -97,11 +100,13 @@ class BottleneckBlock(Block):
     width = self.filters * self.width_per_group // 64 * self.groups
     filters_out = self.expansion * self.filters
     strides_1x1 = self.strides if self.stride_in_1x1 else 1
-    strides_3x3 = 1 if self.stride_in_1x1 else self.strides
+    strides_3x3 = 1 if self.stride_in_1x1 or self.blur else self.strides
     y = self.conv(width, 1, strides_1x1, name='conv1')(x)
     y = nn.relu(self.norm(name='bn1')(y))
     y = self.conv(width, 3, strides_3x3, groups=self.groups, name='conv2')(y)
     y = nn.relu(self.norm(name='bn2')(y))
+    if strides_1x1 * strides_3x3 < self.strides:
+      y = layers.blur_pool(y)
     y = self.conv(filters_out, 1, name='conv3')(y)
     y = _last_norm(self, name='bn3')(y)
     if self.se_reduction:

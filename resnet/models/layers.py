@@ -212,6 +212,29 @@ def stem_max_pool(x: jax.Array) -> jax.Array:
   return nn.max_pool(x, (3, 3), strides=(2, 2), padding=pads)  # pyright: ignore[reportArgumentType]
 
 
+def blur_pool(x: jax.Array) -> jax.Array:
+  """Halves the resolution without aliasing: a binomial filter, then stride 2.
+
+  [1, 2, 1] / 4 along rows and columns, with the border reflected; Zhang 2019,
+  "Making convolutional networks shift-invariant again", and timm's
+  `BlurPool2d`. [B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C].
+  """
+  x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode='reflect')
+  for axis in (1, 2):
+    first, middle, last = (
+      lax.slice_in_dim(x, start, x.shape[axis] - 2 + start, 2, axis)
+      for start in range(3)
+    )
+    x = (first + 2 * middle + last) / 4
+  return x
+
+
+def stem_blur_pool(x: jax.Array) -> jax.Array:
+  """`stem_max_pool` with a `blur_pool` for its stride (Zhang 2019)."""
+  pads = ((1, 1), (1, 1))
+  return blur_pool(nn.max_pool(x, (3, 3), padding=pads))  # pyright: ignore[reportArgumentType]
+
+
 def drop_path(residual: jax.Array, rate: float, key: jax.Array) -> jax.Array:
   """Leaves out F(x) [B, H, W, C] of a share `rate` of the images.
 

@@ -107,6 +107,15 @@ _MODELS: dict[str, Any] = {
   },
   # Hu et al. 2018, "Squeeze-and-excitation networks".
   'seresnet50': _imagenet(50, block_cls=_bottleneck(se_reduction=16)),
+  # Zhang 2019, "Making convolutional networks shift-invariant again", as timm.
+  **{
+    f'resnetblur{depth}': _imagenet(
+      depth,
+      block_cls=functools.partial(block_cls, blur=True),
+      stem_pool=layers.stem_blur_pool,
+    )
+    for depth, block_cls in ((50, BottleneckBlock),)
+  },
   # Bello et al. 2021, "Revisiting ResNets", section 4.1.
   'resnetrs50': _imagenet(
     50,

@@ -58,10 +58,11 @@ _NETWORKS = {
   'resnet18d': functools.partial(_timm, 'resnet18d'),
   'seresnet50': functools.partial(_timm, 'seresnet50'),
   'resnetrs50': functools.partial(_timm, 'resnetrs50'),
+  'resnetblur50': functools.partial(_timm, 'resnetblur50'),
   'preact_resnet50': functools.partial(_timm_v2, 'resnetv2_50'),
 }
 # Their parts are in other nets, or take long to compile.
-_SLOW = ('resnet50', 'resnet18d', 'seresnet50', 'resnetrs50')
+_SLOW = ('resnet50', 'resnet18d', 'seresnet50', 'resnetrs50', 'resnetblur50')
 
 
 @pytest.fixture(autouse=True)
@@ -237,7 +238,8 @@ def _feature_modules(model):
       stem, pooled = model.relu, model.avgpool
     else:
       # ResNet-RS: a convolution in the place of max-pooling, of the stem here.
-      is_pooled = isinstance(model.maxpool, torch.nn.MaxPool2d)
+      parts = model.maxpool.modules()  # Of a blur pool there are two.
+      is_pooled = any(isinstance(x, torch.nn.MaxPool2d) for x in parts)
       stem = model.act1 if is_pooled else model.maxpool
       pooled = model.global_pool
   stages = {f'stage{i}': m for i, m in enumerate(stages, start=1)}
