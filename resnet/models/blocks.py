@@ -54,13 +54,23 @@ class PreActBlock(Block):
 
 
 class BasicBlock(Block):
-  """Two 3x3 convolutions (Figure 5, left)."""
+  """Two 3x3 convolutions (Figure 5, left).
+
+  Attributes: as all, and
+    blur: the first convolution has stride 1, and after its ReLU
+      `layers.blur_pool` halves the resolution where the block does.
+  """
+
+  blur: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """[B, H, W, C] -> [B, H / strides, W / strides, filters]."""
-    y = self.conv(self.filters, 3, self.strides, name='conv1')(x)
+    strides = 1 if self.blur else self.strides
+    y = self.conv(self.filters, 3, strides, name='conv1')(x)
     y = nn.relu(self.norm(name='bn1')(y))
+    if strides < self.strides:
+      y = layers.blur_pool(y)
     y = self.conv(self.filters, 3, name='conv2')(y)
     y = _last_norm(self, name='bn2')(y)
     if self.shortcut is not None:
@@ -82,8 +92,7 @@ class BottleneckBlock(Block):
       when they do. More than 64 is a wide net (Zagoruyko, Komodakis 2016).
     se_reduction: squeeze-and-excitation before the addition, with a hidden
       width of so many times less (Hu et al. 2018); None: none.
-    blur: the 3x3 convolution has stride 1, and after its ReLU
-      `layers.blur_pool` halves the resolution where the block does.
+    blur: as in `BasicBlock`, for the 3x3 convolution.
   """
 
   expansion: ClassVar[int] = 4

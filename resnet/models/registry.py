@@ -114,7 +114,7 @@ _MODELS: dict[str, Any] = {
       block_cls=functools.partial(block_cls, blur=True),
       stem_pool=layers.stem_blur_pool,
     )
-    for depth, block_cls in ((50, BottleneckBlock),)
+    for depth, block_cls in ((18, BasicBlock), (50, BottleneckBlock))
   },
   # Bello et al. 2021, "Revisiting ResNets", section 4.1.
   'resnetrs50': _imagenet(

@@ -58,6 +58,7 @@ _NETWORKS = {
   'resnet18d': functools.partial(_timm, 'resnet18d'),
   'seresnet50': functools.partial(_timm, 'seresnet50'),
   'resnetrs50': functools.partial(_timm, 'resnetrs50'),
+  'resnetblur18': functools.partial(_timm, 'resnetblur18'),
   'resnetblur50': functools.partial(_timm, 'resnetblur50'),
   'preact_resnet50': functools.partial(_timm_v2, 'resnetv2_50'),
 }
