@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from configs import default
 from resnet import weights
 from resnet.models import cost, create_model, list_models
 from resnet.training.losses import cross_entropy
@@ -78,17 +79,7 @@ def convert():
 
 def compile_train_step(name):
   model = create_model(name)
-  tx = create_optimizer(
-    lambda _: 0.1,
-    name='sgd',
-    momentum=0.9,
-    nesterov=False,
-    trust_coefficient=0.001,
-    b2=0.999,
-    eps=1e-6,
-    weight_decay=1e-4,
-    decay_rule='all',
-  )
+  tx = create_optimizer(lambda _: 0.1, default.get_config().optimizer)
   task = Task(
     model=model,
     tx=tx,

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from resnet import fields
 from resnet.data.augment.batch import create_augmentation
 from resnet.data.augment.crop import DeviceAugment
 from resnet.data.augment.mixing import Mixing
@@ -20,103 +21,13 @@ from resnet.errors import InputError
 from resnet.models import create_model
 from resnet.training import compiler
 from resnet.training.losses import check_threshold, create_loss
-from resnet.training.optimizers import (
-  OPTIMIZERS,
-  WITH_NESTEROV,
-  create_optimizer,
-)
-from resnet.training.schedules import (
-  FALLING,
-  SCHEDULES,
-  RunLength,
-  create_schedule,
-)
+from resnet.training.optimizers import create_optimizer
+from resnet.training.schedules import RunLength, create_schedule
 from resnet.training.sharding import DataSharding, create_sharding
 from resnet.training.state import TrainState, create_state
 from resnet.training.step import MOST_UNROLLED_PARTS, Task
 
-# Where and how fast data are read, and on how many devices the state lies: a
-# run may go on with other values.
-FREE_FIELDS = frozenset(
-  (
-    'data.data_dir',
-    'data.num_workers',
-    'data.num_threads',
-    'data.prefetch_batches',
-    'data.max_bad_images',
-    'data.max_worker_restarts',
-    'sharding.data',
-    'sharding.fsdp',
-  )
-)
-
-# What a run shows, keeps and tolerates: it may change on demand
-# (--allow_config_change), and the weights are the same as without.
-SAFE_FIELDS = frozenset(
-  (
-    'log_every_steps',
-    'eval_every_epochs',
-    'save_every_steps',
-    'keep_checkpoints',
-    'max_bad_steps',
-    'watchdog_seconds',
-    'preemption_grace_seconds',
-  )
-)
-
-# Fields that may be None.
-NULLABLE_FIELDS = frozenset(
-  (
-    'init_from',
-    'watchdog_seconds',
-    'ema_decay',
-    'model.num_classes',
-    'model.zero_init_last_scale',
-    'model.shortcut',
-    'model.bn_group_size',
-    'model.bn_momentum',
-    'model.frozen_stages',
-    'model.frozen_bn',
-    'model.drop_path',
-    'model.dropout',
-    'model.conv_backend',
-    'model.remat',
-    'data.data_dir',
-    'data.eval_size',
-    'data.mean',
-    'data.std',
-    'augment.mix_group_size',
-    'sharding.data',
-    'optimizer.clip_norm',
-    'optimizer.clip_adaptive',
-    'optimizer.lookahead_steps',
-    'optimizer.sam_rho',
-    'schedule.warmup_learning_rate',
-    'loss.target_threshold',
-  )
-)
-
-_WITHOUT_NESTEROV = tuple(x for x in OPTIMIZERS if x not in WITH_NESTEROV)
-_WITHOUT_STEPS = tuple(x for x in SCHEDULES if x != 'step')
-_NOT_FALLING = tuple(x for x in SCHEDULES if x not in FALLING)
-# (field, value that needs no word, another field, values of the other one with
-# which the field has no effect).
-_WITHOUT_EFFECT = (
-  ('ema_every_steps', 1, 'ema_decay', (None,)),
-  ('optimizer.lookahead_share', 0.5, 'optimizer.lookahead_steps', (None,)),
-  ('optimizer.nesterov', False, 'optimizer.name', _WITHOUT_NESTEROV),
-  ('schedule.decay_epochs', [], 'schedule.name', _WITHOUT_STEPS),
-  ('schedule.final_learning_rate', 0.0, 'schedule.name', _NOT_FALLING),
-  ('schedule.cooldown_epochs', 0.0, 'schedule.name', _NOT_FALLING),
-  ('schedule.warmup_learning_rate', None, 'schedule.warmup_epochs', (0,)),
-  ('schedule.warmup_learning_rate', None, 'schedule.name', ('one_cycle',)),
-  ('loss.target_threshold', None, 'loss.name', ('cross_entropy',)),
-  ('loss.reduction', 'mean', 'loss.name', ('cross_entropy',)),
-)
-
-# Steps are int32 on the device; a smaller interval is no use to anybody.
-_LEAST, _MOST = 1e-6, 2**31
-_MAX_CLASSES = 1_000_000
+_DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -255,7 +166,7 @@ class Experiment:
     config = {
       field: value
       for field, value in self.config.items()
-      if field not in FREE_FIELDS or field.startswith('sharding.')
+      if field not in fields.FREE_FIELDS or field.startswith('sharding.')
     }
     return {
       **config,
@@ -291,20 +202,18 @@ def resolve(
   Raises:
     InputError: a value is wrong; the message says what to type instead.
   """
-  _check_ranges(config)
-  if config.init_from == '':
-    raise InputError("init_from='' is no source: leave it out, or name one.")
+  flat = flatten(config)
+  fields.check(flat)
   sharding = create_sharding(devices, **config.sharding)
   num_devices = sharding.mesh.devices.size
   _check_batch_size(config, num_devices)
-  model_options = _model_options(**config.model)
   _check_groups(config, num_devices)
-  data = data or create_data(**config.data)
+  data = data or create_data(config.data)
   num_classes = _num_classes(config.model.num_classes, data)
-  mix_group_size = _mix_group_size(config)
   augmentation = create_augmentation(
+    config.augment,
     channels=data.train.channels,
-    **{**config.augment, 'mix_group_size': mix_group_size},
+    mix_group_size=_mix_group_size(config),
   )
   check_threshold(
     config.loss.target_threshold,
@@ -321,16 +230,16 @@ def resolve(
   sizes = create_sizes(
     data.size_schedule, steps=length.steps, num_steps=length.num_steps
   )
-  schedule = create_schedule(length, **config.schedule)
+  schedule = create_schedule(length, config.schedule)
   task = Task(
-    model=create_model(num_classes=num_classes, **model_options),
+    model=_create_model(config.model, num_classes),
     tx=create_optimizer(
       schedule,
+      config.optimizer,
       frozen_stages=config.model.frozen_stages or 0,
-      **config.optimizer,
     ),
     schedule=schedule,
-    loss_fn=create_loss(**config.loss),
+    loss_fn=create_loss(config.loss),
     mean=data.mean,
     std=data.std,
     accumulation_steps=config.accumulation_steps,
@@ -352,7 +261,7 @@ def resolve(
   )
   size, eval_size = data.image_size, data.eval_transform.size
   return Experiment(
-    config=flatten(config),
+    config=flat,
     length=length,
     seed=config.seed,
     init_from=config.init_from,
@@ -383,7 +292,7 @@ def resolve(
     ),
     loader=data.loader,
     sharding=sharding,
-    notices=_notices(flatten(config), augmentation.mixing, num_devices),
+    notices=_notices(flat, augmentation.mixing, num_devices),
   )
 
 
@@ -408,33 +317,6 @@ def flatten(config: Any) -> dict[str, Any]:
   return flat
 
 
-def _check_ranges(config: Any) -> None:
-  for name, value in flatten(config).items():
-    if value is None and name not in NULLABLE_FIELDS:
-      raise InputError(f'{name}=None: this field must have a value.')
-  for name in (
-    'batch_size',
-    'num_epochs',
-    'accumulation_steps',
-    'log_every_steps',
-    'eval_every_epochs',
-    'save_every_steps',
-    'keep_checkpoints',
-    'max_bad_steps',
-    'watchdog_seconds',
-    'preemption_grace_seconds',
-    'ema_every_steps',
-  ):
-    if config[name] is None:
-      continue
-    if not _LEAST < config[name] < _MOST:
-      raise InputError(f'{name}={config[name]} must be positive, below 2**31.')
-  if not 0 <= config.seed < 2**32:
-    raise InputError(f'seed={config.seed} is not in 0 .. 2**32 - 1.')
-  if config.ema_decay is not None and not 0 < config.ema_decay < 1:
-    raise InputError(f'ema_decay={config.ema_decay} is not between 0 and 1.')
-
-
 def _check_batch_size(config: Any, num_devices: int) -> None:
   parts = num_devices * config.accumulation_steps
   if config.batch_size % parts:
@@ -457,7 +339,7 @@ def _check_groups(config: Any, num_devices: int) -> None:
     # device would then compute the whole part: all cost and no saving.
     images //= parts * num_devices
     what = f'batch_size / accumulation_steps / {num_devices} devices'
-  if group <= 0 or images % group:
+  if images % group:
     raise InputError(
       f'model.bn_group_size={group} does not divide {what}, {images} images:'
       ' take a divisor of that, or fewer accumulation_steps.'
@@ -469,7 +351,7 @@ def _mix_group_size(config: Any) -> int | None:
   size = config.augment.mix_group_size
   if size is None:
     return config.model.bn_group_size
-  if size <= 0 or config.batch_size % size:
+  if config.batch_size % size:
     raise InputError(
       f'augment.mix_group_size={size} does not divide batch_size='
       f'{config.batch_size}: take a divisor of that.'
@@ -481,11 +363,7 @@ def _notices(
   flat: Mapping[str, Any], mixing: Mixing | None, num_devices: int
 ) -> tuple[str, ...]:
   """Returns what a user should know of the config before a long run."""
-  found = [
-    f'{field}={flat[field]!r} has no effect with {other}={flat[other]!r}.'
-    for field, usual, other, values in _WITHOUT_EFFECT
-    if flat[field] != usual and flat[other] in values
-  ]
+  found = fields.notices(flat)
   batch_size = flat['batch_size']
   rows = batch_size // num_devices
   group_size = (mixing and mixing.group_size) or batch_size
@@ -497,54 +375,18 @@ def _notices(
   return tuple(found)
 
 
-def _model_options(
-  *,
-  name: str,
-  num_classes: int | None,
-  dtype: str,
-  zero_init_last_scale: bool | None,
-  shortcut: str | None,
-  bn_group_size: int | None,
-  bn_momentum: float | None,
-  frozen_stages: int | None,
-  frozen_bn: bool | None,
-  drop_path: float | None,
-  dropout: float | None,
-  conv_backend: str | None,
-  remat: bool | None,
-) -> dict[str, Any]:
-  """Returns the arguments of `create_model`, but for `num_classes`."""
-  del num_classes  # The data set has a say in it: see _num_classes.
-  dtypes = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
-  if dtype not in dtypes:
-    raise InputError(f'model.dtype={dtype!r} is none of {", ".join(dtypes)}.')
-  if bn_momentum is not None and not 0 <= bn_momentum < 1:
-    raise InputError(f'model.bn_momentum={bn_momentum} is not in [0, 1).')
-  options = {
-    'zero_init_last_scale': zero_init_last_scale,
-    'shortcut': shortcut,
-    'bn_group_size': bn_group_size,
-    'bn_momentum': bn_momentum,
-    'frozen_stages': frozen_stages,
-    'frozen_bn': frozen_bn,
-    'drop_path': drop_path,
-    'dropout': dropout,
-    'conv_backend': conv_backend,
-    'remat': remat,
-  }
-  # None is the network's own; not every network has all of them.
-  given = {key: value for key, value in options.items() if value is not None}
-  return {'name': name, 'dtype': dtypes[dtype], **given}
+def _create_model(config: Any, num_classes: int) -> Any:
+  # None is the network's own; not every network has all of the fields.
+  given = {field: value for field, value in config.items() if value is not None}
+  return create_model(
+    **{**given, 'num_classes': num_classes, 'dtype': _DTYPES[config.dtype]}
+  )
 
 
 def _num_classes(given: int | None, data: Data) -> int:
   """Returns the number of logits: at least the classes of the data."""
   if given is None:
     return data.train.num_classes
-  if given > _MAX_CLASSES:
-    raise InputError(
-      f'model.num_classes={given} is more than {_MAX_CLASSES:,}.'
-    )
   if given < data.train.num_classes:
     raise InputError(
       f'model.num_classes={given}, but the labels of {data.train.name!r} are 0'
@@ -562,7 +404,7 @@ def _run_length(config: Any, num_examples: int) -> RunLength:
     )
   steps_per_epoch = num_examples / config.batch_size
   num_steps = max(1, round(config.num_epochs * steps_per_epoch))
-  if num_steps >= _MOST:
+  if num_steps >= 2**31:  # Steps are int32 on the device.
     raise InputError(
       f'num_epochs={config.num_epochs} is {num_steps:,} steps: at most 2**31.'
     )

@@ -13,7 +13,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from configs import fake
+from configs import default, fake
 from resnet import experiment
 from resnet.data.host.loader import DeviceLoader
 from resnet.data.host.reader import BatchReader
@@ -33,6 +33,13 @@ def fake_config(**changes: Any) -> ConfigDict:
     {name.replace('__', '.'): value for name, value in changes.items()}
   )
   return config
+
+
+def section(name: str, /, **changes: Any) -> ConfigDict:
+  """Returns a section of the default config with fields changed."""
+  fields = default.get_config()[name]
+  fields.update(changes)
+  return fields
 
 
 def resolve(**changes: Any) -> experiment.Experiment:

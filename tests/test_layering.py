@@ -10,7 +10,13 @@ ROOT = pathlib.Path(__file__).parent.parent
 # may import those of the lines above, and itself.
 LAYERS = (
   ('resnet.errors',),
-  ('resnet.backend', 'resnet.config', 'resnet.files', 'resnet.output'),
+  (
+    'resnet.backend',
+    'resnet.config',
+    'resnet.fields',
+    'resnet.files',
+    'resnet.output',
+  ),
   ('resnet.models', 'resnet.data'),
   ('resnet.weights',),
   ('resnet.training',),

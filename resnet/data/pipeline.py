@@ -20,9 +20,6 @@ from resnet.data.sources.base import Source
 from resnet.data.sources.registry import open_source
 from resnet.errors import InputError
 
-# Pixels.
-MAX_IMAGE_SIZE = 4096
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
@@ -58,130 +55,85 @@ class Data:
   repeats: int = 1
 
 
-def create_data(
-  *,
-  name: str,
-  data_dir: str | None,
-  train_split: str,
-  eval_split: str,
-  image_size: int,
-  size_schedule: Sequence[Sequence[float]],
-  eval_size: int | None,
-  crop: str,
-  crop_area: tuple[float, float],
-  crop_aspect: tuple[float, float],
-  crop_padding: int,
-  flip: bool,
-  repeats: int,
-  eval_resize: int,
-  interpolation: str,
-  augment_on: str,
-  mean: tuple[float, ...] | None,
-  std: tuple[float, ...] | None,
-  num_workers: int,
-  num_threads: int,
-  prefetch_batches: int,
-  on_bad_image: str,
-  max_bad_images: int,
-  max_worker_restarts: int,
-) -> Data:
-  """Opens both splits; the arguments are explained in configs/default.py.
+def create_data(config: Any) -> Data:
+  """Opens both splits that the section `data` of a config names.
 
   Raises:
-    InputError: a value is out of its range, or the data cannot be opened.
+    InputError: fields do not fit each other, or the data cannot be opened.
   """
-  eval_size = image_size if eval_size is None else eval_size
-  for field, size in (('image_size', image_size), ('eval_size', eval_size)):
-    if not 0 < size <= MAX_IMAGE_SIZE:
-      raise InputError(
-        f'data.{field}={size} must be positive, up to {MAX_IMAGE_SIZE}.'
-      )
-  schedule = check_schedule(size_schedule, image_size=image_size)
-  if data_dir == '':
+  size, eval_size = config.image_size, config.eval_size or config.image_size
+  schedule = check_schedule(config.size_schedule, image_size=size)
+  if not 0 <= config.crop_padding <= schedule[0][1]:
     raise InputError(
-      "data.data_dir='' is no folder: leave it out, or name one."
+      f'data.crop_padding={config.crop_padding} is not in 0 .. {schedule[0][1]}'
+      ' (data.image_size, or the first of data.size_schedule).'
     )
-  if data_dir is not None:
-    data_dir = os.path.expanduser(data_dir)
-  loader = LoaderOptions(
-    num_workers=num_workers,
-    num_threads=num_threads,
-    prefetch_batches=prefetch_batches,
-    max_worker_restarts=max_worker_restarts,
-  )
-  if repeats < 1:
-    raise InputError(f'data.repeats={repeats} is too small: at least 1.')
-  limit = _max_bad_images(on_bad_image, max_bad_images)
+  if not eval_size <= config.eval_resize <= 8 * eval_size:
+    raise InputError(
+      f'data.eval_resize={config.eval_resize} is not in {eval_size} ..'
+      f' {8 * eval_size} (1 to 8 times the side of evaluation images).'
+    )
   train_transform = TrainTransform(
-    size=image_size,
-    crop=crop,
-    area=_pair('crop_area', crop_area),
-    aspect=_pair('crop_aspect', crop_aspect),
-    padding=crop_padding,
-    flip=flip,
-    interpolation=interpolation,
+    size=size,
+    crop=config.crop,
+    area=tuple(config.crop_area),
+    aspect=tuple(config.crop_aspect),
+    padding=config.crop_padding,
+    flip=config.flip,
+    interpolation=config.interpolation,
   )
-  for _, size in schedule:
-    train_transform.with_size(size)  # Checks it.
-  eval_transform = EvalTransform(
-    size=eval_size, resize_size=eval_resize, interpolation=interpolation
-  )
-  train, eval_ = (
-    open_source(
-      name,
-      split,
-      data_dir=data_dir,
-      image_size=image_size,
-      split_flag=f'--config.data.{field}',
-    )
-    for field, split in (
-      ('train_split', train_split),
-      ('eval_split', eval_split),
-    )
-  )
-  augment = _device_augment(augment_on, train_transform, train)
-  if augment and augment.crop != 'random_resized' and len(schedule) > 1:
-    raise InputError(
-      f"data.size_schedule with data.augment_on='device' needs data.crop="
-      f"'random_resized': {crop!r} does not resize."
-    )
+  train, eval_ = _open(config, 'train_split'), _open(config, 'eval_split')
+  augment = None
+  if config.augment_on == 'device':
+    augment = _device_augment(train_transform, train, schedule)
+  limit = config.max_bad_images if config.on_bad_image == 'skip' else None
+  mean, std = config.mean, config.std
   if mean is None or std is None:
-    measured_mean, measured_std = channel_statistics(
-      train, image_size, max_bad_images=limit
-    )
-    mean = measured_mean if mean is None else mean
-    std = measured_std if std is None else std
-  mean = _numbers('mean', mean, train.channels)
+    measured = channel_statistics(train, size, max_bad_images=limit)
+    mean = measured[0] if mean is None else mean
+    std = measured[1] if std is None else std
   std = _numbers('std', std, train.channels)
   if min(std) <= 0:
     raise InputError(f'data.std={std} must be positive.')
   return Data(
     train=train,
     eval=eval_,
-    image_size=image_size,
+    image_size=size,
     size_schedule=schedule,
     train_transform=StoredTransform() if augment else train_transform,
-    eval_transform=eval_transform,
-    mean=mean,
+    eval_transform=EvalTransform(
+      size=eval_size,
+      resize_size=config.eval_resize,
+      interpolation=config.interpolation,
+    ),
+    mean=_numbers('mean', mean, train.channels),
     std=std,
-    loader=loader,
+    loader=LoaderOptions(
+      num_workers=config.num_workers,
+      num_threads=config.num_threads,
+      prefetch_batches=config.prefetch_batches,
+      max_worker_restarts=config.max_worker_restarts,
+    ),
     max_bad_images=limit,
     augment=augment,
-    repeats=repeats,
+    repeats=config.repeats,
+  )
+
+
+def _open(config: Any, field: str) -> Source:
+  return open_source(
+    config.name,
+    config[field],
+    data_dir=config.data_dir and os.path.expanduser(config.data_dir),
+    image_size=config.image_size,
+    split_flag=f'--config.data.{field}',
   )
 
 
 def _device_augment(
-  augment_on: str, transform: TrainTransform, source: Source
-) -> DeviceAugment | None:
-  """Returns what the device does instead of `transform`; None: nothing."""
-  choices = ('host', 'device')
-  if augment_on not in choices:
-    raise InputError(
-      f'data.augment_on={augment_on!r} is none of {", ".join(choices)}.'
-    )
-  if augment_on == 'host':
-    return None
+  transform: TrainTransform, source: Source, schedule: Pairs
+) -> DeviceAugment:
+  """Returns what the device does instead of `transform`."""
   shape, size = source.image_shape, transform.size
   if shape is None:
     raise InputError(
@@ -195,6 +147,11 @@ def _device_augment(
       f' of data.image_size={size}, and those of {source.name!r} are'
       f' {shape[0]}x{shape[1]}: --config.data.image_size={shape[0]}'
     )
+  if transform.crop != 'random_resized' and len(schedule) > 1:
+    raise InputError(
+      f"data.size_schedule with data.augment_on='device' needs data.crop="
+      f"'random_resized': {transform.crop!r} does not resize."
+    )
   if transform.interpolation != 'bilinear':
     raise InputError(
       "data.augment_on='device' resizes by data.interpolation='bilinear' only."
@@ -207,23 +164,6 @@ def _device_augment(
     padding=transform.padding,
     flip=transform.flip,
   )
-
-
-def _max_bad_images(on_bad_image: str, limit: int) -> int | None:
-  """Returns the number of broken images to leave out; None: none is."""
-  choices = ('error', 'skip')
-  if on_bad_image not in choices:
-    raise InputError(
-      f'data.on_bad_image={on_bad_image!r} is none of {", ".join(choices)}.'
-    )
-  if limit < 0:
-    raise InputError(f'data.max_bad_images={limit} is too small: at least 0.')
-  return limit if on_bad_image == 'skip' else None
-
-
-def _pair(field: str, values: Sequence[Any]) -> tuple[float, float]:
-  low, high = _numbers(field, values, 2)
-  return low, high
 
 
 def _numbers(

@@ -13,10 +13,9 @@ from resnet.data.host.loader import DeviceLoader, read_ahead
 from resnet.data.host.warnings import Notes
 from resnet.errors import InputError
 from resnet.experiment import (
-  FREE_FIELDS,
-  SAFE_FIELDS,
   Experiment,
 )
+from resnet.fields import FREE_FIELDS, SAFE_FIELDS
 from resnet.run import workdir as workdir_lib
 from resnet.run.bad_steps import FILE, record_keys
 from resnet.run.checkpoint import Checkpoints

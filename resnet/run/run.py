@@ -22,7 +22,8 @@ from resnet.data.host.loader import DeviceLoader, read_ahead
 from resnet.data.host.warnings import Notes
 from resnet.data.host.workers import check_shared_memory
 from resnet.errors import InputError
-from resnet.experiment import FREE_FIELDS, SAFE_FIELDS, Experiment
+from resnet.experiment import Experiment
+from resnet.fields import FREE_FIELDS, SAFE_FIELDS
 from resnet.files import Lock
 from resnet.run import workdir as workdir_lib
 from resnet.run.checkpoint import FOLDER, Checkpoints, DamagedError

@@ -43,12 +43,12 @@ from typing import Any
 
 from resnet import experiment as experiment_lib
 from resnet.data.host.scales import paper_sides
-from resnet.data.pipeline import MAX_IMAGE_SIZE
 from resnet.data.sources import real_labels
 from resnet.data.sources.same_classes import open_same_classes
 from resnet.errors import InputError
 from resnet.evaluation import calibration, detailed, precise_bn, views
 from resnet.experiment import Experiment
+from resnet.fields import FIELDS
 from resnet.plots import evaluation
 from resnet.run.evaluate_checkpoint import open_state
 from resnet.tools import command
@@ -146,9 +146,9 @@ def _sides(args: argparse.Namespace, run: Experiment) -> tuple[int, ...]:
     sides = tuple(map(int, args.scales.split(',')))
   except ValueError:
     sides = ()
-  if not sides or not all(0 < side <= MAX_IMAGE_SIZE for side in sides):
+  if not sides or not all(map(FIELDS['data.image_size'].accepts, sides)):
     raise InputError(
-      f'--scales={args.scales} are not sides of 1 to {MAX_IMAGE_SIZE} pixels:'
+      f'--scales={args.scales} are not sides of 1 to 4096 pixels:'
       ' type --scales=224,256,384'
     )
   return sides

@@ -9,7 +9,7 @@ import argparse
 import os
 
 from resnet.errors import InputError
-from resnet.experiment import FREE_FIELDS
+from resnet.fields import FREE_FIELDS
 from resnet.files import write_atomically
 from resnet.run.history import read_history
 from resnet.run.reference import METRICS, make_reference

@@ -4,6 +4,7 @@ Targets are labels, int32 [B], or the shares of the classes, float32 [B, K].
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,6 @@ import optax
 from resnet.errors import InputError
 
 LossFn = Callable[[jax.Array, jax.Array], jax.Array]
-
-LOSSES = ('cross_entropy', 'binary_cross_entropy')
-REDUCTIONS = ('mean', 'sum')
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -26,14 +24,10 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
   return optax.losses.softmax_cross_entropy(logits, targets)
 
 
-def create_loss(
-  *,
-  name: str,
-  label_smoothing: float,
-  target_threshold: float | None,
-  reduction: str,
-) -> LossFn:
-  """Returns a loss by name; s is `label_smoothing`, t the shares of classes.
+def create_loss(config: Any) -> LossFn:
+  """Returns the loss that the section `loss` of a config names.
+
+  With s the `label_smoothing`, and t the shares of the classes:
 
     t' = (1 - s) * t + s / K       (Szegedy et al. 2016, section 7)
 
@@ -42,40 +36,22 @@ def create_loss(
       over the classes of
         -t' * log sigmoid(logits) - (1 - t') * log sigmoid(-logits)
       where `target_threshold` makes t' one above it and zero else.
-
-  Raises:
-    InputError: an unknown name, or a number out of its range.
   """
-  for field, value, choices in (
-    ('name', name, LOSSES),
-    ('reduction', reduction, REDUCTIONS),
-  ):
-    if value not in choices:
-      raise InputError(
-        f'loss.{field}={value!r} is none of {", ".join(choices)}.'
-      )
-  if not 0 <= label_smoothing < 1:
-    raise InputError(
-      f'loss.label_smoothing={label_smoothing} is not in [0, 1).'
-    )
-  if target_threshold is not None and not 0 <= target_threshold < 1:
-    raise InputError(
-      f'loss.target_threshold={target_threshold} is not in [0, 1).'
-    )
-  is_binary = name == 'binary_cross_entropy'
-  if not is_binary and not label_smoothing:
+  smoothing, threshold = config.label_smoothing, config.target_threshold
+  reduce = jnp.mean if config.reduction == 'mean' else jnp.sum
+  is_binary = config.name == 'binary_cross_entropy'
+  if not is_binary and not smoothing:
     return cross_entropy
 
   def loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
     if targets.ndim == 1:
       targets = jax.nn.one_hot(targets, logits.shape[-1])
-    targets = optax.losses.smooth_labels(targets, label_smoothing)
+    targets = optax.losses.smooth_labels(targets, smoothing)
     if not is_binary:
       return optax.losses.softmax_cross_entropy(logits, targets)
-    if target_threshold is not None:
-      targets = (targets > target_threshold).astype(logits.dtype)
+    if threshold is not None:
+      targets = (targets > threshold).astype(logits.dtype)
     of_classes = optax.losses.sigmoid_binary_cross_entropy(logits, targets)
-    reduce = jnp.mean if reduction == 'mean' else jnp.sum
     return reduce(of_classes, axis=-1)
 
   return loss
@@ -99,7 +75,7 @@ def check_threshold(
   Raises:
     InputError: it has not.
   """
-  if threshold is None or not 0 <= label_smoothing < 1:
+  if threshold is None:
     return
   # The least share that the main class of an image may have, and any other.
   rest = label_smoothing / num_classes

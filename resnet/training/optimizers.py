@@ -19,13 +19,6 @@ DECAY_RULES: dict[str, Callable[[jax.Array], bool]] = {
   'kernels': lambda param: param.ndim > 1,
 }
 
-# Steps are int32 on the device, and numbers float32: larger ones are infinite.
-_MAX_STEPS = 2**31
-_MIN_FLOAT, _MAX_FLOAT = 1e-30, 3.4e38
-OPTIMIZERS = ('sgd', 'sgdw', 'adamw', 'lars', 'lamb')
-# Those that have Nesterov's momentum.
-WITH_NESTEROV = ('sgd', 'sgdw', 'lars')
-
 
 def decay_mask(params: Any, rule: str) -> Any:
   """Returns a tree like `params`: True where weight decay applies."""
@@ -33,25 +26,11 @@ def decay_mask(params: Any, rule: str) -> Any:
 
 
 def create_optimizer(
-  schedule: optax.Schedule,
-  *,
-  name: str,
-  momentum: float,
-  nesterov: bool,
-  trust_coefficient: float,
-  b2: float,
-  eps: float,
-  weight_decay: float,
-  decay_rule: str,
-  backbone_multiplier: float = 1.0,
-  clip_norm: float | None = None,
-  clip_adaptive: float | None = None,
-  lookahead_steps: int | None = None,
-  lookahead_share: float = 0.5,
-  sam_rho: float | None = None,
-  frozen_stages: int = 0,
+  schedule: optax.Schedule, config: Any, *, frozen_stages: int = 0
 ) -> optax.GradientTransformation:
-  """Returns an optimizer by name; g is the gradient, p the parameter.
+  """Returns the optimizer that the section `optimizer` of a config names.
+
+  With the gradient g and the parameter p:
 
     'sgd', with L2 weight decay as in Caffe and PyTorch:
       d = g + weight_decay * p                 (where the rule says so)
@@ -91,98 +70,52 @@ def create_optimizer(
   rate; those of the stem and the first `frozen_stages` stages not at all.
   After all that, every `lookahead_steps` updates, the parameters go back to
   `lookahead_share` of the way since the last time (`training.lookahead`).
-  `sam_rho` is a matter of the gradients (`training.step`), and only checked.
+  `sam_rho` changes the gradients themselves: see `training.step`.
 
   Raises:
-    InputError: an unknown name or rule, or a number out of its range.
+    InputError: the rule of decay is not for this optimizer, or gradients would
+      be clipped twice.
   """
-  _check_names(name, decay_rule)
-  for field, value in (
-    ('clip_norm', clip_norm),
-    ('clip_adaptive', clip_adaptive),
-    ('sam_rho', sam_rho),
-  ):
-    if value is not None and not _MIN_FLOAT <= value <= _MAX_FLOAT:
-      raise InputError(
-        f'optimizer.{field}={value} must be positive, {_MIN_FLOAT} to'
-        f' {_MAX_FLOAT}: leave it out for none.'
-      )
-  if lookahead_steps is not None and not 0 < lookahead_steps < _MAX_STEPS:
+  if config.name in ('lars', 'lamb') and config.decay_rule != 'kernels':
     raise InputError(
-      f'optimizer.lookahead_steps={lookahead_steps} must be positive, below'
-      ' 2**31: leave it out for none.'
+      f'optimizer.decay_rule={config.decay_rule!r} is not for {config.name!r},'
+      ' which leaves out biases and scales:'
+      ' --config.optimizer.decay_rule=kernels'
     )
-  for field, value in (('momentum', momentum), ('b2', b2)):
-    if not 0 <= value < 1:
-      raise InputError(f'optimizer.{field}={value} is not in [0, 1).')
-  for field, value in (
-    ('trust_coefficient', trust_coefficient),
-    ('eps', eps),
-    ('weight_decay', weight_decay),
-  ):
-    if not 0 <= value <= _MAX_FLOAT:
-      raise InputError(
-        f'optimizer.{field}={value} is not in 0 .. {_MAX_FLOAT}.'
-      )
-  if not 0 <= backbone_multiplier <= 1:
+  if config.clip_norm is not None and config.clip_adaptive is not None:
     raise InputError(
-      f'optimizer.backbone_multiplier={backbone_multiplier} is not in 0 .. 1.'
+      f'optimizer.clip_norm={config.clip_norm} and optimizer.clip_adaptive='
+      f'{config.clip_adaptive} are two ways to do the same: leave one out.'
     )
+  momentum, rule = config.momentum, config.decay_rule
   decay = optax.add_decayed_weights(
-    weight_decay, mask=lambda params: decay_mask(params, decay_rule)
+    config.weight_decay, mask=lambda params: decay_mask(params, rule)
   )
   rate = optax.scale_by_learning_rate(schedule)
-  trace = optax.trace(decay=momentum, nesterov=nesterov)
-  adam = optax.scale_by_adam(b1=momentum, b2=b2, eps=eps)
+  trace = optax.trace(decay=momentum, nesterov=config.nesterov)
+  adam = optax.scale_by_adam(b1=momentum, b2=config.b2, eps=config.eps)
   steps = {
     'sgd': [decay, trace, rate],
     'sgdw': [trace, decay, rate],
     'adamw': [adam, decay, rate],
-    'lars': [decay, _adapt_kernels(trust_coefficient), rate, trace],
+    'lars': [decay, _adapt_kernels(config.trust_coefficient), rate, trace],
     'lamb': [adam, decay, _adapt_kernels(1.0), rate],
-  }[name]
-  return optax.chain(
-    *_clip(clip_norm, clip_adaptive),
-    *steps,
-    *_slower(backbone_multiplier, frozen_stages),
-    *_look_ahead(lookahead_steps, lookahead_share),
-  )
-
-
-def _check_names(name: str, decay_rule: str) -> None:
-  if name not in OPTIMIZERS:
-    raise InputError(
-      f'optimizer.name={name!r} is none of {", ".join(OPTIMIZERS)}.'
-    )
-  if decay_rule not in DECAY_RULES:
-    raise InputError(
-      f'optimizer.decay_rule={decay_rule!r} is none of'
-      f' {", ".join(DECAY_RULES)}.'
-    )
-  if name in ('lars', 'lamb') and decay_rule != 'kernels':
-    raise InputError(
-      f'optimizer.decay_rule={decay_rule!r} is not for {name!r}, which leaves'
-      ' out biases and scales: --config.optimizer.decay_rule=kernels'
-    )
-
-
-def _clip(
-  norm: float | None, adaptive: float | None
-) -> list[optax.GradientTransformation]:
-  """Returns what is done to the gradients, before anything else."""
-  if norm is not None and adaptive is not None:
-    raise InputError(
-      f'optimizer.clip_norm={norm} and optimizer.clip_adaptive={adaptive} are'
-      ' two ways to do the same: leave one of them out.'
-    )
+  }[config.name]
   # Only where asked for: each is another entry in the state of a checkpoint.
-  if norm is not None:
-    return [optax.clip_by_global_norm(norm)]
-  if adaptive is not None:
-    return [
-      optax.masked(optax.adaptive_grad_clip(adaptive, eps=1e-3), _backbone)
-    ]
-  return []
+  if config.clip_norm is not None:
+    steps.insert(0, optax.clip_by_global_norm(config.clip_norm))
+  if config.clip_adaptive is not None:
+    clip = optax.adaptive_grad_clip(config.clip_adaptive, eps=1e-3)
+    steps.insert(0, optax.masked(clip, _backbone))
+  if config.backbone_multiplier != 1:
+    slower = optax.scale(config.backbone_multiplier)
+    steps.append(optax.masked(slower, _backbone))
+  if frozen_stages:
+    frozen = functools.partial(_mask, lambda m: _is_frozen(m, frozen_stages))
+    steps.append(optax.masked(optax.set_to_zero(), frozen))
+  if config.lookahead_steps is not None:
+    steps.append(lookahead(config.lookahead_steps, config.lookahead_share))
+  return optax.chain(*steps)
 
 
 def _adapt_kernels(coefficient: float) -> optax.GradientTransformation:
@@ -191,35 +124,6 @@ def _adapt_kernels(coefficient: float) -> optax.GradientTransformation:
     optax.scale_by_trust_ratio(trust_coefficient=coefficient),
     lambda params: decay_mask(params, 'kernels'),
   )
-
-
-def _slower(
-  backbone_multiplier: float, frozen_stages: int
-) -> list[optax.GradientTransformation]:
-  """Returns what is done to the updates of a network that is fine-tuned."""
-  steps = []
-  # Only where asked for: each is another entry in the state of a checkpoint.
-  if backbone_multiplier != 1:
-    steps.append(optax.masked(optax.scale(backbone_multiplier), _backbone))
-  if frozen_stages:
-    steps.append(
-      optax.masked(
-        optax.set_to_zero(),
-        functools.partial(_mask, lambda m: _is_frozen(m, frozen_stages)),
-      )
-    )
-  return steps
-
-
-def _look_ahead(
-  num_steps: int | None, share: float
-) -> list[optax.GradientTransformation]:
-  """Returns what is done to the finished updates."""
-  if not 0 < share <= 1:
-    raise InputError(
-      f'optimizer.lookahead_share={share} is not above 0, at most 1.'
-    )
-  return [] if num_steps is None else [lookahead(num_steps, share)]
 
 
 def _backbone(params: Any) -> Any:

@@ -10,29 +10,27 @@ from resnet.errors import InputError
 from resnet.models import create_model
 from resnet.training.lookahead import begin_at
 from resnet.training.optimizers import create_optimizer, decay_mask
+from tests.runs import section
 
-FIELDS = {
-  'name': 'sgd',
-  'momentum': 0.9,
-  'nesterov': False,
-  'trust_coefficient': 0.001,
-  'b2': 0.999,
-  'eps': 1e-6,
-  'weight_decay': 0.01,
-  'decay_rule': 'all',
-}
 RATES = [0.1, 0.2, 0.05]
+
+
+def fields(**changes):
+  return section('optimizer', **{'weight_decay': 0.01, **changes})
 
 
 def scheduled(**changes):
   """Returns the optimizer of the fields, with changes, at the rates."""
   rates = jnp.asarray(RATES, jnp.float32)
-  return create_optimizer(lambda step: rates[step], **{**FIELDS, **changes})
+  return create_optimizer(lambda step: rates[step], fields(**changes))
 
 
-def constant(**changes):
+def constant(*, frozen_stages=0, **changes):
   """Returns the optimizer of the fields, with changes, at a rate of 0.1."""
-  return create_optimizer(optax.constant_schedule(0.1), **{**FIELDS, **changes})
+  schedule = optax.constant_schedule(0.1)
+  return create_optimizer(
+    schedule, fields(**changes), frozen_stages=frozen_stages
+  )
 
 
 def draw(seed, shapes):
@@ -255,14 +253,8 @@ def test_kernels_decay_and_scales_and_biases_do_not():
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'name': 'adam'}, "'adam' is none of sgd, sgdw, adamw, lars, lamb"),
     ({'name': 'lars'}, r"'all' is not for 'lars'.*decay_rule=kernels"),
-    ({'b2': 1.0}, 'b2=1.0'),
-    ({'weight_decay': float('nan')}, 'weight_decay=nan'),
-    ({'clip_norm': 1.0, 'clip_adaptive': 0.01}, 'leave one of them out'),
-    ({'lookahead_steps': 2**31}, 'lookahead_steps=.* below 2'),
-    ({'sam_rho': 1e39}, r'sam_rho=1e\+39 must be positive, 1e-30 to 3.4e\+38'),
-    ({'lookahead_steps': 5, 'lookahead_share': 1.1}, 'lookahead_share=1.1'),
+    ({'clip_norm': 1.0, 'clip_adaptive': 0.01}, 'leave one out'),
   ],
 )
 def test_bad_fields_are_named(changes, message):

@@ -57,51 +57,26 @@ class Augmentation:
 
 
 def create_augmentation(
-  *,
-  channels: int,
-  operations: Sequence[str],
-  num_layers: int,
-  magnitude: int,
-  magnitude_std: float,
-  operation_probability: float,
-  interpolation: str,
-  jitter: Sequence[float],
-  lighting: float,
-  erase_probability: float,
-  erase_area: tuple[float, float],
-  erase_aspect: tuple[float, float],
-  erase_fill: str,
-  mixup_alpha: float,
-  cutmix_alpha: float,
-  mix_probability: float,
-  cutmix_share: float,
-  mix_group_size: int | None,
+  config: Any, *, channels: int, mix_group_size: int | None
 ) -> Augmentation:
-  """Returns what the fields ask for; see configs/default.py.
+  """Returns what the section `augment` of a config asks for.
+
+  Args:
+    config: the section.
+    channels: of the images.
+    mix_group_size: images that are mixed among themselves; None: the batch.
 
   Raises:
     InputError: an unknown operation (the nearest names are listed), a wrong
-      order, or a number out of its range.
+      order, or one that is not for these images.
   """
-  erasing = RandomErasing(
-    probability=erase_probability,
-    area=_numbers('erase_area', erase_area, (0.02, 0.33)),
-    aspect=_numbers('erase_aspect', erase_aspect, (0.3, 3.3)),
-    fill=erase_fill,
-  )
-  mixing = Mixing(
-    mixup_alpha=mixup_alpha,
-    cutmix_alpha=cutmix_alpha,
-    probability=mix_probability,
-    cutmix_share=cutmix_share,
-    group_size=mix_group_size,
-  )
+  interpolation = config.interpolation
   created: dict[str, Augment] = {
     'randaugment': RandomOperations(
-      num_layers=num_layers,
-      magnitude=magnitude,
-      magnitude_std=magnitude_std,
-      operation_probability=operation_probability,
+      num_layers=config.num_layers,
+      magnitude=config.magnitude,
+      magnitude_std=config.magnitude_std,
+      operation_probability=config.operation_probability,
       interpolation=interpolation,
     ),
     'trivialaugment_wide': RandomOperations(
@@ -115,22 +90,28 @@ def create_augmentation(
       f'autoaugment_{data}': AutoAugment(data=data, interpolation=interpolation)
       for data in ('imagenet', 'cifar')
     },
-    'color_jitter': ColorJitter(
-      strength=_numbers(
-        'jitter',
-        jitter,
-        (0.4, 0.4, 0.4, 0.0),
-        meaning=' (brightness, contrast, saturation, hue)',
-      )
-    ),
-    'lighting': Lighting(strength=lighting),
+    'color_jitter': ColorJitter(strength=tuple(config.jitter)),
+    'lighting': Lighting(strength=config.lighting),
   }
-  names = _check_operations(operations, (*created, _ERASING))
+  names = _check_operations(config.operations, (*created, _ERASING))
   if channels != 3 and 'lighting' in names:
     raise InputError(
       f"augment.operations={names}: 'lighting' needs images of red, green and"
       f' blue, and these have {channels} channel(s): leave it out.'
     )
+  erasing = RandomErasing(
+    probability=config.erase_probability,
+    area=tuple(config.erase_area),
+    aspect=tuple(config.erase_aspect),
+    fill=config.erase_fill,
+  )
+  mixing = Mixing(
+    mixup_alpha=config.mixup_alpha,
+    cutmix_alpha=config.cutmix_alpha,
+    probability=config.mix_probability,
+    cutmix_share=config.cutmix_share,
+    group_size=mix_group_size,
+  )
   return Augmentation(
     operations=tuple(created[name] for name in names if name != _ERASING),
     erasing=erasing if _ERASING in names else None,
@@ -160,19 +141,3 @@ def _check_operations(operations: Any, known: Sequence[str]) -> tuple[str, ...]:
       f' --config.augment.operations="{(*others, _ERASING)}"'
     )
   return names
-
-
-def _numbers(
-  field: str, values: Any, example: tuple[float, ...], meaning: str = ''
-) -> Any:
-  """Returns as many floats as `example`; a command line may bring anything."""
-  try:
-    numbers = tuple(float(value) for value in values)
-  except (TypeError, ValueError):
-    numbers = ()
-  if len(numbers) != len(example):
-    raise InputError(
-      f'augment.{field}={values!r} is not {len(example)} numbers{meaning}: type'
-      f" --config.augment.{field}='{example}'"
-    )
-  return numbers

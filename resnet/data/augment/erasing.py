@@ -9,9 +9,6 @@ import math
 import jax
 import jax.numpy as jnp
 
-from resnet.errors import InputError
-
-FILLS = ('noise', 'mean')
 _TRIES = 10
 
 
@@ -79,23 +76,6 @@ class RandomErasing:
   area: tuple[float, float]
   aspect: tuple[float, float]
   fill: str
-
-  def __post_init__(self):
-    if not 0 <= self.probability <= 1:
-      raise InputError(
-        f'augment.erase_probability={self.probability} is not in 0 .. 1.'
-      )
-    for field, most in (('area', 1.0), ('aspect', math.inf)):
-      low, high = getattr(self, field)
-      if not 0 < low <= high <= most or math.isinf(high):
-        raise InputError(
-          f'augment.erase_{field}=({low}, {high}) is not a range of positive'
-          f' numbers, least first{", up to 1" if field == "area" else ""}.'
-        )
-    if self.fill not in FILLS:
-      raise InputError(
-        f'augment.erase_fill={self.fill!r} is none of {", ".join(FILLS)}.'
-      )
 
   def __call__(
     self,

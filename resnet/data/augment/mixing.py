@@ -13,8 +13,6 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from resnet.errors import InputError
-
 # Of Beta's alpha: further out float32 has 0 or infinity, and draws are NaN.
 _LEAST, _MOST = 1e-30, 1e30
 
@@ -57,23 +55,6 @@ class Mixing:
   probability: float
   cutmix_share: float
   group_size: int | None = None
-
-  def __post_init__(self):
-    for field in ('mixup_alpha', 'cutmix_alpha'):
-      value = getattr(self, field)
-      if value != 0 and not _LEAST <= value <= _MOST:
-        raise InputError(
-          f'augment.{field}={value} is neither 0, for none, nor in'
-          f' {_LEAST} .. {_MOST}: most take 0.1 to 1.'
-        )
-    if not 0 <= self.probability <= 1:
-      raise InputError(
-        f'augment.mix_probability={self.probability} is not in 0 .. 1.'
-      )
-    if not 0 <= self.cutmix_share <= 1:
-      raise InputError(
-        f'augment.cutmix_share={self.cutmix_share} is not in 0 .. 1.'
-      )
 
   @property
   def is_on(self) -> bool:

@@ -7,16 +7,13 @@ and probabilities.
 
 from collections.abc import Sequence
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from resnet.data.augment.crop import fold_in
-from resnet.data.augment.geometry import INTERPOLATIONS
 from resnet.data.augment.operations import OPERATIONS, apply_operations
-from resnet.errors import InputError
 
 BINS = 31
 _AUTO_BINS = 10
@@ -89,27 +86,6 @@ class RandomOperations:
   magnitude_std: float
   operation_probability: float
   interpolation: str
-
-  def __post_init__(self):
-    if not 0 < self.num_layers <= len(OPERATIONS):
-      raise InputError(
-        f'augment.num_layers={self.num_layers} is not in 1 ..'
-        f' {len(OPERATIONS)}.'
-      )
-    if self.magnitude is not None and not 0 <= self.magnitude < BINS:
-      raise InputError(
-        f'augment.magnitude={self.magnitude} is not in 0 .. {BINS - 1}.'
-      )
-    if not 0 <= self.magnitude_std < math.inf:
-      raise InputError(
-        f'augment.magnitude_std={self.magnitude_std} is not a number from 0 up.'
-      )
-    if not 0 <= self.operation_probability <= 1:
-      raise InputError(
-        f'augment.operation_probability={self.operation_probability} is not in'
-        ' 0 .. 1.'
-      )
-    check_interpolation(self.interpolation)
 
   def draw(
     self, keys: jax.Array, height: int, width: int
@@ -230,9 +206,6 @@ class AutoAugment:
   data: str
   interpolation: str
 
-  def __post_init__(self):
-    check_interpolation(self.interpolation)
-
   def draw(
     self, keys: jax.Array, height: int, width: int
   ) -> tuple[jax.Array, jax.Array]:
@@ -263,12 +236,3 @@ class AutoAugment:
         interpolation=self.interpolation,
       )
     return images
-
-
-def check_interpolation(interpolation: str) -> None:
-  """Raises InputError where there is no such interpolation."""
-  if interpolation not in INTERPOLATIONS:
-    raise InputError(
-      f'augment.interpolation={interpolation!r} is none of'
-      f' {", ".join(INTERPOLATIONS)}.'
-    )

@@ -34,18 +34,6 @@ class LoaderOptions:
   prefetch_batches: int
   max_worker_restarts: int
 
-  def __post_init__(self):
-    for name, least in (
-      ('num_workers', 0),
-      ('num_threads', 1),
-      ('prefetch_batches', 1),
-      ('max_worker_restarts', 0),
-    ):
-      if getattr(self, name) < least:
-        raise InputError(
-          f'data.{name}={getattr(self, name)} is too small: at least {least}.'
-        )
-
   @property
   def max_batches(self) -> int:
     """The most batches that are held in memory, but for the device's.

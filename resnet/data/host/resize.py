@@ -12,8 +12,6 @@ import cykooz_resizer as resizer
 import numpy as np
 from PIL import Image
 
-from resnet.errors import InputError
-
 # What a config may choose.
 INTERPOLATIONS = ('bilinear', 'bicubic')
 # Of images [H, W, C] by C.
@@ -25,14 +23,6 @@ _PILLOW_FILTERS = {
 }
 # All that `resize` knows; weights of other programs may ask for any.
 FILTERS = ('bilinear', *_PILLOW_FILTERS)
-
-
-def check_interpolation(value: str) -> None:
-  """Raises an InputError for a value of data.interpolation that is none."""
-  if value not in INTERPOLATIONS:
-    raise InputError(
-      f'data.interpolation={value!r} is none of {", ".join(INTERPOLATIONS)}.'
-    )
 
 
 def resize(

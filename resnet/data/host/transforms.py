@@ -15,8 +15,7 @@ import cv2
 import numpy as np
 
 from resnet.data.host.decode import MAX_PIXELS
-from resnet.data.host.resize import check_interpolation, resize
-from resnet.errors import InputError
+from resnet.data.host.resize import resize
 
 Image = np.ndarray
 Draws = Sequence[float]
@@ -192,28 +191,6 @@ class TrainTransform:
   # Uniform numbers for an image: the flip's, then the crop's.
   num_draws = 1 + BOX_DRAWS
 
-  def __post_init__(self):
-    check_interpolation(self.interpolation)
-    crops = ('random_resized', 'pad', 'none')
-    if self.crop not in crops:
-      raise InputError(
-        f'data.crop={self.crop!r} is none of {", ".join(crops)}.'
-      )
-    for field, low, high in (
-      ('area', *self.area),
-      ('aspect', *self.aspect),
-    ):
-      if not 0 < low <= high or (field == 'area' and high > 1):
-        raise InputError(
-          f'data.crop_{field}=({low}, {high}) is not a range of positive'
-          f' numbers, least first{", up to 1" if field == "area" else ""}.'
-        )
-    if not 0 <= self.padding <= self.size:
-      raise InputError(
-        f'data.crop_padding={self.padding} is not in 0 .. {self.size}'
-        ' (data.image_size, or the first of data.size_schedule).'
-      )
-
   def with_size(self, size: int) -> 'TrainTransform':
     """Returns the same for another size."""
     return dataclasses.replace(self, size=size)
@@ -255,14 +232,6 @@ class EvalTransform:
   interpolation: str = 'bilinear'
 
   num_draws = 0
-
-  def __post_init__(self):
-    check_interpolation(self.interpolation)
-    if not self.size <= self.resize_size <= 8 * self.size:
-      raise InputError(
-        f'data.eval_resize={self.resize_size} is not in {self.size} ..'
-        f' {8 * self.size} (1 to 8 times the side of evaluation images).'
-      )
 
   def with_size(self, size: int) -> 'EvalTransform':
     """Returns the same for another size."""

@@ -95,16 +95,15 @@ def _stand_in(config: Any) -> pipeline.Data | None:
     return None
   num_classes, num_examples = _KNOWN_SETS[name]
   train, test = LENGTHS
-  data = pipeline.create_data(
-    **{
-      **config.data,
-      'name': 'fake',
-      'train_split': train,
-      'eval_split': test,
-      'mean': config.data.mean or (127.5,) * 3,
-      'std': config.data.std or (127.5,) * 3,
-    }
+  fake = config.data.copy_and_resolve_references()
+  fake.update(
+    name='fake',
+    train_split=train,
+    eval_split=test,
+    mean=config.data.mean or (127.5,) * 3,
+    std=config.data.std or (127.5,) * 3,
   )
+  data = pipeline.create_data(fake)
   records: Any = data.train.records
   source = dataclasses.replace(
     data.train,

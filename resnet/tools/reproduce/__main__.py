@@ -23,7 +23,8 @@ import jax
 
 from resnet import files
 from resnet.errors import InputError
-from resnet.experiment import FREE_FIELDS, resolve
+from resnet.experiment import resolve
+from resnet.fields import FREE_FIELDS
 from resnet.output import outlive_terminal
 from resnet.plots import figures
 from resnet.plots.curves import save_curves

@@ -9,7 +9,8 @@ import re
 import statistics
 from typing import Any
 
-from resnet.experiment import FREE_FIELDS, Experiment
+from resnet.experiment import Experiment
+from resnet.fields import FREE_FIELDS
 from resnet.files import write_atomically
 from resnet.models import cost
 from resnet.run.history import History

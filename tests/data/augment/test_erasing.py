@@ -3,11 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from scipy import stats
 
 from resnet.data.augment.erasing import RandomErasing, erase_boxes
-from resnet.errors import InputError
 from tests.data.device import keys_of
 
 AREA, ASPECT = (0.02, 1 / 3), (0.3, 10 / 3)
@@ -86,12 +84,3 @@ def test_the_box_is_filled_with_noise_or_the_mean():
   assert np.abs(np.corrcoef(noise.T) - np.eye(3)).max() < 0.02
   images = images.astype(np.float32)  # As if normalised: the mean is 0.
   assert not fill_of(images, 'mean', (0.0,) * 3, (1.0,) * 3).any()
-
-
-def test_bad_values_are_named():
-  for fields, message in (
-    ({'probability': 1.5}, r'erase_probability=1\.5 .* 0 \.\. 1'),
-    ({'area': (0.5, 1.5)}, 'erase_area.* up to 1'),
-  ):
-    with pytest.raises(InputError, match=message):
-      make(**fields)

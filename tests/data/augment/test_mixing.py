@@ -11,7 +11,6 @@ from scipy import stats
 
 from resnet.data.augment import mixing
 from resnet.data.augment.mixing import Mixing
-from resnet.errors import InputError
 
 
 def make(**fields):
@@ -133,16 +132,6 @@ def test_main_labels_have_the_larger_share():
     np.testing.assert_array_equal(main_labels, np.argmax(targets, axis=1))
     np.testing.assert_allclose(np.sum(targets, axis=1), 1, rtol=1e-6)
     assert main_labels.dtype == jnp.int32
-
-
-def test_bad_values_are_named():
-  for fields, message in (
-    ({'mixup_alpha': 1e39}, r'mixup_alpha=1e\+39 .*1e-30 \.\. 1e\+30'),
-    ({'cutmix_alpha': float('nan')}, r'augment\.cutmix_alpha=nan'),
-    ({'probability': 1.1}, r'augment\.mix_probability=1\.1 .* 0 \.\. 1'),
-  ):
-    with pytest.raises(InputError, match=message):
-      make(**fields)
 
 
 def test_groups_are_mixed_among_themselves_and_stay_on_their_devices():

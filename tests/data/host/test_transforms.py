@@ -9,7 +9,6 @@ from scipy import stats
 from resnet.data.host import transforms
 from resnet.data.host.resize import resize
 from resnet.data.host.transforms import EvalTransform, TrainTransform
-from resnet.errors import InputError
 from tests.data.in_memory import smooth_image
 
 
@@ -133,15 +132,3 @@ def test_images_are_cropped_and_half_of_them_mirrored(crop, flip):
     assert distinct == (both if flip else {ramp.tobytes()})
   else:
     assert len(distinct) > 8
-
-
-def test_bad_values_are_named():
-  for argument, value, field in (
-    ('crop', 'center', 'crop'),
-    ('area', (math.nan, 1.0), 'crop_area'),
-    ('aspect', (2.0, 1.0), 'crop_aspect'),
-  ):
-    with pytest.raises(InputError, match=f'data.{field}='):
-      TrainTransform(**TRAIN | {argument: value})
-  with pytest.raises(InputError, match=r'data.eval_resize=31 .* 32 \.\. 256'):
-    EvalTransform(size=32, resize_size=31)
