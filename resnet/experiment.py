@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from resnet import fields
-from resnet.data.augment.batch import create_augmentation
+from resnet.data.augment.batch import Augmentation, create_augmentation
 from resnet.data.augment.crop import DeviceAugment
 from resnet.data.augment.mixing import Mixing
 from resnet.data.host.loader import LoaderOptions
@@ -19,13 +19,15 @@ from resnet.data.host.sizes import Sizes, create_sizes
 from resnet.data.pipeline import Data, create_data
 from resnet.errors import InputError
 from resnet.models import create_model
-from resnet.training import compiler
+from resnet.training import batch_size, compiler
+from resnet.training.accumulation import MOST_UNROLLED_PARTS
+from resnet.training.batch_size import RunLength
 from resnet.training.losses import check_threshold, create_loss
 from resnet.training.optimizers import create_optimizer
-from resnet.training.schedules import RunLength, create_schedule
+from resnet.training.schedules import create_schedule
 from resnet.training.sharding import DataSharding, create_sharding
 from resnet.training.state import TrainState, create_state
-from resnet.training.step import MOST_UNROLLED_PARTS, Task
+from resnet.training.step import Task
 
 _DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
@@ -206,14 +208,14 @@ def resolve(
   fields.check(flat)
   sharding = create_sharding(devices, **config.sharding)
   num_devices = sharding.mesh.devices.size
-  _check_batch_size(config, num_devices)
-  _check_groups(config, num_devices)
+  batch_size.check_batch_size(config, num_devices)
+  batch_size.check_groups(config, num_devices)
   data = data or create_data(config.data)
   num_classes = _num_classes(config.model.num_classes, data)
   augmentation = create_augmentation(
     config.augment,
     channels=data.train.channels,
-    mix_group_size=_mix_group_size(config),
+    mix_group_size=batch_size.mix_group_size(config),
   )
   check_threshold(
     config.loss.target_threshold,
@@ -226,32 +228,9 @@ def resolve(
       f'data.repeats={data.repeats} is more than batch_size='
       f'{config.batch_size}: a batch would have copies of one image only.'
     )
-  length = _run_length(config, len(data.train))
+  length = batch_size.run_length(config, len(data.train))
   sizes = create_sizes(
     data.size_schedule, steps=length.steps, num_steps=length.num_steps
-  )
-  schedule = create_schedule(length, config.schedule)
-  task = Task(
-    model=_create_model(config.model, num_classes),
-    tx=create_optimizer(
-      schedule,
-      config.optimizer,
-      frozen_stages=config.model.frozen_stages or 0,
-    ),
-    schedule=schedule,
-    loss_fn=create_loss(config.loss),
-    mean=data.mean,
-    std=data.std,
-    accumulation_steps=config.accumulation_steps,
-    unroll_parts=sharding.backend == 'cpu'
-    and config.accumulation_steps <= MOST_UNROLLED_PARTS,
-    log_every_steps=config.log_every_steps,
-    ema_decay=config.ema_decay,
-    ema_every_steps=config.ema_every_steps,
-    augment=data.augment,
-    augmentation=augmentation,
-    seed=config.seed,
-    sam_rho=config.optimizer.sam_rho,
   )
   reader = functools.partial(
     _create_reader,
@@ -271,7 +250,9 @@ def resolve(
     max_bad_steps=config.max_bad_steps,
     watchdog_seconds=config.watchdog_seconds,
     preemption_grace_seconds=config.preemption_grace_seconds,
-    task=task,
+    task=_create_task(
+      config, data, length, augmentation, num_classes, sharding.backend
+    ),
     sizes=sizes,
     image_shape=(size, size, data.train.channels),
     eval_image_shape=(eval_size, eval_size, data.train.channels),
@@ -296,6 +277,39 @@ def resolve(
   )
 
 
+def _create_task(
+  config: Any,
+  data: Data,
+  length: RunLength,
+  augmentation: Augmentation,
+  num_classes: int,
+  backend: str,
+) -> Task:
+  schedule = create_schedule(length, config.schedule)
+  return Task(
+    model=_create_model(config.model, num_classes),
+    tx=create_optimizer(
+      schedule,
+      config.optimizer,
+      frozen_stages=config.model.frozen_stages or 0,
+    ),
+    schedule=schedule,
+    loss_fn=create_loss(config.loss),
+    mean=data.mean,
+    std=data.std,
+    accumulation_steps=config.accumulation_steps,
+    unroll_parts=backend == 'cpu'
+    and config.accumulation_steps <= MOST_UNROLLED_PARTS,
+    log_every_steps=config.log_every_steps,
+    ema_decay=config.ema_decay,
+    ema_every_steps=config.ema_every_steps,
+    augment=data.augment,
+    augmentation=augmentation,
+    seed=config.seed,
+    sam_rho=config.optimizer.sam_rho,
+  )
+
+
 def _create_reader(
   *, sharding: DataSharding, batch_size: int, **fields: Any
 ) -> BatchReader:
@@ -315,48 +329,6 @@ def flatten(config: Any) -> dict[str, Any]:
     else:
       flat[name] = value
   return flat
-
-
-def _check_batch_size(config: Any, num_devices: int) -> None:
-  parts = num_devices * config.accumulation_steps
-  if config.batch_size % parts:
-    below = config.batch_size // parts * parts
-    sizes = ' or '.join(str(n) for n in (below, below + parts) if n)
-    raise InputError(
-      f'batch_size={config.batch_size} is not divisible by {num_devices}'
-      f' devices times accumulation_steps={config.accumulation_steps}. Sizes'
-      f' that work are multiples of {parts}: --config.batch_size={sizes}'
-    )
-
-
-def _check_groups(config: Any, num_devices: int) -> None:
-  group, parts = config.model.bn_group_size, config.accumulation_steps
-  if group is None:
-    return
-  images, what = config.batch_size, 'batch_size'
-  if parts > 1:
-    # A group over several devices would move the images of a part, and each
-    # device would then compute the whole part: all cost and no saving.
-    images //= parts * num_devices
-    what = f'batch_size / accumulation_steps / {num_devices} devices'
-  if images % group:
-    raise InputError(
-      f'model.bn_group_size={group} does not divide {what}, {images} images:'
-      ' take a divisor of that, or fewer accumulation_steps.'
-    )
-
-
-def _mix_group_size(config: Any) -> int | None:
-  """Returns the images that are mixed among themselves; None: all."""
-  size = config.augment.mix_group_size
-  if size is None:
-    return config.model.bn_group_size
-  if config.batch_size % size:
-    raise InputError(
-      f'augment.mix_group_size={size} does not divide batch_size='
-      f'{config.batch_size}: take a divisor of that.'
-    )
-  return size
 
 
 def _notices(
@@ -394,22 +366,3 @@ def _num_classes(given: int | None, data: Data) -> int:
       f' --config.model.num_classes={data.train.num_classes}'
     )
   return given
-
-
-def _run_length(config: Any, num_examples: int) -> RunLength:
-  if config.batch_size > num_examples:
-    raise InputError(
-      f'batch_size={config.batch_size} is more than the {num_examples} training'
-      ' images: take a smaller one.'
-    )
-  steps_per_epoch = num_examples / config.batch_size
-  num_steps = max(1, round(config.num_epochs * steps_per_epoch))
-  if num_steps >= 2**31:  # Steps are int32 on the device.
-    raise InputError(
-      f'num_epochs={config.num_epochs} is {num_steps:,} steps: at most 2**31.'
-    )
-  return RunLength(
-    batch_size=config.batch_size,
-    num_steps=num_steps,
-    steps_per_epoch=steps_per_epoch,
-  )

@@ -20,13 +20,13 @@ from resnet.data.host.warnings import Notes
 from resnet.errors import InputError
 from resnet.experiment import Experiment
 from resnet.training import compiler
+from resnet.training.accumulation import split_batch
 from resnet.training.sharding import DataSharding
 from resnet.training.step import (
   Batch,
   Task,
   augment,
   network_rngs,
-  split_batch,
 )
 
 Variables = Mapping[str, Any]
@@ -114,11 +114,13 @@ def _statistics(
 ) -> Any:
   """Returns mean and variance of each norm over a batch, as 'batch_stats'."""
   variables = sharding.gather(variables)
-  parts = split_batch(augment(batch, step, task=task, sharding=sharding), task)
+  group_size = getattr(task.model, 'bn_group_size', None)
+  batch = augment(batch, step, task=task, sharding=sharding)
+  parts = split_batch(batch, task.accumulation_steps, group_size)
   images = parts['image']
   if task.accumulation_steps == 1:
     images = images[None]
-  size = getattr(task.model, 'bn_group_size', None) or images.shape[1]
+  size = group_size or images.shape[1]
   # [parts, groups, images of a group, H, W, C]
   groups = images.reshape(len(images), -1, size, *images.shape[2:])
   numbers = jnp.arange(groups.shape[0] * groups.shape[1], dtype=jnp.int32)

@@ -5,7 +5,7 @@ import contextlib
 import time
 from typing import Protocol
 
-from resnet.training.schedules import RunLength
+from resnet.training.batch_size import RunLength
 
 
 class Waiter(Protocol):

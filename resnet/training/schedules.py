@@ -1,34 +1,15 @@
 """Learning rate as a function of `step`, the count of finished updates."""
 
-import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
 import optax
 
 from resnet.errors import InputError
+from resnet.training.batch_size import RunLength
 
 # torch.optim.lr_scheduler.OneCycleLR's.
 _ONE_CYCLE_START, _ONE_CYCLE_END = 1 / 25, 1 / 25 / 1e4
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RunLength:
-  """How long a run is.
-
-  Attributes:
-    batch_size: global, images.
-    num_steps: updates in the whole run.
-    steps_per_epoch: updates in which each image is seen once, on average.
-  """
-
-  batch_size: int
-  num_steps: int
-  steps_per_epoch: float
-
-  def steps(self, epochs: float) -> int:
-    """Returns epochs in whole steps."""
-    return round(epochs * self.steps_per_epoch)
 
 
 def create_schedule(length: RunLength, config: Any) -> optax.Schedule:

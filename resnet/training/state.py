@@ -73,3 +73,22 @@ def create_state(
     ema={} if has_ema else None,
   )
   return state.with_new_ema()
+
+
+def update_ema(state: TrainState, ema_decay: float, every: int) -> TrainState:
+  """Moves the averages towards the weights, faster at first.
+
+    ema = d * ema + (1 - d) * value,  d = min(decay, (1 + n) / (10 + n))
+
+  at the n-th multiple of `every`, so that the first, random weights
+  are soon forgotten (TensorFlow's ExponentialMovingAverage).
+  """
+  n = (state.step // every).astype(jnp.float32)
+  decay = jnp.minimum(ema_decay, (1.0 + n) / (10.0 + n))
+  decay = jnp.where(state.step % every == 0, decay, 1.0)
+  ema = jax.tree.map(
+    lambda mean, value: decay * mean + (1.0 - decay) * value,
+    state.ema,
+    state.variables,
+  )
+  return state.replace(ema=ema)

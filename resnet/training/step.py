@@ -1,13 +1,12 @@
 """One update, and one batch of evaluation: pure functions, jitted below."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 from typing import Any
 
 from flax import linen as nn
 import jax
-from jax import lax
 import jax.numpy as jnp
 import optax
 
@@ -20,15 +19,13 @@ from resnet.data.augment.crop import (
   step_key,
 )
 from resnet.training import compiler, guards, losses, metrics
+from resnet.training.accumulation import mean_over_parts, split_batch
 from resnet.training.sharding import DataSharding
-from resnet.training.state import TrainState
+from resnet.training.state import TrainState, update_ema
 
 # 'image' uint8 [B, H, W, C], 'label' int32 [B], 'mask' bool [B]; and what
 # `augment` makes of it.
 Batch = Mapping[str, jax.Array]
-
-# The most parts of a batch that a CPU's program repeats: each is compiled.
-MOST_UNROLLED_PARTS = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,7 +140,8 @@ def train_step(
     skipped_in_row=jnp.where(is_good, 0, state.skipped_in_row + 1),
     ema=state.ema,
   )
-  new_state = update_ema(new_state, task)
+  if task.ema_decay is not None:
+    new_state = update_ema(new_state, task.ema_decay, task.ema_every_steps)
   if sharding:
     new_state = sharding.split(new_state)
   return new_state, {
@@ -203,28 +201,6 @@ def network_rngs(
   return {'dropout': key if part is None else jax.random.fold_in(key, part)}
 
 
-def update_ema(state: TrainState, task: Task) -> TrainState:
-  """Moves the averages towards the weights, faster at first.
-
-    ema = d * ema + (1 - d) * value,  d = min(decay, (1 + n) / (10 + n))
-
-  at every n-th multiple of `ema_every_steps`, so that the first, random weights
-  are soon forgotten (TensorFlow's ExponentialMovingAverage).
-  """
-  if task.ema_decay is None:
-    return state
-  every = task.ema_every_steps
-  n = (state.step // every).astype(jnp.float32)
-  decay = jnp.minimum(task.ema_decay, (1.0 + n) / (10.0 + n))
-  decay = jnp.where(state.step % every == 0, decay, 1.0)
-  ema = jax.tree.map(
-    lambda mean, value: decay * mean + (1.0 - decay) * value,
-    state.ema,
-    state.variables,
-  )
-  return state.replace(ema=ema)
-
-
 def gradients(
   state: TrainState, batch: Batch, *, task: Task
 ) -> tuple[Any, Any, metrics.Sums]:
@@ -264,72 +240,18 @@ def _gradients_in_parts(
   state: TrainState, batch: Batch, task: Task
 ) -> tuple[Any, Any, metrics.Sums]:
   """As `gradients`, with the memory of `accumulation_steps` parts."""
-  parts = split_batch(batch, task)
+  group_size = getattr(task.model, 'bn_group_size', None)
+  parts = split_batch(batch, task.accumulation_steps, group_size)
   if task.accumulation_steps == 1:
     return gradients(state, parts, task=task)
   # Each part starts from the same statistics: the mean over parts of the
   # updated ones is what the whole batch would have given.
   results = functools.partial(gradients, state, task=task)
-  grads, batch_stats, sums = _mean_over_parts(
+  grads, batch_stats, sums = mean_over_parts(
     results, parts, unroll=task.unroll_parts
   )
   sums = jax.tree.map(lambda x: x * task.accumulation_steps, sums)
   return grads, batch_stats, sums
-
-
-def split_batch(batch: Batch, task: Task) -> Batch:
-  """[B, ...] -> [parts, B / parts, ...]; as it is, for one part.
-
-  A part takes whole groups of batch statistics, and takes them from every
-  device alike, so nothing moves between devices. 'part' is its number.
-  """
-  parts = task.accumulation_steps
-  if parts == 1:
-    return batch
-  group = getattr(task.model, 'bn_group_size', None) or 1
-
-  def split(x: jax.Array) -> jax.Array:
-    x = x.reshape(-1, parts, group, *x.shape[1:])
-    return jnp.moveaxis(x, 1, 0).reshape(parts, -1, *x.shape[3:])
-
-  numbers = jnp.arange(parts, dtype=jnp.int32)
-  return {**jax.tree.map(split, dict(batch)), 'part': numbers}
-
-
-def _mean_over_parts(
-  fn: Callable[[Batch], Any], parts: Batch, *, unroll: bool
-) -> Any:
-  """Returns the mean of fn(part), holding one part's activations at a time."""
-  num_parts = len(parts['label'])
-
-  def take(index: jax.Array | int) -> Batch:
-    return jax.tree.map(
-      lambda x: lax.dynamic_index_in_dim(x, index, keepdims=False), parts
-    )
-
-  def add_part(total: Any, index: jax.Array | int) -> Any:
-    return jax.tree.map(jnp.add, total, fn(take(index)))
-
-  total = jax.tree.map(
-    lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(fn, take(0))
-  )
-  if unroll:
-    for index in range(num_parts):
-      total = add_part(total, index + _zero_after(total))
-  else:
-    total = lax.fori_loop(0, num_parts, lambda i, x: add_part(x, i), total)
-  return jax.tree.map(lambda x: x / num_parts, total)
-
-
-def _zero_after(tree: Any) -> jax.Array:
-  """Returns 0, which XLA cannot know before all arrays of the tree are there.
-
-  So what is computed from it comes later, and the memory of what came before
-  is free. (On a CPU, XLA drops `lax.optimization_barrier` before it schedules.)
-  """
-  some = [x.ravel()[0].astype(jnp.float32) for x in jax.tree.leaves(tree)]
-  some = jnp.stack(some)
-  return jnp.any((some < 0.0) & (some > 0.0)).astype(jnp.int32)
 
 
 def eval_step(

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet.training.step import jit_steps, update_ema
+from resnet.training.state import update_ema
+from resnet.training.step import jit_steps
 from tests.runs import assert_close, batch_of, tiny
 
 
@@ -16,7 +17,11 @@ def test_the_decay_warms_up():
     params={'x': jnp.float32(0.0)}, batch_stats={}
   )
   state, found = state.with_new_ema(), []
-  move = jax.jit(lambda state: update_ema(state, run.task))
+  move = jax.jit(
+    lambda state: update_ema(
+      state, run.task.ema_decay, run.task.ema_every_steps
+    )
+  )
   for step in range(1, 101):
     state = state.replace(step=jnp.int32(step), params={'x': jnp.float32(1.0)})
     state = move(state)

@@ -7,11 +7,11 @@ import pytest
 
 from resnet.data.augment.crop import MIXING, example_keys, step_key
 from resnet.errors import InputError
+from resnet.training.accumulation import split_batch
 from resnet.training.step import (
   gradients,
   jit_steps,
   network_rngs,
-  split_batch,
 )
 from tests import runs
 
@@ -118,7 +118,7 @@ def test_each_step_and_each_part_of_a_batch_drops_paths_of_its_own():
     )
   }
   assert len(keys) == 6
-  parts = split_batch(run.train_reader(0), run.task)
+  parts = split_batch(run.train_reader(0), 2, 4)
   np.testing.assert_array_equal(parts.pop('part'), [0, 1])
   state = run.create_state()
   first = jax.tree.map(lambda x: x[0], parts)

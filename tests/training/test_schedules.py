@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from resnet.errors import InputError
-from resnet.training.schedules import RunLength, create_schedule
+from resnet.training.batch_size import RunLength
+from resnet.training.schedules import create_schedule
 from tests.runs import section
 
 LENGTH = RunLength(batch_size=512, num_steps=100, steps_per_epoch=10.0)
