@@ -3,7 +3,6 @@
 import asyncio
 import base64
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 import contextlib
 import pathlib
 import time
@@ -14,7 +13,6 @@ import numpy as np
 import prometheus_client as prometheus
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
@@ -22,8 +20,7 @@ from starlette.routing import Route
 from resnet.inference.predictor import Predictor
 from resnet.inference.preprocessing import ImageTransform, overlay
 from resnet.serving.batcher import Batcher
-from resnet.serving.body import read_files
-from resnet.serving.limits import BodyLimits
+from resnet.serving.body import BodyReader
 
 _PAGE = pathlib.Path(__file__).parent / 'page'
 _TOP = 5
@@ -72,7 +69,7 @@ class Server:
     *,
     wait_seconds: float,
     max_waiting: int,
-    num_threads: int,
+    max_seconds: float,
   ):
     """Compiles nothing: `predictor` must have been.
 
@@ -80,7 +77,7 @@ class Server:
       predictor: for 'probabilities' and, where there are maps, 'cam'.
       wait_seconds: for more images, after the first of a batch.
       max_waiting: images that may wait; more are refused.
-      num_threads: that decode images.
+      max_seconds: that a body may take to come in.
     """
     self._network = predictor.network
     self._transform = ImageTransform(
@@ -88,7 +85,11 @@ class Server:
     )
     self._max_waiting = max_waiting
     self._waiting = 0
-    self._pool = ThreadPoolExecutor(num_threads, 'decode')
+    self._bodies = BodyReader(
+      max_bytes=_MAX_BYTES,
+      max_held_bytes=_MAX_HELD_BYTES,
+      max_seconds=max_seconds,
+    )
     self._batcher = Batcher(
       predictor,
       max_batch=predictor.batch_sizes[-1],
@@ -105,7 +106,6 @@ class Server:
     self._batcher.start()
     yield
     await self._batcher.close()
-    self._pool.shutdown()
 
   async def predict(self, request: Request) -> Response:
     """POST /predict: an image, or several as multipart/form-data."""
@@ -126,14 +126,14 @@ class Server:
     self._admit(1)  # At once, before anything is read.
     count = 1
     try:
-      files = await read_files(request)
-      if len(files) > self._max_waiting:
-        raise HTTPException(
-          413, f'A request has at most {self._max_waiting} images.'
-        )
-      self._admit(len(files) - 1)
-      count = len(files)
-      return {'images': await self._predict(request, files)}
+      async with self._bodies.read(request) as files:
+        if len(files) > self._max_waiting:
+          raise HTTPException(
+            413, f'A request has at most {self._max_waiting} images.'
+          )
+        self._admit(len(files) - 1)
+        count = len(files)
+        return {'images': await self._predict(request, files)}
     finally:
       self._waiting -= count
 
@@ -141,7 +141,7 @@ class Server:
     self, request: Request, files: list[tuple[str, bytes]]
   ) -> list[dict[str, Any]]:
     images = await asyncio.gather(
-      *(self._in_thread(self._decode, name, data) for name, data in files)
+      *(asyncio.to_thread(self._decode, name, data) for name, data in files)
     )
     rows = await self._batcher(images)
     wants_map = request.query_params.get('map') == '1' and 'cam' in rows[0]
@@ -149,7 +149,7 @@ class Server:
     for (name, _), image, row in zip(files, images, rows, strict=True):
       answer = {'file': name, 'classes': self._classes(row['probabilities'])}
       if wants_map:
-        png = await self._in_thread(overlay, image, row['cam'])
+        png = await asyncio.to_thread(overlay, image, row['cam'])
         data = base64.b64encode(png).decode()
         answer['map'] = f'data:image/png;base64,{data}'
       answers.append(answer)
@@ -163,10 +163,6 @@ class Server:
         headers={'Retry-After': '1'},
       )
     self._waiting += count
-
-  async def _in_thread(self, function: Any, *args: Any) -> Any:
-    loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(self._pool, function, *args)
 
   def _decode(self, name: str, data: bytes) -> np.ndarray:
     try:
@@ -207,41 +203,23 @@ class Server:
     )
 
 
-def create_app(server: Server, *, max_seconds: float) -> Starlette:
-  """Returns the ASGI application of a server.
-
-  Args:
-    server: answers.
-    max_seconds: that a body may take to come in.
-  """
-
-  def page(name: str) -> Any:
-    async def send(request: Request) -> Response:
-      del request
-      return FileResponse(_PAGE / name, headers=_PAGE_HEADERS)
-
-    return send
-
+def create_app(server: Server) -> Starlette:
+  """Returns the ASGI application of a server."""
   return Starlette(
     routes=[
-      Route('/', page('index.html')),
-      Route('/page.css', page('page.css')),
-      Route('/page.js', page('page.js')),
+      *(Route(path, _page) for path in ('/', '/page.css', '/page.js')),
       Route('/predict', server.predict, methods=['POST']),
       Route('/healthz', server.healthz),
       Route('/metrics', server.metrics),
     ],
     lifespan=server.lifespan,
-    middleware=[
-      Middleware(
-        BodyLimits,
-        max_bytes=_MAX_BYTES,
-        max_held_bytes=_MAX_HELD_BYTES,
-        max_seconds=max_seconds,
-      )
-    ],
     exception_handlers={HTTPException: _error, Exception: _error},
   )
+
+
+async def _page(request: Request) -> Response:
+  name = request.url.path.removeprefix('/') or 'index.html'
+  return FileResponse(_PAGE / name, headers=_PAGE_HEADERS)
 
 
 async def _error(request: Request, error: Any) -> Response:

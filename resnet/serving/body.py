@@ -1,57 +1,97 @@
-"""The images in the body of a request."""
+"""The images in the bodies of requests, bounded in bytes and in time."""
 
-from typing import Any
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+import contextlib
 
-import python_multipart
+from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 _TYPES = ('image/png', 'image/jpeg', 'image/jpg', 'application/octet-stream')
+_FORM = 'multipart/form-data'
 
 
-async def read_files(request: Request) -> list[tuple[str, bytes]]:
-  """Returns name and bytes of each image of a request, kept in memory.
+class BodyReader:
+  """Reads bodies; bounds each of them, and all that are held at once."""
 
-  Raises:
-    HTTPException: the type is another one, or the form is damaged or empty.
-  """
-  kind = request.headers.get('content-type', '').partition(';')[0]
-  kind = kind.strip().lower()
-  if kind in _TYPES:
-    return [('', await _body(request))]
-  if kind != 'multipart/form-data':
-    raise HTTPException(
-      415,
-      f'The type is {kind!r}; expected {", ".join(_TYPES)} or'
-      ' multipart/form-data.',
-    )
-  body = await _body(request)
-  files = []
+  def __init__(
+    self, *, max_bytes: int, max_held_bytes: int, max_seconds: float
+  ):
+    """Holds nothing yet.
 
-  def on_file(file: Any) -> None:
-    file.file_object.seek(0)
-    name = (file.file_name or b'').decode(errors='replace')
-    files.append((name, file.file_object.read()))
+    Args:
+      max_bytes: of a body.
+      max_held_bytes: of the bodies of all requests that are not answered.
+      max_seconds: that a body may take to come in.
+    """
+    self._max_bytes = max_bytes
+    self._max_held_bytes = max_held_bytes
+    self._max_seconds = max_seconds
+    self._held_bytes = 0
 
-  try:
-    parser = python_multipart.create_form_parser(
-      {'Content-Type': request.headers['content-type'].encode()},
-      None,
-      on_file,
-      # Nothing goes to the disk.
-      config={'MAX_MEMORY_FILE_SIZE': len(body) + 1},
-    )
-    parser.write(body)
-    parser.finalize()
-  except Exception as error:
-    raise HTTPException(400, f'The form cannot be read: {error}') from None
-  if not files:
-    raise HTTPException(400, 'The form holds no file.')
-  return files
+  @contextlib.asynccontextmanager
+  async def read(
+    self, request: Request
+  ) -> AsyncIterator[list[tuple[str, bytes]]]:
+    """Reads name and bytes of each image of a request into memory.
 
+    The body counts as held until the context ends.
 
-async def _body(request: Request) -> bytes:
-  try:
-    return await request.body()
-  except ClientDisconnect:  # Nobody reads this answer; it is counted.
-    raise HTTPException(400, 'The client has gone.') from None
+    Raises:
+      HTTPException: the body is too large or too slow, the type is another
+        one, or the form is damaged or empty.
+    """
+    size = 0
+
+    async def chunks() -> AsyncGenerator[bytes, None]:
+      nonlocal size
+      async for chunk in request.stream():
+        size += len(chunk)
+        self._held_bytes += len(chunk)
+        self._check_size(size)
+        yield chunk
+
+    claimed = request.headers.get('content-length', '')
+    self._check_size(int(claimed) if claimed.isdigit() else 0)
+    try:
+      yield await self._read(request, chunks())
+    finally:
+      self._held_bytes -= size
+
+  def _check_size(self, size: int) -> None:
+    if size > self._max_bytes:
+      text = f'A body has at most {self._max_bytes:,} bytes: send less at once.'
+      raise HTTPException(413, text)
+    if self._held_bytes > self._max_held_bytes:
+      text = 'Too many bytes wait already: try again.'
+      raise HTTPException(503, text, {'Retry-After': '1'})
+
+  async def _read(
+    self, request: Request, chunks: AsyncGenerator[bytes, None]
+  ) -> list[tuple[str, bytes]]:
+    kind = request.headers.get('content-type', '').partition(';')[0]
+    kind = kind.strip().lower()
+    if kind not in (*_TYPES, _FORM):
+      text = f'The type is {kind!r}; expected {", ".join(_TYPES)} or {_FORM}.'
+      raise HTTPException(415, text)
+    try:
+      async with asyncio.timeout(self._max_seconds):
+        if kind != _FORM:
+          return [('', b''.join([chunk async for chunk in chunks]))]
+        parser = MultiPartParser(request.headers, chunks)
+        parser.spool_max_size = self._max_bytes + 1  # Nothing goes to the disk.
+        form = await parser.parse()
+    except TimeoutError:
+      text = f'The body took more than {self._max_seconds:g} s.'
+      raise HTTPException(408, text, {'Connection': 'close'}) from None
+    except ClientDisconnect:  # Nobody reads this answer; it is counted.
+      raise HTTPException(400, 'The client has gone.') from None
+    except MultiPartException as error:
+      text = f'The form cannot be read: {error.message}'
+      raise HTTPException(400, text) from None
+    files = [f for _, f in form.multi_items() if isinstance(f, UploadFile)]
+    if not files:
+      raise HTTPException(400, 'The form holds no file.')
+    return [(file.filename or '', await file.read()) for file in files]

@@ -10,7 +10,6 @@ accepted is answered first. Needs: pip install -r requirements-serve.txt
 """
 
 import argparse
-import functools
 import socket
 import sys
 from typing import Any
@@ -32,7 +31,6 @@ def main(args: argparse.Namespace) -> None:
     import uvicorn
 
     from resnet.serving.app import Server, create_app
-    from resnet.serving.connection import Connection
   except ImportError as error:
     raise InputError(
       f'Serving needs packages ({error}): pip install -r requirements-serve.txt'
@@ -44,13 +42,11 @@ def main(args: argparse.Namespace) -> None:
       predictor,
       wait_seconds=args.wait_milliseconds / 1000,
       max_waiting=args.max_waiting,
-      num_threads=args.num_threads,
+      max_seconds=args.request_seconds,
     )
-    max_seconds = args.request_seconds
-    http: Any = functools.partial(Connection, max_seconds=max_seconds)
     config = uvicorn.Config(
-      create_app(server, max_seconds=max_seconds),
-      http=http,
+      create_app(server),
+      http='h11',
       ws='none',
       log_level='warning',
       access_log=False,
@@ -73,7 +69,6 @@ def _check(args: argparse.Namespace) -> None:
     raise InputError(f'--port={args.port} is not in 0 .. {2**16 - 1}.')
   for name in (
     'max_waiting',
-    'num_threads',
     'request_seconds',
     'grace_seconds',
   ):
@@ -136,12 +131,11 @@ def parser() -> command.Parser:
     default=256,
     help='images; more are answered with 503',
   )
-  add('--num-threads', type=int, default=4, help='that decode')
   add(
     '--request-seconds',
     type=int,
     default=10,
-    help='that the headers, and the body, of a request may take to come in',
+    help='that the body of a request may take to come in',
   )
   add(
     '--grace-seconds',

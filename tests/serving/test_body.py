@@ -4,8 +4,9 @@ import asyncio
 
 import pytest
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 
-from resnet.serving.limits import BodyLimits
+from resnet.serving.body import BodyReader
 
 
 def test_bodies_that_are_held_are_bounded_together():
@@ -14,20 +15,7 @@ def test_bodies_that_are_held_are_bounded_together():
   async def main():
     is_held = asyncio.Event()
     sizes = []
-
-    async def app(scope, receive, send):
-      del scope, send
-      size, more = 0, True
-      while more:
-        message = await receive()
-        size += len(message['body'])
-        more = message['more_body']
-      sizes.append(size)
-      await is_held.wait()
-
-    limits = BodyLimits(
-      app, max_bytes=100, max_held_bytes=150, max_seconds=600.0
-    )
+    bodies = BodyReader(max_bytes=100, max_held_bytes=150, max_seconds=600.0)
 
     async def request():
       parts = iter(range(6))
@@ -37,7 +25,11 @@ def test_bodies_that_are_held_are_bounded_together():
         more = next(parts) < 5
         return {'type': 'http.request', 'body': b'x' * 10, 'more_body': more}
 
-      await limits({'type': 'http', 'headers': []}, receive, None)
+      headers = [(b'content-type', b'image/png')]
+      scope = {'type': 'http', 'headers': headers}
+      async with bodies.read(Request(scope, receive)) as files:
+        sizes.append(len(files[0][1]))
+        await is_held.wait()
 
     tasks = [asyncio.create_task(request()) for _ in range(2)]
     while len(sizes) < 2:
