@@ -1,5 +1,6 @@
 """Files that are written whole, and folders that one command uses at a time."""
 
+from collections.abc import Iterator
 import contextlib
 import datetime
 import fcntl
@@ -16,22 +17,34 @@ from resnet.errors import InputError
 LOCK_FILE = '.lock'
 
 
+@contextlib.contextmanager
+def replacing(path: str) -> Iterator[str]:
+  """Yields the path of a temporary file that replaces `path` at the end.
+
+  It is on disk before it is renamed. After an error `path` is as it was, and
+  the temporary file is gone.
+  """
+  folder, name = os.path.split(path)
+  descriptor, temporary = tempfile.mkstemp(
+    dir=folder or '.', prefix=f'.{name}.'
+  )
+  try:
+    yield temporary
+    os.fsync(descriptor)
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)
+  except BaseException:
+    os.unlink(temporary)
+    raise
+  finally:
+    os.close(descriptor)
+
+
 def write_atomically(path: str, content: str | bytes) -> None:
   """Writes a file whole or not at all, and leaves it on disk."""
-  folder, name = os.path.split(path)
   data = content.encode() if isinstance(content, str) else content
-  with tempfile.NamedTemporaryFile(
-    dir=folder or '.', prefix=f'.{name}.', delete=False
-  ) as file:
-    try:
-      file.write(data)
-      file.flush()
-      os.fsync(file.fileno())
-      os.chmod(file.name, 0o644)
-      os.replace(file.name, path)
-    except BaseException:
-      os.unlink(file.name)
-      raise
+  with replacing(path) as temporary, open(temporary, 'wb') as file:
+    file.write(data)
 
 
 def check_writable(folder: str) -> None:
