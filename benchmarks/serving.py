@@ -70,7 +70,7 @@ class _Server:
     self.process = subprocess.Popen(
       [
         *(sys.executable, '-m', 'resnet.tools.serve', f'--weights={path}'),
-        *('--port=0', f'--max-batch={max_batch}', '--num-threads=2'),
+        *('--port=0', f'--max-batch={max_batch}'),
       ],
       cwd=_ROOT,
       stdout=subprocess.PIPE,

@@ -16,7 +16,12 @@ import safetensors.numpy
 
 from resnet.errors import InputError
 from resnet.export import onnx
-from resnet.inference.network import Function, Network
+from resnet.inference.network import (
+  Function,
+  Network,
+  create_network,
+  read_weights,
+)
 from resnet.inference.preprocessing import normalize
 from resnet.weights import Preprocessing
 
@@ -25,9 +30,13 @@ FILES = {'stablehlo': 'model.stablehlo', 'onnx': 'model.onnx'}
 WEIGHTS = 'weights.safetensors'
 
 
-def is_exported(path: str) -> bool:
-  """Whether a path is a folder that `export` wrote."""
-  return os.path.isfile(os.path.join(path, MANIFEST))
+def open_network(
+  source: str, model: str | None = None, dtype: str = 'float32'
+) -> Network:
+  """Opens a folder that `export` wrote, or weights as `read_weights` does."""
+  if os.path.isfile(os.path.join(source, MANIFEST)):
+    return open_exported(source)
+  return create_network(read_weights(source, model, dtype=dtype))
 
 
 def load_program(folder: str, format_: str) -> Callable[[Any], Any]:

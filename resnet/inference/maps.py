@@ -56,6 +56,8 @@ def grad_cam(
   Returns:
     float32 [B, h, w], with the resolution of the stage.
   """
+  if getattr(model, 'scan_blocks', False):
+    model = model.clone(scan_blocks=False)  # A loop has no last block.
   block = f'stage{stage}_block{model.stage_sizes[stage - 1]}'
   features = jax.eval_shape(
     lambda: model.apply(variables, images, train=False, method='features')

@@ -52,6 +52,23 @@ class Network:
     size = self.preprocessing.image_size
     return size, size, len(self.preprocessing.mean)
 
+  def top_classes(
+    self, probabilities: np.ndarray, count: int
+  ) -> list[dict[str, Any]]:
+    """Returns index, name and probability of the likeliest classes, in order.
+
+    Of equal ones the first comes first, as argmax has it.
+    """
+    order = np.argsort(-probabilities, kind='stable')[:count]
+    return [
+      {
+        'index': int(index),
+        'name': self.class_names[index],
+        'probability': float(probabilities[index]),
+      }
+      for index in order
+    ]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Weights:
@@ -149,12 +166,9 @@ def create_network(weights: Weights) -> Network:
       f' preprocessing for {channels}.'
     )
   stages = [f'stage{i + 1}' for i in range(len(weights.model.stage_sizes))]
-  on_device: list[Any] = []
+  variables = jax.device_put(weights.variables)
 
   def compile_(batch_size: int, outputs: tuple[str, ...]) -> Function:
-    if not on_device:
-      on_device.append(jax.device_put(weights.variables))
-    variables = on_device[0]
     size = weights.preprocessing.image_size
     images = jax.ShapeDtypeStruct((batch_size, size, size, channels), jnp.uint8)
     function = functools.partial(_forward, weights, outputs)
@@ -168,12 +182,7 @@ def create_network(weights: Weights) -> Network:
     preprocessing=weights.preprocessing,
     class_names=weights.class_names,
     outputs=(
-      'logits',
-      'probabilities',
-      'stem',
-      *stages,
-      'pooled',
-      'cam',
+      *('logits', 'probabilities', 'stem', *stages, 'pooled', 'cam'),
       *(f'gradcam_{stage}' for stage in stages),
     ),
     compile=compile_,
@@ -187,35 +196,22 @@ def _forward(
   # What is asked for twice, XLA computes once.
   logits = weights.logits(variables, images)
   labels = jnp.argmax(logits, axis=1).astype(jnp.int32)
-  normalized = normalize(images, weights.preprocessing)
-  results = {}
-  for name in outputs:
+  images = normalize(images, weights.preprocessing)
+
+  def compute(name: str) -> jax.Array:
     if name == 'logits':
-      results[name] = logits
-    elif name == 'probabilities':
-      results[name] = jax.nn.softmax(logits)
-    elif name == 'cam':
-      results[name] = maps.class_activation_map(
-        model, variables, normalized, labels
-      )
-    elif name.startswith('gradcam_stage'):
+      return logits
+    if name == 'probabilities':
+      return jax.nn.softmax(logits)
+    if name == 'cam':
+      return maps.class_activation_map(model, variables, images, labels)
+    if name.startswith('gradcam_stage'):
       stage = int(name.removeprefix('gradcam_stage'))
-      results[name] = maps.grad_cam(
-        # A loop over equal blocks has no last block.
-        model.clone(scan_blocks=False)
-        if getattr(model, 'scan_blocks', False)
-        else model,
-        variables,
-        normalized,
-        labels,
-        stage,
-      )
-    else:
-      features = model.apply(
-        variables, normalized, train=False, method='features'
-      )
-      results[name] = features[name].astype(jnp.float32)
-  return results
+      return maps.grad_cam(model, variables, images, labels, stage)
+    features = model.apply(variables, images, train=False, method='features')
+    return features[name].astype(jnp.float32)
+
+  return {name: compute(name) for name in outputs}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -179,15 +179,7 @@ class Server:
       raise HTTPException(
         500, 'The logits are not finite: the weights are damaged.'
       )
-    order = np.argsort(-probabilities, kind='stable')[:_TOP]
-    return [
-      {
-        'index': int(index),
-        'name': self._network.class_names[index],
-        'probability': float(probabilities[index]),
-      }
-      for index in order
-    ]
+    return self._network.top_classes(probabilities, _TOP)
 
   async def healthz(self, request: Request) -> Response:
     """GET /healthz."""

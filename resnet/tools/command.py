@@ -43,6 +43,14 @@ class ConfigParser(Parser):
     return namespace
 
 
+def positive(text: str) -> int:
+  """The type of a flag whose value is a whole number from 1 up."""
+  number = int(text)
+  if number < 1:
+    raise argparse.ArgumentTypeError(f'{text} must be positive')
+  return number
+
+
 def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> None:
   """Parses the command line and runs `main` with it."""
   logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax says much.

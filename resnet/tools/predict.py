@@ -14,7 +14,7 @@ with the weights. A line each on stdout.
 
 import argparse
 from collections.abc import Iterator
-import contextlib
+from concurrent.futures import ThreadPoolExecutor
 import os
 import sys
 from typing import Any
@@ -23,117 +23,97 @@ import numpy as np
 import tqdm
 
 from resnet.errors import InputError, readable
-from resnet.export.exported import is_exported, open_exported
+from resnet.export.exported import open_network
 from resnet.files import to_json, write_atomically
-from resnet.inference.features import FeaturesFile
+from resnet.inference.features import write_features
 from resnet.inference.images import (
-  decode_ahead,
-  in_batches,
+  check_names_differ,
+  decode_files,
   list_images,
-  name_targets,
 )
-from resnet.inference.network import (
-  Network,
-  add_arguments,
-  create_network,
-  read_weights,
-)
+from resnet.inference.network import Network, add_arguments
 from resnet.inference.predictor import Predictor
 from resnet.inference.preprocessing import ImageTransform, overlay
 from resnet.tools import command
 
 
 def main(args: argparse.Namespace) -> None:
-  """Predicts; told apart from the parser for tests."""
+  """Predicts, and prints or writes the results."""
   _check(args)
   files = list_images(args.images)
-  maps = name_targets(args.images, files, args.explain) if args.explain else {}
-  network = _open(args)
+  if args.explain:
+    check_names_differ(files)
+  network = open_network(args.weights, args.model, args.dtype)
   transform = ImageTransform(
     preprocessing=network.preprocessing, views=_views(args)
   )
-  outputs = ['probabilities']
-  if args.features:
-    outputs = [args.features]
-  if args.explain:
-    outputs += ['cam', *(f'gradcam_{stage}' for stage in args.stage)]
+  maps = ['cam', *(f'gradcam_{stage}' for stage in args.stage)]
+  outputs = [args.features or 'probabilities', *(maps if args.explain else [])]
   # One image does not wait for the padding of many.
   size = min(args.batch_size, len(files))
   predictor = Predictor(network, outputs, [size * transform.num_views])
-  if args.explain:
-    _make_folders(maps.values())
-  writer = FeaturesFile(args.out) if args.features else None
-  with writer or contextlib.nullcontext():
-    for names, images, results in _results(args, predictor, transform, files):
-      if writer:
-        writer.write(names, results[args.features])
-      else:
-        _print(args, network, names, results['probabilities'])
-      for row, name in enumerate(names if args.explain else []):
-        for kind in outputs[1:]:
-          picture = overlay(images[row], results[kind][row])
-          write_atomically(f'{maps[name]}.{kind}.png', picture)
+  batches = _batches(args, transform, list(files))
+
+  def results() -> Iterator[tuple[list[str], np.ndarray]]:
+    """Yields names [B] and the first of the outputs; writes the others."""
+    for (names, crops), rows in _predict(predictor, transform, batches):
+      for kind in outputs[1:]:
+        for name, crop, heat in zip(names, crops, rows[kind], strict=True):
+          path = os.path.join(args.explain, f'{files[name]}.{kind}.png')
+          _write_picture(path, overlay(crop, heat))
+      yield names, rows[outputs[0]]
+
+  if args.features:
+    write_features(args.out, results())
+  else:
+    for names, probabilities in results():
+      _print(args, network, names, probabilities)
 
 
-def _open(args: argparse.Namespace) -> Network:
-  if is_exported(args.weights):
-    return open_exported(args.weights)
-  return create_network(
-    read_weights(args.weights, args.model, dtype=args.dtype)
-  )
-
-
-def _results(
-  args: argparse.Namespace,
-  predictor: Predictor,
-  transform: ImageTransform,
-  files: list[str],
-) -> Iterator[tuple[list[str], np.ndarray, dict[str, np.ndarray]]]:
-  """Yields names [B], central crops [B, S, S, C], and means over the views.
-
-  Maps are those of the central crop: the first view.
-  """
-  views = transform.num_views
-  batch_size = predictor.batch_sizes[-1] // views
-  decoded = decode_ahead(
-    files, transform, num_threads=args.num_threads, ahead=2 * batch_size
-  )
-
-  def good() -> Iterator[tuple[str, np.ndarray]]:
-    # Only for people: nothing where stderr is a file.
-    with tqdm.tqdm(
-      total=len(files), unit=' images', disable=_quiet(files), file=sys.stderr
-    ) as bar:
-      for name, image in decoded:
+def _batches(
+  args: argparse.Namespace, transform: ImageTransform, files: list[str]
+) -> Iterator[tuple[tuple[list[str], np.ndarray], np.ndarray]]:
+  """Yields names [B] and central crops [B, S, S, C], and all crops."""
+  # Only for people: nothing where stderr is a file.
+  is_quiet = len(files) == 1 or not sys.stderr.isatty()
+  with (
+    ThreadPoolExecutor(args.num_threads) as pool,
+    tqdm.tqdm(
+      total=len(files), unit=' images', disable=is_quiet, file=sys.stderr
+    ) as bar,
+  ):
+    for start in range(0, len(files), args.batch_size):
+      part = files[start : start + args.batch_size]
+      names, images = [], []
+      for name, image in decode_files(part, transform, pool):
         bar.update()
         if not isinstance(image, InputError):
-          yield name, image
+          names.append(name)
+          images.append(image)
         elif args.on_bad_image == 'error':
           raise image
         else:
           bar.write(f'left out: {image}', file=sys.stderr)
+      if names:
+        yield (names, np.stack([i[0] for i in images])), np.concatenate(images)
 
-  def batches() -> Iterator[tuple[Any, np.ndarray]]:
-    for names, images in in_batches(good(), batch_size):
-      yield (names, images[::views]), images
 
-  for (names, images), results in predictor.stream(batches()):
+def _predict(
+  predictor: Predictor, transform: ImageTransform, batches: Any
+) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
+  """Yields probabilities as means over the views, the rest of the first."""
+  for key, rows in predictor.stream(batches):
     by_view = {
-      key: value.reshape(len(names), views, *value.shape[1:])
-      for key, value in results.items()
+      name: value.reshape(-1, transform.num_views, *value.shape[1:])
+      for name, value in rows.items()
     }
     yield (
-      names,
-      images,
+      key,
       {
-        key: value.mean(1) if key == 'probabilities' else value[:, 0]
-        for key, value in by_view.items()
+        name: value.mean(1) if name == 'probabilities' else value[:, 0]
+        for name, value in by_view.items()
       },
     )
-
-
-def _quiet(files: list[str]) -> bool:
-  return len(files) == 1 or not sys.stderr.isatty()
 
 
 def _print(
@@ -149,16 +129,7 @@ def _print(
         f'warning: the logits of {readable(file)} are not finite',
         file=sys.stderr,
       )
-    # Of equal ones the first, as argmax has it.
-    order = np.argsort(-row, kind='stable')[: args.top]
-    classes = [
-      {
-        'index': int(index),
-        'name': network.class_names[index],
-        'probability': float(row[index]),
-      }
-      for index in order
-    ]
+    classes = network.top_classes(row, args.top)
     if args.json:
       line = to_json({'file': readable(file), 'classes': classes})
     else:
@@ -173,11 +144,6 @@ def _views(args: argparse.Namespace) -> str:
 
 
 def _check(args: argparse.Namespace) -> None:
-  for name in ('top', 'batch_size', 'num_threads'):
-    if getattr(args, name) < 1:
-      raise InputError(
-        f'--{name.replace("_", "-")}={getattr(args, name)} must be positive.'
-      )
   if args.flip and args.ten_crop:
     raise InputError('--ten_crop flips already: leave --flip out.')
   if bool(args.features) != bool(args.out):
@@ -194,12 +160,12 @@ def _check(args: argparse.Namespace) -> None:
     raise InputError('--stage needs --explain=DIR.')
 
 
-def _make_folders(paths: Any) -> None:
-  for folder in {os.path.dirname(path) for path in paths}:
-    try:
-      os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-      raise InputError(f'{folder} cannot be made: {error.strerror}.') from None
+def _write_picture(path: str, picture: bytes) -> None:
+  try:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    write_atomically(path, picture)
+  except OSError as error:
+    raise InputError(f'{path} cannot be written: {error.strerror}.') from None
 
 
 def parser() -> command.Parser:
@@ -212,7 +178,7 @@ def parser() -> command.Parser:
   add = result.add_argument
   add('images', metavar='IMAGE|FOLDER', nargs='+')
   add_arguments(result)
-  add('--top', type=int, default=5, help='classes a line')
+  add('--top', type=command.positive, default=5, help='classes a line')
   add('--json', action='store_true', help='a JSON object a line')
   add('--flip', action='store_true', help='average with the mirror image')
   add(
@@ -231,8 +197,8 @@ def parser() -> command.Parser:
     metavar='stageN',
     help='with --explain: Grad-CAM of this stage too; may be repeated',
   )
-  add('--batch-size', type=int, default=32, help='images')
-  add('--num-threads', type=int, default=4, help='that decode')
+  add('--batch-size', type=command.positive, default=32, help='images')
+  add('--num-threads', type=command.positive, default=4, help='that decode')
   add(
     '--on-bad-image',
     choices=('error', 'skip'),

@@ -12,11 +12,10 @@ accepted is answered first. Needs: pip install -r requirements-serve.txt
 import argparse
 import socket
 import sys
-from typing import Any
 
 from resnet.errors import InputError
-from resnet.export.exported import is_exported, open_exported
-from resnet.inference.network import add_arguments, create_network, read_weights
+from resnet.export.exported import open_network
+from resnet.inference.network import add_arguments
 from resnet.inference.predictor import Predictor
 from resnet.tools import command
 
@@ -36,7 +35,10 @@ def main(args: argparse.Namespace) -> None:
       f'Serving needs packages ({error}): pip install -r requirements-serve.txt'
     ) from None
   with _listen(args.host, args.port) as listener:
-    predictor = _predictor(args)
+    network = open_network(args.weights, args.model, args.dtype)
+    outputs = [n for n in ('probabilities', 'cam') if n in network.outputs]
+    sizes = [size for size in _SIZES if size <= args.max_batch]
+    predictor = Predictor(network, outputs, sizes)
     predictor.compile()
     server = Server(
       predictor,
@@ -53,7 +55,7 @@ def main(args: argparse.Namespace) -> None:
       timeout_graceful_shutdown=args.grace_seconds,
     )
     host, port = listener.getsockname()[:2]
-    print(f'{predictor.network.name}: http://{host}:{port}', flush=True)
+    print(f'{network.name}: http://{host}:{port}', flush=True)
     try:
       uvicorn.Server(config).run(sockets=[listener])
     except KeyboardInterrupt:  # At the end uvicorn sends itself the signal.
@@ -61,21 +63,8 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-  if args.max_batch not in _SIZES:
-    raise InputError(
-      f'--max-batch={args.max_batch} is none of {", ".join(map(str, _SIZES))}.'
-    )
   if not 0 <= args.port < 2**16:
     raise InputError(f'--port={args.port} is not in 0 .. {2**16 - 1}.')
-  for name in (
-    'max_waiting',
-    'request_seconds',
-    'grace_seconds',
-  ):
-    if getattr(args, name) < 1:
-      raise InputError(
-        f'--{name.replace("_", "-")}={getattr(args, name)} must be positive.'
-      )
   if not 0 <= args.wait_milliseconds <= 1000:
     raise InputError(
       f'--wait-milliseconds={args.wait_milliseconds} is not in 0 .. 1000.'
@@ -93,20 +82,6 @@ def _listen(host: str, port: int) -> socket.socket:
     ) from None
 
 
-def _predictor(args: argparse.Namespace) -> Predictor:
-  if is_exported(args.weights):
-    network = open_exported(args.weights)
-  else:
-    network = create_network(
-      read_weights(args.weights, args.model, dtype=args.dtype)
-    )
-  outputs: Any = [
-    name for name in ('probabilities', 'cam') if name in network.outputs
-  ]
-  sizes = [size for size in _SIZES if size <= args.max_batch]
-  return Predictor(network, outputs, sizes)
-
-
 def parser() -> command.Parser:
   """Returns the parser of the command line."""
   result = command.Parser(
@@ -118,7 +93,14 @@ def parser() -> command.Parser:
   add_arguments(result)
   add('--host', default='127.0.0.1', help='0.0.0.0 is for all machines')
   add('--port', type=int, default=8000, help='0: any that is free')
-  add('--max-batch', type=int, default=16, help='images predicted at once')
+  add(
+    '--max-batch',
+    type=int,
+    choices=_SIZES,
+    default=16,
+    metavar='MAX_BATCH',
+    help='images predicted at once',
+  )
   add(
     '--wait-milliseconds',
     type=float,
@@ -127,19 +109,19 @@ def parser() -> command.Parser:
   )
   add(
     '--max-waiting',
-    type=int,
+    type=command.positive,
     default=256,
     help='images; more are answered with 503',
   )
   add(
     '--request-seconds',
-    type=int,
+    type=command.positive,
     default=10,
     help='that the body of a request may take to come in',
   )
   add(
     '--grace-seconds',
-    type=int,
+    type=command.positive,
     default=30,
     help='after a signal, to answer what was accepted',
   )

@@ -14,7 +14,7 @@ from resnet.errors import InputError, RunError
 from resnet.export import export as export_lib
 from resnet.export import onnx
 from resnet.export.export import export
-from resnet.export.exported import is_exported, open_exported
+from resnet.export.exported import open_exported, open_network
 from resnet.inference.network import Weights, create_network
 from resnet.inference.predictor import Predictor
 from resnet.models import layers
@@ -111,9 +111,8 @@ def test_an_exported_folder_predicts_as_the_network(
 ):
   folder = str(tmp_path / 'out')
   assert_equal_logits(write(small, folder, format_, inside), format_)
-  assert is_exported(folder)
   images = np.random.default_rng(1).integers(0, 256, (5, 16, 16, 3), np.uint8)
-  network = open_exported(folder)
+  network = open_network(folder)
   results = [
     Predictor(network, ['probabilities'], [8])(images)['probabilities']
     for network in (create_network(small), network)

@@ -163,6 +163,6 @@ def test_training_and_prediction_pass_over_the_same_files(folder, tmp_path):
   link.mkdir()
   (link / 'photos').symlink_to(folder / 'train')
   (link / 'loop').symlink_to(link)
-  assert list_images([str(link)]) == [
+  assert list(list_images([str(link)])) == [
     str(link / 'photos' / name) for name in sorted(trained)
   ]
