@@ -18,7 +18,12 @@ from resnet.inference import maps
 from resnet.inference.preprocessing import normalize
 from resnet.models import create_model
 from resnet.training import compiler
-from resnet.weights import Preprocessing, open_source, read_source
+from resnet.weights import (
+  Preprocessing,
+  image_channels,
+  open_source,
+  read_source,
+)
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
@@ -158,12 +163,11 @@ def read_weights(
 def create_network(weights: Weights) -> Network:
   """Returns the network of weights; they are put on the default device."""
   channels = len(weights.preprocessing.mean)
-  params = weights.variables['params']
-  stem = params.get('stem_conv') or params['stem_conv1']
-  if stem['kernel'].shape[2] != channels:
+  expected = image_channels(weights.variables)
+  if expected != channels:
     raise InputError(
-      f'{weights.name} has a network for {stem["kernel"].shape[2]} channels and'
-      f' preprocessing for {channels}.'
+      f'{weights.name} has a network for {expected} channels and preprocessing'
+      f' for {channels}.'
     )
   stages = [f'stage{i + 1}' for i in range(len(weights.model.stage_sizes))]
   variables = jax.device_put(weights.variables)

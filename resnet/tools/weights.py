@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import functools
 import math
+import re
 from typing import Any
 
 import jax
@@ -26,10 +27,14 @@ from resnet.weights import (
   Preprocessing,
   Source,
   check_source,
+  image_channels,
   open_source,
   read_source,
   save_weights,
 )
+
+# The part of a tensor's name that is its block: timm's v2, torchvision's, ours.
+_BLOCK = re.compile(r'(stages\.\d+\.blocks|layer\d+)\.\d+|stage\d+_block\d+')
 
 
 def convert(args: argparse.Namespace) -> None:
@@ -46,8 +51,7 @@ def convert(args: argparse.Namespace) -> None:
   )
   variables = read_source(source, model, **source.metadata.overrides)
   num_classes = len(variables['params']['head']['bias'])
-  names = metadata.names_of(num_classes)
-  if args.class_names and names != metadata.class_names:
+  if args.class_names and len(metadata.class_names or ()) != num_classes:
     raise InputError(
       f'{args.class_names} has {len(metadata.class_names or ())} class names'
       f' for {num_classes} classes.'
@@ -59,8 +63,6 @@ def convert(args: argparse.Namespace) -> None:
 
 def compare(args: argparse.Namespace) -> None:
   """Prints the largest difference of each stage's activations."""
-  if args.batch_size < 1 or not 1 <= args.image_size <= 4096:
-    raise InputError('--batch-size must be positive, --image-size 1 to 4096.')
   sources = [open_source(source) for source in (args.source, args.other)]
   model = _model(sources[0], args.model or sources[1].metadata.model)
   overrides = sources[0].metadata.overrides or sources[1].metadata.overrides
@@ -97,9 +99,7 @@ def inspect(args: argparse.Namespace) -> None:
 
 def _fitting(source: Source) -> list[str]:
   """Returns the networks that have these tensors, by name."""
-  blocks = {
-    block for name in source.tensors if (block := _block(name)) is not None
-  }
+  blocks = {m.group() for m in map(_BLOCK.search, source.tensors) if m}
   names = []
   for name in list_models():
     # Tracing a network takes long; counting its blocks does not.
@@ -111,16 +111,6 @@ def _fitting(source: Source) -> list[str]:
       continue
     names.append(name)
   return names
-
-
-def _block(name: str) -> str | None:
-  """Returns the block that a tensor belongs to, None outside of blocks."""
-  parts = name.split('.' if '.' in name else '/')
-  if parts[0] == 'stages':
-    return '.'.join(parts[:4])
-  if parts[0].startswith('layer') and parts[1:2] and parts[1].isdigit():
-    return '.'.join(parts[:2])
-  return parts[1] if len(parts) > 1 and '_block' in parts[1] else None
 
 
 def _model(source: Source, given: str | None) -> str:
@@ -141,23 +131,20 @@ def _activations(
   args: argparse.Namespace,
 ) -> dict[str, np.ndarray]:
   params = variables['params']
-  stem = params.get('stem_conv') or params['stem_conv1']
   shape = (args.batch_size, args.image_size, args.image_size)
   images = np.random.default_rng(0).standard_normal(
-    (*shape, stem['kernel'].shape[2]), np.float32
+    (*shape, image_channels(variables)), np.float32
   )
   num_classes = len(params['head']['bias'])
   network = create_model(model, num_classes=num_classes, **overrides)
   features = functools.partial(network.apply, train=False, method='features')
-  result = dict(jax.jit(features)(variables, images))
-  pooled = np.asarray(result['pooled'])
-  logits = pooled @ params['head']['kernel'] + params['head']['bias']
-  order = ['stem', *sorted(key for key in result if key.startswith('stage'))]
-  return {
-    **{key: np.asarray(result[key]) for key in order},
-    'pooled': pooled,
-    'logits': logits,
+  found = {
+    k: np.asarray(v) for k, v in jax.jit(features)(variables, images).items()
   }
+  stages = sorted(key for key in found if key.startswith('stage'))
+  logits = found['pooled'] @ params['head']['kernel'] + params['head']['bias']
+  order = ('stem', *stages, 'pooled')
+  return {**{key: found[key] for key in order}, 'logits': logits}
 
 
 def _print_metadata(metadata: Metadata) -> None:
@@ -240,8 +227,10 @@ def parser() -> command.Parser:
   sub = add(compare)
   sub.add_argument('other', metavar='SOURCE')
   sub.add_argument('--model', help='default: the one that a SOURCE names')
-  sub.add_argument('--batch-size', type=int, default=4)
-  sub.add_argument('--image-size', type=int, default=64, help='pixels')
+  sub.add_argument('--batch-size', type=command.positive, default=4)
+  sub.add_argument(
+    '--image-size', type=command.positive, default=64, help='pixels'
+  )
 
   sub = add(inspect)
   sub.add_argument('--tensors', action='store_true', help='list them all')

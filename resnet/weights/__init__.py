@@ -6,21 +6,17 @@ is refused by name, before any of it is read.
 """
 
 from collections.abc import Mapping
-import os
-import tempfile
 from typing import Any
-import warnings
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from resnet.errors import InputError
-from resnet.models.layers import head_init
+from resnet.files import replacing
 from resnet.weights import fit
 from resnet.weights.convert import check_source, read_source, to_torch
+from resnet.weights.fit import image_channels
 from resnet.weights.metadata import Metadata, Preprocessing
 from resnet.weights.sources import Source, open_source, score, split_raw
 
@@ -30,6 +26,7 @@ __all__ = [
   'Source',
   'check_source',
   'from_state_dict',
+  'image_channels',
   'load_weights',
   'open_source',
   'read_source',
@@ -108,46 +105,19 @@ def to_state_dict(
   return to_torch(variables, naming)
 
 
-def load_weights(
-  source: str,
-  name: str,
-  *,
-  num_classes: int | None = None,
-  key: jax.Array | None = None,
-  **overrides: Any,
-) -> dict[str, Any]:
+def load_weights(source: str, name: str, **overrides: Any) -> dict[str, Any]:
   """Returns the variables of a network from wherever they lie.
 
   Args:
     source: a .safetensors file, 'hf-hub:owner/name@revision', an Orbax
       checkpoint or the workdir of a run (see `open_source`).
     name: of the network.
-    num_classes: of the head; where the source has another number, its head is
-      replaced by a new one, with a warning. None: that of the source.
-    key: of the new head; None: jax.random.key(0).
-    **overrides: of `create_model`.
+    **overrides: of `create_model`; the number of classes is that of the source.
 
   Raises:
     InputError: there is no such source, or it does not fit the network.
   """
-  if num_classes is not None and num_classes < 1:
-    raise InputError(f'num_classes={num_classes} must be positive.')
-  variables = read_source(open_source(source), name, **overrides)
-  head = variables['params']['head']
-  num_features, given = head['kernel'].shape
-  if num_classes not in (None, given):
-    warnings.warn(
-      f'The head of {source} has {given} classes: it is replaced by a new one'
-      f' of {num_classes}.',
-      stacklevel=2,
-    )
-    key = jax.random.key(0) if key is None else key
-    kernel = head_init(key, (num_features, num_classes), jnp.float32)
-    variables['params']['head'] = {
-      'kernel': np.asarray(kernel),
-      'bias': np.zeros(num_classes, np.float32),
-    }
-  return variables
+  return read_source(open_source(source), name, **overrides)
 
 
 def save_weights(
@@ -174,11 +144,8 @@ def save_weights(
     )
   state = to_torch(variables, naming)
   header = (metadata or Metadata()).to_header()
-  folder, file = os.path.split(os.path.abspath(path))
   try:
-    with tempfile.TemporaryDirectory(dir=folder, prefix=f'.{file}.') as scratch:
-      whole = os.path.join(scratch, file)
-      safetensors.numpy.save_file(state, whole, metadata=header)
-      os.replace(whole, path)
+    with replacing(path) as part:
+      safetensors.numpy.save_file(state, part, metadata=header)
   except (OSError, safetensors.SafetensorError) as error:
     raise InputError(f'{path} cannot be written: {error}.') from None

@@ -25,13 +25,16 @@ def read_source(source: Source, name: str, **overrides: Any) -> dict[str, Any]:
   expected = check_source(source, name, **overrides)
   if not source.is_torch:
     arrays = source.read(list(source.tensors))
-    flat = {path: _float32(arrays['/'.join(path)]) for path in expected}
+    flat = {
+      path: np.asarray(arrays['/'.join(path)], np.float32) for path in expected
+    }
     return {'batch_stats': {}, **traverse_util.unflatten_dict(flat)}
   layout = state_dict_layout(expected.items(), _naming(source))
   flat = {}
   # One at a time: a source and its copy are all that is ever in memory.
   for key, tensor in layout.items():
-    flat[tensor.path] = _float32(tensor.from_torch(source.read([key])[key]))
+    array = tensor.from_torch(source.read([key])[key])
+    flat[tensor.path] = np.asarray(array, np.float32)
   if _naming(source) == 'timm':
     _check_timm(flat)
   counters = counter_keys(layout)
@@ -109,10 +112,6 @@ def _check_same_network(
 def _naming(source: Source) -> str:
   is_timm = f'{TIMM_FIRST_NORM}.weight' in source.tensors
   return 'timm' if is_timm else 'torchvision'
-
-
-def _float32(array: np.ndarray) -> np.ndarray:
-  return array.astype(np.float32, copy=False)
 
 
 def _check_timm(flat: Mapping[Path, Any]) -> None:

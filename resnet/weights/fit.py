@@ -38,16 +38,18 @@ def describe(leaf: Any) -> tuple[Shape, str]:
   return tuple(leaf.shape), str(leaf.dtype).removeprefix('torch.')
 
 
+def image_channels(variables: Mapping[str, Any]) -> int:
+  """Returns the number of channels of a network's images."""
+  params = variables['params']
+  stem = params.get('stem_conv') or params['stem_conv1']
+  return stem['kernel'].shape[2]
+
+
 def flatten(variables: Mapping[str, Any]) -> dict[Path, Any]:
   """Returns parameters and statistics by path."""
   return traverse_util.flatten_dict(
     {part: variables.get(part, {}) for part in ('params', 'batch_stats')}
   )
-
-
-def num_classes_of(tensors: Tensors) -> int | None:
-  """Returns the number of logits, None where no head is to be seen."""
-  return _dim(tensors, _CLASSES)
 
 
 def expected_shapes(
@@ -60,11 +62,16 @@ def expected_shapes(
     tensors: tell the number of classes and of the image's channels.
     overrides: of `create_model`.
   """
-  num_classes = num_classes_of(tensors)
+  num_classes = _dim(tensors, _CLASSES)
   if num_classes and 'num_classes' not in overrides:
     overrides = {**overrides, 'num_classes': num_classes}
   channels = 1 if _dim(tensors, _CHANNELS) == 1 else 3  # Grey or RGB.
-  return _network_shapes(create_model(name, **overrides), channels)
+  model = create_model(name, **overrides)
+  # No variable depends on the size of the images.
+  images = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)
+  init = functools.partial(model.init, train=False)
+  variables = jax.eval_shape(init, jax.random.key(0), images)
+  return {path: leaf.shape for path, leaf in flatten(variables).items()}
 
 
 def _dim(tensors: Tensors, dims: Mapping[str, int]) -> int | None:
@@ -72,14 +79,6 @@ def _dim(tensors: Tensors, dims: Mapping[str, int]) -> int | None:
     if key in tensors and len(tensors[key][0]) > dim:
       return tensors[key][0][dim]
   return None
-
-
-def _network_shapes(model: Any, channels: int) -> dict[Path, Shape]:
-  # No variable depends on the size of the images.
-  images = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)
-  init = functools.partial(model.init, train=False)
-  variables = jax.eval_shape(init, jax.random.key(0), images)
-  return {path: leaf.shape for path, leaf in flatten(variables).items()}
 
 
 def check_fit(

@@ -1,12 +1,29 @@
 """What travels with weights: preprocessing, class names, the network's name."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import dataclasses
 import json
 import math
 from typing import Any
 
 from resnet.errors import InputError
+
+
+@contextlib.contextmanager
+def refuse_damage(what: str) -> Iterator[None]:
+  """Raises InputError, beginning with `what`, where parsing fails.
+
+  That is: where a file cannot be read, is no JSON, or has other values or types
+  than expected.
+  """
+  try:
+    yield
+  except (
+    *(OSError, ValueError, TypeError, KeyError, AttributeError),
+    *(OverflowError, RecursionError),
+  ) as error:
+    raise InputError(f'{what}: {error!r}.') from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,65 +102,35 @@ class Metadata:
     return {'shortcut': self.shortcut} if self.shortcut else {}
 
   def to_header(self) -> dict[str, str]:
-    """Returns the metadata of a safetensors file; see `from_header`."""
-    header = {'format': 'pt'}
-    if self.model:
-      header['model'] = self.model
-    if self.shortcut:
-      header['shortcut'] = self.shortcut
-    if self.preprocessing:
-      header['preprocessing'] = json.dumps(
-        dataclasses.asdict(self.preprocessing)
-      )
-    if self.class_names:
-      header['class_names'] = json.dumps(self.class_names)
-    if self.ema is not None:
-      header['ema'] = json.dumps(self.ema)
-    return header
+    """Returns the metadata of a safetensors file; see `from_header`.
+
+    Texts are written as they are, other values as JSON, None not at all.
+    """
+    return {'format': 'pt'} | {
+      name: value if isinstance(value, str) else json.dumps(value)
+      for name, value in dataclasses.asdict(self).items()
+      if value is not None
+    }
 
 
 def from_header(path: str, header: Mapping[str, str]) -> Metadata:
   """Reads the metadata of a safetensors file."""
-  try:
-    names = header.get('class_names')
+  with refuse_damage(f'The metadata of {path} are damaged'):
+    preprocessing, names, ema = (
+      json.loads(header.get(name, 'null'))
+      for name in ('preprocessing', 'class_names', 'ema')
+    )
     return Metadata(
       model=header.get('model'),
       shortcut=header.get('shortcut'),
-      preprocessing=_preprocessing(
-        json.loads(header.get('preprocessing', 'null'))
-      ),
-      class_names=_strings(json.loads(names)) if names else None,
-      ema=_bool(json.loads(header.get('ema', 'null'))),
+      preprocessing=preprocessing and to_preprocessing(preprocessing),
+      class_names=_names(names),
+      ema=ema,
     )
-  except (
-    ValueError,
-    TypeError,
-    KeyError,
-    OverflowError,
-    RecursionError,
-  ) as error:
-    raise InputError(
-      f'The metadata of {path} are damaged: {error!r}.'
-    ) from None
 
 
-def _bool(value: Any) -> bool | None:
-  if value is not None and not isinstance(value, bool):
-    raise TypeError('ema is true or false')
-  return value
-
-
-def _strings(values: Any) -> tuple[str, ...]:
-  if not isinstance(values, list) or not all(
-    isinstance(value, str) for value in values
-  ):
-    raise TypeError('class names are a list of strings')
-  return tuple(values)
-
-
-def _preprocessing(fields: Any) -> Preprocessing | None:
-  if fields is None:
-    return None
+def to_preprocessing(fields: Any) -> Preprocessing:
+  """Returns the preprocessing of parsed JSON."""
   return Preprocessing(
     mean=tuple(map(float, fields['mean'])),
     std=tuple(map(float, fields['std'])),
@@ -153,35 +140,30 @@ def _preprocessing(fields: Any) -> Preprocessing | None:
   )
 
 
+def _names(values: Any) -> tuple[str, ...] | None:
+  return tuple(map(str, values)) if values else None
+
+
 def from_timm(path: str) -> Metadata:
   """Reads timm's config.json; its model names are timm's own, and left out."""
-  try:
-    with open(path) as file:
-      config = json.load(file)
-    fields, names = config.get('pretrained_cfg', {}), config.get('label_names')
-    preprocessing = None
+  with refuse_damage(f'{path} is damaged'), open(path) as file:
+    config = json.load(file)
+    fields, preprocessing = config.get('pretrained_cfg', {}), None
     if 'mean' in fields:
-      preprocessing = Preprocessing(
-        mean=tuple(map(float, fields['mean'])),
-        std=tuple(map(float, fields['std'])),
-        image_size=int(fields['input_size'][-1]),
-        crop_share=float(fields['crop_pct']),
-        interpolation=str(fields['interpolation']),
-      )
+      fields['image_size'] = fields['input_size'][-1]
+      fields['crop_share'] = fields['crop_pct']
+      preprocessing = to_preprocessing(fields)
     return Metadata(
-      preprocessing=preprocessing, class_names=tuple(names) if names else None
+      preprocessing=preprocessing,
+      class_names=_names(config.get('label_names')),
     )
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-    raise InputError(f'{path} is damaged: {error!r}.') from None
 
 
 def from_workdir(path: str) -> Metadata:
   """Reads the config.json of a run."""
-  try:
-    with open(path) as file:
-      saved = json.load(file)
+  with refuse_damage(f'{path} is not the config of a run'), open(path) as file:
+    saved = json.load(file)
     config, derived = saved['config'], saved['derived']
-    names = derived.get('class_names')
     size = config.get('data.eval_size') or config['data.image_size']
     return Metadata(
       model=config['model.name'],
@@ -193,7 +175,5 @@ def from_workdir(path: str) -> Metadata:
         crop_share=size / config['data.eval_resize'],
         interpolation=config['data.interpolation'],
       ),
-      class_names=tuple(names) if names else None,
+      class_names=_names(derived.get('class_names')),
     )
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    raise InputError(f'{path} is not the config of a run: {error!r}.') from None

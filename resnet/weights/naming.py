@@ -50,6 +50,8 @@ _V2_MODULES = {
   r'head': 'head.fc',
 }
 TIMM_FIRST_NORM = 'stages.0.blocks.0.norm1'
+# Dense layers that timm writes as 1x1 convolutions.
+_DENSE_AS_CONV = {'se.fc1', 'se.fc2', 'head.fc'}
 _LEAVES = {
   'kernel': 'weight',
   'scale': 'weight',
@@ -118,12 +120,13 @@ def state_dict_layout(
       else:
         keys.append(_rename(module, names))
     key = '.'.join([*keys, _LEAVES[path[-1]]])
-    layout[key] = _tensor(path, shape, is_conv=keys[-1] in _DENSE_AS_CONV)
+    num_dims = len(shape)
+    axes = {2: (1, 0), 4: (3, 2, 0, 1)}.get(num_dims, tuple(range(num_dims)))
+    theirs = tuple(shape[axis] for axis in axes)
+    if keys[-1] in _DENSE_AS_CONV and num_dims == 2:
+      theirs = (*theirs, 1, 1)
+    layout[key] = Tensor(path, theirs, axes, shape)
   return layout
-
-
-# Dense layers that timm writes as 1x1 convolutions.
-_DENSE_AS_CONV = {'se.fc1', 'se.fc2', 'head.fc'}
 
 
 def _rename(module: str, names: dict[str, str]) -> str:
@@ -132,14 +135,6 @@ def _rename(module: str, names: dict[str, str]) -> str:
     if match:
       return match.expand(name)
   raise ValueError(f'no PyTorch name for {module!r}')
-
-
-def _tensor(path: Path, ours: tuple[int, ...], *, is_conv: bool) -> Tensor:
-  axes = {2: (1, 0), 4: (3, 2, 0, 1)}.get(len(ours), tuple(range(len(ours))))
-  shape = tuple(ours[axis] for axis in axes)
-  if is_conv and len(ours) == 2:
-    shape = (*shape, 1, 1)
-  return Tensor(path, shape, axes, ours)
 
 
 def counter_keys(layout: dict[str, Tensor]) -> dict[str, Path]:

@@ -193,23 +193,6 @@ def test_weights_of_another_network_of_the_same_shapes_are_refused(path):
   weights.load_weights(path, 'cifar_resnet8', shortcut='none')
 
 
-def test_the_head_is_replaced_for_another_number_of_classes(path):
-  with pytest.warns(UserWarning, match='3 classes: it is replaced .* of 7'):
-    variables = weights.load_weights(path, 'cifar_resnet8', num_classes=7)
-  head = variables['params'].pop('head')
-  assert head['kernel'].shape == (64, 7)
-  assert np.std(head['kernel']) == pytest.approx(0.01, rel=0.2)
-  assert not head['bias'].any()
-  rest = jax.tree.map(lambda x: x, _variables())
-  del rest['params']['head']
-  _assert_equal(variables, rest)
-  with pytest.raises(InputError, match='num_classes=0 must be positive'):
-    weights.load_weights(path, 'cifar_resnet8', num_classes=0)
-  # The number that is there is no reason to replace it.
-  same = weights.load_weights(path, 'cifar_resnet8', num_classes=3)
-  _assert_equal(same, _variables())
-
-
 def _forge(**fields):
   """Returns a function that changes the header's entry of 'fc.bias'."""
 
@@ -226,11 +209,11 @@ def _forge(**fields):
 @pytest.mark.parametrize(
   ('damage', 'message'),
   [
-    (_forge(shape=[2**40, 2**40]), "'fc.bias' of F32"),
-    (_forge(shape='many'), 'fc.bias|damaged'),
+    (_forge(shape=[2**40, 2**40]), 'damaged'),
+    (_forge(shape='many'), 'damaged'),
     (_forge(dtype='I32'), "'fc.bias' .* I32, not one of"),
-    (lambda raw: raw[:-5], "'.*' of .* cannot be bytes"),
-    (lambda raw: (2**40).to_bytes(8, 'little') + raw[8:], 'header says 1,099'),
+    (lambda raw: raw[:-5], 'damaged'),
+    (lambda raw: (2**40).to_bytes(8, 'little') + raw[8:], 'damaged'),
     (lambda raw: raw[:5], 'damaged'),
     (lambda _: (9**5).to_bytes(8, 'little') + b'{' * 9**5, 'damaged'),
   ],
