@@ -12,9 +12,8 @@ within 1e-5. `resnet.tools.predict --weights=DIR` uses it.
 
 import argparse
 
-from resnet.export import onnx
+from resnet.export import formats
 from resnet.export.export import export
-from resnet.export.exported import FILES
 from resnet.inference.network import read_weights
 from resnet.tools import command
 
@@ -49,11 +48,12 @@ def parser() -> command.Parser:
   add = result.add_argument
   add('--weights', metavar='SOURCE', required=True)
   add('--model', help='default: the one that SOURCE names')
+  needs = (formats.get_format(name).HELP for name in formats.NAMES)
   add(
     '--format',
-    choices=tuple(FILES),
+    choices=formats.NAMES,
     required=True,
-    help=f'onnx needs: {onnx.INSTALL}',
+    help='; '.join(filter(None, needs)),
   )
   add('--out', metavar='DIR', required=True, help='a new folder')
   add('--platforms', default='cpu', help='for StableHLO: cpu,cuda,tpu')

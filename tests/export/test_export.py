@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 
 from resnet.errors import InputError, RunError
-from resnet.export import export as export_lib
-from resnet.export import onnx
 from resnet.export.export import export
 from resnet.export.exported import open_exported, open_network
+from resnet.export.formats import onnx, stablehlo
 from resnet.inference.network import Weights, create_network
 from resnet.inference.predictor import Predictor
 from resnet.models import layers
@@ -137,8 +136,8 @@ def test_a_program_that_differs_in_the_last_bit_is_not_kept(
   variables = jax.tree.map(np.copy, small.variables)
   kernel = variables['params']['head']['kernel']
   kernel[...] = np.nextafter(kernel, np.float32(9))
-  program = export_lib.load_program(str(exported), 'stablehlo')
-  monkeypatch.setattr(export_lib, 'load_program', lambda *_: program)
+  program = stablehlo.load(str(exported))
+  monkeypatch.setattr(stablehlo, 'load', lambda _: program)
   with pytest.raises(RunError, match='not kept'):
     write(dataclasses.replace(small, variables=variables), tmp_path / 'out')
   assert os.listdir(tmp_path) == []

@@ -1,6 +1,9 @@
 """ONNX by jax2onnx, an optional extra."""
 
+from collections.abc import Callable
+import functools
 import logging
+import os
 import types
 from typing import Any
 
@@ -10,8 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet.errors import InputError
+from resnet.export.program import Program
 
-INSTALL = 'pip install --no-deps -r requirements-onnx.txt'
+_INSTALL = 'pip install --no-deps -r requirements-onnx.txt'
+HELP = f'onnx needs: {_INSTALL}'
+TOLERANCE = 1e-5
+_FILE = 'model.onnx'
 
 
 def pad_and_max_pool(x: jax.Array) -> jax.Array:
@@ -21,27 +28,8 @@ def pad_and_max_pool(x: jax.Array) -> jax.Array:
   return nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding='VALID')
 
 
-def exportable(model: Any) -> Any:
-  """Returns a network of the same variables and results that jax2onnx knows."""
-  changes = {}
-  if hasattr(model, 'conv_backend'):
-    # A convolution is one to ONNX, whatever its kernel; and a loop is many.
-    changes = {'conv_backend': 'xla', 'scan_blocks': False}
-  if getattr(model, 'stem_pool', None):
-    changes['stem_pool'] = pad_and_max_pool
-  return model.clone(**changes)
-
-
-def to_onnx(function: Any, shape: tuple[int, ...], dtype: Any) -> bytes:
-  """Converts images [batch, *shape] -> logits, for any batch.
-
-  Args:
-    function: of one array.
-    shape: [H, W, C] of an image.
-    dtype: of the images.
-
-  Returns:
-    The bytes of an .onnx file; its input is 'images', its output 'logits'.
+def convert(program: Program) -> dict[str, bytes]:
+  """Returns the file; its input is 'images', its output 'logits'.
 
   Raises:
     InputError: jax2onnx is not installed, or fails.
@@ -49,14 +37,20 @@ def to_onnx(function: Any, shape: tuple[int, ...], dtype: Any) -> bytes:
   try:
     import jax2onnx  # pyright: ignore[reportMissingImports]
   except ImportError as error:
-    raise InputError(f'ONNX needs packages ({error}): {INSTALL}') from None
+    raise InputError(f'ONNX needs packages ({error}): {_INSTALL}') from None
   logging.getLogger('onnx_ir').setLevel(logging.ERROR)
+  model = program.weights.model
+  if hasattr(model, 'conv_backend'):
+    # A convolution is one to ONNX, whatever its kernel; and a loop is many.
+    program = program.with_fields(conv_backend='xla', scan_blocks=False)
+  if getattr(model, 'stem_pool', None):
+    program = program.with_fields(stem_pool=pad_and_max_pool)
   images: Any = types.SimpleNamespace(
-    shape=('batch', *shape), dtype=np.dtype(dtype)
+    shape=('batch', *program.shape), dtype=np.dtype(program.dtype)
   )
   try:
     proto: Any = jax2onnx.to_onnx(
-      function,
+      functools.partial(program.logits, program.weights.variables),
       [images],
       model_name='resnet',
       input_names=['images'],
@@ -66,15 +60,16 @@ def to_onnx(function: Any, shape: tuple[int, ...], dtype: Any) -> bytes:
     raise InputError(
       f'jax2onnx cannot convert this network: {type(error).__name__}: {error}'
     ) from error
-  return proto.SerializeToString()
+  return {_FILE: proto.SerializeToString()}
 
 
-def load_onnx(path: str) -> Any:
-  """Returns a function from images to logits, NumPy arrays.
+def load(folder: str) -> Callable[[Any], Any]:
+  """Returns the function in a folder, images -> logits.
 
   Raises:
     InputError: onnxruntime is not installed, or does not take the file.
   """
+  path = os.path.join(folder, _FILE)
   try:
     import onnxruntime  # pyright: ignore[reportMissingImports]
   except ImportError:

@@ -1,0 +1,70 @@
+"""StableHLO by `jax.export`, with the weights beside the program."""
+
+from collections.abc import Callable
+import functools
+import os
+from typing import Any
+
+from flax import traverse_util
+import jax
+from jax import export as jax_export
+import numpy as np
+import safetensors.numpy
+
+from resnet.errors import InputError
+from resnet.export.program import Program, current_platform
+
+HELP = ''
+# The same bits.
+TOLERANCE = 0.0
+_PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
+_PROGRAM, _WEIGHTS = 'model.stablehlo', 'weights.safetensors'
+
+
+def convert(program: Program) -> dict[str, bytes]:
+  """Returns the program, and the weights: they are arguments of it.
+
+  Of constants XLA would work out what it can at compile time, with another
+  rounding than that of the network.
+
+  Raises:
+    InputError: a platform is unknown, or that of this machine is missing.
+  """
+  for platform in program.platforms:
+    if platform not in _PLATFORMS:
+      raise InputError(
+        f'--platforms has {platform!r}, none of {", ".join(_PLATFORMS)}.'
+      )
+  if current_platform() not in program.platforms:
+    raise InputError(
+      f'An export is run here before it is declared done, so --platforms needs'
+      f' {current_platform()!r} too.'
+    )
+  height, width, channels = program.shape
+  shape = jax_export.symbolic_shape(f'batch, {height}, {width}, {channels}')
+  variables = program.weights.variables
+  specs = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables
+  )
+  exported = jax_export.export(
+    jax.jit(program.logits), platforms=program.platforms
+  )(specs, jax.ShapeDtypeStruct(shape, program.dtype))
+  flat = traverse_util.flatten_dict(variables, sep='/')
+  arrays = {name: np.ascontiguousarray(leaf) for name, leaf in flat.items()}
+  return {
+    _PROGRAM: bytes(exported.serialize()),
+    _WEIGHTS: safetensors.numpy.save(arrays),
+  }
+
+
+def load(folder: str) -> Callable[[Any], Any]:
+  """Returns the function in a folder, images -> logits."""
+  path = os.path.join(folder, _PROGRAM)
+  try:
+    with open(path, 'rb') as file:
+      exported = jax_export.deserialize(bytearray(file.read()))
+    flat = safetensors.numpy.load_file(os.path.join(folder, _WEIGHTS))
+  except Exception as error:  # Of many kinds.
+    raise InputError(f'{path} is no StableHLO program: {error}') from None
+  variables = jax.device_put(traverse_util.unflatten_dict(flat, sep='/'))
+  return functools.partial(jax.jit(exported.call), variables)
