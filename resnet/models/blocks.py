@@ -73,11 +73,7 @@ class BasicBlock(Block):
       y = layers.blur_pool(y)
     y = self.conv(self.filters, 3, name='conv2')(y)
     y = _last_norm(self, name='bn2')(y)
-    if self.shortcut is not None:
-      y = _drop_path(self, y) + self.shortcut(
-        x, x, self.filters, self.strides, conv=self.conv, norm=self.norm
-      )
-    return nn.relu(y)
+    return nn.relu(_add_shortcut(self, y, x, x, norm=self.norm))
 
 
 class BottleneckBlock(Block):
@@ -120,11 +116,7 @@ class BottleneckBlock(Block):
     y = _last_norm(self, name='bn3')(y)
     if self.se_reduction:
       y = layers.squeeze_excitation(y, self.se_reduction)
-    if self.shortcut is not None:
-      y = _drop_path(self, y) + self.shortcut(
-        x, x, filters_out, self.strides, conv=self.conv, norm=self.norm
-      )
-    return nn.relu(y)
+    return nn.relu(_add_shortcut(self, y, x, x, norm=self.norm))
 
 
 class PreActBasicBlock(PreActBlock):
@@ -137,11 +129,7 @@ class PreActBasicBlock(PreActBlock):
     y = self.conv(self.filters, 3, self.strides, name='conv1')(activated)
     y = nn.relu(self.norm(name='bn2')(y))
     y = _last_conv(self, self.filters, 3, name='conv2')(y)
-    if self.shortcut is not None:
-      y = _drop_path(self, y) + self.shortcut(
-        x, activated, self.filters, self.strides, conv=self.conv, norm=None
-      )
-    return y
+    return _add_shortcut(self, y, x, activated, norm=None)
 
 
 class PreActBottleneckBlock(PreActBlock):
@@ -168,17 +156,27 @@ class PreActBottleneckBlock(PreActBlock):
     y = self.conv(self.filters, 3, strides_3x3, name='conv2')(y)
     y = nn.relu(self.norm(name='bn3')(y))
     y = _last_conv(self, filters_out, 1, name='conv3')(y)
-    if self.shortcut is not None:
-      y = _drop_path(self, y) + self.shortcut(
-        x, activated, filters_out, self.strides, conv=self.conv, norm=None
-      )
-    return y
+    return _add_shortcut(self, y, x, activated, norm=None)
 
 
-def _drop_path(block: Block, residual: jax.Array) -> jax.Array:
-  if not block.drop_rate:
+def _add_shortcut(
+  block: Block,
+  residual: jax.Array,
+  x: jax.Array,
+  activated: jax.Array,
+  *,
+  norm: ModuleDef | None,
+) -> jax.Array:
+  """Returns F(x) plus the shortcut; of a plain net F(x) alone."""
+  if block.shortcut is None:
     return residual
-  return layers.drop_path(residual, block.drop_rate, block.make_rng('dropout'))
+  if block.drop_rate:
+    key = block.make_rng('dropout')
+    residual = layers.drop_path(residual, block.drop_rate, key)
+  filters = residual.shape[-1]
+  return residual + block.shortcut(
+    x, activated, filters, block.strides, conv=block.conv, norm=norm
+  )
 
 
 def _last_norm(block: Block, *, name: str) -> nn.Module:

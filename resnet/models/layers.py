@@ -244,8 +244,6 @@ def drop_path(residual: jax.Array, rate: float, key: jax.Array) -> jax.Array:
   is evaluation that multiplies, by 1 - rate; here the expectation is F(x) in
   training, so that evaluation is the network as it is.
   """
-  if not rate:
-    return residual
   is_kept = jax.random.bernoulli(key, 1 - rate, (len(residual), 1, 1, 1))
   return jnp.where(is_kept, residual / (1 - rate), 0)
 
@@ -266,11 +264,6 @@ def head(
   """
   dtype = accumulation_dtype(x)
   pooled = jnp.mean(x, axis=(1, 2), dtype=dtype)
-  dense = nn.Dense(
-    num_classes,
-    kernel_init=head_init,
-    dtype=dtype,
-    name='head',
-  )
+  dense = nn.Dense(num_classes, kernel_init=head_init, dtype=dtype, name='head')
   dropout = nn.Dropout(dropout_rate, deterministic=not dropout_rate)
   return pooled, dense(dropout(pooled))

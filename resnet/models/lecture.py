@@ -7,6 +7,7 @@ sees one more row of zeros at the end than at the beginning.
 """
 
 from collections.abc import Sequence
+import functools
 
 from flax import linen as nn
 import jax
@@ -14,25 +15,7 @@ import jax.numpy as jnp
 
 from resnet.models import layers
 
-
-def _conv(
-  filters: int,
-  kernel_size: int,
-  strides: int = 1,
-  *,
-  name: str,
-  dtype: jax.typing.DTypeLike,
-  kernel_init: nn.initializers.Initializer = layers.he_normal,
-) -> nn.Conv:
-  return nn.Conv(
-    filters,
-    (kernel_size, kernel_size),
-    strides=strides,
-    padding='SAME',
-    kernel_init=kernel_init,
-    dtype=dtype,
-    name=name,
-  )
+_conv = functools.partial(nn.Conv, padding='SAME', kernel_init=layers.he_normal)
 
 
 class Bottleneck(nn.Module):
@@ -57,16 +40,13 @@ class Bottleneck(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """[B, H, W, C] -> [B, H, W, expansion]."""
-    y = nn.relu(_conv(self.reduction, 1, name='conv1', dtype=self.dtype)(x))
-    y = nn.relu(_conv(self.reduction, 3, name='conv2', dtype=self.dtype)(y))
-    last = _conv(
-      self.expansion,
-      1,
-      name='conv3',
-      dtype=self.dtype,
-      kernel_init=self.kernel_init,
-    )
-    return nn.relu(self.combine(x, last(y)))
+    conv = functools.partial(_conv, dtype=self.dtype)
+    y = nn.relu(conv(self.reduction, (1, 1), name='conv1')(x))
+    y = nn.relu(conv(self.reduction, (3, 3), name='conv2')(y))
+    y = conv(
+      self.expansion, (1, 1), kernel_init=self.kernel_init, name='conv3'
+    )(y)
+    return nn.relu(self.combine(x, y))
 
   def combine(self, x: jax.Array, y: jax.Array) -> jax.Array:
     """From the input and the last convolution to the last ReLU."""
@@ -118,13 +98,13 @@ class LectureResNet(nn.Module):
     del train  # Nothing here differs.
     features = {}
     x = images.astype(self.dtype)
-    x = _conv(self.num_filters, 7, 2, name='stem_conv', dtype=self.dtype)(x)
+    conv = functools.partial(_conv, strides=2, dtype=self.dtype)
+    x = conv(self.num_filters, (7, 7), name='stem_conv')(x)
     x = features['stem'] = nn.relu(x)
     for i, num_blocks in enumerate(self.stage_sizes, start=1):
       reduction = self.num_filters * 2 ** (i - 1)
       expansion = 2 * reduction
-      name = f'stage{i}_conv'
-      x = nn.relu(_conv(expansion, 3, 2, name=name, dtype=self.dtype)(x))
+      x = nn.relu(conv(expansion, (3, 3), name=f'stage{i}_conv')(x))
       for j in range(1, num_blocks + 1):
         name = f'stage{i}_block{j}'
         x = ResidualBottleneck(reduction, expansion, self.dtype, name=name)(x)

@@ -22,23 +22,26 @@ from resnet.models.shortcuts import SHORTCUTS
 
 # Blocks of each stage: He et al. 2016, Table 1; 200 of "Identity mappings".
 _IMAGENET = {
-  18: (BasicBlock, PreActBasicBlock, (2, 2, 2, 2)),
-  34: (BasicBlock, PreActBasicBlock, (3, 4, 6, 3)),
-  50: (BottleneckBlock, PreActBottleneckBlock, (3, 4, 6, 3)),
-  101: (BottleneckBlock, PreActBottleneckBlock, (3, 4, 23, 3)),
-  152: (BottleneckBlock, PreActBottleneckBlock, (3, 8, 36, 3)),
-  200: (BottleneckBlock, PreActBottleneckBlock, (3, 24, 36, 3)),
+  18: (2, 2, 2, 2),
+  34: (3, 4, 6, 3),
+  50: (3, 4, 6, 3),
+  101: (3, 4, 23, 3),
+  152: (3, 8, 36, 3),
+  200: (3, 24, 36, 3),
 }
 
 
 def _imagenet(
-  depth: int, *, preact: bool = False, **fields: Any
+  depth: int, block_cls: Callable[..., nn.Module] | None = None, **fields: Any
 ) -> functools.partial[ResNet]:
   """A column of Table 1; bottlenecks stride in the 3x3 (v1.5)."""
-  basic, preact_basic, stage_sizes = _IMAGENET[depth]
-  block_cls = preact_basic if preact else basic
-  defaults = {'block_cls': block_cls, 'stage_sizes': stage_sizes}
-  return functools.partial(ResNet, num_classes=1000, **{**defaults, **fields})
+  return functools.partial(
+    ResNet,
+    stage_sizes=_IMAGENET[depth],
+    block_cls=block_cls or (BasicBlock if depth < 50 else BottleneckBlock),
+    num_classes=1000,
+    **fields,
+  )
 
 
 def _bottleneck(**fields: Any) -> Callable[..., nn.Module]:
@@ -76,9 +79,7 @@ _MODELS: dict[str, Any] = {
   **{f'resnet{depth}': _imagenet(depth) for depth in _IMAGENET},
   # The paper's own bottlenecks stride in the first 1x1 (v1).
   **{
-    f'resnet{depth}_v1': _imagenet(
-      depth, block_cls=_bottleneck(stride_in_1x1=True)
-    )
+    f'resnet{depth}_v1': _imagenet(depth, _bottleneck(stride_in_1x1=True))
     for depth in (50, 101, 152)
   },
   # ResNet-D of He et al. 2019, "Bag of tricks", section 4.
@@ -88,30 +89,26 @@ _MODELS: dict[str, Any] = {
   },
   # v2: He et al. 2016, "Identity mappings".
   **{
-    f'preact_resnet{depth}': _imagenet(depth, preact=True)
+    f'preact_resnet{depth}': _imagenet(
+      depth, PreActBasicBlock if depth < 50 else PreActBottleneckBlock
+    )
     for depth in _IMAGENET
   },
   # Xie et al. 2017, "Aggregated residual transformations".
-  'resnext50_32x4d': _imagenet(
-    50, block_cls=_bottleneck(groups=32, width_per_group=4)
-  ),
-  'resnext101_32x8d': _imagenet(
-    101, block_cls=_bottleneck(groups=32, width_per_group=8)
-  ),
+  'resnext50_32x4d': _imagenet(50, _bottleneck(groups=32, width_per_group=4)),
+  'resnext101_32x8d': _imagenet(101, _bottleneck(groups=32, width_per_group=8)),
   # Zagoruyko and Komodakis 2016, "Wide residual networks", section 3.4.
   **{
-    f'wide_resnet{depth}_2': _imagenet(
-      depth, block_cls=_bottleneck(width_per_group=128)
-    )
+    f'wide_resnet{depth}_2': _imagenet(depth, _bottleneck(width_per_group=128))
     for depth in (50, 101)
   },
   # Hu et al. 2018, "Squeeze-and-excitation networks".
-  'seresnet50': _imagenet(50, block_cls=_bottleneck(se_reduction=16)),
+  'seresnet50': _imagenet(50, _bottleneck(se_reduction=16)),
   # Zhang 2019, "Making convolutional networks shift-invariant again", as timm.
   **{
     f'resnetblur{depth}': _imagenet(
       depth,
-      block_cls=functools.partial(block_cls, blur=True),
+      functools.partial(block_cls, blur=True),
       stem_pool=layers.stem_blur_pool,
     )
     for depth, block_cls in ((18, BasicBlock), (50, BottleneckBlock))
@@ -119,7 +116,7 @@ _MODELS: dict[str, Any] = {
   # Bello et al. 2021, "Revisiting ResNets", section 4.1.
   'resnetrs50': _imagenet(
     50,
-    block_cls=_bottleneck(se_reduction=4),
+    _bottleneck(se_reduction=4),
     stem=layers.rs_stem,
     stem_pool=None,
     shortcut='D',
@@ -158,11 +155,7 @@ _MODELS: dict[str, Any] = {
   # Zagoruyko and Komodakis 2016, Table 1: k = 10, n = 4; two of the 28 layers
   # are projections.
   'wrn28_10': _cifar(
-    26,
-    PreActBasicBlock,
-    num_filters=160,
-    stem_filters=16,
-    shortcut='B',
+    26, PreActBasicBlock, num_filters=160, stem_filters=16, shortcut='B'
   ),
   'lecture_resnet50': functools.partial(LectureResNet, num_classes=1000),
 }
@@ -190,53 +183,51 @@ def create_model(name: str, **overrides: Any) -> Any:
       f'There is no model {name!r}.{nearest(name, _MODELS)}'
       ' All names: resnet.models.list_models().'
     )
-  fields = {field.name for field in dataclasses.fields(_MODELS[name].func)} - {
-    'parent',
-    'name',
-  }
+  fields = {field.name for field in dataclasses.fields(_MODELS[name].func)}
+  fields -= {'parent', 'name'}
   for field in overrides:
     if field not in fields:
       raise InputError(f'{name} has no {field!r}.{nearest(field, fields)}')
   model = _MODELS[name](**overrides)
-  shortcut = getattr(model, 'shortcut', 'none')
-  if not isinstance(shortcut, str) or shortcut not in SHORTCUTS:
-    raise InputError(
-      f'model.shortcut={shortcut!r} is none of {", ".join(SHORTCUTS)}.'
-    )
-  backend = getattr(model, 'conv_backend', None)
-  if backend not in (None, *CONV_BACKENDS):
-    raise InputError(
-      f'model.conv_backend={backend!r} is none of {", ".join(CONV_BACKENDS)}.'
-    )
-  frozen, sizes = getattr(model, 'frozen_stages', 0), model.stage_sizes
-  if not 0 <= frozen <= len(sizes):
-    raise InputError(
-      f'model.frozen_stages={frozen} is not in 0 .. {len(sizes)}, the stages of'
-      f' {name}.'
-    )
-  _check_drop_rates(name, model)
-  if shortcut == 'none' and getattr(model, 'zero_init_last_scale', False):
-    raise InputError(
-      f'{name} without shortcuts and with zero_init_last_scale=True would give'
-      ' zeros and no gradient: leave one of them out.'
-    )
+  if isinstance(model, ResNet):
+    _check(name, model)
   return model
 
 
-def _check_drop_rates(name: str, model: Any) -> None:
+def _check(name: str, model: ResNet) -> None:
+  """Raises InputError for fields that have other values than they may."""
+  for field, choices in (
+    ('shortcut', tuple(SHORTCUTS)),
+    ('conv_backend', (None, *CONV_BACKENDS)),
+  ):
+    value = getattr(model, field)
+    if value not in choices:
+      raise InputError(
+        f'model.{field}={value!r} is none of'
+        f' {", ".join(choice for choice in choices if choice)}.'
+      )
+  if not 0 <= model.frozen_stages <= len(model.stage_sizes):
+    raise InputError(
+      f'model.frozen_stages={model.frozen_stages} is not in 0 ..'
+      f' {len(model.stage_sizes)}, the stages of {name}.'
+    )
   for field in ('drop_path', 'dropout'):
-    rate = getattr(model, field, 0.0)
-    if not 0 <= rate < 1:
-      raise InputError(f'model.{field}={rate} is not in [0, 1).')
-  if not getattr(model, 'drop_path', 0.0):
-    return
-  if model.shortcut == 'none':
+    if not 0 <= getattr(model, field) < 1:
+      raise InputError(
+        f'model.{field}={getattr(model, field)} is not in [0, 1).'
+      )
+  if model.drop_path and model.shortcut == 'none':
     raise InputError(
       f'model.drop_path={model.drop_path} leaves nothing of a block without'
       f' shortcut, as those of {name} are: leave it out.'
     )
-  if model.scan_blocks:
+  if model.drop_path and model.scan_blocks:
     raise InputError(
       f'model.drop_path={model.drop_path} is not for {name}, whose blocks are'
       ' compiled as one: leave it out.'
+    )
+  if model.shortcut == 'none' and model.zero_init_last_scale:
+    raise InputError(
+      f'{name} without shortcuts and with zero_init_last_scale=True would give'
+      ' zeros and no gradient: leave one of them out.'
     )

@@ -41,7 +41,6 @@ def test_residuals_are_left_out_whole_and_their_mean_stays():
   is_kept = found[:, 0, 0, 0] > 0
   np.testing.assert_allclose(found[is_kept], 1 / 0.7, rtol=1e-6)
   assert stats.binomtest(int(is_kept.sum()), 8000, 0.7).pvalue > 0.001
-  assert layers.drop_path(residual, 0.0, jax.random.key(0)) is residual
   half = residual[:4].astype(jnp.bfloat16)
   assert layers.drop_path(half, 0.3, jax.random.key(0)).dtype == jnp.bfloat16
 
