@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -47,9 +48,9 @@ class Batcher:
 
   async def close(self) -> None:
     """Ends after what was accepted is answered."""
-    await self._queue.put(None)
+    await self._queue.join()
     if self._task:
-      await self._task
+      self._task.cancel()
     self._pool.shutdown()
 
   async def __call__(self, images: Sequence[np.ndarray]) -> list[Row]:
@@ -66,42 +67,27 @@ class Batcher:
 
   async def _work(self) -> None:
     loop = asyncio.get_running_loop()
-    is_open = True
-    while is_open:
-      batch, is_open = await self._collect()
-      if not batch:
-        continue
+    while True:
+      batch = await self._collect()
       self._on_batch(len(batch))
       images = np.stack([image for image, _ in batch])
       try:
         outputs = await loop.run_in_executor(self._pool, self._predict, images)
+        for i, (_, future) in enumerate(batch):
+          if not future.done():  # Whoever asked may have gone.
+            future.set_result({name: rows[i] for name, rows in outputs.items()})
       except Exception as error:  # Whoever asked is told.
         for _, future in batch:
           if not future.done():
             future.set_exception(error)
-        continue
-      for i, (_, future) in enumerate(batch):
-        if not future.done():  # Whoever asked may have gone.
-          future.set_result({name: rows[i] for name, rows in outputs.items()})
+      for _ in batch:
+        self._queue.task_done()
 
-  async def _collect(self) -> tuple[list[Any], bool]:
-    """Returns images with their futures, and whether there will be more."""
-    batch = []
-    item = await self._queue.get()
-    deadline = asyncio.get_running_loop().time() + self._wait_seconds
-    while item is not None:
-      batch.append(item)
-      if len(batch) == self._max_batch:
-        return batch, True
-      try:
-        async with asyncio.timeout_at(deadline):
-          item = await self._queue.get()
-      except TimeoutError:
-        # What came in the meantime need not wait for the next batch.
-        while len(batch) < self._max_batch and not self._queue.empty():
-          item = self._queue.get_nowait()
-          if item is None:
-            return batch, False
-          batch.append(item)
-        return batch, True
-    return batch, False
+  async def _collect(self) -> list[tuple[np.ndarray, asyncio.Future[Row]]]:
+    """Returns images with their futures: one, and what comes in time."""
+    batch = [await self._queue.get()]
+    with contextlib.suppress(TimeoutError):
+      async with asyncio.timeout(self._wait_seconds):
+        while len(batch) < self._max_batch:
+          batch.append(await self._queue.get())
+    return batch
