@@ -44,8 +44,6 @@ class ImageTransform:
         f'The weights were made with {interpolation!r} interpolation, which is'
         f' none of {", ".join(FILTERS)}.'
       )
-    if self.views not in VIEWS:
-      raise InputError(f'{self.views!r} is none of {", ".join(VIEWS)}.')
 
   @property
   def channels(self) -> int:

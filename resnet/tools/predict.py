@@ -45,7 +45,7 @@ def main(args: argparse.Namespace) -> None:
     check_names_differ(files)
   network = open_network(args.weights, args.model, args.dtype)
   transform = ImageTransform(
-    preprocessing=network.preprocessing, views=_views(args)
+    preprocessing=network.preprocessing, views=args.views
   )
   maps = ['cam', *(f'gradcam_{stage}' for stage in args.stage)]
   outputs = [args.features or 'probabilities', *(maps if args.explain else [])]
@@ -139,19 +139,13 @@ def _print(
     tqdm.tqdm.write(line, file=sys.stdout)
 
 
-def _views(args: argparse.Namespace) -> str:
-  return 'ten_crop' if args.ten_crop else 'flip' if args.flip else 'center'
-
-
 def _check(args: argparse.Namespace) -> None:
-  if args.flip and args.ten_crop:
-    raise InputError('--ten_crop flips already: leave --flip out.')
   if bool(args.features) != bool(args.out):
     raise InputError(
       'Features need a file: --features=pooled --out=FILE.npz, or'
       ' --out=FILE.parquet.'
     )
-  if args.features and (args.flip or args.ten_crop or args.json):
+  if args.features and (args.views != 'center' or args.json):
     raise InputError(
       '--features writes those of the central crop and prints nothing: leave'
       ' --flip, --ten_crop and --json out.'
@@ -180,11 +174,21 @@ def parser() -> command.Parser:
   add_arguments(result)
   add('--top', type=command.positive, default=5, help='classes a line')
   add('--json', action='store_true', help='a JSON object a line')
-  add('--flip', action='store_true', help='average with the mirror image')
-  add(
+  views = result.add_mutually_exclusive_group()
+  views.add_argument(
+    '--flip',
+    action='store_const',
+    const='flip',
+    default='center',
+    dest='views',
+    help='average with the mirror image',
+  )
+  views.add_argument(
     '--ten-crop',
     '--ten_crop',
-    action='store_true',
+    action='store_const',
+    const='ten_crop',
+    dest='views',
     help='average over corners, centre, and their mirror images',
   )
   add('--features', metavar='NAME', help='pooled, stem, stage1, ...')

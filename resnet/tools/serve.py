@@ -25,7 +25,10 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 def main(args: argparse.Namespace) -> None:
   """Compiles, then serves until a signal."""
-  _check(args)
+  if not 0 <= args.wait_milliseconds <= 1000:
+    raise InputError(
+      f'--wait-milliseconds={args.wait_milliseconds} is not in 0 .. 1000.'
+    )
   try:
     import uvicorn
 
@@ -62,23 +65,14 @@ def main(args: argparse.Namespace) -> None:
       sys.exit(130)
 
 
-def _check(args: argparse.Namespace) -> None:
-  if not 0 <= args.port < 2**16:
-    raise InputError(f'--port={args.port} is not in 0 .. {2**16 - 1}.')
-  if not 0 <= args.wait_milliseconds <= 1000:
-    raise InputError(
-      f'--wait-milliseconds={args.wait_milliseconds} is not in 0 .. 1000.'
-    )
-
-
 def _listen(host: str, port: int) -> socket.socket:
   """Takes the port, before anything is compiled."""
   try:
     return socket.create_server((host, port), backlog=1024)
-  except OSError as error:
+  except (OSError, OverflowError) as error:
+    text = getattr(error, 'strerror', None) or error
     raise InputError(
-      f'--host={host} --port={port} cannot be had:'
-      f' {error.strerror or error}. Name another --port.'
+      f'--host={host} --port={port} cannot be had: {text}. Name another --port.'
     ) from None
 
 
