@@ -57,6 +57,9 @@ def export(
   """
   if os.path.lexists(folder):
     raise InputError(f'{folder} is there already: name a new --out.')
+  module = get_format(format_)
+  if module.PLATFORMS:
+    _check_platforms(platforms, module.PLATFORMS)
   program = Program(
     weights=weights,
     with_preprocessing=with_preprocessing,
@@ -76,23 +79,36 @@ def export(
   with scratch:
     whole = os.path.join(scratch.name, name)
     os.mkdir(whole)
-    manifest = _write(program, whole, format_)
+    manifest = {'format': format_, **_write(program, whole, module)}
+    path = os.path.join(whole, MANIFEST)
+    write_atomically(path, json.dumps(manifest, indent=2) + '\n')
     os.rename(whole, folder)
   return manifest
 
 
-def _write(program: Program, folder: str, format_: str) -> dict[str, Any]:
+def _check_platforms(platforms: Sequence[str], possible: Sequence[str]) -> None:
+  for platform in platforms:
+    if platform not in possible:
+      raise InputError(
+        f'--platforms has {platform!r}, none of {", ".join(possible)}.'
+      )
+  if current_platform() not in platforms:
+    raise InputError(
+      f'An export is run here before it is declared done, so --platforms needs'
+      f' {current_platform()!r} too.'
+    )
+
+
+def _write(program: Program, folder: str, module: Any) -> dict[str, Any]:
   """Writes the files of an export, compares, and returns the manifest."""
-  module = get_format(format_)
   files = module.convert(program)
   for file, data in files.items():
     write_atomically(os.path.join(folder, file), data)
   is_cpu = jax.default_backend() == 'cpu'
   weights = program.weights
-  manifest = {
-    'format': format_,
+  return {
     'model': weights.model_name,
-    'platforms': list(program.platforms) if format_ == 'stablehlo' else None,
+    'platforms': list(program.platforms) if module.PLATFORMS else None,
     'input': {
       'name': 'images',
       'shape': ['batch', *program.shape],
@@ -122,9 +138,6 @@ def _write(program: Program, folder: str, format_: str) -> dict[str, Any]:
       module.TOLERANCE if is_cpu else _TOLERANCE,
     ),
   }
-  path = os.path.join(folder, MANIFEST)
-  write_atomically(path, json.dumps(manifest, indent=2) + '\n')
-  return manifest
 
 
 def _compare(

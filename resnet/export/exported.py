@@ -71,17 +71,16 @@ def open_exported(folder: str) -> Network:
 
   def compile_(batch_size: int, outputs: tuple[str, ...]) -> Function:
     # The first call compiles.
-    run(outputs, np.zeros((batch_size, *network.image_shape), np.uint8))
+    run(outputs, np.zeros((batch_size, *preprocessing.image_shape), np.uint8))
     return functools.partial(run, outputs)
 
-  network = Network(
+  return Network(
     name=folder,
     preprocessing=preprocessing,
     class_names=names,
     outputs=('logits', 'probabilities'),
     compile=compile_,
   )
-  return network
 
 
 def _checksum(path: str) -> str:

@@ -26,9 +26,7 @@ class Program:
   @property
   def shape(self) -> tuple[int, int, int]:
     """Returns [H, W, C] of its images."""
-    preprocessing = self.weights.preprocessing
-    size = preprocessing.image_size
-    return size, size, len(preprocessing.mean)
+    return self.weights.preprocessing.image_shape
 
   @property
   def dtype(self) -> Any:

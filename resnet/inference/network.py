@@ -51,12 +51,6 @@ class Network:
   outputs: tuple[str, ...]
   compile: Callable[[int, tuple[str, ...]], Function]
 
-  @property
-  def image_shape(self) -> tuple[int, int, int]:
-    """Returns [S, S, C] of its images."""
-    size = self.preprocessing.image_size
-    return size, size, len(self.preprocessing.mean)
-
   def top_classes(
     self, probabilities: np.ndarray, count: int
   ) -> list[dict[str, Any]]:
@@ -162,8 +156,8 @@ def read_weights(
 
 def create_network(weights: Weights) -> Network:
   """Returns the network of weights; they are put on the default device."""
-  channels = len(weights.preprocessing.mean)
-  expected = image_channels(weights.variables)
+  shape = weights.preprocessing.image_shape
+  channels, expected = shape[-1], image_channels(weights.variables)
   if expected != channels:
     raise InputError(
       f'{weights.name} has a network for {expected} channels and preprocessing'
@@ -173,8 +167,7 @@ def create_network(weights: Weights) -> Network:
   variables = jax.device_put(weights.variables)
 
   def compile_(batch_size: int, outputs: tuple[str, ...]) -> Function:
-    size = weights.preprocessing.image_size
-    images = jax.ShapeDtypeStruct((batch_size, size, size, channels), jnp.uint8)
+    images = jax.ShapeDtypeStruct((batch_size, *shape), jnp.uint8)
     function = functools.partial(_forward, weights, outputs)
     options = compiler.options(jax.default_backend())
     program = jax.jit(function, compiler_options=options)

@@ -50,7 +50,8 @@ class Predictor:
     """Starts on uint8 images [B, S, S, C]; the result waits for the end."""
     count = len(images)
     size = next(size for size in self.batch_sizes if size >= count)
-    padded = np.zeros((size, *self.network.image_shape), np.uint8)
+    shape = self.network.preprocessing.image_shape
+    padded = np.zeros((size, *shape), np.uint8)
     padded[:count] = images
     outputs = self._function(size)(padded)
     return lambda: {k: np.asarray(v)[:count] for k, v in outputs.items()}

@@ -46,11 +46,6 @@ class ImageTransform:
       )
 
   @property
-  def channels(self) -> int:
-    """Returns 1 for grey, 3 for RGB."""
-    return len(self.preprocessing.mean)
-
-  @property
   def num_views(self) -> int:
     """Returns the number of crops of an image."""
     return VIEWS[self.views]
@@ -62,7 +57,9 @@ class ImageTransform:
       ValueError: the bytes are no image, or of too many pixels.
     """
     image = resize_shorter_side(
-      decode_image(data, self.channels, max_pixels=self.max_pixels),
+      decode_image(
+        data, len(self.preprocessing.mean), max_pixels=self.max_pixels
+      ),
       self.preprocessing.resize_size,
       self.preprocessing.interpolation,
       max_pixels=self.max_pixels,

@@ -8,6 +8,8 @@ that changes the shape begins after the first activation (He et al. 2016,
 """
 
 from collections.abc import Callable
+import functools
+from typing import Any
 
 from flax import linen as nn
 import jax
@@ -16,6 +18,24 @@ import jax.numpy as jnp
 from resnet.models.layers import ModuleDef, accumulation_dtype
 
 Shortcut = Callable[..., jax.Array]
+
+
+def _where_shape_changes(shortcut: Shortcut) -> Shortcut:
+  """Returns a shortcut that is the identity where x keeps its shape."""
+
+  @functools.wraps(shortcut)
+  def identity_or(
+    x: jax.Array,
+    activated: jax.Array,
+    filters: int,
+    strides: int,
+    **kwargs: Any,
+  ) -> jax.Array:
+    if strides == 1 and x.shape[-1] == filters:
+      return x
+    return shortcut(x, activated, filters, strides, **kwargs)
+
+  return identity_or
 
 
 def projection(
@@ -27,51 +47,30 @@ def projection(
   conv: ModuleDef,
   norm: ModuleDef | None,
 ) -> jax.Array:
-  """Option C: a 1x1 convolution and batch norm in every block."""
+  """A 1x1 convolution and batch norm."""
   y = conv(filters, 1, strides, name='shortcut_conv')(activated)
   return norm(name='shortcut_bn')(y) if norm else y
 
 
-def zero_padding_shortcut(
+def zero_padding(
   x: jax.Array, activated: jax.Array, filters: int, strides: int, **_: ModuleDef
 ) -> jax.Array:
-  """Option A: every `strides`-th pixel, new channels are zeros; no parameter.
-
-  The zeros come after the channels of x.
-  """
-  if not _changes_shape(x, filters, strides):
-    return x
+  """Every `strides`-th pixel; new channels are zeros, after those of x."""
   y = activated[:, ::strides, ::strides, :]
   return jnp.pad(y, ((0, 0), (0, 0), (0, 0), (0, filters - x.shape[-1])))
 
 
-def projection_shortcut(
+def average_pool_projection(
   x: jax.Array,
   activated: jax.Array,
   filters: int,
   strides: int,
   **layers: ModuleDef,
 ) -> jax.Array:
-  """Option B: the identity, or a projection where the shape changes."""
-  if not _changes_shape(x, filters, strides):
-    return x
-  return projection(x, activated, filters, strides, **layers)
+  """A projection after 2x2 averages, which take the place of the stride.
 
-
-def average_pool_shortcut(
-  x: jax.Array,
-  activated: jax.Array,
-  filters: int,
-  strides: int,
-  **layers: ModuleDef,
-) -> jax.Array:
-  """ResNet-D: as B, but 2x2 averages take the place of the stride.
-
-  He et al. 2019, "Bag of tricks", section 4.2. At an odd border the mean is
-  over the pixels that there are.
+  At an odd border the mean is over the pixels that there are.
   """
-  if not _changes_shape(x, filters, strides):
-    return x
   if strides > 1:
     pads = tuple((0, -size % strides) for size in x.shape[1:3])
     pooled = nn.avg_pool(
@@ -86,16 +85,13 @@ def average_pool_shortcut(
   return projection(x, activated, filters, 1, **layers)
 
 
-def _changes_shape(x: jax.Array, filters: int, strides: int) -> bool:
-  return strides != 1 or x.shape[-1] != filters
-
-
 SHORTCUTS: dict[str, Shortcut | None] = {
   # The options of He et al. 2016, "Deep residual learning", Table 3.
-  'A': zero_padding_shortcut,
-  'B': projection_shortcut,
+  'A': _where_shape_changes(zero_padding),
+  'B': _where_shape_changes(projection),
   'C': projection,
-  'D': average_pool_shortcut,
+  # ResNet-D: He et al. 2019, "Bag of tricks", section 4.2.
+  'D': _where_shape_changes(average_pool_projection),
   # The plain nets.
   'none': None,
 }

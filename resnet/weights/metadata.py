@@ -45,6 +45,11 @@ class Preprocessing:
   interpolation: str
 
   @property
+  def image_shape(self) -> tuple[int, int, int]:
+    """Returns [S, S, C] of an image, C being 1 for grey and 3 for RGB."""
+    return self.image_size, self.image_size, len(self.mean)
+
+  @property
   def resize_size(self) -> int:
     """Returns the length to which the shorter side is resized, pixels.
 

@@ -6,6 +6,8 @@ A module has
   load(folder) -> a function from images to logits, NumPy or JAX arrays
   TOLERANCE: the largest difference from the network on a CPU, as a share of the
     largest logit
+  PLATFORMS: those that it may be made for, in JAX's words; () where the file is
+    for none in particular
   HELP: what it needs, for the command line; '' for nothing
 
 Nothing else lists the formats.

@@ -18,6 +18,7 @@ from resnet.export.program import Program
 _INSTALL = 'pip install --no-deps -r requirements-onnx.txt'
 HELP = f'onnx needs: {_INSTALL}'
 TOLERANCE = 1e-5
+PLATFORMS = ()
 _FILE = 'model.onnx'
 
 
