@@ -19,6 +19,10 @@ class Parser(argparse.ArgumentParser):
   it as it is in --out=~/sets.
   """
 
+  def __init__(self, **options: Any):
+    formatter = argparse.RawDescriptionHelpFormatter
+    super().__init__(**{'formatter_class': formatter, **options})
+
   def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
     namespace, rest = super().parse_known_args(args, namespace)
     for name, value in vars(namespace).items():
@@ -44,11 +48,10 @@ class ConfigParser(Parser):
 
 
 def positive(text: str) -> int:
-  """The type of a flag whose value is a whole number from 1 up."""
-  number = int(text)
-  if number < 1:
-    raise argparse.ArgumentTypeError(f'{text} must be positive')
-  return number
+  """Returns a count of at least one: the `type` of an argument."""
+  if not text.isdecimal() or not int(text):
+    raise argparse.ArgumentTypeError(f'{text!r} is no number of at least 1')
+  return int(text)
 
 
 def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> None:

@@ -41,9 +41,7 @@ def main(args: argparse.Namespace) -> None:
 def parser() -> command.Parser:
   """Returns the parser of the command line."""
   result = command.Parser(
-    prog='python -m resnet.tools.export',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+    prog='python -m resnet.tools.export', description=__doc__
   )
   add = result.add_argument
   add('--weights', metavar='SOURCE', required=True)

@@ -165,9 +165,7 @@ def _write_picture(path: str, picture: bytes) -> None:
 def parser() -> command.Parser:
   """Returns the parser of the command line."""
   result = command.Parser(
-    prog='python -m resnet.tools.predict',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+    prog='python -m resnet.tools.predict', description=__doc__
   )
   add = result.add_argument
   add('images', metavar='IMAGE|FOLDER', nargs='+')

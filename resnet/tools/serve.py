@@ -79,9 +79,7 @@ def _listen(host: str, port: int) -> socket.socket:
 def parser() -> command.Parser:
   """Returns the parser of the command line."""
   result = command.Parser(
-    prog='python -m resnet.tools.serve',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+    prog='python -m resnet.tools.serve', description=__doc__
   )
   add = result.add_argument
   add_arguments(result)

@@ -198,9 +198,7 @@ def main(args: argparse.Namespace) -> None:
 def parser() -> command.Parser:
   """Returns the parser of the command line."""
   result = command.Parser(
-    prog='python -m resnet.tools.weights',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+    prog='python -m resnet.tools.weights', description=__doc__
   )
   commands = result.add_subparsers(required=True, metavar='COMMAND')
 
