@@ -128,8 +128,7 @@ def trace(
 def count(jaxpr: Any) -> dict[str, Cost]:
   """Counts a traced forward pass by the part of the network it belongs to."""
   costs = collections.defaultdict(Cost)
-  saved = set()
-  _count(jaxpr, '', costs, saved)
+  _count(jaxpr, '', costs, set())
   return dict(costs)
 
 

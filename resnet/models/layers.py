@@ -111,16 +111,14 @@ class BatchNorm(nn.Module):
       mean, var = self._group_statistics(x)
       if not self.is_initializing():
         keep = self.momentum
-        running_mean.value = keep * running_mean.value + (1 - keep) * jnp.mean(
-          mean, axis=0
-        )
-        running_var.value = keep * running_var.value + (1 - keep) * jnp.mean(
-          var, axis=0
-        )
+        for running, new in ((running_mean, mean), (running_var, var)):
+          running.value = keep * running.value + (1 - keep) * jnp.mean(
+            new, axis=0
+          )
     multiplier = lax.rsqrt(var + self.epsilon) * scale[None]  # [groups, C]
     offset = bias[None] - mean * multiplier
     grouped = _split_groups(x, len(mean))
-    y = grouped * _per_group(multiplier) + _per_group(offset)
+    y = grouped * multiplier[:, None, None, None] + offset[:, None, None, None]
     return y.astype(self.dtype).reshape(x.shape)
 
   def _group_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -146,11 +144,6 @@ def _split_groups(x: jax.Array, num_groups: int) -> jax.Array:
 def accumulation_dtype(x: jax.Array) -> jax.typing.DTypeLike:
   """Returns the dtype of sums over x: float32, or float64 for float64."""
   return jnp.float64 if x.dtype == jnp.float64 else jnp.float32
-
-
-def _per_group(values: jax.Array) -> jax.Array:
-  """[groups, C] -> [groups, 1, 1, 1, C]."""
-  return values[:, None, None, None, :]
 
 
 def squeeze_excitation(x: jax.Array, reduction: int) -> jax.Array:
