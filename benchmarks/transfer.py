@@ -22,11 +22,11 @@ import numpy as np
 
 from configs import fashion_mnist, finetune
 from resnet import experiment
-from resnet.data.prepare import writing
+from resnet.data.prepare import writer
 from resnet.data.prepare.encoding import Encoding
-from resnet.data.prepare.job import Job, estimate_bytes
+from resnet.data.prepare.shards import Job
 from resnet.data.sources import idx
-from resnet.data.sources.base import Source
+from resnet.data.sources.base import ArrayRecords, Source
 from resnet.run import run as run_lib
 from resnet.run.provenance import commit, hardware
 
@@ -71,7 +71,7 @@ def _prepare(folder, data_dir):
     },
   }
   for name, arrays in sets.items():
-    folder = os.path.join(data_dir, name, writing.VERSION)
+    folder = os.path.join(data_dir, name, writer.VERSION)
     if os.path.isdir(folder):
       continue
     job = Job(
@@ -83,15 +83,15 @@ def _prepare(folder, data_dir):
           split=split,
           num_classes=1 + int(labels.max()),
           channels=1,
-          records=idx.IdxRecords(images, labels),
+          records=ArrayRecords(images, labels),
         )
         for split, (images, labels) in arrays.items()
       },
       encoding=Encoding(channels=1, resize=None, quality=95, raw=False),
       origin={'from': 'idx', 'labels_a_class': _LABELS_A_CLASS},
     )
-    plan = job.plan(estimate_bytes(job))
-    writing.write(job, plan, num_threads=2, advance=lambda _: None)
+    num_bytes = writer.estimate_bytes(job)
+    writer.write(job, num_bytes, num_threads=2, advance=lambda _: None)
 
 
 def _train(config, workdir):

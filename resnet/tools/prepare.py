@@ -17,47 +17,50 @@ finished set it compares the files with the manifest. TensorFlow is not needed.
 
 import argparse
 import contextlib
-import hashlib
 import os
 import re
 from typing import Any
 
-import tensorflow_datasets as tfds
 import tqdm
 
 from resnet.data.host.decode import decode_record
-from resnet.data.prepare import encoding, writing
-from resnet.data.prepare import job as job_lib
-from resnet.data.prepare.shards import disk
-from resnet.data.sources import idx, imagenet
-from resnet.data.sources.base import Source
-from resnet.data.sources.registry import open_source
+from resnet.data.prepare import writer
+from resnet.data.prepare.encoding import Encoding
+from resnet.data.prepare.shards import Job
+from resnet.data.sources import folder as folder_lib
+from resnet.data.sources import idx, imagenet, registry
 from resnet.errors import InputError, RunError
 from resnet.files import Lock
 from resnet.tools import command
 
-Splits = dict[str, Source]
+# A function of --source and --name for each --from, which returns the splits.
+_OPENERS = {
+  'imagenet': imagenet.open_splits,
+  'folder': folder_lib.open_splits,
+  'tfds': registry.open_splits,
+  'idx': idx.open_splits,
+}
+# Records of a split by which an unfinished set is compared with its source.
+_NUM_COMPARED = 256
 
 
 def main(args: argparse.Namespace) -> None:
-  folder = os.path.join(args.out, _name(args), writing.VERSION)
+  folder = os.path.join(args.out, _name(args), writer.VERSION)
   if os.path.isdir(folder):
     return _verify(args, folder)
   job = make_job(args)
-  num_bytes = job_lib.estimate_bytes(job)
-  job_lib.check_disk(job, num_bytes)
+  num_bytes = writer.estimate_bytes(job)
+  writer.check_disk(job, num_bytes)
   parent = os.path.dirname(folder)
-  with disk(parent):
+  with writer.disk(parent):
     os.makedirs(parent, exist_ok=True)
   with contextlib.closing(Lock(parent, 'or give another --out or --name')):
     if os.path.isdir(folder):  # Another command has just finished it.
       return _verify(args, folder)
-    with _bar(sum(map(len, job.splits.values())), 'prepared') as bar:
-      manifest = writing.write(
-        job,
-        job.plan(num_bytes),
-        num_threads=args.threads,
-        advance=bar.update,
+    total = sum(map(len, job.splits.values()))
+    with _bar(total, 'prepared') as bar, writer.disk(job.unfinished):
+      manifest = writer.write(
+        job, num_bytes, num_threads=args.threads, advance=bar.update
       )
   _check_by_tfds(args, folder, manifest)
   _say(folder, manifest)
@@ -67,7 +70,7 @@ def main(args: argparse.Namespace) -> None:
   )
 
 
-def make_job(args: argparse.Namespace) -> job_lib.Job:
+def make_job(args: argparse.Namespace) -> Job:
   """Returns what the command line asks for; reads the sources' names.
 
   Raises:
@@ -75,34 +78,41 @@ def make_job(args: argparse.Namespace) -> job_lib.Job:
   """
   if args.threads < 1:
     raise InputError(f'--threads={args.threads} is too small: at least 1.')
+  if not os.path.exists(args.source):
+    raise InputError(
+      f'--source={args.source} does not exist. See --help for what each --from'
+      ' expects.'
+    )
   name = _name(args)
-  splits = _open(args, name)
-  job_lib.check_class_names(next(iter(splits.values())).class_names or ())
-  return job_lib.Job(
+  splits = _OPENERS[args.kind](args.source, name)
+  first = next(iter(splits.values()))
+  writer.check_class_names(first.class_names or ())
+  origin = {'from': args.kind, 'source': os.path.abspath(args.source)}
+  for split, source in splits.items():
+    origin[split] = source.fingerprint(_NUM_COMPARED)
+  return Job(
     name=name,
-    folder=os.path.join(args.out, name, writing.VERSION),
+    folder=os.path.join(args.out, name, writer.VERSION),
     splits=splits,
-    encoding=encoding.Encoding(
-      channels=next(iter(splits.values())).channels,
+    encoding=Encoding(
+      channels=first.channels,
       resize=args.resize,
       quality=args.quality,
       raw=args.raw,
     ),
-    origin=_origin(args, splits),
+    origin=origin,
     skip_bad=args.skip_bad,
   )
 
 
 def _name(args: argparse.Namespace) -> str:
+  """Returns --name, or a name made of the last part of --source."""
   name = args.name
   if name is None and args.kind == 'imagenet':
     name = imagenet.NAME
   if name is None:
-    path = os.path.normpath(args.source)
-    if args.kind == 'tfds' and re.fullmatch(
-      r'\d+\.\d+\.\d+', os.path.basename(path)
-    ):
-      path = os.path.dirname(path)
+    # Without the version of a prepared set.
+    path = re.sub(r'/\d+\.\d+\.\d+$', '', os.path.normpath(args.source))
     name = re.sub('[^a-z0-9]+', '_', os.path.basename(path).lower()).strip('_')
   if not re.fullmatch('[a-z][a-z0-9_]*', name):
     raise InputError(
@@ -112,72 +122,9 @@ def _name(args: argparse.Namespace) -> str:
   return name
 
 
-def _open(args: argparse.Namespace, name: str) -> Splits:
-  if not os.path.isdir(args.source):
-    raise InputError(
-      f'--source={args.source} is no folder. See --help for what each --from'
-      ' expects.'
-    )
-  if args.kind == 'idx':
-    return idx.open_idx(args.source, name)
-  if args.kind == 'folder':
-    return {
-      split: open_source('folder', folder, data_dir=args.source)
-      for split, folder in (('train', 'train'), ('validation', 'val'))
-    }
-  if args.kind == 'imagenet':
-    return {
-      split: Source(
-        name=name,
-        split=split,
-        num_classes=imagenet.NUM_CLASSES,
-        channels=3,
-        records=imagenet.open_tar(args.source, split),
-        class_names=imagenet.class_names(),
-      )
-      for split in imagenet.SPLITS
-    }
-  return _open_tfds(args.source)
-
-
-def _open_tfds(folder: str) -> Splits:
-  try:
-    builder = tfds.builder_from_directory(folder)
-  except Exception as error:  # Whatever a damaged folder makes TFDS raise.
-    raise InputError(
-      f'{folder} is no prepared TFDS set ({str(error).splitlines()[0]}): name'
-      ' the folder of a version, DIR/NAME/VERSION, with dataset_info.json.'
-    ) from None
-  parent = os.path.dirname(os.path.dirname(os.path.normpath(folder)))
-  return {
-    split: open_source(
-      f'{builder.info.name}:{builder.info.version}', split, data_dir=parent
-    )
-    for split in builder.info.splits
-  }
-
-
-def _origin(args: argparse.Namespace, splits: Splits) -> dict[str, Any]:
-  """Returns what changes when the source does."""
-  origin: dict[str, Any] = {
-    'from': args.kind,
-    'source': os.path.abspath(args.source),
-  }
-  for split, source in splits.items():
-    records: Any = source.records
-    if args.kind != 'tfds':
-      origin[f'{split}_bytes'] = records.num_bytes()
-    if args.kind == 'folder':
-      digest = hashlib.sha256()
-      for names in records.names:
-        digest.update(names + b'\0')
-      origin[f'{split}_names'] = digest.hexdigest()
-  return origin
-
-
 def _verify(args: argparse.Namespace, folder: str) -> None:
   with _bar(None, 'compared') as bar:
-    manifest = writing.verify(folder, bar.update)
+    manifest = writer.verify(folder, bar.update)
   _check_by_tfds(args, folder, manifest)
   print('Prepared already; all files are as the manifest says.')
   _say(folder, manifest)
@@ -192,7 +139,7 @@ def _check_by_tfds(
     RunError: it is not what was written.
   """
   for split, count in manifest['examples'].items():
-    source = open_source(manifest['name'], split, data_dir=args.out)
+    source = registry.open_source(manifest['name'], split, data_dir=args.out)
     names = manifest['class_names']
     is_same = names is None or source.class_names == tuple(names)
     if len(source) != count or not is_same:
@@ -212,7 +159,7 @@ def _say(folder: str, manifest: dict[str, Any]) -> None:
     print(f'left out: {text}')
   print(
     f'{folder}: {counts} images, {manifest["bytes"] / 1e6:,.1f} MB,'
-    f' {len(manifest["shards"])} files, {writing.MANIFEST}'
+    f' {len(manifest["shards"])} files, {writer.MANIFEST}'
   )
 
 
@@ -231,7 +178,7 @@ def parser() -> command.Parser:
     '--from',
     dest='kind',
     required=True,
-    choices=('imagenet', 'folder', 'tfds', 'idx'),
+    choices=_OPENERS,
     help='what the source is',
   )
   for name, metavar, text in (

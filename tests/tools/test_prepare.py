@@ -14,7 +14,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from resnet.data.host.decode import decode_image, decode_record
-from resnet.data.prepare.job import estimate_bytes
+from resnet.data.prepare.writer import estimate_bytes
 from resnet.data.sources.registry import open_source
 from resnet.errors import InputError
 from resnet.files import Lock
@@ -230,7 +230,7 @@ def test_too_small_a_disk_is_refused_before_anything_is_written(
 @pytest.mark.parametrize(
   ('words', 'message'),
   [
-    (['--from=folder', '--source=/nowhere'], 'is no folder'),
+    (['--from=folder', '--source=/nowhere'], 'does not exist'),
     (['--from=tfds'], 'no prepared TFDS set'),
     (['--from=folder', '--resize=1'], '--resize=1'),
   ],

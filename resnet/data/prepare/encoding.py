@@ -11,13 +11,13 @@ from resnet.data.host.resize import resize
 from resnet.data.host.transforms import resize_and_center_crop
 from resnet.errors import InputError
 
-# Of files that must be written anew though nobody asked for other pixels.
+# JPEG quality when a file is re-encoded only to change its colour space.
 _FAITHFUL_QUALITY = 98
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Encoding:
-  """What becomes of an image.
+  """How images are stored.
 
   Attributes:
     channels: 1 or 3.

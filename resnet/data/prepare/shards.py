@@ -1,106 +1,96 @@
 """One file of a prepared set: written, read back, compared, renamed."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 import contextlib
 import dataclasses
 import hashlib
 import io
 import json
 import os
-import threading
 from typing import Any
 
 from array_record.python import array_record_module  # pyright: ignore
 
 from resnet.data.prepare.encoding import Encoding
-from resnet.data.sources.base import Record, Source
+from resnet.data.sources.base import Source
 from resnet.errors import InputError, RunError
+from resnet.files import replacing, write_atomically
 
-# Of the notes, one a finished shard.
+# The folder of notes in that of an unfinished set, one per finished shard.
 NOTES = 'shards'
 # JPEG and PNG do not become smaller, and reading is faster.
 _WRITER_OPTIONS = 'group_size:1,uncompressed'
 
+Advance = Callable[[int], Any]
 
-@dataclasses.dataclass(frozen=True)
-class Shard:
-  """Every `count`-th record of a split, from number `number` on, in one file.
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+  """A set to be written.
 
   Attributes:
-    folder: that is being filled.
-    name: of the set.
-    split: of the set.
-    number: of this shard.
-    count: of shards.
-    source: of all the split's records.
+    name: of the set, as TFDS has it.
+    folder: NAME/VERSION, where it will be.
+    splits: what to write, by name; all have the same classes.
     encoding: how images are stored.
-    features: of the set, as TFDS has them.
+    origin: what the images come from, in words and numbers; an unfinished set
+      is continued only where it is the same.
     skip_bad: leave broken images out instead of stopping.
-    advance: is told of a number of records that are done.
   """
 
-  folder: str
   name: str
-  split: str
-  number: int
-  count: int
-  source: Source
+  folder: str
+  splits: Mapping[str, Source]
   encoding: Encoding
-  features: Any
-  skip_bad: bool
-  advance: Callable[[int], Any]
+  origin: Mapping[str, Any]
+  skip_bad: bool = False
 
   @property
-  def file_name(self) -> str:
-    place = f'{self.number:05}-of-{self.count:05}'
-    return f'{self.name}-{self.split}.array_record-{place}'
+  def unfinished(self) -> str:
+    """The folder of the set until it is complete."""
+    return f'{self.folder}.incomplete'
 
   @property
-  def path(self) -> str:
-    return os.path.join(self.folder, self.file_name)
+  def first(self) -> Source:
+    """The first split, for what all splits have in common."""
+    return next(iter(self.splits.values()))
 
-  @property
-  def indices(self) -> range:
-    return range(self.number, len(self.source), self.count)
 
-  def make(self, stop: threading.Event) -> dict[str, Any]:
-    """Writes the shard, if that was not done before, and returns its note."""
-    note_path = os.path.join(self.folder, NOTES, f'{self.file_name}.json')
-    if os.path.exists(note_path) and os.path.exists(self.path):
-      with open(note_path) as file:
-        note = json.load(file)
-      if os.path.getsize(self.path) == note['bytes']:
-        self.advance(len(self.indices))
-        return note
-    with disk(self.folder):
-      temporary = f'{self.path}.tmp'
-      digest, count, left_out = self._write(temporary, stop)
-      _check(temporary, digest, count)
-      os.replace(temporary, self.path)
-      note = {
-        'file': self.file_name,
-        'split': self.split,
-        'examples': count,
-        'bytes': os.path.getsize(self.path),
-        'sha256': sha256(self.path),
-        'left_out': left_out,
-      }
-      write_json(note_path, note)
-    return note
+def make_shard(
+  job: Job,
+  features: Any,
+  split: str,
+  number: int,
+  count: int,
+  advance: Advance,
+) -> dict[str, Any]:
+  """Writes a shard, unless that is done already, and returns its note.
 
-  def _write(
-    self, path: str, stop: threading.Event
-  ) -> tuple[str, int, list[str]]:
-    writer = array_record_module.ArrayRecordWriter(path, _WRITER_OPTIONS)
-    digest, count, left_out = hashlib.sha256(), 0, []
-    try:
-      for index in self.indices:
-        if stop.is_set():
-          raise RunError('Stopped.')
+  Args:
+    job: the set.
+    features: of the set, as TFDS has them.
+    split: the split's name.
+    number: of the shard, which holds every `count`-th record from this on.
+    count: of shards.
+    advance: called with a number of records that are done.
+  """
+  indices = range(number, len(job.splits[split]), count)
+  name = f'{job.name}-{split}.array_record-{number:05}-of-{count:05}'
+  path = os.path.join(job.unfinished, name)
+  note_path = os.path.join(job.unfinished, NOTES, f'{name}.json')
+  if os.path.exists(note_path):
+    advance(len(indices))
+    with open(note_path) as file:
+      return json.load(file)
+  digest, num_written, left_out = hashlib.sha256(), 0, []
+  with replacing(path) as temporary:
+    writer = array_record_module.ArrayRecordWriter(temporary, _WRITER_OPTIONS)
+    with contextlib.closing(writer):
+      for index in indices:
         try:
-          data = self._serialize(index)
+          data = _serialize(job, features, split, index)
         except InputError as error:
-          if not self.skip_bad:
+          if not job.skip_bad:
             raise InputError(
               f'{error} Mend or remove it, or leave such out: --skip-bad'
             ) from None
@@ -108,63 +98,65 @@ class Shard:
         else:
           writer.write(data)
           digest.update(data)
-          count += 1
-        self.advance(1)
-    finally:
-      writer.close()
-    return digest.hexdigest(), count, left_out
+          num_written += 1
+        advance(1)
+    _read_back(temporary, digest.hexdigest(), num_written)
+  note = {
+    'split': split,
+    'left_out': left_out,
+    'file': name,
+    'examples': num_written,
+    'bytes': os.path.getsize(path),
+    'sha256': sha256(path),
+  }
+  write_atomically(note_path, json.dumps(note))
+  return note
 
-  def _serialize(self, index: int) -> bytes:
-    (record,) = self.source.read([index])
-    label = int(record['label'])
-    if not 0 <= label < self.source.num_classes:
-      raise InputError(
-        f'The label of {self.source.key(index, record)} is {label}; expected 0'
-        f' to {self.source.num_classes - 1}.'
-      )
-    name = record.get('file_name', record.get('id', str(index)))
-    # The bytes of a file name, which need not be UTF-8.
-    name = os.fsencode(name)
-    return self.features.serialize_example(
-      {'image': self._image(index, record), 'label': label, 'file_name': name}
+
+def _serialize(job: Job, features: Any, split: str, index: int) -> bytes:
+  source = job.splits[split]
+  (record,) = source.read([index])
+  label = int(record['label'])
+  if not 0 <= label < source.num_classes:
+    raise InputError(
+      f'The label of {source.key(index, record)} is {label}; expected 0'
+      f' to {source.num_classes - 1}.'
     )
+  try:
+    image: Any = job.encoding.encode(record['image'])
+  except ValueError as error:
+    raise InputError(
+      f'The image of {source.key(index, record)} cannot be decoded: {error}.'
+    ) from None
+  if isinstance(image, bytes):
+    image = io.BytesIO(image)
+  elif image.shape != features['image'].shape:
+    raise InputError(
+      f'The image of {source.key(index, record)} is {image.shape}, others are'
+      f' {features["image"].shape}: --raw needs one size: add'
+      ' --resize=SHORT_SIDE.'
+    )
+  name = record.get('file_name', record.get('id', str(index)))
+  # The bytes of a file name, which need not be UTF-8.
+  name = os.fsencode(name)
+  return features.serialize_example(
+    {'image': image, 'label': label, 'file_name': name}
+  )
 
-  def _image(self, index: int, record: Record) -> Any:
-    try:
-      image = self.encoding.encode(record['image'])
-    except ValueError as error:
-      raise InputError(
-        f'The image of {self.source.key(index, record)} cannot be decoded:'
-        f' {error}.'
-      ) from None
-    if isinstance(image, bytes):
-      return io.BytesIO(image)
-    shape = self.features['image'].shape
-    if image.shape != shape:
-      raise InputError(
-        f'The image of {self.source.key(index, record)} is {image.shape},'
-        f' others are {shape}: --raw needs one size: add --resize=SHORT_SIDE.'
-      )
-    return image
 
-
-def _check(path: str, digest: str, count: int) -> None:
-  """Reads a shard back from its file.
+def _read_back(path: str, digest: str, count: int) -> None:
+  """Compares the records of a file with what was written.
 
   Raises:
-    RunError: it is not what was written.
+    RunError: they differ.
   """
   found, num_records = hashlib.sha256(), 0
-  with contextlib.suppress(RuntimeError):  # Told below.
+  with contextlib.suppress(RuntimeError):  # Reported below.
     reader = array_record_module.ArrayRecordReader(path)
-    try:
-      num_records = reader.num_records()
-      for start in range(0, num_records, 64):
-        end = min(start + 64, num_records)
-        for data in reader.read(list(range(start, end))):
-          found.update(data)
-    finally:
-      reader.close()
+    num_records = reader.num_records()
+    for start in range(0, num_records, 64):
+      for data in reader.read(start, min(start + 64, num_records)):
+        found.update(data)
   if (found.hexdigest(), num_records) != (digest, count):
     raise RunError(
       f'{path} does not hold what was written ({num_records} of {count}'
@@ -173,30 +165,6 @@ def _check(path: str, digest: str, count: int) -> None:
 
 
 def sha256(path: str) -> str:
-  """Returns the checksum of a file, once that is on the disk."""
+  """Returns the checksum of a file."""
   with open(path, 'rb') as file:
-    os.fsync(file.fileno())
     return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
-def write_json(path: str, content: Any) -> None:
-  """Writes a file at once: it is there whole, or not at all."""
-  temporary = f'{path}.tmp'
-  with open(temporary, 'w') as file:
-    json.dump(content, file, indent=2)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
-
-
-@contextlib.contextmanager
-def disk(folder: str) -> Iterator[None]:
-  """Says of the disk's errors what they mean."""
-  try:
-    yield
-  except (OSError, RuntimeError) as error:  # The second is ArrayRecord's.
-    reason = getattr(error, 'strerror', None) or str(error).partition('\n')[0]
-    raise RunError(
-      f'{folder} cannot be written: {reason}. What is done'
-      ' stays; the same command goes on.'
-    ) from None

@@ -20,6 +20,23 @@ class Records(Protocol):
   def __getitems__(self, keys: Sequence[int], /) -> Sequence[Record]: ...
 
 
+@dataclasses.dataclass(frozen=True)
+class ArrayRecords:
+  """Images uint8 [N, H, W, C] and labels [N] in memory, as records."""
+
+  images: np.ndarray
+  labels: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.labels)
+
+  def __getitems__(self, keys: Sequence[int], /) -> list[dict[str, Any]]:
+    return [
+      {'image': self.images[key], 'label': int(self.labels[key])}
+      for key in keys
+    ]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
   """One split of labelled images.
@@ -68,7 +85,6 @@ class Source:
 
   def key(self, index: int, record: Record) -> str:
     """Returns a name by which a person finds the record."""
-    name = record.get('file_name', record.get('id', b''))
-    name = readable(name)
+    name = readable(record.get('file_name', record.get('id', b'')))
     place = f'record {index} of {self.name}/{self.split}'
     return f'{place} ({name})' if name else place

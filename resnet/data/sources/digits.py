@@ -4,6 +4,7 @@ The 1,797 images are the test part of the UCI set "Optical recognition of
 handwritten digits" (Alpaydin and Kaynak 1998): 8x8 pixels, 13 writers.
 """
 
+import contextlib
 import io
 from typing import Any
 
@@ -11,10 +12,12 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
+from resnet.errors import InputError
+
 _EVERY = 5
 
 
-class Digits(tfds.core.GeneratorBasedBuilder):
+class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """8x8 grey images of ten digits, split into 1,437 and 360.
 
   The split is fixed and needs no random numbers: the images are sorted by
@@ -61,3 +64,29 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         int(index),
         {'image': io.BytesIO(png), 'label': int(digits.target[index])},
       )
+
+
+def prepare(data_dir: str | None) -> None:
+  """Prepares the set, quietly, unless it is prepared already.
+
+  Raises:
+    InputError: the folder cannot be written.
+  """
+
+  def builder() -> tfds.core.DatasetBuilder:
+    return Digits(data_dir=data_dir, file_format='array_record')
+
+  if builder().info.splits:
+    return
+  tfds.disable_progress_bar()
+  try:
+    with contextlib.redirect_stdout(io.StringIO()):
+      builder().download_and_prepare()
+  except OSError as error:
+    if builder().info.splits:
+      return  # Another process was faster.
+    raise InputError(
+      f'digits cannot be written to {builder().data_dir}:'
+      f' {error.strerror or error}.'
+      ' Name a folder that can be: --config.data.data_dir=DIR'
+    ) from None

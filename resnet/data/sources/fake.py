@@ -6,7 +6,10 @@ from typing import Any
 
 import numpy as np
 
-# Of its splits, images.
+from resnet.data.sources.base import Source
+from resnet.errors import InputError
+
+# Images of each split.
 LENGTHS = {'train': 512, 'test': 100}
 
 
@@ -35,3 +38,25 @@ class FakeRecords:
       -63, 64, (size, size, 3)
     )
     return {'image': image.astype(np.uint8), 'label': label}
+
+
+def open_split(split: str, *, image_size: int | None, **_: Any) -> Source:
+  """Returns 'train' or 'test', of images of this side, 32 pixels for None.
+
+  Raises:
+    InputError: there is no such split.
+  """
+  if split not in LENGTHS:
+    raise InputError(
+      f"'fake' has no split {split!r}. There are: {', '.join(LENGTHS)}"
+    )
+  size = image_size or 32
+  records = FakeRecords(LENGTHS[split], list(LENGTHS).index(split), size)
+  return Source(
+    name='fake',
+    split=split,
+    num_classes=records.num_classes,
+    channels=3,
+    records=records,
+    image_shape=(size, size, 3),
+  )

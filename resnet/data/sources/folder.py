@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from resnet.data.sources.base import Source
 from resnet.errors import InputError
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png')
@@ -28,21 +29,19 @@ _EVAL_NAMES = ('val', 'validation', 'valid', 'test')
 class FolderRecords:
   """Random access to the files of a split.
 
-  Of 1.3 million files only the names are held, in one piece a class.
+  Of 1.3 million files only the names are held, in one array per class.
 
   Attributes:
     root: of the class folders.
     class_names: in the order of the labels.
-    names: of each class's files, joined by '/'.
+    names: of each class's files, arrays of bytes.
     ends: [num_classes], int64: files up to and including each class.
-    starts: of the names of each class's files, places in `names`.
   """
 
   root: str
   class_names: tuple[str, ...]
-  names: tuple[bytes, ...]
+  names: tuple[np.ndarray, ...]
   ends: np.ndarray
-  starts: tuple[np.ndarray, ...]
 
   def __len__(self) -> int:
     return int(self.ends[-1])
@@ -53,18 +52,9 @@ class FolderRecords:
   def path(self, key: int) -> tuple[int, str]:
     """Returns the label of a file, and its path below the root."""
     label = int(np.searchsorted(self.ends, key, side='right'))
-    nth = key - (int(self.ends[label - 1]) if label else 0)
-    starts, names = self.starts[label], self.names[label]
-    end = int(starts[nth + 1]) - 1 if nth + 1 < len(starts) else len(names)
-    name = os.fsdecode(names[int(starts[nth]) : end])
+    # Counted from the end of the class's names.
+    name = os.fsdecode(self.names[label][key - int(self.ends[label])])
     return label, os.path.join(self.class_names[label], name)
-
-  def num_bytes(self) -> int:
-    """Returns the size of all files; asks the file system for each."""
-    return sum(
-      os.stat(os.path.join(self.root, self.path(key)[1])).st_size
-      for key in range(len(self))
-    )
 
   def _read(self, key: int) -> dict[str, Any]:
     label, path = self.path(key)
@@ -79,14 +69,18 @@ class FolderRecords:
     return {'image': image, 'label': label, 'file_name': path}
 
 
-def open_folder(
-  data_dir: str | None, split: str, split_flag: str | None = None
-) -> FolderRecords:
+def open_split(
+  split: str,
+  *,
+  data_dir: str | None,
+  split_flag: str | None = None,
+  **_: Any,
+) -> Source:
   """Finds the files of a split.
 
   Args:
+    split: the name of a folder in `data_dir`; 'validation' is val/.
     data_dir: the folder that holds train/ and val/.
-    split: the name of a folder in it; 'validation' is val/.
     split_flag: that gives the split, for a message.
 
   Raises:
@@ -103,44 +97,51 @@ def open_folder(
   if name not in splits:
     raise InputError(
       f'{data_dir} has no folder for the split {split!r}. There are:'
-      f' {", ".join(splits)}. {_split_hint(split, splits, split_flag)}'
+      f' {", ".join(splits)}. {_split_hint(split, splits, split_flag or "")}'
     )
-  classes = _class_names(os.path.join(data_dir, _TRAIN))
   root = os.path.join(data_dir, name)
+  classes = _class_names(os.path.join(data_dir, _TRAIN))
   if name != _TRAIN:
     _check_same_classes(root, _class_names(root), classes)
   files = [_file_names(os.path.join(root, name)) for name in classes]
-  return FolderRecords(
+  records = FolderRecords(
     root=root,
     class_names=classes,
-    names=tuple(b'/'.join(map(os.fsencode, names)) for names in files),
+    names=tuple(np.array(list(map(os.fsencode, names))) for names in files),
     ends=np.cumsum([len(names) for names in files]),
-    starts=tuple(_starts(names) for names in files),
+  )
+  return Source(
+    name='folder',
+    split=split,
+    num_classes=len(classes),
+    channels=3,
+    records=records,
+    class_names=classes,
   )
 
 
-def _split_hint(split: str, splits: Sequence[str], flag: str | None) -> str:
+def open_splits(folder: str, _: str) -> dict[str, Source]:
+  """Returns the splits 'train' and 'validation', which is val/."""
+  return {
+    split: open_split(name, data_dir=folder)
+    for split, name in (('train', 'train'), ('validation', 'val'))
+  }
+
+
+def _split_hint(split: str, splits: Sequence[str], flag: str) -> str:
   """Returns what to type in the place of a split that is not there."""
   whole, bracket, _ = split.partition('[')
-  prefix = f'{flag}=' if flag else ''
-  if bracket and _ALIASES.get(whole, whole) in splits:
+  if bracket:
     return (
       f'Parts of a split, such as {split}, need a prepared set (python -m'
-      f' resnet.tools.prepare --help); the whole one is {prefix}{whole}'
+      f' resnet.tools.prepare --help); the whole one is {flag}={whole}'
     )
-  if prefix.endswith('train_split='):
-    return f'Images to train on lie in {_TRAIN}/: {prefix}{_TRAIN}'
-  others = [name for name in splits if name != _TRAIN]
-  known = [name for name in _EVAL_NAMES if name in others]
-  if not others or not flag:
+  if flag.endswith('train_split'):
+    return f'Images to train on lie in {_TRAIN}/: {flag}={_TRAIN}'
+  known = [name for name in _EVAL_NAMES if name in splits]
+  if not known or not flag:
     return 'Put images to evaluate on into PATH/val/CLASS.'
-  return f'Name one: {prefix}{(known or others)[0]}'
-
-
-def _starts(names: list[str]) -> np.ndarray:
-  lengths = [len(os.fsencode(name)) + 1 for name in names[:-1]]
-  # Names of a class of ImageNet take 30 kB: 32 bits are enough.
-  return np.cumsum([0, *lengths], dtype=np.int32)
+  return f'Name one: {flag}={known[0]}'
 
 
 def visible_entries(folder: str) -> Iterator[os.DirEntry[str]]:
@@ -171,16 +172,9 @@ def _splits(data_dir: str) -> list[str]:
   folders = sorted(e.name for e in _entries(data_dir) if e.is_dir())
   if _TRAIN in folders:
     return folders
-  found = (
-    f'it holds the folders {", ".join(folders[:5])}'
-    if folders
-    else ('it holds no folders')
-  )
+  above, name = os.path.split(os.path.abspath(data_dir))
   hint = ''
-  if 'val' in map(str.lower, folders) or 'train' in map(str.lower, folders):
-    hint = ' Small letters are meant.'
-  elif os.path.basename(os.path.normpath(data_dir)) in (_TRAIN, *_EVAL_NAMES):
-    above = os.path.dirname(os.path.normpath(data_dir)) or os.curdir
+  if name in (_TRAIN, *_EVAL_NAMES):
     hint = f' Name the folder above: {above}'
   elif len(folders) > 1:
     hint = (
@@ -188,51 +182,43 @@ def _splits(data_dir: str) -> list[str]:
       ' into val/.'
     )
   raise InputError(
-    f'{data_dir} has no train/: {found}. Expected'
-    f' PATH/train/CLASS/FILE.jpg and PATH/val/CLASS/FILE.jpg.{hint}'
+    f'{data_dir} has no train/: it holds the folders'
+    f' {", ".join(folders[:5]) or "(none)"}. Expected PATH/train/CLASS/FILE.jpg'
+    f' and PATH/val/CLASS/FILE.jpg.{hint}'
   )
 
 
 def _class_names(root: str) -> tuple[str, ...]:
   entries = list(_entries(root))
   names = sorted(e.name for e in entries if e.is_dir())
-  images = sum(e.name.lower().endswith(IMAGE_SUFFIXES) for e in entries)
-  if not names and images:
-    raise InputError(
-      f'{root} holds {images:,} images and no class folders: sort them into'
-      ' one folder a class. (The validation images of ImageNet come unsorted:'
-      ' python -m resnet.tools.prepare --from=imagenet reads the tar files.)'
-    )
   if len(names) < 2:
-    found = f'only one: {names[0]}' if names else 'none'
     raise InputError(
-      f'{root} must hold class folders, two at least, and holds {found}.'
+      f'{root} must hold class folders, two at least, and holds'
+      f' {len(names)} beside {len(entries) - len(names):,} files: sort images'
+      ' into one folder a class. (The validation images of ImageNet come'
+      ' unsorted: python -m resnet.tools.prepare --from=imagenet reads the tar'
+      ' files.)'
     )
-  by_letters: dict[str, str] = {}
-  for name in names:
-    other = by_letters.setdefault(name.casefold(), name)
-    if other != name:
-      raise InputError(
-        f'{root} has two class folders of one name, {other!r} and {name!r}:'
-        ' rename or merge them.'
-      )
   return tuple(names)
 
 
 def _check_same_classes(
   root: str, names: Sequence[str], expected: Sequence[str]
 ) -> None:
-  for have, want, what in (
-    (set(names), set(expected), 'misses'),
-    (set(expected), set(names), 'has more than train/:'),
+  for odd, what in (
+    (sorted(set(expected) - set(names)), 'misses'),
+    (sorted(set(names) - set(expected)), 'has more than train/:'),
   ):
-    if odd := sorted(want - have):
-      more = f' and {len(odd) - 3} others' if len(odd) > 3 else ''
+    if odd:
       raise InputError(
-        f'{root} {what} {len(odd)} class folder(s): {", ".join(odd[:3])}{more}.'
-        ' Labels come from the sorted names, so train/ and val/ need the same'
-        ' ones.'
+        f'{root} {what} {len(odd)} class folder(s): {_some(odd)}. Labels come'
+        ' from the sorted names, so train/ and val/ need the same ones.'
       )
+
+
+def _some(names: Sequence[str]) -> str:
+  more = f' and {len(names) - 3:,} others' if len(names) > 3 else ''
+  return ', '.join(names[:3]) + more
 
 
 def _file_names(folder: str) -> list[str]:
@@ -243,17 +229,14 @@ def _file_names(folder: str) -> list[str]:
     )
     (names if is_image else odd).append(entry.name)
   if odd:
-    more = f' and {len(odd) - 1:,} others' if len(odd) > 1 else ''
     raise InputError(
-      f'{os.path.join(folder, min(odd))}{more} cannot be an image: expected'
-      f' files {", ".join(IMAGE_SUFFIXES)} in a class folder. Convert them or'
-      ' move them away.'
+      f'{folder} holds what cannot be an image: {_some(sorted(odd))}. Expected'
+      f' files {", ".join(IMAGE_SUFFIXES)}: convert the others or move them'
+      ' away.'
     )
   if not names:
     raise InputError(
-      f'{folder} is a class folder without images'
-      f' ({", ".join(IMAGE_SUFFIXES)}):'
-      ' add some, or remove the folder from train/ and val/.'
+      f'{folder} is a class folder without images: add some, or remove the'
+      ' folder from train/ and val/.'
     )
-  names.sort()
-  return names
+  return sorted(names)

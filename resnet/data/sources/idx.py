@@ -4,34 +4,21 @@ The format is that of http://yann.lecun.com/exdb/mnist: two zero bytes, the type
 (8: uint8), the number of dims, each dim as a big-endian int32, the numbers.
 """
 
-from collections.abc import Sequence
-import dataclasses
 import gzip
 import math
 import os
-from typing import Any
 import zlib
 
 import numpy as np
 
-from resnet.data.sources.base import Source
+from resnet.data.sources.base import ArrayRecords, Source
 from resnet.errors import InputError
 
 _SPLITS = {'train': 'train', 'test': 't10k'}
+# Xiao et al. 2017, Table 2.
 _CLASS_NAMES = {
-  # Xiao et al. 2017, Table 2.
-  'fashion_mnist': (
-    'T-shirt/top',
-    'Trouser',
-    'Pullover',
-    'Dress',
-    'Coat',
-    'Sandal',
-    'Shirt',
-    'Sneaker',
-    'Bag',
-    'Ankle boot',
-  ),
+  'fashion_mnist': 'T-shirt/top, Trouser, Pullover, Dress, Coat, Sandal, Shirt,'
+  ' Sneaker, Bag, Ankle boot',
 }
 
 Splits = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -63,7 +50,7 @@ def read_idx(path: str, num_dims: int) -> np.ndarray:
 
 
 def read_splits(folder: str) -> Splits:
-  """Returns images [N, H, W] and labels [N] of 'train' and 'test'.
+  """Returns images [N, H, W, 1] and labels [N] of 'train' and 'test'.
 
   Args:
     folder: with {train,t10k}-{images-idx3,labels-idx1}-ubyte, or these .gz.
@@ -80,7 +67,7 @@ def read_splits(folder: str) -> Splits:
         f'{folder} has {len(images)} images and {len(labels)} labels for'
         f' {split}.'
       )
-    splits[split] = images, labels
+    splits[split] = images[..., None], labels
   return splits
 
 
@@ -91,27 +78,7 @@ def _find(folder: str, name: str) -> str:
   raise InputError(f'{folder} has neither {name}.gz nor {name}.')
 
 
-@dataclasses.dataclass(frozen=True)
-class IdxRecords:
-  """Images [N, H, W] and labels [N] as records."""
-
-  images: np.ndarray
-  labels: np.ndarray
-
-  def __len__(self) -> int:
-    return len(self.labels)
-
-  def __getitems__(self, keys: Sequence[int], /) -> list[dict[str, Any]]:
-    return [
-      {'image': self.images[key][..., None], 'label': int(self.labels[key])}
-      for key in keys
-    ]
-
-  def num_bytes(self) -> int:
-    return self.images.nbytes
-
-
-def open_idx(folder: str, name: str) -> dict[str, Source]:
+def open_splits(folder: str, name: str) -> dict[str, Source]:
   """Returns the splits 'train' and 'test' of a folder of idx files.
 
   Args:
@@ -122,7 +89,9 @@ def open_idx(folder: str, name: str) -> dict[str, Source]:
     InputError: a file is missing or damaged, or a label has no name.
   """
   splits = read_splits(folder)
-  names = _CLASS_NAMES.get(name)
+  names = (
+    tuple(_CLASS_NAMES[name].split(', ')) if name in _CLASS_NAMES else None
+  )
   num_classes = 1 + max(int(labels.max()) for _, labels in splits.values())
   if names and num_classes > len(names):
     raise InputError(
@@ -135,9 +104,9 @@ def open_idx(folder: str, name: str) -> dict[str, Source]:
       split=split,
       num_classes=len(names) if names else num_classes,
       channels=1,
-      records=IdxRecords(images, labels),
+      records=ArrayRecords(images, labels),
       class_names=names,
-      image_shape=(*images.shape[1:], 1),
+      image_shape=images.shape[1:],
     )
     for split, (images, labels) in splits.items()
   }

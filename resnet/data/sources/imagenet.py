@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from resnet.data.sources.base import Source
 from resnet.errors import InputError
 
 NAME = 'imagenet2012'
@@ -22,8 +23,18 @@ TRAIN_TAR = 'ILSVRC2012_img_train.tar'
 VALIDATION_TAR = 'ILSVRC2012_img_val.tar'
 SPLITS = {'train': TRAIN_TAR, 'validation': VALIDATION_TAR}
 NUM_CLASSES, NUM_VALIDATION = 1000, 50_000
-# Where people put the files, below the folder that they name.
-_PLACES = ('', 'downloads/manual', 'manual', 'downloads')
+# Where people put the tar files, or their content, below the folder they name.
+_PLACES = ('', 'downloads/manual', 'manual', 'downloads', 'ILSVRC/Data/CLS-LOC')
+# What to do with what lies there: ROOT is the place, FOLDER what was named.
+_HINTS = {
+  TRAIN_TAR: f'ROOT/{TRAIN_TAR} is there. With {VALIDATION_TAR} beside it, both'
+  ' are prepared by: python -m resnet.tools.prepare --from=imagenet'
+  ' --source=ROOT --out=FOLDER',
+  'train/n01440764': 'There are extracted folders in ROOT/train: use them as'
+  ' they are with --config.data.name=folder --config.data.data_dir=ROOT, or'
+  ' prepare them: python -m resnet.tools.prepare --from=folder --source=ROOT'
+  ' --out=DIR',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +71,6 @@ class TarRecords:
         for key in keys
       ]
 
-  def num_bytes(self) -> int:
-    return int(self.sizes.sum())
-
 
 @functools.cache
 def class_names() -> tuple[str, ...]:
@@ -80,6 +88,26 @@ def _lines(name: str) -> tuple[str, ...]:
   return tuple(path.read_text().split())
 
 
+def open_splits(folder: str, name: str = NAME) -> dict[str, Source]:
+  """Returns the splits 'train' and 'validation' of a folder of tar files.
+
+  Args:
+    folder: see `open_tar`.
+    name: of the set.
+  """
+  return {
+    split: Source(
+      name=name,
+      split=split,
+      num_classes=NUM_CLASSES,
+      channels=3,
+      records=open_tar(folder, split),
+      class_names=class_names(),
+    )
+    for split in SPLITS
+  }
+
+
 def open_tar(folder: str, split: str) -> TarRecords:
   """Reads the table of contents of a split's tar.
 
@@ -92,8 +120,7 @@ def open_tar(folder: str, split: str) -> TarRecords:
   """
   path = _find(folder, SPLITS[split])
   if path is None:
-    found = what_is_there(folder) or _listing(folder)
-    raise InputError(f'{folder} holds no {SPLITS[split]}. {found}')
+    raise InputError(f'{folder} holds no {SPLITS[split]}. {hint(folder)}')
   try:
     with tarfile.open(path, 'r:') as tar:
       members = _train(path, tar) if split == 'train' else _validation(tar)
@@ -155,49 +182,11 @@ def _find(folder: str, name: str) -> str | None:
   return next(filter(os.path.isfile, paths), None)
 
 
-def what_is_there(folder: str) -> str | None:
-  """Returns what of ImageNet lies in a folder and what to do; None: nothing."""
-  paths = {split: _find(folder, tar) for split, tar in SPLITS.items()}
-  found = [path for path in paths.values() if path]
-  if len(found) == len(SPLITS):
-    return (
-      f'The tar files are there: {", ".join(found)}. Prepare them: python -m'
-      ' resnet.tools.prepare --from=imagenet'
-      f' --source={os.path.dirname(found[0])} --out={folder}'
-    )
-  if found:
-    missing = [SPLITS[split] for split, path in paths.items() if not path]
-    return (
-      f'{found[0]} is there, but not {missing[0]}: put both into one folder.'
-    )
-  for place in ('', *_PLACES[1:], 'ILSVRC/Data/CLS-LOC', 'extracted'):
-    root = os.path.join(folder, place)
-    train = os.path.join(root, 'train')
-    if os.path.isdir(os.path.join(train, 'n01440764')):
-      return (
-        f'There are extracted folders in {train}: use them as they are with'
-        f' --config.data.name=folder --config.data.data_dir={root or "."}, or'
-        ' prepare them: python -m resnet.tools.prepare --from=folder'
-        f' --source={root} --out=DIR'
-      )
-    if os.path.isdir(os.path.join(root, 'n01440764')):
-      return (
-        f'There are class folders of ImageNet in {root}: move them into'
-        f' {train}, the validation images into class folders in'
-        f' {os.path.join(root, "val")}, and use --config.data.name=folder.'
-      )
-    if os.path.isfile(os.path.join(root, 'n01440764.tar')):
-      return (
-        f'There are tar files of single classes in {root}: the file'
-        f' {TRAIN_TAR} itself is needed, not unpacked.'
-      )
-  return None
-
-
-def _listing(folder: str) -> str:
-  try:
-    names = sorted(os.listdir(folder))
-  except OSError as error:
-    return f'It cannot be listed: {error.strerror or error}.'
-  shown = ', '.join(names[:5]) + (' ...' if len(names) > 5 else '')
-  return f'It holds: {shown or "nothing"}.'
+def hint(folder: str) -> str:
+  """Returns what to do with the files of ImageNet in a folder; '': no files."""
+  for name, text in _HINTS.items():
+    for place in _PLACES:
+      root = os.path.join(folder, place)
+      if os.path.exists(os.path.join(root, name)):
+        return text.replace('ROOT', root).replace('FOLDER', folder)
+  return ''

@@ -6,24 +6,38 @@ use), or `fake` (made up on the fly).
 Images are read undecoded; TensorFlow is never imported.
 """
 
-import contextlib
-import io
+from collections.abc import Callable
 import os
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import constants, read_only_builder
 
-from resnet.data.sources import imagenet
+from resnet.data.sources import digits, fake, imagenet
+from resnet.data.sources import folder as folder_lib
 from resnet.data.sources.base import Source
-from resnet.data.sources.fake import LENGTHS, FakeRecords
-from resnet.data.sources.folder import open_folder
 from resnet.data.sources.tfds import LABELS, is_pixels, open_records
 from resnet.errors import InputError, nearest
 
-# What TFDS takes for the name of a set.
-_SET_NAME = '[a-z][a-z0-9_]*'
+
+class _Own(NamedTuple):
+  """A source that is not a prepared set of TFDS: its opener, and its splits."""
+
+  open: Callable[..., Source]
+  splits: tuple[str, ...]
+
+
+def _open_digits(split: str, *, data_dir: str | None, **_: Any) -> Source:
+  digits.prepare(data_dir)
+  return _open_prepared(_find_prepared('digits', data_dir), 'digits', split)
+
+
+_OWN = {
+  'fake': _Own(fake.open_split, tuple(fake.LENGTHS)),
+  'folder': _Own(folder_lib.open_split, ('train', 'val')),
+  'digits': _Own(_open_digits, ('train', 'test')),
+}
 
 
 def open_source(
@@ -50,40 +64,30 @@ def open_source(
     InputError: no such set or split, the set is not prepared, or it is not a
       set of labelled images.
   """
-  if name == 'fake':
-    return _fake_source(split, image_size or 32)
-  if name == 'folder':
-    return _folder_source(data_dir, split, split_flag)
-  if name == 'digits':
-    _prepare_digits(data_dir)
-  builder = _find_prepared(name, data_dir)
-  channels, label, shape = _check_features(name, builder.info.features)
+  if name in _OWN:
+    return _OWN[name].open(
+      split, data_dir=data_dir, image_size=image_size, split_flag=split_flag
+    )
+  return _open_prepared(_find_prepared(name, data_dir), name, split)
+
+
+def open_splits(folder: str, _: str) -> dict[str, Source]:
+  """Opens all splits of a prepared set by its folder, DIR/NAME/VERSION.
+
+  Raises:
+    InputError: it is not such a folder, or not a set of labelled images.
+  """
   try:
-    num_examples = builder.info.splits[split].num_examples
-  except ValueError as error:
+    builder = tfds.builder_from_directory(folder)
+  except Exception as error:  # Whatever a damaged folder makes TFDS raise.
     raise InputError(
-      f'{name!r} has no split {split!r}. There are:'
-      f' {", ".join(builder.info.splits) or "none"}'
-      f' ({str(error).splitlines()[0]})'
+      f'{folder} is no prepared TFDS set ({_first_line(error)}): name the'
+      ' folder of a version, DIR/NAME/VERSION, with dataset_info.json.'
     ) from None
-  if num_examples <= 0:
-    raise InputError(f'The split {split!r} of {name!r} has no images.')
-  try:
-    records = open_records(builder, split)
-  except NotImplementedError:
-    raise InputError(
-      f'{name!r} is prepared in {builder.data_dir}, but not for random access.'
-      f' Prepare it again in another folder: {_prepare_command(name, "DIR")}'
-    ) from None
-  return Source(
-    name=name,
-    split=split,
-    num_classes=label.num_classes,
-    channels=channels,
-    records=records,
-    class_names=_class_names(label),
-    image_shape=shape,
-  )
+  return {
+    split: _open_prepared(builder, builder.info.name, split)
+    for split in builder.info.splits
+  }
 
 
 def only_split(name: str, data_dir: str | None = None) -> str:
@@ -96,12 +100,8 @@ def only_split(name: str, data_dir: str | None = None) -> str:
   Raises:
     InputError: no such set, or it has several splits.
   """
-  if name == 'digits':
-    _prepare_digits(data_dir)
-  if name == 'fake':
-    splits = list(LENGTHS)
-  elif name == 'folder':
-    splits = ['train', 'val']
+  if name in _OWN:
+    splits = list(_OWN[name].splits)
   else:
     splits = list(_find_prepared(name, data_dir).info.splits)
   if len(splits) != 1:
@@ -112,40 +112,71 @@ def only_split(name: str, data_dir: str | None = None) -> str:
   return splits[0]
 
 
+def _open_prepared(builder: Any, name: str, split: str) -> Source:
+  channels, label, shape = _check_features(name, builder.info.features)
+  try:
+    num_examples = builder.info.splits[split].num_examples
+  except ValueError as error:
+    raise InputError(
+      f'{name!r} has no split {split!r}. There are:'
+      f' {", ".join(builder.info.splits) or "none"} ({_first_line(error)})'
+    ) from None
+  if num_examples <= 0:
+    raise InputError(f'The split {split!r} of {name!r} has no images.')
+  try:
+    records = open_records(builder, split)
+  except NotImplementedError:
+    raise InputError(
+      f'{name!r} is prepared in {builder.data_dir}, but not for random access.'
+      f' Prepare it again in another folder: {_prepare_command(name, "DIR")}'
+    ) from None
+  names = tuple(label.names)
+  # Where a builder gives no names, TFDS counts.
+  is_named = names != tuple(map(str, range(len(names))))
+  return Source(
+    name=name,
+    split=split,
+    num_classes=label.num_classes,
+    channels=channels,
+    records=records,
+    class_names=names if is_named else None,
+    image_shape=shape,
+  )
+
+
 def _find_prepared(name: str, data_dir: str | None) -> Any:
+  set_name = re.split('[/:]', name)[0]
   try:
     return read_only_builder.builder_from_files(name, data_dir=data_dir)
   except tfds.core.DatasetNotFoundError:
     pass
   except Exception as error:  # Whatever a damaged folder makes TFDS raise.
-    if re.fullmatch(_SET_NAME, _set_name(name)):
-      reason = str(error).splitlines()[0] if str(error) else repr(error)
+    if re.fullmatch('[a-z][a-z0-9_]*', set_name):
       raise InputError(
         f'data.name={name!r} cannot be read (data.data_dir={data_dir}):'
-        f' {reason}'
+        f' {_first_line(error)}'
       ) from error
   folder = data_dir or os.fspath(constants.DATA_DIR)
-  known = tfds.list_builders(with_community_datasets=False)
-  known = {*known, 'digits', 'fake', 'folder'}
-  set_name = _set_name(name)
-  if set_name not in known or set_name in ('digits', 'fake'):
+  known = {*tfds.list_builders(with_community_datasets=False), *_OWN}
+  if set_name not in known or set_name in _OWN:
     raise InputError(
       f'There is no data set {name!r} in TFDS or in {folder}.'
       f'{nearest(name, known)}'
     )
-  if set_name == imagenet.NAME and (hint := imagenet.what_is_there(folder)):
-    raise InputError(f'{name!r} is not prepared in {folder}. {hint}')
+  hint = imagenet.hint(folder) if set_name == imagenet.NAME else ''
   raise InputError(
-    f'{name!r} is not prepared in {folder}.'
-    f' Prepare it with: {_prepare_command(name, folder)}'
-    ' (many sets need `pip install tensorflow-cpu` for this step, and for it'
-    ' alone).'
+    f'{name!r} is not prepared in {folder}. '
+    + (
+      hint
+      or f'Prepare it with: {_prepare_command(name, folder)}'
+      ' (many sets need `pip install tensorflow-cpu` for this step, and for it'
+      ' alone).'
+    )
   )
 
 
-def _set_name(name: str) -> str:
-  """'set/config:version' -> 'set'."""
-  return name.partition('/')[0].partition(':')[0]
+def _first_line(error: Exception) -> str:
+  return str(error).partition('\n')[0] or repr(error)
 
 
 def _prepare_command(name: str, data_dir: str) -> str:
@@ -155,12 +186,6 @@ def _prepare_command(name: str, data_dir: str) -> str:
     f" tfds.builder('{name}', data_dir='{data_dir}',"
     " file_format='array_record').download_and_prepare()\""
   )
-
-
-def _class_names(label: Any) -> tuple[str, ...] | None:
-  names = tuple(label.names)
-  # Where a builder gives none, TFDS counts.
-  return None if names == tuple(map(str, range(len(names)))) else names
 
 
 def _check_features(
@@ -185,56 +210,3 @@ def _check_features(
       ' expected 1 or 3 channels and a known number of classes.'
     )
   return channels, label, None if None in shape else tuple(shape)
-
-
-def _prepare_digits(data_dir: str | None) -> None:
-  """Prepares `digits`, quietly, where that was not done before."""
-  from resnet.data.sources import digits
-
-  def builder() -> tfds.core.DatasetBuilder:
-    return digits.Digits(data_dir=data_dir, file_format='array_record')
-
-  if builder().info.splits:
-    return
-  tfds.disable_progress_bar()
-  try:
-    with contextlib.redirect_stdout(io.StringIO()):
-      builder().download_and_prepare()
-  except OSError as error:
-    if builder().info.splits:
-      return  # Another process was faster.
-    raise InputError(
-      f'digits cannot be written to {builder().data_dir}:'
-      f' {error.strerror or error}.'
-      ' Name a folder that can be: --config.data.data_dir=DIR'
-    ) from None
-
-
-def _folder_source(
-  data_dir: str | None, split: str, split_flag: str | None
-) -> Source:
-  records = open_folder(data_dir, split, split_flag)
-  return Source(
-    name='folder',
-    split=split,
-    num_classes=len(records.class_names),
-    channels=3,
-    records=records,
-    class_names=records.class_names,
-  )
-
-
-def _fake_source(split: str, image_size: int) -> Source:
-  if split not in LENGTHS:
-    raise InputError(
-      f"'fake' has no split {split!r}. There are: {', '.join(LENGTHS)}"
-    )
-  records = FakeRecords(LENGTHS[split], list(LENGTHS).index(split), image_size)
-  return Source(
-    name='fake',
-    split=split,
-    num_classes=records.num_classes,
-    channels=3,
-    records=records,
-    image_shape=(image_size, image_size, 3),
-  )

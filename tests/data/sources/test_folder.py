@@ -5,7 +5,6 @@ import os
 import pytest
 
 from resnet.data.host.decode import decode_record, record_size
-from resnet.data.sources.folder import open_folder
 from resnet.data.sources.registry import open_source
 from resnet.errors import InputError
 from resnet.inference.images import list_images
@@ -84,8 +83,11 @@ def test_another_image_or_order_or_label_has_another_fingerprint(folder):
   ('added', 'split', 'message'),
   [
     ('val/d/x.jpg', 'val', r'val has more than train/: .*: d\.'),
-    ('train/b/notes.txt', 'train', r'b/notes\.txt .*\.jpg, \.jpeg, \.png'),
-    ('train/B/x.jpg', 'train', r"'B' and 'b'"),
+    (
+      'train/b/notes.txt',
+      'train',
+      r'b holds .* notes\.txt\..*\.jpg, \.jpeg, \.png',
+    ),
     ('.keep', 'test', r"'test'\. There .*val"),
   ],
 )
@@ -98,10 +100,13 @@ def test_what_is_wrong_in_a_folder_is_named(folder, added, split, message):
 @pytest.mark.parametrize(
   ('files', 'message'),
   [
-    ([], r'has no train/: it holds no folders'),
+    ([], r'has no train/: it holds the folders \(none\)'),
     (['a/x.jpg', 'b/y.jpg'], r'folders a, b.*move them into train/'),
-    (['train/a/x.jpg'], r'two at least, and holds only one: a'),
-    (['train/x.jpg', 'train/y.png'], r'2 images and no class folders'),
+    (['train/a/x.jpg'], r'two at least, and holds 1 beside 0 files'),
+    (
+      ['train/x.jpg', 'train/y.png'],
+      r'two at least, and holds 0 beside 2 files',
+    ),
   ],
 )
 def test_a_wrong_layout_is_named(tmp_path, files, message):
@@ -146,7 +151,12 @@ def test_hints_name_the_field_and_its_value(
     for name in ('a', 'b'):
       (tmp_path / folder / name).mkdir(parents=True)
   with pytest.raises(InputError) as error:
-    open_folder(f'{tmp_path}/{place}', split, f'--config.data.{field}_split')
+    open_source(
+      'folder',
+      split,
+      data_dir=f'{tmp_path}/{place}',
+      split_flag=f'--config.data.{field}_split',
+    )
   assert str(error.value).endswith(hint.format(tmp_path)), error.value
 
 
