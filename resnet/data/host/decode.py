@@ -27,20 +27,6 @@ _JPEG_END = b'\xff\xd9'
 _JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD9)})
 
 
-# Formats that people have under these names: (name, place of its mark, mark).
-_OTHERS = (
-  ('WebP', 8, b'WEBP'),
-  ('GIF', 0, b'GIF8'),
-  ('BMP', 0, b'BM'),
-  ('TIFF', 0, b'II*\0'),
-  ('TIFF', 0, b'MM\0*'),
-  ('AVIF', 4, b'ftypavi'),
-  ('HEIC', 4, b'ftypheic'),
-  ('HEIC', 4, b'ftypheix'),
-  ('HEIC', 4, b'ftypmif1'),
-)
-
-
 def image_size(data: bytes | np.ndarray) -> tuple[int, int] | None:
   """Returns (height, width) as the header says; None: it does not."""
   if isinstance(data, np.ndarray):
@@ -100,12 +86,8 @@ def decode_image(
     return _decode_by_opencv(data, channels, 'PNG')
   if not data:
     raise ValueError('there are no bytes')
-  kind = next(
-    (k for k, place, sign in _OTHERS if data[place:].startswith(sign)), ''
-  )
   raise ValueError(
-    f'{kind or "it"} is neither PNG nor JPEG: convert it'
-    + ('' if kind else f' (it begins with {data[:8].hex(" ")})')
+    f'it is neither PNG nor JPEG: convert it (it begins with {data[:12]!r})'
   )
 
 
@@ -129,16 +111,6 @@ def decode_record(
     raise InputError(
       f'The image of {source.key(index, record)} cannot be decoded: {error}.'
     ) from None
-
-
-def record_size(source: Source, index: int, record: Record) -> tuple[int, int]:
-  """Returns (height, width) of an image, by its header where that is sound.
-
-  Raises:
-    InputError: it cannot be decoded; the message names the record.
-  """
-  size = image_size(record['image'])
-  return size or decode_record(source, index, record).shape[:2]
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:

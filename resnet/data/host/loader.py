@@ -13,7 +13,7 @@ import jax
 from resnet.data.host import workers
 from resnet.data.host.reader import LEFT_OUT, BatchReader, HostBatch
 from resnet.data.host.warnings import Notes
-from resnet.errors import InputError
+from resnet.errors import InputError, RunError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,13 +80,22 @@ def read_ahead(
         yield batch
         step += 1
     except RuntimeError as error:
-      death = workers.WorkerDeath.of(error)
+      death = workers.cause_of_death(error)
       if death is None:
         raise
-      if num_deaths >= options.max_worker_restarts:
-        raise death.final(num_deaths, options.num_workers) from None
+      most = options.max_worker_restarts
+      if num_deaths == most:
+        raise RunError(
+          f'{death}{f" after {most} restarts" if most else ""}. Use fewer'
+          f' (--config.data.num_workers={options.num_workers - 1}) or less'
+          ' read-ahead (--config.data.prefetch_batches=1), or let them be'
+          f' replaced: --config.data.max_worker_restarts={most + 10}'
+        ) from None
       num_deaths += 1
-      notes.warn(death.restarted(num_deaths, options.max_worker_restarts, step))
+      notes.warn(
+        f'{death}. Reading continues from batch {step + 1} in new processes'
+        f' (restart {num_deaths} of {most}).'
+      )
     finally:
       iterator.close()
 

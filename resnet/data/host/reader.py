@@ -9,16 +9,16 @@ from collections.abc import Sequence
 import dataclasses
 import functools
 import math
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
-from resnet.data.host.decode import decode_record, record_size
+from resnet.data.host.decode import decode_record, image_size
 from resnet.data.host.memory import keep_freed_memory
 from resnet.data.host.order import TrainingOrder
 from resnet.data.host.sizes import Sizes
-from resnet.data.host.transforms import Box, Draws
+from resnet.data.host.transforms import Box, Draws, Transform
 from resnet.data.host.warnings import too_many_bad_images
 from resnet.data.sources.base import Record, Source
 from resnet.errors import InputError
@@ -30,35 +30,8 @@ Example = tuple[np.ndarray, int]
 
 # One key each, so that the order says nothing about the crops.
 _ORDER_STREAM, _AUGMENT_STREAM = 0, 1
-
-
 # Uniform numbers come in blocks of so many.
 _PHILOX_BLOCK = 4
-
-
-class Transform(Protocol):
-  """Makes images of one shape; see resnet.data.host.transforms.
-
-  Attributes:
-    num_draws: uniform numbers in [0, 1) that an image is given.
-  """
-
-  @property
-  def num_draws(self) -> int: ...
-
-  def with_size(self, size: int, /) -> 'Transform':
-    """Returns the same for images of another side."""
-    ...
-
-  def box(self, height: int, width: int, draws: Draws, /) -> Box:
-    """Returns the part of an image that will be looked at."""
-    ...
-
-  def __call__(
-    self, image: np.ndarray, box: Box, draws: Draws, /
-  ) -> np.ndarray:
-    """Makes it of an image of at least `box.bottom` rows."""
-    ...
 
 
 def _derive(seed: int, stream: int) -> int:
@@ -203,34 +176,24 @@ class BatchReader:
   def _example(
     self, draws: Draws, index: int, record: Record, left_out: list[str]
   ) -> Example | None:
-    """Returns image and label; None: the image is left out."""
-    found = self._transform(draws, index, record, left_out)
-    if found is None:
-      return None
-    index, record, image = found
-    label = int(record['label'])
-    if not 0 <= label < self.num_classes:
-      raise InputError(
-        f'The label of {self.source.key(index, record)} is {label}; expected'
-        f' 0 to {self.num_classes - 1} (model.num_classes={self.num_classes}).'
-      )
-    return image, label
-
-  def _transform(
-    self, draws: Draws, index: int, record: Record, left_out: list[str]
-  ) -> tuple[int, Record, np.ndarray] | None:
-    """Returns the first record from `index` on that decodes, and its image.
+    """Returns image and label of the first record from `index` on that decodes.
 
     In evaluation None where that would be another one.
     """
     for _ in range(len(self.source)):
       try:
         image, box = self.decode(draws, index, record)
-        return index, record, self._apply(image, box, draws, index, record)
-      except InputError as error:
+        image = self.transform(image, box, draws)
+      except ValueError as error:
+        problem = error
+        if not isinstance(error, InputError):
+          key = self.source.key(index, record)
+          problem = InputError(f'The image of {key} cannot be used: {error}.')
         if self.max_bad_images is None:
-          raise
-        left_out.append(str(error))
+          raise problem from None
+        left_out.append(str(problem))
+      else:
+        return image, self._label(index, record)
       count = len(set(left_out))
       if count > self.max_bad_images:
         raise too_many_bad_images(count, self.max_bad_images, left_out[-1])
@@ -240,19 +203,14 @@ class BatchReader:
       (record,) = self.source.read([index])
     raise InputError(f'No image can be decoded. The last one: {left_out[-1]}')
 
-  def _apply(
-    self,
-    image: np.ndarray,
-    box: Box,
-    draws: Draws,
-    index: int,
-    record: Record,
-  ) -> np.ndarray:
-    try:
-      return self.transform(image, box, draws)
-    except ValueError as error:
-      key = self.source.key(index, record)
-      raise InputError(f'The image of {key} cannot be used: {error}.') from None
+  def _label(self, index: int, record: Record) -> int:
+    label = int(record['label'])
+    if not 0 <= label < self.num_classes:
+      raise InputError(
+        f'The label of {self.source.key(index, record)} is {label}; expected'
+        f' 0 to {self.num_classes - 1} (model.num_classes={self.num_classes}).'
+      )
+    return label
 
   def decode(
     self, draws: Draws, index: int, record: Record
@@ -262,7 +220,10 @@ class BatchReader:
     Raises:
       InputError: it cannot be decoded; the message names the record.
     """
-    height, width = record_size(self.source, index, record)
+    # The header says the size, where it is sound.
+    size = image_size(record['image'])
+    size = size or decode_record(self.source, index, record).shape[:2]
+    height, width = size
     box = self.transform.box(height, width, draws)
     # Where all rows are wanted, any damage is found.
     rows = box.bottom if box.bottom < height else None

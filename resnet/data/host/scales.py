@@ -1,13 +1,14 @@
 """Several square views of an image in one array, for averaged predictions."""
 
-from collections.abc import Sequence
 import dataclasses
 
 import numpy as np
 
 from resnet.data.host.transforms import (
   Box,
+  Draws,
   Image,
+  Transform,
   resize_and_center_crop,
   resize_shorter_side,
   ten_crop,
@@ -18,7 +19,7 @@ _PAPER_SIDES, _PAPER_SIZE = (224, 256, 384, 480, 640), 224
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ViewsTransform:
+class ViewsTransform(Transform):
   """Image of any size -> its views, [N, C].
 
   The views are squares that lie one after the other, row by row: N is the sum
@@ -37,14 +38,7 @@ class ViewsTransform:
   resize_size: int | None = None
   interpolation: str = 'bilinear'
 
-  num_draws = 0
-
-  def box(self, height: int, width: int, draws: Sequence[float]) -> Box:
-    """Returns the whole image."""
-    del draws
-    return Box(0, 0, height, width)
-
-  def __call__(self, image: Image, box: Box, draws: Sequence[float]) -> Image:
+  def __call__(self, image: Image, box: Box, draws: Draws) -> Image:
     """Returns [N, C] of a whole image."""
     del draws
     image = box.of(image)

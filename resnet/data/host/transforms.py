@@ -42,6 +42,30 @@ class Box(NamedTuple):
     return image[self.top : self.bottom, self.left : self.left + self.width]
 
 
+class Transform:
+  """Makes images of one shape; here of whole images and without draws.
+
+  Attributes:
+    num_draws: uniform numbers in [0, 1) that an image is given.
+  """
+
+  num_draws = 0
+
+  def with_size(self, size: int) -> 'Transform':
+    """Returns the same for training images of another side."""
+    del size
+    return self
+
+  def box(self, height: int, width: int, draws: Draws) -> Box:
+    """Returns the part of an image [height, width] that will be looked at."""
+    del draws
+    return Box(0, 0, height, width)
+
+  def __call__(self, image: Image, box: Box, draws: Draws) -> Image:
+    """Returns uint8 [H, W, C] of an image of at least `box.bottom` rows."""
+    raise NotImplementedError
+
+
 def resize_shorter_side(
   image: Image,
   size: int,
@@ -161,13 +185,8 @@ def pad_and_crop(image: Image, draws: Draws, *, padding: int) -> Image:
   return padded[top : top + height, left : left + width]
 
 
-def flip(image: Image) -> Image:
-  """Mirrors left to right."""
-  return cv2.flip(image, 1).reshape(image.shape)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainTransform:
+class TrainTransform(Transform):
   """Image of any size -> augmented [size, size, C].
 
   Attributes:
@@ -196,7 +215,7 @@ class TrainTransform:
     return dataclasses.replace(self, size=size)
 
   def box(self, height: int, width: int, draws: Draws) -> Box:
-    """Returns the part of an image [height, width] that will be looked at."""
+    """Returns the whole image, or a random box."""
     if self.crop != 'random_resized':
       return Box(0, 0, height, width)
     return random_box(
@@ -214,11 +233,13 @@ class TrainTransform:
       )
       if self.crop == 'pad':
         image = pad_and_crop(image, draws[1:], padding=self.padding)
-    return flip(image) if self.flip and draws[0] < 0.5 else image
+    if self.flip and draws[0] < 0.5:
+      image = cv2.flip(image, 1).reshape(image.shape)
+    return image
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvalTransform:
+class EvalTransform(Transform):
   """Image of any size -> central [size, size, C]; nothing random.
 
   Attributes:
@@ -231,16 +252,6 @@ class EvalTransform:
   resize_size: int
   interpolation: str = 'bilinear'
 
-  num_draws = 0
-
-  def with_size(self, size: int) -> 'EvalTransform':
-    """Returns the same for another size."""
-    return dataclasses.replace(self, size=size)
-
-  def box(self, height: int, width: int, draws: Draws) -> Box:
-    """Returns the whole image."""
-    del draws
-    return Box(0, 0, height, width)
 
   def __call__(self, image: Image, box: Box, draws: Draws) -> Image:
     """Returns [size, size, C] of a whole image."""
@@ -250,21 +261,8 @@ class EvalTransform:
     )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StoredTransform:
+class StoredTransform(Transform):
   """Images that all have one size -> as they are; the device does the rest."""
-
-  num_draws = 0
-
-  def with_size(self, size: int) -> 'StoredTransform':
-    """Returns this one: the device makes the size."""
-    del size
-    return self
-
-  def box(self, height: int, width: int, draws: Draws) -> Box:
-    """Returns the whole image."""
-    del draws
-    return Box(0, 0, height, width)
 
   def __call__(self, image: Image, box: Box, draws: Draws) -> Image:
     """Returns the image."""

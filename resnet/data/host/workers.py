@@ -1,7 +1,6 @@
 """Data worker processes: that they end, and what is said of their death."""
 
 import atexit
-import dataclasses
 import functools
 import math
 import mmap
@@ -14,7 +13,7 @@ import sys
 import tempfile
 import threading
 
-from resnet.errors import InputError, RunError
+from resnet.errors import InputError
 
 _SHARED_MEMORY = '/dev/shm'
 # Locks take a page each.
@@ -96,44 +95,20 @@ def end_with_parent(index: int, count: int) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-@dataclasses.dataclass(frozen=True)
-class WorkerDeath:
-  """How a worker ended: minus the signal, or its exit code."""
-
-  exit_code: int
-
-  @classmethod
-  def of(cls, error: RuntimeError) -> 'WorkerDeath | None':
-    """Returns the death that Grain's error tells of; None: it is another."""
-    # Grain has no class for it.
-    match = re.search(r'terminated unexpectedly.*code (-?\d+)', str(error))
-    return cls(int(match[1])) if match else None
-
-  def __str__(self) -> str:
-    if self.exit_code >= 0:
-      return f'A data worker process ended with exit code {self.exit_code}'
-    try:
-      name = signal.Signals(-self.exit_code).name
-    except ValueError:
-      name = f'signal {-self.exit_code}'
-    cause = ''
-    if self.exit_code == -signal.SIGKILL:
-      cause = ', most likely because the machine ran out of memory'
-    return f'A data worker process was killed by {name}{cause}'
-
-  def restarted(self, nth: int, most: int, step: int) -> str:
-    """Returns the warning that reading begins anew at batch `step`."""
-    return (
-      f'{self}. Reading goes on from batch {step + 1} in new processes'
-      f' (restart {nth} of {most}).'
-    )
-
-  def final(self, num_restarts: int, num_workers: int) -> RunError:
-    """Returns the error of a run without restarts left."""
-    after = f' after {num_restarts} restarts' if num_restarts else ''
-    fewer = f'--config.data.num_workers={num_workers - 1}'
-    return RunError(
-      f'{self}{after}. Use fewer ({fewer}) or less read-ahead'
-      ' (--config.data.prefetch_batches=1), or let them be replaced:'
-      f' --config.data.max_worker_restarts={num_restarts + 10}'
-    )
+def cause_of_death(error: RuntimeError) -> str | None:
+  """Returns how a worker ended, if Grain's error says so; None: it does not."""
+  # Grain has no class for it.
+  match = re.search(r'terminated unexpectedly.*code (-?\d+)', str(error))
+  if match is None:
+    return None
+  exit_code = int(match[1])
+  if exit_code >= 0:
+    return f'A data worker process ended with exit code {exit_code}'
+  try:
+    name = signal.Signals(-exit_code).name
+  except ValueError:
+    name = f'signal {-exit_code}'
+  cause = ''
+  if exit_code == -signal.SIGKILL:
+    cause = ', most likely because the machine ran out of memory'
+  return f'A data worker process was killed by {name}{cause}'
