@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from resnet.data.augment.crop import uniform
 from resnet.data.augment.geometry import round_to_bits
 from resnet.data.augment.operations import apply_operations
-from resnet.data.augment.policies import uniform
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

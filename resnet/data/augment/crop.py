@@ -20,6 +20,7 @@ Keys = jax.Array
 Augment = Callable[[Images, Keys], Images]
 
 _TRIES = 10
+BOX_DRAWS = 2 * _TRIES + 2
 _CROP, _FLIP = 0, 1
 # Of keys for a whole batch: no row has such a number.
 MIXING, NETWORK = 2**32 - 1, 2**32 - 2
@@ -44,6 +45,61 @@ def fold_in(keys: Keys, stream: int) -> Keys:
   return jax.vmap(lambda key: jax.random.fold_in(key, stream))(keys)
 
 
+def uniform(keys: Keys, count: int) -> jax.Array:
+  """Returns uniform numbers [B, count]."""
+  return jax.vmap(lambda key: jax.random.uniform(key, (count,)))(keys)
+
+
+def draw_boxes(
+  draws: jax.Array,
+  height: int,
+  width: int,
+  *,
+  area: tuple[float, float],
+  aspect: tuple[float, float],
+  is_tall: bool,
+  fits: Callable[[jax.Array, jax.Array], jax.Array],
+) -> tuple[tuple[jax.Array, ...], jax.Array]:
+  """Draws boxes whose share of the area is uniform and aspect log-uniform.
+
+  Of ten tries the first is taken that fits, and put anywhere in the image with
+  equal chances.
+
+  Args:
+    draws: uniform numbers [B, n]; the first BOX_DRAWS are used: area and aspect
+      of each try, then top and left.
+    height: of the images, pixels.
+    width: likewise.
+    area: least and largest share of the image's area.
+    aspect: least and largest aspect.
+    is_tall: the aspect is height / width instead of width / height.
+    fits: from heights and widths, int32 [B, 10], to whether the box fits.
+
+  Returns:
+    Top, left, height, width, each int32 [B]; whether a try fits, bool [B].
+  """
+  pairs = draws[:, : 2 * _TRIES].reshape(-1, _TRIES, 2)
+  low, high = math.log(aspect[0]), math.log(aspect[1])
+  target = height * width * (area[0] + (area[1] - area[0]) * pairs[..., 0])
+  ratio = jnp.exp(low + (high - low) * pairs[..., 1])
+  h = jnp.round(jnp.sqrt(target * ratio)).astype(jnp.int32)
+  w = jnp.round(jnp.sqrt(target / ratio)).astype(jnp.int32)
+  if not is_tall:
+    h, w = w, h
+  is_fitting = fits(h, w)
+  first = jnp.argmax(is_fitting, axis=1)[:, None]
+  h, w = (jnp.take_along_axis(x, first, axis=1)[:, 0] for x in (h, w))
+  # (float32 may round a number near 1 up to the end itself.)
+  top, left = (
+    jnp.clip((draw * (room + 1).astype(jnp.float32)).astype(jnp.int32), 0, room)
+    for draw, room in (
+      (draws[:, 2 * _TRIES], height - h),
+      (draws[:, 2 * _TRIES + 1], width - w),
+    )
+  )
+  return (top, left, h, w), is_fitting.any(axis=1)
+
+
 def random_boxes(
   keys: Keys,
   height: int,
@@ -55,36 +111,22 @@ def random_boxes(
   """Returns top, left, height, width as int32 [B, 4].
 
   As `transforms.random_box`: Szegedy et al. 2015, torchvision's
-  `RandomResizedCrop`.
+  `RandomResizedCrop`; where no try fits, the central box of the nearest aspect.
   """
-  draws = jax.vmap(lambda key: jax.random.uniform(key, (2 * _TRIES + 2,)))(keys)
-  pairs = draws[:, : 2 * _TRIES].reshape(-1, _TRIES, 2)
-  low, high = math.log(aspect[0]), math.log(aspect[1])
-  target = height * width * (area[0] + (area[1] - area[0]) * pairs[..., 0])
-  ratio = jnp.exp(low + (high - low) * pairs[..., 1])
-  w = jnp.round(jnp.sqrt(target * ratio)).astype(jnp.int32)
-  h = jnp.round(jnp.sqrt(target / ratio)).astype(jnp.int32)
-  fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
-  first = jnp.argmax(fits, axis=1)[:, None]
-  h, w = (jnp.take_along_axis(x, first, axis=1)[:, 0] for x in (h, w))
-  # (float32 may round a number near 1 up to the end itself.)
-  top, left = (
-    jnp.minimum((draw * (room + 1).astype(jnp.float32)).astype(jnp.int32), room)
-    for draw, room in ((draws[:, -2], height - h), (draws[:, -1], width - w))
+  boxes, is_found = draw_boxes(
+    uniform(keys, BOX_DRAWS),
+    height,
+    width,
+    area=area,
+    aspect=aspect,
+    is_tall=False,
+    fits=lambda h, w: (w > 0) & (w <= width) & (h > 0) & (h <= height),
   )
-  boxes = jnp.stack([top, left, h, w], axis=1)
-  return jnp.where(
-    fits.any(axis=1)[:, None], boxes, _central_box(height, width, aspect)[None]
-  )
-
-
-def _central_box(
-  height: int, width: int, aspect: tuple[float, float]
-) -> jax.Array:
   ratio = min(max(width / height, aspect[0]), aspect[1])
   h = min(height, max(1, round(width / ratio)))
   w = min(width, max(1, round(height * ratio)))
-  return jnp.array([(height - h) // 2, (width - w) // 2, h, w], jnp.int32)
+  center = jnp.array([(height - h) // 2, (width - w) // 2, h, w], jnp.int32)
+  return jnp.where(is_found[:, None], jnp.stack(boxes, axis=1), center[None])
 
 
 def crop_and_resize(images: Images, boxes: jax.Array, size: int) -> Images:

@@ -4,12 +4,11 @@ augmentation", Algorithm 1.
 
 from collections.abc import Sequence
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
 
-_TRIES = 10
+from resnet.data.augment.crop import BOX_DRAWS, draw_boxes, uniform
 
 
 def erase_boxes(
@@ -23,10 +22,8 @@ def erase_boxes(
 ) -> jax.Array:
   """Returns top, left, height, width as int32 [B, 4]; zeros: erase nothing.
 
-  As torchvision's `RandomErasing` and timm's: the share of the area is
-  uniform, height / width log-uniform; of ten tries the first is taken whose
-  box is smaller than the image in both directions, and put anywhere with equal
-  chances; after ten that are not, nothing is erased.
+  As torchvision's `RandomErasing` and timm's: where no box is smaller than the
+  image in both directions, nothing is erased; see `crop.draw_boxes`.
 
   Args:
     keys: [B], one an image.
@@ -36,23 +33,18 @@ def erase_boxes(
     area: least and largest share of the image's area.
     aspect: least and largest height / width.
   """
-  draws = jax.vmap(lambda key: jax.random.uniform(key, (2 * _TRIES + 3,)))(keys)
-  pairs = draws[:, : 2 * _TRIES].reshape(-1, _TRIES, 2)
-  low, high = math.log(aspect[0]), math.log(aspect[1])
-  target = height * width * (area[0] + (area[1] - area[0]) * pairs[..., 0])
-  ratio = jnp.exp(low + (high - low) * pairs[..., 1])
-  h = jnp.round(jnp.sqrt(target * ratio)).astype(jnp.int32)
-  w = jnp.round(jnp.sqrt(target / ratio)).astype(jnp.int32)
-  fits = (h < height) & (w < width)
-  first = jnp.argmax(fits, axis=1)[:, None]
-  h, w = (jnp.take_along_axis(x, first, axis=1)[:, 0] for x in (h, w))
-  # (float32 may round a number near 1 up to the end itself.)
-  top, left = (
-    jnp.clip((draw * (room + 1).astype(jnp.float32)).astype(jnp.int32), 0, room)
-    for draw, room in ((draws[:, -3], height - h), (draws[:, -2], width - w))
+  draws = uniform(keys, BOX_DRAWS + 1)
+  boxes, is_found = draw_boxes(
+    draws,
+    height,
+    width,
+    area=area,
+    aspect=aspect,
+    is_tall=True,
+    fits=lambda h, w: (h < height) & (w < width),
   )
-  is_erased = fits.any(axis=1) & (draws[:, -1] < probability)
-  boxes = jnp.stack([top, left, h, w], axis=1)
+  is_erased = is_found & (draws[:, -1] < probability)
+  boxes = jnp.stack(boxes, axis=1)
   return jnp.where(is_erased[:, None], boxes, 0)
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet.data.augment.crop import fold_in
+from resnet.data.augment.crop import fold_in, uniform
 from resnet.data.augment.operations import OPERATIONS, apply_operations
 
 BINS = 31
@@ -51,11 +51,6 @@ def space(
   magnitudes['Posterize'] = 8 - np.round(steps * bits)
   magnitudes['Solarize'] = 1.0 - steps
   return {name: magnitudes[name].astype(np.float32) for name in names}
-
-
-def uniform(keys: jax.Array, count: int) -> jax.Array:
-  """Returns uniform numbers [B, count]."""
-  return jax.vmap(lambda key: jax.random.uniform(key, (count,)))(keys)
 
 
 def _place(draws: jax.Array, count: int) -> jax.Array:

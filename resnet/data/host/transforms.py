@@ -252,7 +252,6 @@ class EvalTransform(Transform):
   resize_size: int
   interpolation: str = 'bilinear'
 
-
   def __call__(self, image: Image, box: Box, draws: Draws) -> Image:
     """Returns [size, size, C] of a whole image."""
     del draws
