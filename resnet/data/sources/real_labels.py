@@ -29,31 +29,30 @@ def read(path: str) -> Labels:
   """Reads real.json: a list of labels of each file of the validation images.
 
   Raises:
-    InputError: it is not that; the message says where.
+    InputError: it is not that.
   """
   try:
     with open(path, 'rb') as file:
       labels = json.load(file)
   except (OSError, ValueError) as error:
     raise InputError(f'--real_labels={path} cannot be read: {error}.') from None
-  if not isinstance(labels, list) or len(labels) != imagenet.NUM_VALIDATION:
-    found = f'{len(labels):,}' if isinstance(labels, list) else 'no'
+  if (
+    not isinstance(labels, list)
+    or len(labels) != imagenet.NUM_VALIDATION
+    or not all(map(_is_entry, labels))
+  ):
     raise InputError(
-      f'--real_labels={path} has {found} lists of labels; expected'
-      f' {imagenet.NUM_VALIDATION:,}, as real.json of'
-      ' google-research/reassessed-imagenet has.'
+      f'--real_labels={path} is not a list of {imagenet.NUM_VALIDATION:,} lists'
+      f' of labels, 0 to {imagenet.NUM_CLASSES - 1}, as real.json of'
+      ' google-research/reassessed-imagenet is.'
     )
-  for number, entry in enumerate(labels, start=1):
-    if not isinstance(entry, list) or not all(map(_is_label, entry)):
-      raise InputError(
-        f'--real_labels={path}: entry {number:,} is {str(entry)[:40]}; expected'
-        f' a list of labels, 0 to {imagenet.NUM_CLASSES - 1}.'
-      )
   return [tuple(entry) for entry in labels]
 
 
-def _is_label(value: Any) -> bool:
-  return type(value) is int and 0 <= value < imagenet.NUM_CLASSES
+def _is_entry(value: Any) -> bool:
+  return isinstance(value, list) and all(
+    type(label) is int and 0 <= label < imagenet.NUM_CLASSES for label in value
+  )
 
 
 def by_file_name(source: Source, labels: Labels) -> Labels:

@@ -6,7 +6,6 @@ call. Here a record is read by the thread that wants it.
 """
 
 from collections.abc import Iterator, Sequence
-import dataclasses
 from typing import Any
 
 from array_record.python import array_record_module  # pyright: ignore
@@ -28,36 +27,28 @@ _BYTES = 1
 _FIELD_1, _FIELD_2 = 0x0A, 0x12
 
 
-@dataclasses.dataclass(frozen=True)
-class Part:
-  """Records first .. first + count - 1 of an ArrayRecord file."""
-
-  path: str
-  first: int
-  count: int
-
-
 class TfdsRecords:
   """Random access to 'image', 'label', and 'file_name' or 'id' of a split.
 
   Where the set has REAL_LABEL, a tuple of labels, that too.
   """
 
-  def __init__(self, parts: Sequence[Part], shape: tuple[int, int, int] | None):
+  def __init__(self, parts: Sequence[Any], shape: tuple[int, int, int] | None):
     """Of files that are opened when they are first read.
 
     Args:
-      parts: the split.
+      parts: TFDS's file instructions of the split.
       shape: of images that are stored as pixels; None: they are files.
     """
-    self._parts = tuple(part for part in parts if part.count)
+    # Path, first record and number of records.
+    self._parts = [(str(part.filename), part.skip, part.take) for part in parts]
     self._shape = shape
-    self._ends = np.cumsum([part.count for part in self._parts])
+    self._ends = np.cumsum([count for _, _, count in self._parts])
     # Threads share them: reading one leaves it as it was.
     self._readers: dict[int, Any] = {}
 
   def __len__(self) -> int:
-    return int(self._ends[-1]) if len(self._ends) else 0
+    return int(self._ends[-1])
 
   def __getstate__(self) -> dict[str, Any]:
     return {**self.__dict__, '_readers': {}}  # A process opens its own.
@@ -66,8 +57,6 @@ class TfdsRecords:
     return [self._record(key) for key in keys]
 
   def _record(self, key: int) -> dict[str, Any]:
-    if not 0 <= key < len(self):
-      raise IndexError(f'There is no record {key} of {len(self)}.')
     nth = int(np.searchsorted(self._ends, key, side='right'))
     try:
       return self._parse(self._read(nth, key))
@@ -75,20 +64,19 @@ class TfdsRecords:
     except (RuntimeError, OSError, ValueError, LookupError) as error:
       reason = str(error).splitlines()[0] if str(error) else repr(error)
       raise InputError(
-        f'Record {key} cannot be read from {self._parts[nth].path}:'
+        f'Record {key} cannot be read from {self._parts[nth][0]}:'
         f' {reason[:300]}. Prepare the set anew, or put a good file there.'
       ) from None
 
   def _read(self, nth: int, key: int) -> bytes:
-    part = self._parts[nth]
+    path, first, count = self._parts[nth]
     reader = self._readers.get(nth)
     if reader is None:
       reader = array_record_module.ArrayRecordReader(
-        part.path, _READER_OPTIONS, file_reader_buffer_size=_READER_BUFFER_BYTES
+        path, _READER_OPTIONS, file_reader_buffer_size=_READER_BUFFER_BYTES
       )
       reader = self._readers.setdefault(nth, reader)
-    place = part.first + key - (int(self._ends[nth]) - part.count)
-    return reader.read([place])[0]
+    return reader.read([first + key - (int(self._ends[nth]) - count)])[0]
 
   def _parse(self, data: bytes) -> dict[str, Any]:
     fields = dict(_features(data))
@@ -123,11 +111,10 @@ def open_records(builder: Any, split: str) -> TfdsRecords:
   if info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
     raise NotImplementedError(f'{info.file_format} has no random access')
   image = info.features['image']
-  parts = [
-    Part(str(one.filename), one.skip, one.take)
-    for one in info.splits[split].file_instructions
-  ]
-  return TfdsRecords(parts, tuple(image.shape) if is_pixels(image) else None)
+  return TfdsRecords(
+    info.splits[split].file_instructions,
+    tuple(image.shape) if is_pixels(image) else None,
+  )
 
 
 def is_pixels(feature: Any) -> bool:

@@ -45,12 +45,13 @@ def test_labels_are_found_by_the_number_of_the_file(tmp_path):
 
 
 def test_another_file_is_refused(tmp_path):
-  for labels, message in (
-    ([[1]] * 49_999, 'has 49,999 lists of labels; expected 50,000'),
-    ([[1]] * 49_999 + [[1000]], r'entry 50,000 is \[1000\]; .* 0 to 999'),
-    ([1] * 50_000, 'entry 1 is 1'),
+  for labels in (
+    [[1]] * 49_999,
+    [[1]] * 49_999 + [[1000]],
+    [1] * 50_000,
+    {},
   ):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=r'not a list of 50,000 .* 0 to 999'):
       real_labels.read(write(tmp_path / 'real.json', labels))
   with pytest.raises(InputError, match=r'none\.json cannot be read: '):
     real_labels.read(f'{tmp_path}/none.json')
