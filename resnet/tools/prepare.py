@@ -40,6 +40,8 @@ _OPENERS = {
   'tfds': registry.open_splits,
   'idx': idx.open_splits,
 }
+# Names of sets by --source, where it is not the last part of that.
+_NAMES = {'imagenet': lambda _: imagenet.NAME}
 # Records of a split by which an unfinished set is compared with its source.
 _NUM_COMPARED = 256
 
@@ -107,13 +109,12 @@ def make_job(args: argparse.Namespace) -> Job:
 
 def _name(args: argparse.Namespace) -> str:
   """Returns --name, or a name made of the last part of --source."""
-  name = args.name
-  if name is None and args.kind == 'imagenet':
-    name = imagenet.NAME
-  if name is None:
-    # Without the version of a prepared set.
-    path = re.sub(r'/\d+\.\d+\.\d+$', '', os.path.normpath(args.source))
-    name = re.sub('[^a-z0-9]+', '_', os.path.basename(path).lower()).strip('_')
+  # Without the version of a prepared set.
+  path = re.sub(r'/\d+\.\d+\.\d+$', '', os.path.normpath(args.source))
+  name = re.sub('[^a-z0-9]+', '_', os.path.basename(path).lower()).strip('_')
+  if args.kind in _NAMES:
+    name = _NAMES[args.kind](path)
+  name = args.name or name
   if not re.fullmatch('[a-z][a-z0-9_]*', name):
     raise InputError(
       f'{name!r} is no name of a set: small letters, digits, underscores, a'
