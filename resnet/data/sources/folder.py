@@ -134,7 +134,8 @@ def _split_hint(split: str, splits: Sequence[str], flag: str) -> str:
   if bracket:
     return (
       f'Parts of a split, such as {split}, need a prepared set (python -m'
-      f' resnet.tools.prepare --help); the whole one is {flag}={whole}'
+      ' resnet.tools.prepare --help); the whole one is'
+      f' {f"{flag}={whole}" if flag else whole}'
     )
   if flag.endswith('train_split'):
     return f'Images to train on lie in {_TRAIN}/: {flag}={_TRAIN}'

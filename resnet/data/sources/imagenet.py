@@ -37,39 +37,29 @@ _HINTS = {
 }
 
 
+# Of an image in a tar: where it begins and its length, bytes.
+_MEMBER = [('offset', 'i8'), ('size', 'i8'), ('label', 'i4'), ('name', 'S64')]
+
+
 @dataclasses.dataclass(frozen=True)
 class TarRecords:
-  """Random access to the images of a tar.
-
-  Attributes:
-    path: of the tar.
-    offsets: of the images in it, bytes, [N] int64.
-    sizes: bytes, [N] int64.
-    labels: [N] int32.
-    names: of the files.
-  """
+  """Random access to the images of a tar: its path, and [N] of _MEMBER."""
 
   path: str
-  offsets: np.ndarray
-  sizes: np.ndarray
-  labels: np.ndarray
-  names: Sequence[str]
+  members: np.ndarray
 
   def __len__(self) -> int:
-    return len(self.names)
+    return len(self.members)
 
   def __getitems__(self, keys: Sequence[int], /) -> list[dict[str, Any]]:
+    records = []
     with open(self.path, 'rb') as file:
-      return [
-        {
-          'image': os.pread(
-            file.fileno(), int(self.sizes[key]), int(self.offsets[key])
-          ),
-          'label': int(self.labels[key]),
-          'file_name': self.names[key],
-        }
-        for key in keys
-      ]
+      for offset, size, label, name in self.members[list(keys)].tolist():
+        image = os.pread(file.fileno(), size, offset)
+        records.append(
+          {'image': image, 'label': label, 'file_name': name.decode()}
+        )
+    return records
 
 
 @functools.cache
@@ -129,14 +119,7 @@ def open_tar(folder: str, split: str) -> TarRecords:
       f'{path} is damaged or not whole ({error}): fetch it again and compare'
       ' its MD5 with the one on image-net.org.'
     ) from None
-  offsets, sizes, labels, names = zip(*members, strict=True)
-  return TarRecords(
-    path,
-    np.array(offsets, np.int64),
-    np.array(sizes, np.int64),
-    np.array(labels, np.int32),
-    names,
-  )
+  return TarRecords(path, np.array(members, _MEMBER))
 
 
 def _train(path: str, tar: tarfile.TarFile) -> list[tuple[int, int, int, str]]:
