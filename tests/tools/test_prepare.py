@@ -197,6 +197,7 @@ def test_the_same_command_goes_on_after_a_kill(folder, prepared, tmp_path):
     prepare_set('folder', folder, tmp_path, '--resize=30')
   place, _ = prepare_set('folder', folder, tmp_path)
   assert not unfinished.exists()
+  assert not list(place.glob('.*'))
   for name, changed in done.items():
     assert (place / name).stat().st_mtime_ns == changed
   for split, count in (('train', 27), ('validation', 6)):

@@ -187,7 +187,7 @@ def _begin(job: shards.Job, plan: Mapping[str, Any]) -> None:
         f' {", ".join(keys)}. Give that command again, or delete the folder.'
       )
   # Shards that were in progress when a command was killed.
-  for left_over in pathlib.Path(job.unfinished).glob('.*'):
+  for left_over in pathlib.Path(job.unfinished).rglob('.*.array_record-*'):
     left_over.unlink()
   os.makedirs(os.path.join(job.unfinished, shards.NOTES), exist_ok=True)
   write_atomically(path, json.dumps(plan, indent=2))
