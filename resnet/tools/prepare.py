@@ -4,10 +4,12 @@
   python -m resnet.tools.prepare --from=folder --source=PATH --out=DIR
   python -m resnet.tools.prepare --from=tfds --source=DIR/NAME/VERSION --out=DIR
   python -m resnet.tools.prepare --from=idx --source=FOLDER --out=DIR
+  python -m resnet.tools.prepare --from=cifar --source=PATH --out=DIR
 
 imagenet: the folder of ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar.
 folder: PATH/train/CLASS/FILE and PATH/val/CLASS/FILE, JPEG or PNG. tfds: a set
-that is prepared already. idx: the files of MNIST and its kin.
+that is prepared already. idx: the files of MNIST and its kin. cifar: a binary
+archive, cifar-10-binary.tar.gz or cifar-100-binary.tar.gz, or its folder.
 
 Writes ArrayRecord in TFDS's layout to DIR/NAME/1.0.0, which training finds with
 --config.data.name=NAME --config.data.data_dir=DIR. Every image is decoded,
@@ -27,8 +29,8 @@ from resnet.data.host.decode import decode_record
 from resnet.data.prepare import writer
 from resnet.data.prepare.encoding import Encoding
 from resnet.data.prepare.shards import Job
+from resnet.data.sources import cifar, idx, imagenet, registry
 from resnet.data.sources import folder as folder_lib
-from resnet.data.sources import idx, imagenet, registry
 from resnet.errors import InputError, RunError
 from resnet.files import Lock
 from resnet.tools import command
@@ -39,9 +41,13 @@ _OPENERS = {
   'folder': folder_lib.open_splits,
   'tfds': registry.open_splits,
   'idx': idx.open_splits,
+  'cifar': cifar.open_splits,
 }
 # Names of sets by --source, where it is not the last part of that.
-_NAMES = {'imagenet': lambda _: imagenet.NAME}
+_NAMES = {
+  'imagenet': lambda _: imagenet.NAME,
+  'cifar': cifar.default_name,
+}
 # Records of a split by which an unfinished set is compared with its source.
 _NUM_COMPARED = 256
 

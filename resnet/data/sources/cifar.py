@@ -1,0 +1,134 @@
+"""CIFAR-10 and CIFAR-100 from their binary archives (Krizhevsky 2009).
+
+The format is that of https://www.cs.toronto.edu/~kriz/cifar.html: a record has
+one byte of label, or two (coarse, fine), and the planes of red, green and blue
+of 32 x 32 pixels. The pickled version is never read: unpickling runs code.
+"""
+
+import os
+import tarfile
+from typing import NamedTuple
+import zlib
+
+import numpy as np
+
+from resnet.data.sources.base import ArrayRecords, Source
+from resnet.errors import InputError
+
+_SIDE = 32
+
+
+class _Version(NamedTuple):
+  """What a set's binary archive holds, and files of its other versions."""
+
+  name: str
+  archive: str
+  splits: dict[str, tuple[str, ...]]
+  class_names: str
+  label_bytes: int
+  others: frozenset[str]
+
+
+_VERSIONS = (
+  _Version(
+    name='cifar10',
+    archive='cifar-10-binary.tar.gz',
+    splits={
+      'train': tuple(f'data_batch_{i}.bin' for i in range(1, 6)),
+      'test': ('test_batch.bin',),
+    },
+    class_names='batches.meta.txt',
+    label_bytes=1,
+    others=frozenset({'data_batch_1', 'data_batch_1.mat'}),
+  ),
+  _Version(
+    name='cifar100',
+    archive='cifar-100-binary.tar.gz',
+    splits={'train': ('train.bin',), 'test': ('test.bin',)},
+    class_names='fine_label_names.txt',
+    label_bytes=2,
+    others=frozenset({'train', 'train.mat'}),
+  ),
+)
+
+
+def default_name(path: str) -> str:
+  """Returns 'cifar10' or 'cifar100', by the name of the archive or folder."""
+  return 'cifar100' if '100' in os.path.basename(path) else 'cifar10'
+
+
+def open_splits(path: str, name: str) -> dict[str, Source]:
+  """Returns the splits 'train' and 'test'; labels are the fine ones.
+
+  Args:
+    path: the archive, or the folder that is in it.
+    name: of the set.
+
+  Raises:
+    InputError: it is another version or not whole, or has the name of the other
+      set.
+  """
+  files = _read(path)
+  version = next((v for v in _VERSIONS if v.class_names in files), None)
+  if version is None:
+    wanted = [v.archive for v in _VERSIONS if v.others & files.keys()]
+    raise InputError(
+      f'{path} is {"not the binary version" if wanted else "no CIFAR set"}:'
+      f' fetch {" or ".join(wanted or [v.archive for v in _VERSIONS])} from'
+      ' https://www.cs.toronto.edu/~kriz/cifar.html'
+    )
+  if name != version.name and name in (v.name for v in _VERSIONS):
+    raise InputError(f'{path} is {version.name}: --name={version.name}')
+  class_names = tuple(files[version.class_names].decode().split())
+  return {
+    split: Source(
+      name=name,
+      split=split,
+      num_classes=len(class_names),
+      channels=3,
+      records=_records(path, files, parts, version.label_bytes),
+      class_names=class_names,
+      image_shape=(_SIDE, _SIDE, 3),
+    )
+    for split, parts in version.splits.items()
+  }
+
+
+def _read(path: str) -> dict[str, bytes]:
+  """Returns the content of the files of a folder or an archive, by name."""
+  files = {}
+  try:
+    if os.path.isdir(path):
+      for entry in os.scandir(path):
+        if entry.is_file():
+          with open(entry.path, 'rb') as file:
+            files[entry.name] = file.read()
+      return files
+    with tarfile.open(path) as tar:
+      for member in tar:
+        if (content := tar.extractfile(member)) is not None:
+          files[os.path.basename(member.name)] = content.read()
+  except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+    raise InputError(
+      f'{path} cannot be read: {error}. Expected a binary archive of CIFAR,'
+      ' whole, or the folder that is in it.'
+    ) from None
+  return files
+
+
+def _records(
+  path: str, files: dict[str, bytes], names: tuple[str, ...], label_bytes: int
+) -> ArrayRecords:
+  size = label_bytes + 3 * _SIDE**2
+  for name in names:
+    length = len(files.get(name, b''))
+    if not length or length % size:
+      raise InputError(
+        f'{path}: {name} is missing or not whole: it has {length:,} bytes,'
+        f' expected a multiple of {size:,}. Fetch the archive again.'
+      )
+  data = np.frombuffer(b''.join(files[name] for name in names), np.uint8)
+  data = data.reshape(-1, size)
+  planes = data[:, label_bytes:].reshape(-1, 3, _SIDE, _SIDE)
+  images = np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
+  return ArrayRecords(images, data[:, label_bytes - 1])
