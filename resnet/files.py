@@ -47,6 +47,15 @@ def write_atomically(path: str, content: str | bytes) -> None:
     file.write(data)
 
 
+@contextlib.contextmanager
+def writing(what: str) -> Iterator[None]:
+  """Raises an OSError as an InputError: '`what` cannot be written: ...'."""
+  try:
+    yield
+  except OSError as error:
+    raise InputError(f'{what} cannot be written: {error.strerror}.') from None
+
+
 def check_writable(folder: str) -> None:
   """Writes and removes a file in a folder, if there is such a folder.
 
@@ -55,11 +64,11 @@ def check_writable(folder: str) -> None:
   """
   if not os.path.lexists(folder):
     return
-  try:
-    with tempfile.NamedTemporaryFile(dir=folder, prefix='.check.'):
-      pass
-  except OSError as error:
-    raise InputError(f'{folder} cannot be written: {error.strerror}.') from None
+  with (
+    writing(folder),
+    tempfile.NamedTemporaryFile(dir=folder, prefix='.check.'),
+  ):
+    pass
 
 
 def to_json(value: Any, **options: Any) -> str:
@@ -80,6 +89,30 @@ def to_json(value: Any, **options: Any) -> str:
     return x
 
   return json.dumps(replace(value), allow_nan=False, **options)
+
+
+def read_json_lines(path: str) -> list[dict[str, Any]]:
+  """Reads a file of JSON objects, one a line; a missing file has none.
+
+  A kill may have left half a line at the end: it is left out.
+
+  Raises:
+    InputError: the file cannot be read, or has another line.
+  """
+  try:
+    with open(path) as file:
+      lines = [json.loads(line) for line in file if line.endswith('\n')]
+    if not all(isinstance(line, dict) for line in lines):
+      raise ValueError
+  except FileNotFoundError:
+    return []
+  except OSError as error:
+    raise InputError(f'{path} cannot be read: {error.strerror}.') from None
+  except ValueError:
+    raise InputError(
+      f'{path} has a line that this program did not write: repair or move it.'
+    ) from None
+  return lines
 
 
 class Lock:

@@ -1,10 +1,9 @@
-"""What a run writes and shows: metrics.jsonl, TensorBoard, progress."""
+"""Writes the metrics of a run: metrics.jsonl, TensorBoard, the terminal."""
 
 from collections.abc import Mapping
 import contextlib
 import errno
 import itertools
-import json
 import os
 import sys
 from typing import Any, TextIO
@@ -12,39 +11,51 @@ from typing import Any, TextIO
 import tensorboardX
 import tqdm
 
-from resnet.errors import InputError, RunError
-from resnet.files import to_json, write_atomically
+from resnet.errors import RunError
+from resnet.files import read_json_lines, to_json
 from resnet.run.workdir import METRICS_FILE
 
 
 class JsonLines:
-  """A file of JSON objects, a line each, that never ends in half a line.
+  """Appends JSON objects to a file, one a line, and never half a line.
 
-  Each line has 'step'. A run that goes on from step s first drops the lines
-  after s, so that no line stands twice, and half a line that a kill may have
-  left.
+  Attributes:
+    path: of the file.
+    kept: the lines that were in the file when it was opened.
   """
 
   def __init__(self, path: str, *, first_step: int):
+    """Drops the lines after `first_step`, which the run writes again.
+
+    Args:
+      path: of the file; each of its lines has 'step', in ascending order.
+      first_step: finished updates of the run.
+
+    Raises:
+      InputError: the file cannot be read, or has another line.
+    """
     self.path = path
-    self.kept = _drop_lines_after(path, first_step)
+    self.kept = [x for x in read_json_lines(path) if x['step'] <= first_step]
     self._file = open(path, 'ab', buffering=0)  # noqa: SIM115 (until `close`)
+    with open(path, 'rb') as file:
+      size = sum(map(len, itertools.islice(file, len(self.kept))))
+    self._file.truncate(size)  # Half a line goes, too.
 
   def write(self, line: Mapping[str, Any]) -> None:
     """Appends a line.
 
     Raises:
-      RunError: it cannot be written; then the file is as it was before.
+      RunError: the line cannot be written; the file is as before.
     """
     size = os.fstat(self._file.fileno()).st_size
     data = (to_json(line) + '\n').encode()
     try:
       written = self._file.write(data)
-      if written != len(data):  # So much room was left; no more.
+      if written != len(data):  # The disk had room for a part only.
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     except OSError as error:
       with contextlib.suppress(OSError):
-        os.ftruncate(self._file.fileno(), size)
+        self._file.truncate(size)
       raise RunError(
         f'{self.path} cannot be written: {error.strerror}. Mend that, and the'
         ' same command goes on from the newest checkpoint.'
@@ -61,7 +72,7 @@ class JsonLines:
 class MetricsWriter:
   """Appends to `metrics.jsonl` and to TensorBoard event files in a workdir.
 
-  A line is a JSON object with 'step' and 'epoch'; see `workdir.to_json`.
+  A line is a JSON object with 'step' and 'epoch'; see `files.to_json`.
   """
 
   def __init__(self, workdir: str, *, first_step: int):
@@ -78,8 +89,8 @@ class MetricsWriter:
     )
 
   def write(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
-    """Writes one line; RunError: it cannot be written."""
-    # First the file that says when it is full.
+    """Writes one line; raises a RunError if it cannot be written."""
+    # The file that reports a full disk comes first.
     self._lines.write({'step': step, 'epoch': round(epoch, 6), **values})
     for name, value in values.items():
       self._events.add_scalar(name, value, step)
@@ -89,37 +100,14 @@ class MetricsWriter:
     self._lines.sync()
 
   def close(self) -> None:
-    # Of a full disk was told before, and that error must not be lost.
+    # A full disk was already reported; do not mask that error.
     for finish in (self.sync, self._lines.close, self._events.close):
       with contextlib.suppress(OSError):
         finish()
 
 
-def _drop_lines_after(path: str, step: int) -> list[dict[str, Any]]:
-  """Returns the lines that stay."""
-  try:
-    with open(path) as file:
-      lines = file.readlines()
-  except FileNotFoundError:
-    return []
-  except (OSError, UnicodeDecodeError) as error:
-    raise InputError(f'{path} cannot be read: {error}.') from None
-  whole = [line for line in lines if line.endswith('\n')]
-  try:
-    parsed = [json.loads(line) for line in whole]
-    kept = [line['step'] <= step for line in parsed]
-  except (ValueError, KeyError, TypeError):
-    raise InputError(
-      f'{path} has a line that this program did not write: mend or move it.'
-    ) from None
-  text = list(itertools.compress(whole, kept))
-  if text != lines:
-    write_atomically(path, ''.join(text))
-  return list(itertools.compress(parsed, kept))
-
-
 class Progress:
-  """Lines; on a terminal a bar below them. Of several processes, one shows."""
+  """Prints lines and, on a terminal, a bar below them; in process 0 only."""
 
   def __init__(
     self,
@@ -172,7 +160,7 @@ class Progress:
       self.say_anywhere(text)
 
   def say_anywhere(self, text: str) -> None:
-    """Prints a line in any process: of what has happened there alone."""
+    """Prints a line in any process, about an event of that process."""
     if self._process_index > 0:
       text = f'process {self._process_index}: {text}'
     tqdm.tqdm.write(text, file=self._stream)
