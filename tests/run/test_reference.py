@@ -3,24 +3,20 @@
 import json
 import math
 
-import numpy as np
 import pytest
 from scipy import stats
 
 from resnet.errors import InputError
-from resnet.run.reference import make_reference, read_reference
+from resnet.run.reference import Reference, read_reference
 
 
-def make(values=(1.0, 2.0, 3.0), top1=(0.5, 0.5, 0.5), **config):
-  configs = [{'batch_size': 8, **config, 'seed': i} for i in range(len(values))]
-  curves = [
-    {
-      'train/loss': (np.array([5, 10]), np.array([value, 0.0])),
-      'eval/top1': (np.array([10]), np.array([accuracy])),
-    }
-    for value, accuracy in zip(values, top1, strict=True)
-  ]
-  return make_reference(configs, curves, num_eval_examples=100)
+def make():
+  """A reference of three runs whose losses at step 5 were 1, 2 and 3."""
+  return Reference(
+    num_seeds=3,
+    config={'batch_size': 8},
+    bands={'train/loss': {5: (2.0, 1.0)}, 'eval/top1': {10: (0.5, 0.01)}},
+  )
 
 
 def sigma_of(t, num_seeds):
@@ -31,8 +27,7 @@ def sigma_of(t, num_seeds):
 
 def test_sigma_is_that_of_a_new_run_against_a_mean_of_three():
   reference = make()
-  # The runs have mean 2 and deviation 1; the mean itself is uncertain by a
-  # third of that variance.
+  # The mean is uncertain by a third of the variance of a run.
   for value in (4.0, 1.0, -30.0):
     t = (value - 2) / math.sqrt(4 / 3)
     assert reference.sigmas(5, 'train/loss', value) == pytest.approx(
@@ -41,7 +36,6 @@ def test_sigma_is_that_of_a_new_run_against_a_mean_of_three():
   assert reference.sigmas(6, 'train/loss', 4.0) is None
   assert reference.sigmas(5, 'eval/top1', 4.0) is None
   assert reference.sigmas(5, 'train/loss', math.nan) == math.inf
-  # The deviation of an accuracy is that of one of 100 images at least.
   sigma = reference.sigmas(10, 'eval/top1', 0.46)
   assert sigma == pytest.approx(sigma_of(-4 / math.sqrt(4 / 3), 3))
 
@@ -60,32 +54,29 @@ def test_values_outside_the_band_give_warnings():
   assert 'nan is inf sigma above' in line
 
 
-def test_runs_that_make_no_band_are_refused():
-  with pytest.raises(InputError, match='at least 3 runs'):
-    make((1.0, 2.0), (0.5, 0.5))
-  with pytest.raises(InputError, match='not finite'):
-    make((1.0, 2.0, math.nan))
-  curves = [{'train/loss': (np.array([1]), np.array([1.0]))}] * 3
-  configs = [{'seed': i, 'batch_size': 8 * (1 + i // 2)} for i in range(3)]
-  with pytest.raises(InputError, match='differ in batch_size: 8 and 16'):
-    make_reference(configs, curves, 1)
-
-
-@pytest.mark.parametrize(
-  'change',
-  [
-    lambda fields: fields.pop('bands'),
-    lambda fields: fields['bands']['train/loss'].update(std=[0.0, 1.0]),
-  ],
-)
-def test_a_file_is_read_and_a_damaged_one_refused(tmp_path, change):
+def test_a_file_is_read_and_a_damaged_one_refused(tmp_path):
   path = tmp_path / 'band.json'
-  path.write_text(make().save_text())
-  assert read_reference(str(path)) == make()
-  fields = json.loads(make().save_text())
-  change(fields)
+  fields = {
+    'num_seeds': 3,
+    'config': {'batch_size': 8},
+    'bands': {
+      'train/loss': {'step': [5], 'mean': [2.0], 'std': [1.0]},
+      'eval/top1': {'step': [10], 'mean': [0.5], 'std': [0.01]},
+    },
+  }
   path.write_text(json.dumps(fields))
-  with pytest.raises(InputError, match=r'is no file of resnet\.tools'):
-    read_reference(str(path))
-  with pytest.raises(InputError, match=r'--reference=/nowhere\.json cannot'):
-    read_reference('/nowhere.json')
+  assert read_reference(str(path)) == make()
+  del fields['bands']['eval/top1']['std']
+  path.write_text(json.dumps(fields))
+  for broken in (path, '/nowhere.json'):
+    with pytest.raises(
+      InputError, match=f'--reference={broken} cannot be read'
+    ):
+      read_reference(str(broken))
+
+
+def test_another_config_is_shown():
+  assert make().describe({'batch_size': 8}) == 'Reference of 3 seeds.'
+  assert make().describe({'batch_size': 16}) == (
+    'Reference of 3 seeds; of another config: batch_size 8 there, 16 here.'
+  )

@@ -4,10 +4,11 @@ import json
 import re
 
 from resnet.run.reference import read_reference
+from tests.programs import assert_refused
 from tests.run.made_runs import write_run
 
 
-def finished(folder, seed=0, loss=1.0, **config):
+def finished(folder, seed=0, loss=1.0, tag='', **config):
   first = {'train/loss': 2 * loss, 'train/top1': 0.25, 'learning_rate': 0.1}
   last = {'train/loss': loss, 'train/top1': 0.5, 'learning_rate': 0.01}
   lines = [
@@ -15,7 +16,7 @@ def finished(folder, seed=0, loss=1.0, **config):
     {'step': 20, **last, 'images_per_second': 1234.0, 'data_wait': 0.125},
     {'step': 20, 'eval/loss': 1.5, 'eval/top1': 0.375, 'eval/top5': 0.75},
   ]
-  path = write_run(folder, lines, seed=seed, **config)
+  path = write_run(folder, lines, seed=seed, tag=tag, **config)
   fields = json.loads((folder / 'config.json').read_text())
   fields['derived']['num_eval_examples'] = 8
   (folder / 'config.json').write_text(json.dumps(fields))
@@ -66,8 +67,15 @@ def test_a_reference_is_the_band_of_finished_runs(tool, tmp_path):
   assert bands['train/loss'] == {10: (4.0, 2.0), 20: (2.0, 1.0)}
   # One image of eight.
   assert bands['eval/top1'] == {20: (0.375, 0.125)}
+  for others, message in (
+    ([], 'at least 3 runs'),
+    ([paths[0]], '3 runs with 2 seeds'),
+    ([finished(tmp_path / 'x', seed=7, tag=1)], "differ in tag: '' and 1"),
+    ([finished(tmp_path / 'y', seed=8, loss=float('nan'))], 'not finite'),
+  ):
+    output = f'--output={target}'
+    assert_refused(tool('reference', *paths[:2], *others, output), message)
   metrics = tmp_path / '2' / 'metrics.jsonl'
   metrics.write_text(metrics.read_text().splitlines()[0] + '\n')
   result = tool('reference', *paths, f'--output={target}')
-  assert result.returncode == 2
-  assert '/2 is not complete' in result.stderr
+  assert_refused(result, '/2 is not complete')
