@@ -1,4 +1,4 @@
-"""How well do features separate classes? A linear classifier on them.
+"""Measures how well a linear classifier separates features.
 
   python -m resnet.tools.probe --weights=SOURCE --data=digits
 
@@ -11,7 +11,6 @@ and standard deviation of the accuracy on the evaluation split.
 import argparse
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-import json
 from typing import Any
 
 import numpy as np
@@ -24,12 +23,13 @@ from resnet.inference.preprocessing import ImageTransform
 from resnet.tools import command
 
 _COUNTS = (5, 20, 100, None)
+_BATCH_SIZE = 64
 
 
 def main(args: argparse.Namespace) -> None:
   """Extracts features of both splits, fits, prints."""
-  if min(args.seeds, args.batch_size) < 1:
-    raise InputError('--seeds and --batch-size must be positive.')
+  if args.seeds < 1:
+    raise InputError('--seeds must be positive.')
   sources = [
     open_source(args.data, split, data_dir=args.data_dir)
     for split in (args.train_split, args.eval_split)
@@ -37,35 +37,21 @@ def main(args: argparse.Namespace) -> None:
   network = create_network(
     read_weights(args.weights, args.model, dtype=args.dtype)
   )
-  predictor = Predictor(network, ['pooled'], [args.batch_size])
+  predictor = Predictor(network, ['pooled'], [_BATCH_SIZE])
   transform = ImageTransform(preprocessing=network.preprocessing)
   train, test = (_features(predictor, transform, s) for s in sources)
-  if not args.json:
-    print(
-      f'{network.name} on {args.data}: {len(train[1]):,} training and'
-      f' {len(test[1]):,} test images, {train[0].shape[1]} features'
-    )
-    print('labels a class   top-1')
+  print(
+    f'{network.name} on {args.data}: {len(train[1]):,} training and'
+    f' {len(test[1]):,} test images, {train[0].shape[1]} features'
+  )
+  print('labels a class   top-1')
   for count in _COUNTS:
     if count and count >= np.bincount(train[1]).max():
-      continue  # There are no more than that: it is the line of all.
+      continue  # Every class has fewer: this is the line of all.
     seeds = args.seeds if count else 1
     scores = [score(train, test, count, seed) for seed in range(seeds)]
-    _print(args, count, scores)
-
-
-def _print(
-  args: argparse.Namespace, count: int | None, scores: list[float]
-) -> None:
-  mean = float(np.mean(scores))
-  # The sample deviation, as in all other tables.
-  std = float(np.std(scores, ddof=1)) if len(scores) > 1 else 0.0
-  if args.json:
-    line = {'labels_a_class': count, 'top1': mean, 'std': std}
-    print(json.dumps({**line, 'seeds': len(scores)}))
-  else:
-    spread = f' ± {std:.4f}' if len(scores) > 1 else ''
-    print(f'{count or "all":>14}   {mean:.4f}{spread}')
+    spread = f' ± {np.std(scores, ddof=1):.4f}' if seeds > 1 else ''
+    print(f'{count or "all":>14}   {np.mean(scores):.4f}{spread}')
 
 
 def _features(
@@ -76,7 +62,6 @@ def _features(
   Raises:
     InputError: an image cannot be decoded.
   """
-  size = predictor.batch_sizes[-1]
 
   def decode(item: tuple[int, Any]) -> np.ndarray:
     index, record = item
@@ -88,8 +73,8 @@ def _features(
       ) from None
 
   def batches(pool: ThreadPoolExecutor) -> Iterator[tuple[Any, np.ndarray]]:
-    for start in range(0, len(source), size):
-      indices = range(start, min(start + size, len(source)))
+    for start in range(0, len(source), _BATCH_SIZE):
+      indices = range(start, min(start + _BATCH_SIZE, len(source)))
       records = source.read(indices)
       images = pool.map(decode, zip(indices, records, strict=True))
       labels = [int(record['label']) for record in records]
@@ -143,9 +128,7 @@ def parser() -> command.Parser:
   )
   add('--train-split', default='train')
   add('--eval-split', default='test')
-  add('--batch-size', type=int, default=64, help='images')
   add('--seeds', type=int, default=5, help='draws of the few labels')
-  add('--json', action='store_true', help='a JSON object a line')
   return result
 
 
