@@ -1,16 +1,20 @@
-"""The curves of runs, as panels of a figure."""
+"""The curves of runs: loss, error, learning rate, speed, wait for data."""
 
 from collections.abc import Sequence
 import os
-
-import numpy as np
 
 from resnet.plots import figures
 from resnet.run.history import History, read_history
 from resnet.run.workdir import CURVES_FILE
 
-_UPDATES = 'updates'
-_THIN_BOLD = 'thin: training; bold: test'
+# Title, label of y, metrics.
+_PANELS = (
+  ('Loss', 'loss', ('train/loss', 'eval/loss', 'eval_ema/loss')),
+  ('Error', 'top-1 error, %', ('train/top1', 'eval/top1', 'eval_ema/top1')),
+  ('Learning rate', 'learning rate', ('learning_rate',)),
+  ('Speed', 'images/s', ('images_per_second',)),
+  ('Data wait', 'share of the time', ('data_wait',)),
+)
 
 
 def save_curves(workdir: str) -> None:
@@ -22,69 +26,39 @@ def save_curves(workdir: str) -> None:
 
 def draw_curves(
   histories: Sequence[History], names: Sequence[str]
-) -> figures.figure_lib.Figure:
-  """Returns a figure of loss, error, learning rate, speed and data wait."""
-  return figures.draw(
-    panels(histories, names),
+) -> figures.Figure:
+  """Returns a figure of the curves of runs.
+
+  Args:
+    histories: of the runs.
+    names: of the runs, for the legend.
+  """
+  figure, axes = figures.create(
+    [title for title, _, _ in _PANELS],
     title=', '.join(names) if len(names) < 4 else f'{len(names)} runs',
-    note=_THIN_BOLD,
+    note='loss and error: thin: training; bold: test',
     columns=3,
   )
-
-
-def panels(
-  histories: Sequence[History], names: Sequence[str]
-) -> list[figures.Panel]:
-  """Returns the panels of `draw_curves`; `names` are those of the runs."""
-  both = [
-    ('Loss', 'loss', 'loss', lambda y: y),
-    ('Error', 'top1', 'top-1 error, %', error_percent),
-  ]
-  result = []
-  for title, metric, y_label, convert in both:
-    lines = []
+  for ax, (_, y_label, metrics) in zip(axes, _PANELS, strict=True):
+    ax.set_xlabel('updates')
+    ax.set_ylabel(y_label)
     for i, (history, name) in enumerate(zip(histories, names, strict=True)):
-      for split, bold in (('train', False), ('eval', True)):
-        x, y = history.series(f'{split}/{metric}')
-        # Of a run that was never evaluated the training curve has the name.
-        label = name if bold or not len(history.series('eval/top1')[0]) else ''
-        lines.append(
-          figures.Line(label=label, style=i, x=x, y=convert(y), bold=bold)
-        )
-      x, y = history.series(f'eval_ema/{metric}')
-      if len(x):
-        averages = figures.Line(
-          label=f'{name}, moving averages',
-          style=len(histories) + i,
-          x=x,
-          y=convert(y),
-          bold=True,
-        )
-        lines.append(averages)
-    result.append(
-      figures.Panel(title=title, x_label=_UPDATES, y_label=y_label, lines=lines)
-    )
-  for title, metric, label, y_range in (
-    ('Learning rate', 'learning_rate', 'learning rate', None),
-    ('Speed', 'images_per_second', 'images/s', None),
-    ('Data wait', 'data_wait', 'share of the time', (0.0, 1.0)),
-  ):
-    lines = []
-    for i, (history, name) in enumerate(zip(histories, names, strict=True)):
-      x, y = history.series(metric)
-      lines.append(figures.Line(label=name, style=i, x=x, y=y))
-    result.append(
-      figures.Panel(
-        title=title,
-        x_label=_UPDATES,
-        y_label=label,
-        lines=lines,
-        y_range=y_range,
-      )
-    )
-  return result
-
-
-def error_percent(top1: np.ndarray) -> np.ndarray:
-  """Accuracy as a fraction -> error in %."""
-  return 100 * (1 - top1)
+      # One legend serves all axes.
+      labels = {
+        'learning_rate': name,
+        'eval_ema/loss': f'{name}, moving averages',
+      }
+      for metric in metrics:
+        x, y = history.series(metric)
+        if len(x):
+          figures.draw_curve(
+            ax,
+            x,
+            100 * (1 - y) if metric.endswith('/top1') else y,
+            style=i + len(names) * metric.startswith('eval_ema/'),
+            label=labels.get(metric, ''),
+            bold=not metric.startswith('train/'),
+          )
+  axes[-1].set_ylim(0, 1)  # A share.
+  figure.legend(loc='lower right', fontsize=9)
+  return figure

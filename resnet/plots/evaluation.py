@@ -1,7 +1,6 @@
-"""A detailed evaluation, printed and written."""
+"""Prints a detailed evaluation and writes its files."""
 
-from collections.abc import Iterator, Mapping, Sequence
-import contextlib
+from collections.abc import Mapping, Sequence
 import os
 import tempfile
 from typing import Any
@@ -9,13 +8,18 @@ from typing import Any
 import numpy as np
 
 from resnet.errors import InputError
-from resnet.files import to_json, write_atomically
+from resnet.files import to_json, write_atomically, writing
 from resnet.plots import figures
 from resnet.plots.reliability import draw_reliability
 
 
 def lines(report: Mapping[str, Any], names: Sequence[str] | None) -> list[str]:
-  """Returns what is printed of a report; `names` are those of the classes."""
+  """Returns the lines that summarize a report.
+
+  Args:
+    report: metrics, calibration and the worst classes of an evaluation.
+    names: of the classes; None where they have none.
+  """
   found = [
     f'{report["num_examples"]:,} images of {report["images"]}, views:'
     f' {report["views"]}, weights: {report["weights"]}',
@@ -46,30 +50,16 @@ def lines(report: Mapping[str, Any], names: Sequence[str] | None) -> list[str]:
 
 
 def check(output: str) -> None:
-  """Raises an InputError where `save` could not write, before all the work."""
-  if not output:
-    raise InputError(
-      '--output= names no file: leave it out, or type --output=report'
-    )
+  """Raises an InputError where `save` cannot write, before all the work."""
   if os.path.isdir(output) or not os.path.basename(output):
     raise InputError(
-      f'--output={output} is a folder, not the beginning of file names: type'
+      f'--output={output} names no file: type'
       f' --output={os.path.join(output, "report")}'
     )
   folder = os.path.dirname(output) or '.'
-  with _writing(output):
+  with writing(f'--output={output}'):
     os.makedirs(folder, exist_ok=True)
     tempfile.TemporaryFile(dir=folder).close()
-
-
-@contextlib.contextmanager
-def _writing(output: str) -> Iterator[None]:
-  try:
-    yield
-  except OSError as error:
-    raise InputError(
-      f'--output={output} cannot be written: {error.strerror}.'
-    ) from None
 
 
 def _describe(entry: Mapping[str, Any], names: Sequence[str] | None) -> str:
@@ -95,13 +85,13 @@ def save(
   """Writes OUTPUT.json, .csv (confusions) and .png (reliability).
 
   Args:
-    output: path without an ending.
-    report: what has been found.
+    output: path without a suffix.
+    report: as in `lines`.
     sums: of `evaluation.calibration`.
     model: name of the network, for the title.
 
   Raises:
-    InputError: they cannot be written.
+    InputError: the files cannot be written.
   """
   bins = {
     name: sums[f'bin_{name}'].astype(float)
@@ -115,7 +105,7 @@ def save(
     f' calibration error {report["ece"]:.4f}'
   )
   figure = draw_reliability(bins, title=title)
-  with _writing(output):
+  with writing(f'--output={output}'):
     write_atomically(f'{output}.json', f'{text}\n')
     write_atomically(f'{output}.csv', '\n'.join(rows) + '\n')
     figures.save(figure, f'{output}.png')

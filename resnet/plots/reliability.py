@@ -1,4 +1,4 @@
-"""The reliability diagram: how often a network is right when it is so sure."""
+"""The reliability diagram: accuracy over confidence."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ from resnet.plots import figures
 
 def draw_reliability(
   bins: Mapping[str, np.ndarray], *, title: str
-) -> figures.figure_lib.Figure:
+) -> figures.Figure:
   """Returns accuracy over confidence, and the share of images over confidence.
 
   Guo et al. 2017, "On calibration of modern neural networks", Figure 1.
@@ -24,40 +24,34 @@ def draw_reliability(
   images = np.where(count > 0, count, np.nan)
   accuracy = np.asarray(bins['top1'], np.float64) / images
   confidence = np.asarray(bins['confidence'], np.float64) / images
-  edges = np.linspace(0.0, 1.0, len(count) + 1)
-  zeros = np.zeros_like(count)
-  unit = np.array([0.0, 1.0])
-  diagonal = figures.Line(label='', style=6, x=unit, y=unit, bold=False)
-  share = count / count.sum()
-  return figures.draw(
-    [
-      figures.Panel(
-        title='Accuracy',
-        x_label='confidence',
-        y_label='share of the images that are right',
-        lines=[diagonal],
-        bars=[
-          figures.Bars(style=4, edges=edges, low=zeros, high=accuracy),
-          figures.Bars(
-            style=1,
-            edges=edges,
-            low=np.minimum(accuracy, confidence),
-            high=np.maximum(accuracy, confidence),
-            hatched=True,
-          ),
-        ],
-        x_range=(0.0, 1.0),
-        y_range=(0.0, 1.0),
-      ),
-      figures.Panel(
-        title='Images',
-        x_label='confidence',
-        y_label='share of all images',
-        bars=[figures.Bars(style=4, edges=edges, low=zeros, high=share)],
-        x_range=(0.0, 1.0),
-      ),
-    ],
+  figure, axes = figures.create(
+    ['Accuracy', 'Images'],
     title=title,
     note='hatched: from accuracy to mean confidence; on the diagonal they are'
     ' equal',
   )
+  left, right = axes
+  edges = np.linspace(0, 1, len(count) + 1)
+  bars = {'x': edges[:-1], 'width': 1 / len(count), 'align': 'edge'}
+  area = {**bars, 'color': figures.COLORS[4], 'edgecolor': 'white', 'zorder': 2}
+  left.bar(height=accuracy, **area)
+  left.bar(
+    height=confidence - accuracy,
+    bottom=accuracy,
+    **bars,
+    color='none',
+    edgecolor=figures.COLORS[1],
+    hatch='////',
+    zorder=2,
+  )
+  figures.draw_curve(left, [0, 1], [0, 1], style=6, bold=False)
+  right.bar(height=count / count.sum(), **area)
+  for ax, y_label in (
+    (left, 'share of the images that are right'),
+    (right, 'share of all images'),
+  ):
+    ax.set_xlabel('confidence')
+    ax.set_ylabel(y_label)
+    ax.set_xlim(0, 1)
+  left.set_ylim(0, 1)
+  return figure

@@ -1,8 +1,7 @@
-"""What a run left in its workdir: config, curves, where it was made."""
+"""Reads the workdir of a run: config, metrics, hardware, commits."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import json
 import math
 import os
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from resnet.errors import InputError
-from resnet.run.provenance import read_starts, read_wall_seconds
+from resnet.files import read_json_lines
+from resnet.run.provenance import read_starts
 from resnet.run.workdir import METRICS_FILE, read_config
 
 
@@ -20,11 +20,10 @@ class History:
 
   Attributes:
     workdir: of the run.
-    config: every field by dotted name.
-    derived: what the config left to be worked out.
+    config: all fields by dotted name.
+    derived: numbers that follow from config and data, such as `num_steps`.
     lines: of metrics.jsonl.
-    starts: of starts.jsonl.
-    wall_seconds: from starts to ends; None after a kill.
+    starts: the lines of starts.jsonl that begin a process of the run.
   """
 
   workdir: str
@@ -32,16 +31,15 @@ class History:
   derived: Mapping[str, Any]
   lines: Sequence[Mapping[str, Any]]
   starts: Sequence[Mapping[str, Any]]
-  wall_seconds: float | None
 
   @property
   def num_steps(self) -> int:
-    """Updates of the whole run."""
+    """Number of updates of the whole run."""
     return self.derived['num_steps']
 
   @property
   def is_complete(self) -> bool:
-    """Whether the last evaluation is there."""
+    """Whether the run has its last evaluation."""
     steps, _ = self.series('eval/top1')
     return bool(len(steps)) and steps[-1] == self.num_steps
 
@@ -55,66 +53,36 @@ class History:
     )
 
   def last(self, name: str) -> float | None:
-    """Returns the newest value of a metric, None where there is none."""
+    """Returns the last value of a metric, or None if it has no value."""
     _, values = self.series(name)
     return float(values[-1]) if len(values) else None
 
   @property
-  def train_seconds(self) -> float | None:
-    """Time of all training steps; None where no interval has a rate.
-
-    Compilation, evaluation and saving are not in it. Where an interval has no
-    rate, as after a continuation, its steps count as the mean of the others.
-    """
-    steps, _ = self.series('train/loss')
-    rates = dict(zip(*self.series('images_per_second'), strict=True))
-    batch_size = self.config['batch_size']
-    seconds = num_steps = 0
-    for before, step in zip([0, *steps[:-1]], steps, strict=True):
-      if step in rates:
-        seconds += (step - before) * batch_size / rates[step]
-        num_steps += step - before
-    return float(seconds / num_steps * steps[-1]) if num_steps else None
-
-  @property
   def hardware(self) -> list[str]:
-    """Where it was made, in the order of its starts."""
+    """Hardware of each start, without repetition."""
     return list(dict.fromkeys(start['hardware'] for start in self.starts))
 
   @property
   def commits(self) -> list[str]:
-    """By what code, in the order of its starts."""
+    """Git commit of each start, without repetition."""
     return list(
       dict.fromkeys(start['commit'] or 'unknown' for start in self.starts)
     )
 
 
 def read_history(workdir: str) -> History:
-  """Reads a workdir.
+  """Reads a workdir; a run without metrics has no lines.
 
   Raises:
-    InputError: it holds no run, or damaged metrics. A run that was only begun
-      has no lines.
+    InputError: it holds no run, or damaged files.
   """
   saved = read_config(workdir)
   if saved is None:
     raise InputError(f'{workdir} holds no run: there is no config.json.')
-  path = os.path.join(workdir, METRICS_FILE)
-  try:
-    with open(path) as file:
-      # A kill may have left half a line at the end.
-      lines = [json.loads(x) for x in file if x.endswith('\n')]
-  except FileNotFoundError:
-    lines = []
-  except (OSError, ValueError) as error:
-    raise InputError(f'{path} cannot be read: {error}') from None
-  if not all(isinstance(line, dict) and 'step' in line for line in lines):
-    raise InputError(f'{path} has a line that this program did not write.')
   return History(
     workdir=workdir,
     config=saved['config'],
     derived=saved['derived'],
-    lines=lines,
+    lines=read_json_lines(os.path.join(workdir, METRICS_FILE)),
     starts=read_starts(workdir),
-    wall_seconds=read_wall_seconds(workdir),
   )

@@ -1,7 +1,6 @@
-"""Where, when and by what code a run was begun and continued."""
+"""Records when, where and from which commit a run was started."""
 
 from collections.abc import Sequence
-import contextlib
 import datetime
 import hashlib
 import json
@@ -12,14 +11,14 @@ from typing import Any
 
 import jax
 
-from resnet.files import write_atomically
+from resnet.files import read_json_lines, write_atomically
 
 STARTS_FILE = 'starts.jsonl'
 _ROOT = pathlib.Path(__file__).parents[2]
 
 
 def record_start(workdir: str, *, step: int, devices: Sequence[Any]) -> None:
-  """Appends a line to `starts.jsonl`: the training begins after `step`."""
+  """Appends a line to `starts.jsonl`: training begins after `step`."""
   _append(
     workdir,
     {
@@ -33,7 +32,7 @@ def record_start(workdir: str, *, step: int, devices: Sequence[Any]) -> None:
 
 
 def record_end(workdir: str, *, step: int) -> None:
-  """Appends a line: the training that began last has ended after `step`."""
+  """Appends a line to `starts.jsonl`: training ended after `step`."""
   _append(workdir, {'end_step': step, 'time': _now()})
 
 
@@ -50,42 +49,18 @@ def _append(workdir: str, line: dict[str, Any]) -> None:
 
 
 def _read(workdir: str) -> list[dict[str, Any]]:
-  try:
-    with open(os.path.join(workdir, STARTS_FILE)) as file:
-      lines = [line for line in file.read().split('\n') if line]
-  except FileNotFoundError:
-    return []
-  result = []
-  for line in lines:
-    with contextlib.suppress(json.JSONDecodeError):  # Half a line.
-      result.append(json.loads(line))
-  return result
+  return read_json_lines(os.path.join(workdir, STARTS_FILE))
 
 
 def read_starts(workdir: str) -> list[dict[str, Any]]:
-  """Returns the starts of a run; none where there is no `starts.jsonl`."""
+  """Returns the lines of `record_start`; none if the file is missing."""
   return [line for line in _read(workdir) if 'commit' in line]
 
 
 def read_last_step(workdir: str) -> int:
-  """Returns the highest step that a run has begun or ended at, saved."""
+  """Returns the highest step at which training began or ended."""
   steps = [line.get('end_step', line.get('step', 0)) for line in _read(workdir)]
   return max(steps, default=0)
-
-
-def read_wall_seconds(workdir: str) -> float | None:
-  """Returns the time from starts to ends; None where an end is missing.
-
-  A kill leaves a start without an end.
-  """
-  lines = _read(workdir)
-  seconds = 0.0
-  for start, end in zip(lines[::2], lines[1::2], strict=False):
-    if 'commit' not in start or 'end_step' not in end:
-      return None
-    times = [datetime.datetime.fromisoformat(x['time']) for x in (start, end)]
-    seconds += (times[1] - times[0]).total_seconds()
-  return seconds if lines and len(lines) % 2 == 0 else None
 
 
 def hardware(devices: Sequence[Any]) -> str:
@@ -96,7 +71,7 @@ def hardware(devices: Sequence[Any]) -> str:
 
 
 def commit() -> str | None:
-  """Returns the git commit of this code, '+' if changed; None without git."""
+  """Returns the git commit, with '+' if files changed; None without git."""
   try:
     head = _git('rev-parse', '--short=12', 'HEAD').strip()
     changed = _git('status', '--porcelain', '--untracked-files=no').strip()
@@ -106,7 +81,7 @@ def commit() -> str | None:
 
 
 def code_hash() -> str:
-  """Returns a checksum of the files of this program."""
+  """Returns a checksum of the source files of this program."""
   digest = hashlib.sha256()
   for part in ('main.py', 'configs', 'resnet'):
     for path in sorted([_ROOT / part, *(_ROOT / part).rglob('*.py')]):
@@ -118,10 +93,7 @@ def code_hash() -> str:
 
 def _git(*args: str) -> str:
   return subprocess.run(
-    ['git', '-C', str(_ROOT), *args],
-    check=True,
-    capture_output=True,
-    text=True,
+    ['git', '-C', str(_ROOT), *args], check=True, capture_output=True, text=True
   ).stdout
 
 

@@ -14,13 +14,25 @@ import os
 import sys
 
 from resnet.errors import InputError
-from resnet.files import write_atomically
+from resnet.files import write_atomically, writing
 from resnet.plots import figures
 from resnet.plots.curves import draw_curves
 from resnet.run.history import History, read_history
 from resnet.tools import command
 
 Rows = list[list[str]]
+
+# Title, metric, format.
+_COLUMNS = (
+  ('train loss', 'train/loss', '.4f'),
+  ('train top-1', 'train/top1', '.4f'),
+  ('eval loss', 'eval/loss', '.4f'),
+  ('eval top-1', 'eval/top1', '.4f'),
+  ('ema top-1', 'eval_ema/top1', '.4f'),
+  ('eval top-5', 'eval/top5', '.4f'),
+  ('images/s', 'images_per_second', ',.0f'),
+  ('data wait', 'data_wait', '.1%'),
+)
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -29,8 +41,8 @@ _PAGE = """<!doctype html>
 <style>
 body {{ font: 15px sans-serif; margin: 2em auto; max-width: 95em }}
 table {{ border-collapse: collapse; margin-bottom: 2em }}
-td, th {{ border-bottom: 1px solid #ccc; padding: .2em .8em }}
-td, th {{ text-align: left }}
+td {{ border-bottom: 1px solid #ccc; padding: .2em .8em }}
+tr:first-child {{ font-weight: bold }}
 img {{ max-width: 100% }}
 </style>
 <h1>{title}</h1>
@@ -45,6 +57,7 @@ img {{ max-width: 100% }}
 
 
 def main(args: argparse.Namespace) -> None:
+  """Reads the runs, draws and prints them."""
   histories = []
   for workdir in args.workdirs:
     try:
@@ -57,27 +70,19 @@ def main(args: argparse.Namespace) -> None:
   if not histories:
     raise InputError('None of these folders has metrics of a run.')
   names = _names([history.workdir for history in histories])
-  numbers, differences = (
-    _numbers(histories, names),
-    _differences(histories, names),
-  )
+  numbers = _numbers(histories, names)
+  differences = _differences(histories, names)
   png = figures.encode(draw_curves(histories, names), 'png')
   page = _PAGE.format(
     title=html.escape(', '.join(names)),
     png=base64.b64encode(png).decode(),
     numbers=_html_table(numbers),
-    differences=_html_table(differences)
-    if len(differences) > 1
-    else '<p>Nowhere.</p>',
+    differences=_html_table(differences),
   )
-  try:
+  with writing(f'--output={args.output}'):
     os.makedirs(os.path.dirname(args.output) or '.', exist_ok=True)
     write_atomically(f'{args.output}.png', png)
     write_atomically(f'{args.output}.html', page)
-  except OSError as error:
-    raise InputError(
-      f'--output={args.output} cannot be written: {error.strerror}.'
-    ) from None
   print(_text_table(numbers))
   if len(differences) > 1:
     print(f'\n{_text_table(differences)}')
@@ -85,7 +90,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _names(workdirs: Sequence[str]) -> list[str]:
-  """Returns what tells the folders apart: the last part, or more of it."""
+  """Returns the last parts of the paths, or more of them where these agree."""
   paths = [os.path.abspath(workdir) for workdir in workdirs]
   last = [os.path.basename(path) for path in paths]
   if len(set(last)) == len(last):
@@ -95,21 +100,11 @@ def _names(workdirs: Sequence[str]) -> list[str]:
 
 
 def _numbers(histories: Sequence[History], names: Sequence[str]) -> Rows:
-  columns = (
-    ('train loss', 'train/loss', '.4f'),
-    ('train top-1', 'train/top1', '.4f'),
-    ('eval loss', 'eval/loss', '.4f'),
-    ('eval top-1', 'eval/top1', '.4f'),
-    ('ema top-1', 'eval_ema/top1', '.4f'),
-    ('eval top-5', 'eval/top5', '.4f'),
-    ('images/s', 'images_per_second', ',.0f'),
-    ('data wait', 'data_wait', '.1%'),
-  )
-  rows = [['run', 'step', *(title for title, _, _ in columns)]]
+  rows = [['run', 'step', *(title for title, _, _ in _COLUMNS)]]
   for history, name in zip(histories, names, strict=True):
     step = history.lines[-1]['step']
     row = [name, f'{step:,} of {history.num_steps:,}']
-    for _, metric, form in columns:
+    for _, metric, form in _COLUMNS:
       value = history.last(metric)
       row.append('none' if value is None else format(value, form))
     rows.append(row)
@@ -117,7 +112,7 @@ def _numbers(histories: Sequence[History], names: Sequence[str]) -> Rows:
 
 
 def _differences(histories: Sequence[History], names: Sequence[str]) -> Rows:
-  rows = [['field', *names]]
+  """Returns the fields of the configs, hardware and commit that differ."""
   sides = [
     {
       **{field: repr(value) for field, value in history.config.items()},
@@ -126,6 +121,7 @@ def _differences(histories: Sequence[History], names: Sequence[str]) -> Rows:
     }
     for history in histories
   ]
+  rows = [['field', *names]]
   for field in dict.fromkeys(field for side in sides for field in side):
     values = [side.get(field, 'none') for side in sides]
     if len(set(values)) > 1:
@@ -135,21 +131,19 @@ def _differences(histories: Sequence[History], names: Sequence[str]) -> Rows:
 
 def _text_table(rows: Rows) -> str:
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  return '\n'.join(
-    '  '.join(
-      cell.ljust(width) for cell, width in zip(row, widths, strict=True)
-    ).rstrip()
+  lines = [
+    '  '.join(f'{c:<{width}}' for c, width in zip(row, widths, strict=True))
     for row in rows
-  )
+  ]
+  return '\n'.join(map(str.rstrip, lines))
 
 
 def _html_table(rows: Rows) -> str:
-  def row(cells: Sequence[str], tag: str) -> str:
-    return ''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)
-
-  lines = [row(rows[0], 'th'), *(row(cells, 'td') for cells in rows[1:])]
-  body = '\n'.join(f'<tr>{line}</tr>' for line in lines)
-  return f'<table>\n{body}\n</table>'
+  lines = []
+  for row in rows:
+    cells = ''.join(f'<td>{html.escape(cell)}</td>' for cell in row)
+    lines.append(f'<tr>{cells}</tr>')
+  return '<table>\n' + '\n'.join(lines) + '\n</table>'
 
 
 def parser() -> command.Parser:

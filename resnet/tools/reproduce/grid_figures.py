@@ -1,153 +1,94 @@
 """The figures of the papers, from the results of a grid."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from resnet.plots import figures
-from resnet.tools.reproduce import gains, grids
+from resnet.tools.reproduce.grids import Experiment, Result, by_net
 
-Cells = Sequence[Mapping[str, Any]]
+Nets = dict[tuple[str, int], list[Result]]
 
-# Where all nets end below, the figure shows no more, as the paper's do.
+# Where the errors of all nets end below this, the figure shows no more, as the
+# paper's do.
 _SMALL_ERROR = 20.0
+_LABELS = {
+  'error': ('updates', 'error, %'),
+  'loss': ('updates', 'training loss'),
+  'responses': ('layer', 'standard deviation'),
+  'gains': ('each with those to its left', 'test error, %'),
+}
 
 
-def draw(
-  experiment: grids.Experiment, cells: Cells
-) -> figures.figure_lib.Figure:
-  """Returns the figure of complete cells of results.json."""
-  if experiment.shows == 'gains':
-    return _draw_gains(experiment, cells)
-  by_group = _grouped(cells)
-  depths = sorted({cell['depth'] for cell in cells})
+def draw(experiment: Experiment, results: Sequence[Result]) -> figures.Figure:
+  """Returns the figure of the complete cells of a grid."""
+  nets, shows = by_net(results), experiment.shows
   groups = list(experiment.groups)
-  # As in He et al. 2016: Figure 6 has a panel a group and a style a depth,
-  # Figure 7 compares the groups; of one depth the groups share a panel.
-  by_depth = experiment.shows == 'responses' or len(depths) == 1
-  panels = {}
-  for (group, depth), runs in by_group.items():
+  depths = sorted({depth for _, depth in nets})
+  # As in He et al. 2016: Figure 6 has a panel for each group and a style for
+  # each depth, Figure 7 compares the groups. Groups of one depth share a panel.
+  by_depth = shows in ('responses', 'gains') or len(depths) == 1
+  panels: dict[str, Nets] = {}
+  for (group, depth), runs in nets.items():
     title = f'{depth} layers' if by_depth else group
-    style = groups.index(group) if by_depth else depths.index(depth)
-    panels.setdefault(title, []).extend(_LINES[experiment.shows](runs, style))
-  x_label, y_label, y_range = _AXES[experiment.shows]
-  errors = [cell['test_error'] for cell in cells]
-  if experiment.shows == 'error' and max(errors) < _SMALL_ERROR:
-    y_range = (0.0, _SMALL_ERROR)
-  note = _note(cells[0], by_group.values())
-  if experiment.shows == 'error':
+    panels.setdefault(title, {})[group, depth] = runs
+  data = results[0]['config']['data.name']
+  note = f'{data}: mean over the seeds, band of one standard deviation'
+  if shows == 'error':
     note += '; thin: training, bold: test'
-  return figures.draw(
-    [
-      figures.Panel(
-        title=group,
-        x_label=x_label,
-        y_label=y_label,
-        lines=lines,
-        y_range=y_range,
-      )
-      for group, lines in panels.items()
-    ],
-    title=experiment.title,
-    note=note,
-    share_y=True,
+  figure, axes = figures.create(
+    list(panels), title=experiment.title, note=note, share_y=True
   )
+  x_label, y_label = _LABELS[shows]
+  axes[0].set_ylabel(y_label)
+  for ax, members in zip(axes, panels.values(), strict=True):
+    ax.set_xlabel(x_label)
+    if shows == 'gains':
+      _draw_gains(ax, members)
+      continue
+    for (group, depth), runs in members.items():
+      style = groups.index(group) if by_depth else depths.index(depth)
+      _draw_net(ax, shows, runs, style)
+    ax.locator_params(axis='x', integer=True)
+    ax.legend()
+  if shows == 'error':
+    is_small = max(result['test_error'] for result in results) < _SMALL_ERROR
+    axes[0].set_ylim(0, _SMALL_ERROR if is_small else 100)
+  return figure
 
 
-def _draw_gains(
-  experiment: grids.Experiment, cells: Cells
-) -> figures.figure_lib.Figure:
-  """Returns the last test error by group, in the order of the grid."""
-  groups = gains.by_group(cells)
-  runs = [
-    (
-      np.arange(len(groups)),
-      np.asarray([made[i]['test_error'] for made in groups.values()]),
-    )
-    for i in range(min(len(made) for made in groups.values()))
-  ]
-  x, mean, spread = figures.band(runs)
-  line = figures.Line(label='', style=0, x=x, y=mean, spread=spread)
-  panel = figures.Panel(
-    title=cells[0]['label'].split()[0],
-    x_label='each with those to its left',
-    y_label='test error, %',
-    lines=[line],
-    x_names=list(groups),
-  )
-  note = _note(cells[0], groups.values())
-  return figures.draw([panel], title=experiment.title, note=note)
-
-
-def _note(cell: Mapping[str, Any], runs_of_nets: Collection[Cells]) -> str:
-  """Says what data, how many seeds, and what the band is."""
-  num_seeds = {len(runs) for runs in runs_of_nets}
-  seeds = '-'.join(map(str, sorted({min(num_seeds), max(num_seeds)})))
-  data = cell['config']['data.name']
-  note = f'{data}, {seeds} seed{"" if seeds == "1" else "s"} a net'
-  if num_seeds != {1}:
-    note += ': mean, band of one standard deviation'
-  return note
-
-
-def _grouped(cells: Cells) -> dict[tuple[str, int], list[Mapping[str, Any]]]:
-  result = {}
-  for cell in cells:
-    result.setdefault((cell['group'], cell['depth']), []).append(cell)
-  return result
-
-
-def _error_lines(runs: Cells, style: int) -> list[figures.Line]:
-  return [
-    *_mean_line(runs, 'train', 'error', style, bold=False),
-    *_mean_line(runs, 'test', 'error', style, bold=True),
-  ]
-
-
-def _loss_lines(runs: Cells, style: int) -> list[figures.Line]:
-  return _mean_line(runs, 'train', 'loss', style, bold=True)
-
-
-def _mean_line(
-  runs: Cells, split: str, metric: str, style: int, *, bold: bool
-) -> list[figures.Line]:
-  curves = [
-    (
-      np.asarray(run['curves'][split]['step']),
-      np.asarray(run['curves'][split][metric], np.float64),
-    )
-    for run in runs
-  ]
-  x, mean, spread = figures.band(curves)
-  label = runs[0]['label'] if bold else ''
-  return [
-    figures.Line(
-      label=label, style=style, x=x, y=mean, spread=spread, bold=bold
-    )
-  ]
-
-
-def _response_lines(runs: Cells, style: int) -> list[figures.Line]:
-  values = np.asarray([run['responses'] for run in runs], np.float64)
-  return [
-    figures.Line(
-      label=runs[0]['label'],
+def _draw_net(ax: Any, shows: str, runs: Sequence[Result], style: int) -> None:
+  label = runs[0]['label']
+  if shows == 'responses':
+    responses = [run['responses'] for run in runs]
+    layers = range(1, len(responses[0]) + 1)
+    _draw_mean(ax, layers, responses, style=style, label=label)
+    return
+  for split in ('train', 'test') if shows == 'error' else ('train',):
+    curves = [run['curves'][split] for run in runs]
+    is_bold = split == 'test' or shows == 'loss'
+    _draw_mean(
+      ax,
+      curves[0]['step'],
+      [curve[shows] for curve in curves],
       style=style,
-      x=np.arange(1, values.shape[1] + 1),
-      y=values.mean(axis=0),
-      spread=values.std(axis=0, ddof=1) if len(runs) > 1 else None,
+      label=label if is_bold else '',
+      bold=is_bold,
     )
+
+
+def _draw_gains(ax: Any, nets: Nets) -> None:
+  num_seeds = min(map(len, nets.values()))
+  errors = [
+    [runs[seed]['test_error'] for runs in nets.values()]
+    for seed in range(num_seeds)
   ]
+  _draw_mean(ax, range(len(nets)), errors, style=0)
+  ax.set_xticks(range(len(nets)), [group for group, _ in nets], rotation=30)
 
 
-_LINES = {
-  'error': _error_lines,
-  'loss': _loss_lines,
-  'responses': _response_lines,
-}
-_AXES = {
-  'error': ('updates', 'error, %', (0.0, 100.0)),
-  'loss': ('updates', 'training loss', None),
-  'responses': ('layer', 'standard deviation', None),
-}
+def _draw_mean(ax: Any, x: Any, curves: Any, **look: Any) -> None:
+  """Draws the mean and the standard deviation of curves [num_seeds, N]."""
+  spread = np.std(curves, axis=0, ddof=1) if len(curves) > 1 else None
+  figures.draw_curve(ax, x, np.mean(curves, axis=0), spread=spread, **look)

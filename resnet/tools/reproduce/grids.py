@@ -4,7 +4,7 @@ A cell is a run: the recipe of its data set, with the fields of its group, its
 depth and its seed. The cells of a grid differ in nothing else.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -12,50 +12,35 @@ from configs import cifar10, fashion_mnist, imagenet, paper_digits
 from resnet.errors import InputError, nearest
 
 Fields = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Group:
-  """One side of a comparison.
-
-  Attributes:
-    model: name of the network by its depth, without 'cifar_'.
-    fields: of the config, changed from the recipe.
-  """
-
-  model: Callable[[int], str]
-  fields: Fields = dataclasses.field(default_factory=dict)
+# Of a cell, as in results.json.
+Result = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-  """What is compared.
+  """A comparison.
 
   Attributes:
     title: of the figure.
-    groups: the sides of the comparison.
+    groups: the sides of the comparison: fields of the config, changed from the
+      recipe. 'model.name' is a format without 'cifar_', with {0} for the depth
+      and {1} for the depth with bottlenecks in place of basic blocks.
     depths: number of layers, by data set; the first set is the default.
-    paper: top-1 error, %, by (data set, group, depth), and its source.
-    budget: how long the default may take on two cores, by data set.
-    num_seeds: how many by default.
     fields: of the config, changed from the recipe for all groups.
-    says: what the paper says of it, where that is no number of `paper`.
+    num_seeds: the default.
     shows: 'error' over updates, 'loss' over updates, 'responses' by layer, or
-      'gains', the test error by group, each against the one before it.
+      'gains', the test error by group, each compared with the one before it.
   """
 
   title: str
-  groups: Mapping[str, Group]
+  groups: Mapping[str, Fields]
   depths: Mapping[str, Sequence[int]]
-  paper: Mapping[tuple[str, str, int], tuple[float, str]]
-  budget: Mapping[str, str]
-  num_seeds: int = 3
   fields: Fields = dataclasses.field(default_factory=dict)
-  says: str = ''
+  num_seeds: int = 3
   shows: str = 'error'
 
 
-@dataclasses.dataclass(frozen=True, order=True)
+@dataclasses.dataclass(frozen=True)
 class Cell:
   """One run of a grid: group, number of layers, seed."""
 
@@ -69,7 +54,26 @@ class Cell:
     return f'{self.group}{self.depth}_seed{self.seed}'
 
 
-# The same for all cells of a grid.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Grid:
+  """A grid in its folder.
+
+  Attributes:
+    workdir: the folder.
+    name: of the experiment.
+    experiment: the comparison.
+    data: name of the data set.
+    cells: asked for, now or before.
+  """
+
+  workdir: str
+  name: str
+  experiment: Experiment
+  data: str
+  cells: Sequence[Cell]
+
+
+# Each is the same for all cells of a grid.
 RECIPES: dict[str, Callable[[str], Any]] = {
   'digits': paper_digits.get_config,
   'fashion_mnist': fashion_mnist.get_config,
@@ -80,17 +84,22 @@ RECIPES: dict[str, Callable[[str], Any]] = {
 
 def cells(
   experiment: Experiment,
-  *,
   data: str,
+  *,
   groups: Sequence[str] | None = None,
   depths: Sequence[int] | None = None,
   seeds: Sequence[int] | None = None,
 ) -> list[Cell]:
-  """Returns the runs of a grid; None is the declared default.
+  """Returns the cells of a grid, seed by seed; None takes the default.
 
   Raises:
-    InputError: there is no such group.
+    InputError: the experiment has no such data set or group.
   """
+  if data not in experiment.depths:
+    raise InputError(
+      f'--data={data} is none of {", ".join(experiment.depths)}, for which the'
+      ' experiment is declared.'
+    )
   for group in groups or ():
     if group not in experiment.groups:
       raise InputError(
@@ -105,24 +114,40 @@ def cells(
   return list(dict.fromkeys(asked))
 
 
-def label(experiment: Experiment, cell: Cell) -> str:
-  """Returns the net, with the group where the net alone does not tell it."""
-  nets = [group.model(cell.depth) for group in experiment.groups.values()]
-  net = experiment.groups[cell.group].model(cell.depth)
-  return net if nets.count(net) == 1 else f'{net} {cell.group}'
+def _net(experiment: Experiment, group: str, depth: int) -> str:
+  name = experiment.groups[group].get('model.name', 'resnet{0}')
+  # A bottleneck has three layers, a basic block two.
+  return name.format(depth, (depth - 2) // 2 * 3 + 2)
 
 
-def config_of(experiment: Experiment, data: str, cell: Cell) -> Any:
+def label(experiment: Experiment, group: str, depth: int) -> str:
+  """Returns the name of a net, with its group if others have the same name."""
+  nets = [_net(experiment, other, depth) for other in experiment.groups]
+  net = _net(experiment, group, depth)
+  return net if nets.count(net) == 1 else f'{net} {group}'
+
+
+def config_of(
+  experiment: Experiment, data: str, cell: Cell, data_dir: str | None = None
+) -> Any:
   """Returns the config of a cell, a ConfigDict."""
-  group = experiment.groups[cell.group]
-  net = group.model(cell.depth)
+  net = _net(experiment, cell.group, cell.depth)
   config = RECIPES[data](net)
   config.update_from_flattened_dict(
     {
+      **experiment.fields,
+      **experiment.groups[cell.group],
       'model.name': net if data == 'imagenet2012' else f'cifar_{net}',
       'seed': cell.seed,
-      **experiment.fields,
-      **group.fields,
+      'data.data_dir': data_dir,
     }
   )
   return config
+
+
+def by_net(results: Iterable[Result]) -> dict[tuple[str, int], list[Result]]:
+  """Returns the results of cells by (group, depth)."""
+  nets: dict[tuple[str, int], list[Result]] = {}
+  for result in results:
+    nets.setdefault((result['group'], result['depth']), []).append(result)
+  return nets

@@ -4,13 +4,10 @@ The response of a layer is the output of its 3x3 convolution after batch norm,
 before the nonlinearity and before the addition.
 """
 
-import math
 import re
-import statistics
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from resnet.errors import InputError
@@ -19,65 +16,54 @@ from resnet.run.checkpoint import Checkpoints
 
 
 def measure(experiment: Experiment, workdir: str) -> dict[str, Any]:
-  """Returns 'responses' of every layer of a finished run, in their order.
+  """Measures the responses of a finished run.
 
-  Over all images, places and channels of the evaluation split; 'mean_response'
-  is their mean. What is not finite is None.
+  Returns:
+    'responses', the deviation of each layer, in order, over all images,
+    positions and channels of the evaluation split; 'mean_response', their mean.
   """
   checkpoints = Checkpoints(workdir)
   state = checkpoints.restore(
     experiment.length.num_steps, experiment.abstract_state()
   )
   checkpoints.close()
-  variables, task = state.variables, experiment.task
+  task = experiment.task
 
   @jax.jit
-  def moments(images: jax.Array, mask: jax.Array) -> dict[str, Any]:
+  def responses(images: jax.Array) -> dict[str, jax.Array]:
     _, captured = task.model.apply(
-      variables,
+      state.variables,
       task.normalize(images),
       train=False,
-      capture_intermediates=lambda module, _: _is_batch_norm(module.name),
+      capture_intermediates=lambda module, _: bool(
+        re.fullmatch(r'stem_bn|bn\d', module.name or '')
+      ),
       mutable='intermediates',
     )
-    outputs = {
-      '/'.join(key.key for key in path[:-2]): output
-      for path, output in jax.tree_util.tree_leaves_with_path(
-        captured['intermediates']
-      )
-    }
-    return {name: _moments(y, mask) for name, y in outputs.items()}
+    outputs = jax.tree_util.tree_leaves_with_path(captured)
+    return {jax.tree_util.keystr(path): output for path, output in outputs}
 
   reader = experiment.eval_reader
-  totals: dict[str, np.ndarray] = {}
+  # By layer: count, sum, sum of squares.
+  sums: dict[str, np.ndarray] = {}
   for i in range(-(-len(reader.source) // reader.batch_size)):
     batch = reader(i)
     if isinstance(batch, InputError):
       raise batch
-    for name, values in moments(batch['image'], batch['mask']).items():
-      totals[name] = totals.get(name, 0.0) + np.asarray(values, np.float64)
+    for name, output in responses(batch['image']).items():
+      y = np.asarray(output, np.float64)[batch['mask']]
+      sums[name] = sums.get(name, 0) + np.array([y.size, y.sum(), (y**2).sum()])
   deviations = []
-  for name in sorted(totals, key=_place):
-    count, total, total_of_squares = totals[name]
+  for name in sorted(sums, key=_place):
+    count, total, total_of_squares = sums[name]
     variance = total_of_squares / count - (total / count) ** 2
-    deviations.append(math.sqrt(max(variance, 0.0)))
-  known = [x if math.isfinite(x) else None for x in deviations]
-  mean = None if None in known else statistics.mean(deviations)
-  return {'responses': known, 'mean_response': mean}
-
-
-def _is_batch_norm(name: str | None) -> bool:
-  return bool(re.fullmatch(r'stem_bn|bn\d', name or ''))
-
-
-def _moments(y: jax.Array, mask: jax.Array) -> jax.Array:
-  """[N, H, W, C], [N] -> count, sum, sum of squares, of the true images."""
-  y = y.astype(jnp.float32)
-  true = mask.astype(jnp.float32)[:, None, None, None]
-  count = jnp.sum(true) * (y.size // y.shape[0])
-  return jnp.stack([count, jnp.sum(true * y), jnp.sum(true * y * y)])
+    deviations.append(float(np.sqrt(np.maximum(variance, 0))))
+  return {
+    'responses': deviations,
+    'mean_response': float(np.mean(deviations)),
+  }
 
 
 def _place(name: str) -> list[int]:
-  """'stage2_block1/bn1' -> [2, 1, 1]; the stem, without numbers, is first."""
-  return [int(digits) for digits in re.findall(r'\d+', name)]
+  """Returns stage, block and layer to sort by; the stem, without, is first."""
+  return list(map(int, re.findall(r'(?:stage|_block|bn)(\d+)', name)))
