@@ -12,6 +12,7 @@ after every run. Experiments, and their data sets, the default first:
 
 import argparse
 from collections.abc import Sequence
+import functools
 import json
 import os
 import signal
@@ -42,44 +43,38 @@ def main(args: argparse.Namespace) -> None:
   signal.signal(signal.SIGINT, signal.SIG_DFL)
   experiment = experiments.EXPERIMENTS[args.experiment]
   data = args.data or next(iter(experiment.depths))
-  asked = grids.cells(
-    experiment,
-    data,
-    groups=args.groups,
-    depths=args.depths,
-    seeds=args.seeds,
+  asked = grids.cells(experiment, data, args.groups, args.depths, args.seeds)
+  config_of = functools.partial(
+    grids.config_of, experiment, data, data_dir=args.data_dir
   )
-  configs = {
-    cell: grids.config_of(experiment, data, cell, args.data_dir)
-    for cell in asked
-  }
-  for config in configs.values():
-    resolve(config)  # Report an error in any run before the first one.
+  for cell in asked:
+    resolve(config_of(cell))  # Report an error in any run before the first one.
   grid = _open_grid(args.workdir, args.experiment, data, asked)
   # Runs that differ in their seed are the same program: compile it once.
   cache = os.path.join(args.workdir, 'compiled')
   jax.config.update('jax_compilation_cache_dir', cache)
   done = {}
   for cell in grid.cells:
-    config = grids.config_of(experiment, data, cell, args.data_dir)
-    if result := _read(grid, cell, config):
+    if result := _read(grid, cell, config_of(cell)):
       done[cell] = result
-  results.write(grid, done)
-  for i, (cell, config) in enumerate(configs.items()):
+  with files.writing(args.workdir):
+    os.makedirs(args.workdir, exist_ok=True)
+    results.write(grid, done)
+  for i, cell in enumerate(asked):
     where = f'[{i + 1}/{len(asked)}] {cell.name}'
+    print(f'{where}: complete' if cell in done else where, flush=True)
     if cell in done:
-      print(f'{where}: complete', flush=True)
       continue
-    print(where, flush=True)
     folder = _folder(grid, cell)
     os.makedirs(os.path.dirname(folder), exist_ok=True)
+    run = resolve(config_of(cell))
     outcome = run_lib.train(
-      resolve(config), folder, start_time=time.time(), draw=save_curves
+      run, folder, start_time=time.time(), draw=save_curves
     )
     if outcome.signal is not None:
       print('Stopped; the same command goes on.')
       sys.exit(128 + outcome.signal)
-    if result := _read(grid, cell, config):
+    if result := _read(grid, cell, config_of(cell)):
       done[cell] = result
     results.write(grid, done)
   with open(os.path.join(args.workdir, results.TABLE_FILE)) as file:
@@ -93,7 +88,7 @@ def _open_grid(
   """Returns the grid, with the cells asked for now and before.
 
   Raises:
-    InputError: the folder holds another grid, or cannot be written.
+    InputError: the folder holds another grid.
   """
   experiment = experiments.EXPERIMENTS[name]
   path = os.path.join(workdir, results.RESULTS_FILE)
@@ -101,16 +96,14 @@ def _open_grid(
   if os.path.exists(path):
     with open(path) as file:
       saved = json.load(file)
-    if (saved['experiment'], saved['data']) != (name, data):
+    was, now = f'{saved["experiment"]} on {saved["data"]}', f'{name} on {data}'
+    if was != now:
       raise InputError(
-        f'{workdir} holds another grid ({saved["experiment"]} on'
-        f' {saved["data"]}, not {name} on {data}): give another --workdir.'
+        f'{workdir} holds another grid ({was}, not {now}): give another'
+        ' --workdir.'
       )
     for cell in (*saved['cells'].values(), *saved['not_run']):
       cells.add(grids.Cell(cell['group'], cell['depth'], cell['seed']))
-  with files.writing(workdir):
-    os.makedirs(workdir, exist_ok=True)
-  files.check_writable(workdir)
   groups = list(experiment.groups)
   ordered = sorted(
     cells, key=lambda x: (groups.index(x.group), x.depth, x.seed)

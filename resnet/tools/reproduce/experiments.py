@@ -70,10 +70,7 @@ EXPERIMENTS = {
   ),
   'bottleneck': Experiment(
     title='Basic blocks and as many bottlenecks, at nearly equal cost',
-    groups={
-      'basic': {},
-      'bottleneck': {'model.name': 'bottleneck_resnet{1}'},
-    },
+    groups={'basic': {}, 'bottleneck': {'model.name': 'bottleneck_resnet{1}'}},
     depths={'digits': (20, 56), 'cifar10': (20, 56, 110)},
   ),
   'identity': Experiment(

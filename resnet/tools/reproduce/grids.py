@@ -85,7 +85,6 @@ RECIPES: dict[str, Callable[[str], Any]] = {
 def cells(
   experiment: Experiment,
   data: str,
-  *,
   groups: Sequence[str] | None = None,
   depths: Sequence[int] | None = None,
   seeds: Sequence[int] | None = None,
