@@ -95,6 +95,7 @@ def exported(small, tmp_path_factory):
   [
     'resnet18d',
     'preact_resnet18',
+    pytest.param('resnetblur18', marks=pytest.mark.slow),
     pytest.param('seresnet50', marks=pytest.mark.slow),
   ],
 )

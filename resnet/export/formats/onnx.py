@@ -14,6 +14,7 @@ import numpy as np
 
 from resnet.errors import InputError
 from resnet.export.program import Program
+from resnet.models import layers
 
 _INSTALL = 'pip install --no-deps -r requirements-onnx.txt'
 HELP = f'onnx needs: {_INSTALL}'
@@ -22,11 +23,24 @@ PLATFORMS = ()
 _FILE = 'model.onnx'
 
 
-def pad_and_max_pool(x: jax.Array) -> jax.Array:
+def pad_and_max_pool(x: jax.Array, stride: int = 2) -> jax.Array:
   """`layers.stem_max_pool` in two steps: jax2onnx drops explicit padding."""
   pads = ((0, 0), (1, 1), (1, 1), (0, 0))
   x = jnp.pad(x, pads, constant_values=-jnp.inf)
-  return nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding='VALID')
+  return nn.max_pool(
+    x, window_shape=(3, 3), strides=(stride, stride), padding='VALID'
+  )
+
+
+def pad_and_blur_pool(x: jax.Array) -> jax.Array:
+  """`layers.stem_blur_pool`, likewise."""
+  return layers.blur_pool(pad_and_max_pool(x, stride=1))
+
+
+_POOLS: dict[Any, Any] = {
+  layers.stem_max_pool: pad_and_max_pool,
+  layers.stem_blur_pool: pad_and_blur_pool,
+}
 
 
 def convert(program: Program) -> dict[str, bytes]:
@@ -44,8 +58,8 @@ def convert(program: Program) -> dict[str, bytes]:
   if hasattr(model, 'conv_backend'):
     # A convolution is one to ONNX, whatever its kernel; and a loop is many.
     program = program.with_fields(conv_backend='xla', scan_blocks=False)
-  if getattr(model, 'stem_pool', None):
-    program = program.with_fields(stem_pool=pad_and_max_pool)
+  if pool := _POOLS.get(getattr(model, 'stem_pool', None)):
+    program = program.with_fields(stem_pool=pool)
   images: Any = types.SimpleNamespace(
     shape=('batch', *program.shape), dtype=np.dtype(program.dtype)
   )
