@@ -31,7 +31,7 @@ def _flax(run):
 
 def _changed(run, **fields):
   task = dataclasses.replace(run.task, model=run.task.model.clone(**fields))
-  return compiled.compile_train(dataclasses.replace(run, task=task))
+  return compiled.build_train(dataclasses.replace(run, task=task))[1]
 
 
 _WAYS = {

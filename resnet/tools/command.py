@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 import logging
+import math
 import os
 import sys
 from typing import Any, NoReturn
@@ -52,6 +53,13 @@ def positive(text: str) -> int:
   if not text.isdecimal() or not int(text):
     raise argparse.ArgumentTypeError(f'{text!r} is no number of at least 1')
   return int(text)
+
+
+def size_text(num_bytes: float, digits: int = 1) -> str:
+  """Returns '1.5 MB' for 1,500,000 bytes."""
+  power = min(int(math.log10(max(abs(num_bytes), 1)) / 3), 4)
+  unit = ('B', 'kB', 'MB', 'GB', 'TB')[power]
+  return f'{num_bytes / 1000**power:.{digits}f} {unit}'
 
 
 def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> None:

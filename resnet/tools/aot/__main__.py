@@ -13,17 +13,20 @@ time that it runs. --largest compiles on, to find the largest batch that fits.
 
 import argparse
 import dataclasses
+import functools
 import json
 import math
 from typing import Any
 
 from resnet.errors import InputError
+from resnet.experiment import Experiment
 from resnet.tools import command
 from resnet.tools.aot import compiled, topologies
 from resnet.tools.aot.compiled import Compiled, OutOfMemoryError
 from resnet.tools.aot.topologies import Chip, Topology
 
 _MOST_TRIES = 6
+_size = functools.partial(command.size_text, digits=2)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -31,8 +34,8 @@ def main(args: argparse.Namespace) -> None:
   run = compiled.prepare(args.config, topology)
   per_chip = run.length.batch_size // len(topology.devices)
   try:
-    train = compiled.compile_train(run)
-    evaluation = compiled.compile_eval(run)
+    _, train = compiled.build_train(run)
+    _, evaluation = compiled.build_eval(run)
   except OutOfMemoryError as error:
     raise _too_large(error, args.config, topology, per_chip) from None
   report = {
@@ -45,32 +48,28 @@ def main(args: argparse.Namespace) -> None:
     'train': dataclasses.asdict(train),
     'eval': dataclasses.asdict(evaluation),
   }
-  if topology.chip:
-    report |= _limits(topology.chip, train, per_chip, run.image_shape)
+  if chip := topology.chip:
+    estimated = _estimated_largest(chip, train, run, per_chip)
+    report['hbm_bytes'] = chip.hbm_bytes
+    report['headroom_bytes'] = chip.hbm_bytes - train.peak_bytes
+    report['estimated_largest_batch_size_per_chip'] = estimated
     if args.largest:
-      report['largest_batch_size_per_chip'] = _search(
-        args.config, topology, report['estimated_largest_batch_size_per_chip']
-      )
-    report['estimate'] = _roofline(topology, train, run.length.batch_size)
+      found = _search(args.config, topology, estimated)
+      report['largest_batch_size_per_chip'] = found
+    report['estimate'] = _roofline(chip, train, run)
   print(json.dumps(report, indent=2) if args.json else _text(report))
 
 
-def _limits(
-  chip: Chip, train: Compiled, per_chip: int, image_shape: tuple[int, ...]
-) -> dict[str, Any]:
-  """What a chip's memory leaves, and the batch that would fill it.
+def _estimated_largest(
+  chip: Chip, train: Compiled, run: Experiment, per_chip: int
+) -> int:
+  """Returns the images that would fill the memory of a chip.
 
-  The estimate holds that all temporaries grow with the batch, which is a
-  little more than they do. (A small net may need none: then images count.)
+  As if all temporaries grew with the batch, which is a little more than they
+  do. (A small net may need none: then images count.)
   """
-  headroom = chip.hbm_bytes - train.peak_bytes
-  per_image = train.temporary_bytes / per_chip + math.prod(image_shape)
-  return {
-    'hbm_bytes': chip.hbm_bytes,
-    'headroom_bytes': headroom,
-    'estimated_largest_batch_size_per_chip': per_chip
-    + int(headroom // per_image),
-  }
+  per_image = train.temporary_bytes / per_chip + math.prod(run.image_shape)
+  return per_chip + int((chip.hbm_bytes - train.peak_bytes) // per_image)
 
 
 def _too_large(
@@ -114,7 +113,7 @@ def _search(config: Any, topology: Topology, guess: int) -> int:
     config.batch_size = batch * count
     run = compiled.prepare(config, topology)
     try:
-      train = compiled.compile_train(run)
+      _, train = compiled.build_train(run)
     except OutOfMemoryError as error:
       fails = batch
       guess = int(batch * error.hbm_bytes / error.needed_bytes)
@@ -122,21 +121,17 @@ def _search(config: Any, topology: Topology, guess: int) -> int:
         guess = min(guess, batch // 2)
     else:
       fits = batch
-      limits = _limits(chip, train, batch, run.image_shape)
-      guess = limits['estimated_largest_batch_size_per_chip']
+      guess = _estimated_largest(chip, train, run, batch)
   return fits
 
 
-def _roofline(
-  topology: Topology, train: Compiled, batch_size: int
-) -> dict[str, Any]:
+def _roofline(chip: Chip, train: Compiled, run: Experiment) -> dict[str, Any]:
   """Estimates the speed: the slowest of three, as if the others hid behind it.
 
   A collective of n chips sends (n - 1) / n of its bytes over the links, an
   all-reduce twice that.
   """
-  chip, count = topology.chip, len(topology.devices)
-  assert chip
+  count = run.sharding.mesh.size
   sent = sum(
     row['bytes'] * (2 if row['kind'] == 'all-reduce' else 1)
     for row in train.collectives
@@ -150,7 +145,7 @@ def _roofline(
   return {
     'seconds': seconds,
     'bound_by': slowest,
-    'images_per_second': batch_size / seconds[slowest],
+    'images_per_second': run.length.batch_size / seconds[slowest],
   }
 
 
@@ -162,60 +157,51 @@ def _text(report: dict[str, Any]) -> str:
     f' {report["batch_size_per_chip"]} a chip. Of one chip:'
   ]
   for name in ('train', 'eval'):
-    lines += _lines_of(name, report[name])
-  if 'hbm_bytes' in report:
-    lines += _lines_of_chip(report)
-  return '\n'.join(lines)
-
-
-def _lines_of(name: str, of: dict[str, Any]) -> list[str]:
-  lines = [
-    f'{name}: compiled in {of["seconds"]:.0f} s',
-    f'  memory       {_size(of["peak_bytes"])}: arguments'
-    f' {_size(of["argument_bytes"])}, temporaries'
-    f' {_size(of["temporary_bytes"])}',
-    f'  arithmetic   {of["flops"] / 1e9:,.2f} GFLOP',
-    f'  traffic      {of["accessed_bytes"] / 1e9:.2f} GB',
-  ]
-  for row in of['collectives']:
-    where = f'in {", ".join(row["layers"][:3])}' if row['per_layer'] else ''
-    more = ', ...' if len(row['layers']) > 3 else ''
-    lines.append(
-      f'  {row["kind"]:<12} {row["count"]} of {row["tensors"]} tensors,'
-      f' {_size(row["bytes"])}, the largest {_size(row["largest_bytes"])};'
-      f' {"per layer: " if row["per_layer"] else "not per layer"}{where}{more}'
-    )
-  return lines if of['collectives'] else [*lines, '  collectives  none']
-
-
-def _lines_of_chip(report: dict[str, Any]) -> list[str]:
-  lines = [
-    'chip:',
-    f'  headroom     {_size(report["headroom_bytes"])} of'
-    f' {_size(report["hbm_bytes"])} are left by the update',
-    '  largest      about'
-    f' {report["estimated_largest_batch_size_per_chip"]} images a chip fit'
-    ' (an estimate; --largest compiles to find out)',
-  ]
-  if (largest := report.get('largest_batch_size_per_chip')) is not None:
-    lines[-1] = f'  largest      {largest} images a chip fit (compiled)'
+    program = report[name]
+    lines += [
+      f'{name}: compiled in {program["seconds"]:.0f} s',
+      f'  memory       {_size(program["peak_bytes"])}: arguments'
+      f' {_size(program["argument_bytes"])}, temporaries'
+      f' {_size(program["temporary_bytes"])}',
+      f'  arithmetic   {program["flops"] / 1e9:,.2f} GFLOP',
+      f'  traffic      {program["accessed_bytes"] / 1e9:.2f} GB',
+    ]
+    rows = [_collective_line(row) for row in program['collectives']]
+    lines += rows or ['  collectives  none']
+  if 'hbm_bytes' not in report:
+    return '\n'.join(lines)
+  largest = (
+    f'about {report["estimated_largest_batch_size_per_chip"]} images a chip fit'
+    ' (an estimate; --largest compiles to find out)'
+  )
+  if 'largest_batch_size_per_chip' in report:
+    found = report['largest_batch_size_per_chip']
+    largest = f'{found} images a chip fit (compiled)'
   estimate = report['estimate']
   times = ', '.join(
     f'{name} {1000 * seconds:.1f} ms'
     for name, seconds in estimate['seconds'].items()
   )
-  return [
-    *lines,
+  lines += [
+    'chip:',
+    f'  headroom     {_size(report["headroom_bytes"])} of'
+    f' {_size(report["hbm_bytes"])} are left by the update',
+    f'  largest      {largest}',
     f'  ESTIMATE     {estimate["images_per_second"]:,.0f} images/s on'
     f' all chips, by peak figures of the maker: {times}',
   ]
+  return '\n'.join(lines)
 
 
-def _size(num_bytes: float) -> str:
-  for unit, name in ((1e9, 'GB'), (1e6, 'MB'), (1e3, 'kB')):
-    if abs(num_bytes) >= unit:
-      return f'{num_bytes / unit:.2f} {name}'
-  return f'{num_bytes:.0f} B'
+def _collective_line(row: dict[str, Any]) -> str:
+  layers = ', '.join(row['layers'][:3])
+  more = ', ...' if len(row['layers']) > 3 else ''
+  where = f'per layer: in {layers}' if row['per_layer'] else 'not per layer'
+  return (
+    f'  {row["kind"]:<12} {row["count"]} of {row["tensors"]} tensors,'
+    f' {_size(row["bytes"])}, the largest {_size(row["largest_bytes"])};'
+    f' {where}{more}'
+  )
 
 
 def parser() -> command.Parser:
@@ -225,7 +211,6 @@ def parser() -> command.Parser:
     usage='%(prog)s [--config=FILE] [--config.FIELD=VALUE ...]'
     ' --topology=NAME:SHAPE [--largest] [--json]',
     description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
   result.add_argument(

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from resnet.data import pipeline
-from resnet.data.sources.fake import LENGTHS
+from resnet.data.sources.fake import FakeRecords
 from resnet.errors import InputError
 from resnet.experiment import Experiment, resolve
 from resnet.run.programs import abstract_batch
@@ -32,12 +32,7 @@ _UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30}
 
 
 class OutOfMemoryError(Exception):
-  """The compiler needs more memory than a chip has.
-
-  Attributes:
-    needed_bytes: what it would take.
-    hbm_bytes: what there is.
-  """
+  """The compiler needs more memory than a chip has; both in bytes."""
 
   def __init__(self, needed_bytes: float, hbm_bytes: float):
     super().__init__(needed_bytes, hbm_bytes)
@@ -93,30 +88,23 @@ def _stand_in(config: Any) -> pipeline.Data | None:
   name = config.data.name.partition(':')[0]
   if name not in _KNOWN_SETS:
     return None
-  num_classes, num_examples = _KNOWN_SETS[name]
-  train, test = LENGTHS
+  num_classes, length = _KNOWN_SETS[name]
   fake = config.data.copy_and_resolve_references()
   fake.update(
     name='fake',
-    train_split=train,
-    eval_split=test,
+    train_split='train',
+    eval_split='test',
     mean=config.data.mean or (127.5,) * 3,
     std=config.data.std or (127.5,) * 3,
   )
   data = pipeline.create_data(fake)
-  records: Any = data.train.records
   source = dataclasses.replace(
     data.train,
     name=config.data.name,
     num_classes=num_classes,
-    records=dataclasses.replace(records, length=num_examples),
+    records=FakeRecords(length, stream=0, image_size=1),
   )
   return dataclasses.replace(data, train=source, eval=source)
-
-
-def compile_train(run: Experiment) -> Compiled:
-  """Compiles the update; raises as `build_train`."""
-  return build_train(run)[1]
 
 
 def build_train(run: Experiment) -> tuple[Any, Compiled]:
@@ -126,24 +114,14 @@ def build_train(run: Experiment) -> tuple[Any, Compiled]:
     OutOfMemoryError: a chip has not enough memory.
   """
   steps = jit_steps(run.task, run.sharding)
-  batch = abstract_batch(run, run.length.batch_size, run.image_shape)
+  batch = abstract_batch(run, run.length.batch_size, run.train_image_shape)
   return build(steps.train, run.abstract_state(), batch)
-
-
-def compile_eval(run: Experiment) -> Compiled:
-  """Compiles the evaluation of a batch; raises as `build_train`."""
-  return build_eval(run)[1]
 
 
 def build_eval(run: Experiment) -> tuple[Any, Compiled]:
   """As `build_train`, of the evaluation of a batch."""
   steps = jit_steps(run.task, run.sharding)
-  sums = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(
-      x.shape, x.dtype, sharding=run.sharding.replicated
-    ),
-    jax.eval_shape(metrics.zeros),
-  )
+  sums = jax.eval_shape(metrics.zeros)
   batch = abstract_batch(run, run.eval_reader.batch_size, run.eval_image_shape)
   return build(steps.evaluate, run.abstract_state().variables, sums, batch)
 
@@ -171,6 +149,7 @@ def build(step: Any, *args: Any) -> tuple[Any, Compiled]:
   seconds = time.monotonic() - start
   memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
   module = hlo.parse(compiled.as_text())
+  flops_factor, traffic_factor = module.loop_factors()
   return compiled, Compiled(
     seconds=seconds,
     argument_bytes=memory.argument_size_in_bytes,
@@ -180,7 +159,7 @@ def build(step: Any, *args: Any) -> tuple[Any, Compiled]:
     + memory.output_size_in_bytes
     - memory.alias_size_in_bytes
     + memory.generated_code_size_in_bytes,
-    flops=cost['flops'] * module.flops_factor(),
-    accessed_bytes=cost['bytes accessed'] * module.traffic_factor(),
-    collectives=collectives.summarize(collectives.find(module)),
+    flops=cost['flops'] * flops_factor,
+    accessed_bytes=cost['bytes accessed'] * traffic_factor,
+    collectives=collectives.summarize(module),
   )

@@ -12,7 +12,7 @@ from jax.experimental import topologies
 from resnet.errors import InputError
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Chip:
   """What the maker says of a chip (docs.cloud.google.com/tpu/docs/NAME).
 
@@ -28,37 +28,19 @@ class Chip:
   hbm_bytes_per_second: float
   flops_per_second: float
   ici_bytes_per_second: float
-  shapes: tuple[str, ...]
+  shapes: str
 
 
-_SHAPES_2D = ('2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
+_SHAPES_2D = '2x2 2x4 4x4 4x8 8x8 8x16 16x16'
 # A single slice of v5p may be larger, up to 16x16x24.
 _SHAPES_3D = (
   '2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 16x16x16'
 )
 # Of the memory, libtpu keeps some: the figures are those of its own error.
 CHIPS = {
-  'v5e': Chip(
-    hbm_bytes=15.75 * 2**30,
-    hbm_bytes_per_second=819e9,
-    flops_per_second=197e12,
-    ici_bytes_per_second=400e9,
-    shapes=_SHAPES_2D,
-  ),
-  'v5p': Chip(
-    hbm_bytes=95.74 * 2**30,
-    hbm_bytes_per_second=2765e9,
-    flops_per_second=459e12,
-    ici_bytes_per_second=1200e9,
-    shapes=tuple(_SHAPES_3D.split()),
-  ),
-  'v6e': Chip(
-    hbm_bytes=31.25 * 2**30,
-    hbm_bytes_per_second=1638e9,
-    flops_per_second=918e12,
-    ici_bytes_per_second=800e9,
-    shapes=_SHAPES_2D,
-  ),
+  'v5e': Chip(15.75 * 2**30, 819e9, 197e12, 400e9, _SHAPES_2D),
+  'v5p': Chip(95.74 * 2**30, 2765e9, 459e12, 1200e9, _SHAPES_3D),
+  'v6e': Chip(31.25 * 2**30, 1638e9, 918e12, 800e9, _SHAPES_2D),
 }
 _MAX_CPU_DEVICES = 512
 
@@ -85,10 +67,8 @@ def open_topology(name: str) -> Topology:
   if kind == 'cpu' and shape.isdecimal():
     return Topology(name=name, devices=_cpu_devices(int(shape)), chip=None)
   chip = CHIPS.get(kind)
-  if chip is None or shape not in chip.shapes:
-    there_are = '; '.join(
-      f'{kind}: {" ".join(chip.shapes)}' for kind, chip in CHIPS.items()
-    )
+  if chip is None or shape not in chip.shapes.split():
+    there_are = '; '.join(f'{x}: {chip.shapes}' for x, chip in CHIPS.items())
     raise InputError(
       f'--topology={name} does not exist. There are {there_are}; and cpu:N with'
       f' N up to {_MAX_CPU_DEVICES}.'
@@ -112,16 +92,13 @@ def open_topology(name: str) -> Topology:
 
 
 def _cpu_devices(count: int) -> tuple[Any, ...]:
-  if not 1 <= count <= _MAX_CPU_DEVICES:
-    raise InputError(
-      f'--topology=cpu:{count}: 1 to {_MAX_CPU_DEVICES} devices.'
-    )
   # Where JAX is in use already, it has as many as it has.
   with contextlib.suppress(RuntimeError):
-    jax.config.update('jax_num_cpu_devices', count)
+    jax.config.update('jax_num_cpu_devices', min(count, _MAX_CPU_DEVICES))
   devices = jax.devices('cpu')
-  if len(devices) < count:
+  if not 1 <= count <= len(devices):
     raise InputError(
-      f'--topology=cpu:{count}: JAX has begun with {len(devices)} devices.'
+      f'--topology=cpu:{count}: JAX has {len(devices)} CPU devices; up to'
+      f' {_MAX_CPU_DEVICES} before it begins.'
     )
   return tuple(devices[:count])
