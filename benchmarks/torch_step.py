@@ -52,7 +52,7 @@ def _cifar(depth, num_classes):
 
 
 def _network(options):
-  name, num_classes = options['network'], options['num_classes']
+  name, num_classes = options['config']['model.name'], options['num_classes']
   if name.startswith('cifar_resnet'):
     return _cifar(int(name.removeprefix('cifar_resnet')), num_classes)
   return models.get_model(name, weights=None, num_classes=num_classes)
@@ -72,21 +72,21 @@ def _batch(options, device):
 
 def _step(options, model, images, labels):
   """Returns a function that makes one step."""
-  device = images.device.type
+  device, config = images.device.type, options['config']
   mean, std = (
     torch.tensor(options[name], device=device).reshape(1, -1, 1, 1)
     for name in ('mean', 'std')
   )
   autocast = contextlib.nullcontext()
-  if options['dtype'] == 'bfloat16':
+  if config['model.dtype'] == 'bfloat16':
     autocast = torch.autocast(device, torch.bfloat16)
-  loss_fn = nn.CrossEntropyLoss(label_smoothing=options['label_smoothing'])
+  loss_fn = nn.CrossEntropyLoss(label_smoothing=config['loss.label_smoothing'])
   optimizer = torch.optim.SGD(
     model.parameters(),
     lr=0.1,
-    momentum=options['momentum'],
-    nesterov=options['nesterov'],
-    weight_decay=options['weight_decay'],
+    momentum=config['optimizer.momentum'],
+    nesterov=config['optimizer.nesterov'],
+    weight_decay=config['optimizer.weight_decay'],
     foreach=True,
   )
 

@@ -146,7 +146,7 @@ def _time(config, rounds):
   roads = {}
   for name in NAMES:
     changed, update, _ = build(run, name)
-    batch = programs.batch_on_device(changed, config.batch_size)
+    batch = programs.batch_on_device(changed, 'step')
     state = changed.create_state()
     seconds = programs.timed(lambda s, u=update, b=batch: u(s, b), state)
     seconds(1)  # Warm-up.

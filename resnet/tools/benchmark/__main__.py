@@ -9,9 +9,19 @@ quartiles, and ratios of neighbours. See docs/performance.md.
 """
 
 import argparse
+import json
+from typing import Any
 
+from resnet.files import write_atomically
 from resnet.tools import command
-from resnet.tools.benchmark import checkpoint, input, loop, startup, step
+from resnet.tools.benchmark import (
+  checkpoint,
+  input,
+  loop,
+  startup,
+  step,
+  timing,
+)
 
 _SUBJECTS = {
   'step': step,
@@ -21,25 +31,79 @@ _SUBJECTS = {
   'startup': startup,
   'checkpoint': checkpoint,
 }
+_COUNTS = {
+  'rounds': 'measurements of each, in turn',
+  'batches': 'in a round',
+  'saves': 'of the state',
+}
 
 
 def main(args: argparse.Namespace) -> None:
-  _SUBJECTS[args.subject].main(args)
+  figures = _SUBJECTS[args.subject].main(args)
+  if args.json:
+    text = json.dumps({'machine': timing.machine(), **figures}, indent=2)
+    write_atomically(args.json, text + '\n')
 
 
 def parser() -> command.Parser:
   """Returns the parser of the command line."""
   result = command.ConfigParser(
-    prog='python -m resnet.tools.benchmark',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+    prog='python -m resnet.tools.benchmark', description=__doc__
   )
   subjects = result.add_subparsers(
     dest='subject', required=True, parser_class=command.Parser
   )
   for name, module in _SUBJECTS.items():
-    module.add_arguments(subjects.add_parser(name, help=module.HELP))
+    subject = subjects.add_parser(name, help=module.HELP)
+    for count, default in module.COUNTS.items():
+      text = f'{_COUNTS[count]}; default: {default}'
+      subject.add_argument(
+        f'--{count}', type=command.positive, default=default, help=text
+      )
+    if module in (step, input):
+      _add_rivals(subject, module)
+    if module is step:
+      subject.add_argument(
+        '--profile',
+        metavar='DIR',
+        help='where to leave a trace for xprof or TensorBoard; tells the ten'
+        ' most costly operations',
+      )
+    subject.add_argument(
+      '--json', metavar='FILE', help='where to write figures'
+    )
   return result
+
+
+def _add_rivals(subject: argparse.ArgumentParser, module: Any) -> None:
+  def listed(text: str) -> list[str]:
+    names = text.split(',')
+    if unknown := sorted(set(names) - set(module.RIVALS)):
+      raise argparse.ArgumentTypeError(
+        f'{", ".join(unknown)} is none of {", ".join(module.RIVALS)}'
+      )
+    return names
+
+  subject.add_argument(
+    '--against',
+    type=listed,
+    default=[],
+    metavar='RIVALS',
+    help=f'of {", ".join(module.RIVALS)}: in turn with ours',
+  )
+  for name, package in module.PACKAGES.items():
+    subject.add_argument(
+      f'--{name}-python',
+      metavar='PYTHON',
+      help=f'an interpreter that has {package}; default: this one',
+    )
+  subject.add_argument(
+    '--also',
+    action='append',
+    default=[],
+    metavar='FIELDS',
+    help="ours with other fields, in turn likewise: 'FIELD=VALUE FIELD=VALUE'",
+  )
 
 
 if __name__ == '__main__':

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import optax
 
 from resnet.errors import InputError
-from resnet.models import create_model
+from resnet.models import layers
 from resnet.models.blocks import BasicBlock, BottleneckBlock
 
 
-def _conv_bn(block, x, filters, size, strides=1, *, names, train):
+def _conv_bn(x, filters, size, strides=1, *, names, train):
   conv, norm = names
   x = nn.Conv(
     filters,
@@ -27,14 +27,14 @@ def _conv_bn(block, x, filters, size, strides=1, *, names, train):
     strides,
     padding=(size - 1) // 2,
     use_bias=False,
-    dtype=block.dtype,
+    dtype=x.dtype,
     name=conv,
   )(x)
   return nn.BatchNorm(
     use_running_average=not train,
     momentum=0.9,
     epsilon=1e-5,
-    dtype=block.dtype,
+    dtype=x.dtype,
     name=norm,
   )(x)
 
@@ -46,18 +46,17 @@ class Block(nn.Module):
   strides: int
   bottleneck: bool
   shortcut: str
-  dtype: Any
 
   @nn.compact
   def __call__(self, x, *, train):
     filters, strides = self.filters, self.strides
-    layers = [(filters, 3, strides), (filters, 3, 1)]
+    convs = [(filters, 3, strides), (filters, 3, 1)]
     if self.bottleneck:
-      layers = [(filters, 1, 1), (filters, 3, strides), (4 * filters, 1, 1)]
+      convs = [(filters, 1, 1), (filters, 3, strides), (4 * filters, 1, 1)]
     y = x
-    for i, layer in enumerate(layers, start=1):
-      y = _conv_bn(self, y, *layer, names=(f'conv{i}', f'bn{i}'), train=train)
-      if i < len(layers):
+    for i, conv in enumerate(convs, start=1):
+      y = _conv_bn(y, *conv, names=(f'conv{i}', f'bn{i}'), train=train)
+      if i < len(convs):
         y = nn.relu(y)
     if x.shape != y.shape and self.shortcut == 'A':
       x = x[:, ::strides, ::strides]
@@ -65,71 +64,54 @@ class Block(nn.Module):
       x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, extra)))
     elif x.shape != y.shape:
       names = ('shortcut_conv', 'shortcut_bn')
-      x = _conv_bn(self, x, layers[-1][0], 1, strides, names=names, train=train)
+      x = _conv_bn(x, y.shape[-1], 1, strides, names=names, train=train)
     return nn.relu(x + y)
 
 
 class Network(nn.Module):
-  """A residual network for ImageNet, or of CIFAR size."""
+  """A residual network for ImageNet, or of CIFAR size; `ours` has its sizes."""
 
-  stage_sizes: Any
-  bottleneck: bool
-  cifar: bool
-  num_classes: int
-  dtype: Any
+  ours: Any
 
   @nn.compact
   def __call__(self, x, *, train):
-    names, filters = ('stem_conv', 'stem_bn'), 16 if self.cifar else 64
-    x = x.astype(self.dtype)
-    size, strides = (3, 1) if self.cifar else (7, 2)
-    x = _conv_bn(self, x, filters, size, strides, names=names, train=train)
-    x = nn.relu(x)
-    if not self.cifar:
+    ours = self.ours
+    names, filters = ('stem_conv', 'stem_bn'), ours.num_filters
+    x = x.astype(ours.dtype)
+    size, strides = (7, 2) if ours.stem_pool else (3, 1)
+    x = nn.relu(_conv_bn(x, filters, size, strides, names=names, train=train))
+    if ours.stem_pool:
       pads = ((1, 1), (1, 1))
       x = nn.max_pool(x, (3, 3), (2, 2), padding=pads)  # pyright: ignore[reportArgumentType]
-    for i, num_blocks in enumerate(self.stage_sizes, start=1):
+    for i, num_blocks in enumerate(ours.stage_sizes, start=1):
       for j in range(1, num_blocks + 1):
         x = Block(
           filters=filters * 2 ** (i - 1),
           strides=2 if i > 1 and j == 1 else 1,
-          bottleneck=self.bottleneck,
-          shortcut='A' if self.cifar else 'B',
-          dtype=self.dtype,
+          bottleneck=ours.block_cls is BottleneckBlock,
+          shortcut=ours.shortcut,
           name=f'stage{i}_block{j}',
         )(x, train=train)
-    x = jnp.mean(x, axis=(1, 2))
-    return nn.Dense(self.num_classes, dtype=jnp.float32, name='head')(
-      x.astype(jnp.float32)
-    )
+    x = jnp.mean(x, axis=(1, 2)).astype(jnp.float32)
+    return nn.Dense(ours.num_classes, dtype=jnp.float32, name='head')(x)
 
 
-def create_network(name, *, num_classes, dtype):
-  """Returns the network of that name, with the variables of ours.
+def create_network(ours):
+  """Returns the network with the sizes and the variables of one of ours.
 
   Raises:
     InputError: it is none of the plain residual networks.
   """
-  ours = create_model(name)
-  block_cls, shortcut = (
-    getattr(ours, field, None) for field in ('block_cls', 'shortcut')
-  )
   if (
-    block_cls not in (BasicBlock, BottleneckBlock)
-    or (shortcut == 'A') != name.startswith('cifar')
-    or shortcut not in ('A', 'B')
+    getattr(ours, 'block_cls', None) not in (BasicBlock, BottleneckBlock)
+    or ours.stem not in (layers.imagenet_stem, layers.cifar_stem)
+    or ours.shortcut not in ('A', 'B')
   ):
     raise InputError(
-      f'--against=flax has no {name}: take resnet18 to resnet200, or'
+      '--against=flax has no such network: take resnet18 to resnet200, or'
       ' cifar_resnet8 to cifar_resnet110.'
     )
-  return Network(
-    stage_sizes=ours.stage_sizes,
-    bottleneck=block_cls is BottleneckBlock,
-    cifar=shortcut == 'A',
-    num_classes=num_classes,
-    dtype=dtype,
-  )
+  return Network(ours)
 
 
 def train_step(state, batch, *, model, task):
@@ -152,10 +134,7 @@ def train_step(state, batch, *, model, task):
   updates, opt_state = task.tx.update(grads, opt_state, params)
   params = optax.apply_updates(params, updates)
   hits = jnp.argmax(logits, -1) == batch['label']
-  return (params, batch_stats, opt_state), {
-    'loss': loss,
-    'top1': jnp.mean(hits.astype(jnp.float32)),
-  }
+  return (params, batch_stats, opt_state), {'loss': loss, 'top1': hits.mean()}
 
 
 def eval_step(variables, batch, *, model, task):
@@ -165,23 +144,21 @@ def eval_step(variables, batch, *, model, task):
     logits, batch['label']
   )
   hits = jnp.argmax(logits, -1) == batch['label']
-  return {'loss': jnp.sum(losses), 'top1': jnp.sum(hits.astype(jnp.float32))}
+  return {'loss': losses.sum(), 'top1': hits.sum()}
 
 
 def jit(run, subject):
   """Returns the jitted step of a run: 'step' (donates its state) or 'eval'."""
-  network = create_network(
-    run.config['model.name'],
-    num_classes=run.train_reader.num_classes,
-    dtype=run.task.model.dtype,
-  )
-  replicated, batch = run.sharding.replicated, run.sharding.batch
   is_eval = subject == 'eval'
+  step = functools.partial(
+    eval_step if is_eval else train_step,
+    model=create_network(run.task.model),
+    task=run.task,
+  )
+  replicated = run.sharding.replicated
   return jax.jit(
-    functools.partial(
-      eval_step if is_eval else train_step, model=network, task=run.task
-    ),
-    in_shardings=(replicated, batch),
+    step,
+    in_shardings=(replicated, run.sharding.batch),
     out_shardings=replicated,
     donate_argnums=() if is_eval else 0,
   )

@@ -3,17 +3,13 @@
 import argparse
 import contextlib
 import io
-import json
 import signal
 import tempfile
 from typing import Any
 
-import jax
-
 from resnet.data.host.warnings import Notes
 from resnet.errors import InputError
 from resnet.experiment import Experiment
-from resnet.files import write_atomically
 from resnet.run.checkpoint import Checkpoints
 from resnet.run.loop import Loop
 from resnet.run.signals import StopSignal
@@ -21,35 +17,36 @@ from resnet.tools.benchmark import programs, timing
 from resnet.training.step import JittedSteps, jit_steps
 
 HELP = "main.py's loop over a batch that is on the device, against the step"
+COUNTS = {'rounds': 5}
+# Of log_every_steps in a round.
+_INTERVALS = 2
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Declares the arguments."""
-  parser.add_argument('--rounds', type=int, default=5, help='default: 5')
-  parser.add_argument(
-    '--intervals',
-    type=int,
-    default=2,
-    help='of log_every_steps in a round; default: 2',
-  )
-  parser.add_argument('--json', metavar='FILE', help='where to write figures')
-
-
-def main(args: argparse.Namespace) -> None:
-  """Measures and prints."""
-  if min(args.rounds, args.intervals) < 1:
-    raise InputError('--rounds and --intervals must be at least 1.')
+def main(args: argparse.Namespace) -> dict[str, Any]:
+  """Measures, prints and returns the figures."""
   run = programs.resolve_here(args.config)
-  count = args.intervals * run.task.log_every_steps
+  count = _INTERVALS * run.task.log_every_steps
   if count >= run.length.num_steps:
     raise InputError(
-      f'{args.intervals} intervals of log_every_steps={count // args.intervals}'
+      f'{_INTERVALS} intervals of log_every_steps={run.task.log_every_steps}'
       f' are more than the {run.length.num_steps} steps of the run: take a'
       ' smaller --config.log_every_steps'
     )
-  rates = _rates(run, count, args.rounds)
+  steps = jit_steps(run.task, run.sharding)
+  batch = programs.batch_on_device(run, 'step')
+  bare = programs.timed(
+    lambda state: steps.train(state, batch), run.create_state()
+  )
+  bare(2)  # Compiles.
+  rates = timing.in_turn(
+    {
+      'step': lambda: count * run.length.batch_size / bare(count),
+      'loop': lambda: _images_per_second(run, steps, batch, count),
+    },
+    args.rounds,
+  )
+  ratio = timing.spread(timing.pair_ratios(rates['loop'], rates['step']))
   result = {
-    'machine': timing.machine(),
     'devices': programs.describe_devices(run),
     'network': run.config['model.name'],
     'batch_size': run.length.batch_size,
@@ -58,33 +55,15 @@ def main(args: argparse.Namespace) -> None:
     'images_per_second': {
       name: timing.spread(values) for name, values in rates.items()
     },
-    'ratio': timing.spread(timing.pair_ratios(rates['loop'], rates['step'])),
+    'ratio': ratio,
   }
-  loop, ratio = result['images_per_second']['loop'], result['ratio']
   print(
     f'{result["network"]}, batch {result["batch_size"]}: the loop trains'
-    f' {loop["median"]:,.1f} images/s, {ratio["median"]:.3f} times the step'
-    f' alone (quartiles {ratio["low"]:.3f} to {ratio["high"]:.3f})'
+    f' {result["images_per_second"]["loop"]["median"]:,.1f} images/s,'
+    f' {ratio["median"]:.3f} times the step alone (quartiles'
+    f' {ratio["low"]:.3f} to {ratio["high"]:.3f})'
   )
-  if args.json:
-    write_atomically(args.json, json.dumps(result, indent=2) + '\n')
-
-
-def _rates(run: Experiment, count: int, rounds: int) -> dict[str, list[float]]:
-  """Returns images/s of the step alone and of the loop, in each round."""
-  steps = jit_steps(run.task, run.sharding)
-  batch = programs.batch_on_device(run, run.length.batch_size)
-  bare = programs.timed(
-    lambda state: steps.train(state, batch), run.create_state()
-  )
-  bare(2)  # Compiles.
-  return timing.in_turn(
-    {
-      'step': lambda: count * run.length.batch_size / bare(count),
-      'loop': lambda: _loop(run, steps, batch, count),
-    },
-    rounds,
-  )
+  return result
 
 
 class _Resident:
@@ -96,15 +75,17 @@ class _Resident:
   def __init__(self, batch: Any, count: int, stop: StopSignal):
     self._batch, self._left, self._stop = batch, count, stop
 
-  def __next__(self) -> dict[str, jax.Array]:
+  def __next__(self) -> Any:
     self._left -= 1
     if not self._left:
       self._stop.received = signal.SIGTERM
     return self._batch
 
 
-def _loop(run: Experiment, steps: JittedSteps, batch: Any, count: int) -> float:
-  """Returns images/s of the loop, by its own clock.
+def _images_per_second(
+  run: Experiment, steps: JittedSteps, batch: Any, count: int
+) -> float:
+  """Runs the loop and returns its speed, by its own clock.
 
   It stands still while a checkpoint is saved, as in any run.
   """
@@ -112,12 +93,11 @@ def _loop(run: Experiment, steps: JittedSteps, batch: Any, count: int) -> float:
     contextlib.redirect_stdout(io.StringIO()),
     tempfile.TemporaryDirectory() as workdir,
     StopSignal() as stop,
-    contextlib.ExitStack() as cleanup,
+    contextlib.closing(Checkpoints(workdir, keep=1)) as checkpoints,
+    contextlib.closing(
+      Loop(run, workdir, checkpoints, 0, None, stop, Notes())
+    ) as loop,
   ):
-    checkpoints = Checkpoints(workdir, keep=1)
-    cleanup.callback(checkpoints.close)
-    loop = Loop(run, workdir, checkpoints, 0, None, stop, Notes())
-    cleanup.callback(loop.close)
     loop.programs.steps = steps  # Compiled already.
     # The first step is not counted, nor what comes after the last log line.
     batches: Any = _Resident(batch, count + 1, stop)

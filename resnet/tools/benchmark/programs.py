@@ -1,13 +1,14 @@
 """Steps that are ready to run and be timed: ours, Flax's, PyTorch's."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 import dataclasses
 import json
-import os
 import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from resnet.errors import InputError
@@ -16,8 +17,13 @@ from resnet.tools.aot import compiled
 from resnet.tools.aot.compiled import Compiled
 from resnet.tools.aot.topologies import Topology
 from resnet.tools.benchmark import flax_step
-from resnet.tools.benchmark.rivals import Rival
+from resnet.tools.benchmark.rivals import open_rival
 from resnet.training import metrics
+
+# Side of the matrices and number of floats that show what a device can do.
+SIZES = {'cpu': (2048, 2**26)}
+_SIZES_OF_ACCELERATORS = (8192, 2**28)
+_REPEATS = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,19 +39,8 @@ class Program:
 
   batch_size: int
   seconds: Callable[[int], float]
-  facts: Any
-  hlo: str
-
-
-def prepare_backend(*, shared: bool) -> None:
-  """Before JAX begins: nothing comes from a cache, nor is all memory taken.
-
-  Args:
-    shared: the device is also another process's.
-  """
-  jax.config.update('jax_enable_compilation_cache', False)
-  if shared:
-    os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
+  facts: Compiled | None = None
+  hlo: str = ''
 
 
 def resolve_here(config: Any) -> Experiment:
@@ -62,15 +57,16 @@ def describe_devices(run: Experiment) -> str:
   return f'{len(devices)} x {devices[0].device_kind}'
 
 
-def batch_on_device(run: Experiment, batch_size: int) -> dict[str, jax.Array]:
-  """Returns random images, as the step takes them."""
-  rng = np.random.default_rng(0)
-  shape = (batch_size, *run.image_shape)
-  num_classes = run.train_reader.num_classes
+def batch_on_device(run: Experiment, subject: str) -> dict[str, jax.Array]:
+  """Returns random images, as the step or the evaluation takes them."""
+  reader, shape = run.train_reader, run.train_image_shape
+  if subject == 'eval':
+    reader, shape = run.eval_reader, run.eval_image_shape
+  rng, size = np.random.default_rng(0), reader.batch_size
   batch = {
-    'image': rng.integers(0, 256, shape, np.uint8),
-    'label': rng.integers(0, num_classes, batch_size, np.int32),
-    'mask': np.ones(batch_size, bool),
+    'image': rng.integers(0, 256, (size, *shape), np.uint8),
+    'label': rng.integers(0, reader.num_classes, size, np.int32),
+    'mask': np.ones(size, bool),
   }
   return jax.device_put(batch, run.sharding.batch)
 
@@ -92,17 +88,16 @@ def timed(
 
 
 def ours(run: Experiment, subject: str) -> Program:
-  """Returns the step of a run."""
+  """Returns the step of a run, or its evaluation of a batch."""
+  batch, state = batch_on_device(run, subject), run.create_state()
   if subject == 'eval':
     step, facts = compiled.build_eval(run)
-    batch = batch_on_device(run, run.eval_reader.batch_size)
-    variables = run.create_state().variables
     sums = jax.device_put(metrics.zeros(), run.sharding.replicated)
+    variables = state.variables
     seconds = timed(lambda sums: (step(variables, sums, batch), None), sums)
   else:
     step, facts = compiled.build_train(run)
-    batch = batch_on_device(run, run.length.batch_size)
-    seconds = timed(lambda state: step(state, batch), run.create_state())
+    seconds = timed(lambda state: step(state, batch), state)
   return Program(
     batch_size=len(batch['label']),
     seconds=seconds,
@@ -117,68 +112,74 @@ def flax(run: Experiment, subject: str) -> Program:
   Raises:
     InputError: it has no such network.
   """
-  step = flax_step.jit(run, subject)
-  state = run.create_state()
+  jitted = flax_step.jit(run, subject)
+  batch, state = batch_on_device(run, subject), run.create_state()
   if subject == 'eval':
-    batch = batch_on_device(run, run.eval_reader.batch_size)
-    step, facts = compiled.build(step, state.variables, batch)
+    step, facts = compiled.build(jitted, state.variables, batch)
     seconds = timed(lambda x: (x, step(x, batch)), state.variables)
   else:
-    batch = batch_on_device(run, run.length.batch_size)
     trained = (state.params, state.batch_stats, state.opt_state)
-    step, facts = compiled.build(step, trained, batch)
+    step, facts = compiled.build(jitted, trained, batch)
     seconds = timed(lambda trained: step(trained, batch), trained)
-  return Program(
-    batch_size=len(batch['label']),
-    seconds=seconds,
-    facts=facts,
-    hlo=step.as_text(),
-  )
+  return Program(batch_size=len(batch['label']), seconds=seconds, facts=facts)
 
 
-class TorchProgram(Rival):
-  """torchvision's network of the same name in a process of its own."""
-
-  facts: Compiled | None = None
-
-  def seconds(self, count: int) -> float:
-    """Returns what so many steps took."""
-    return self.ask(count)
-
-
+@contextlib.contextmanager
 def torch(
   run: Experiment, subject: str, name: str, python: str | None
-) -> TorchProgram:
-  """Starts `name`: 'torch-eager' or 'torch-compile'.
+) -> Iterator[Program]:
+  """Yields torchvision's network of the same name, in a process of its own.
+
+  Args:
+    run: says the rest of the step.
+    subject: 'step' or 'eval'.
+    name: 'torch-eager' or 'torch-compile'.
+    python: interpreter; None: this one.
 
   Raises:
     InputError: there is no such network, no torchvision, or more devices; or
       torch.compile does not work here, as without a C++ compiler.
   """
-  devices = run.sharding.mesh.devices.flatten()
-  if len(devices) > 1 or devices[0].platform not in ('cpu', 'gpu'):
+  device, *others = run.sharding.mesh.devices.flatten()
+  if others or device.platform not in ('cpu', 'gpu'):
     raise InputError(f'--against={name} is for one CPU or GPU.')
   reader = run.eval_reader if subject == 'eval' else run.train_reader
   options = {
     'subject': subject,
     'compile': name == 'torch-compile',
-    'network': run.config['model.name'],
     'image_shape': run.image_shape,
     'batch_size': reader.batch_size,
     'num_classes': reader.num_classes,
-    'dtype': run.config['model.dtype'],
-    'device': 'cuda' if devices[0].platform == 'gpu' else 'cpu',
+    'device': 'cuda' if device.platform == 'gpu' else 'cpu',
     'mean': run.task.mean,
     'std': run.task.std,
-    'momentum': run.config['optimizer.momentum'],
-    'nesterov': run.config['optimizer.nesterov'],
-    'weight_decay': run.config['optimizer.weight_decay'],
-    'label_smoothing': run.config['loss.label_smoothing'],
+    'config': run.config,
   }
-  return TorchProgram(
-    name,
-    'torch_step.py',
-    (json.dumps(options),),
-    package='torchvision, or none with such a network',
-    python=python,
-  )
+  package = 'torchvision, or none with such a network'
+  with open_rival(
+    name, 'torch_step.py', [json.dumps(options)], package=package, python=python
+  ) as seconds:
+    yield Program(batch_size=reader.batch_size, seconds=seconds)
+
+
+def ceilings(run: Experiment) -> dict[str, Callable[[], float]]:
+  """Returns what measures how much a device can do at most.
+
+  These are 'flops_per_second' of a large matrix product, in the dtype of the
+  step, and 'bytes_per_second' of a large copy.
+  """
+  device, dtype = run.sharding.mesh.devices.flat[0], run.task.model.dtype
+  side, count = SIZES.get(device.platform, _SIZES_OF_ACCELERATORS)
+  multiply = jax.jit(jnp.matmul)
+  # In place: on a CPU fresh memory costs page faults.
+  add = jax.jit(lambda x: x + 1, donate_argnums=0)
+  matrix = jax.device_put(jnp.ones((side, side), dtype), device)
+  numbers = jax.device_put(jnp.zeros(count, jnp.float32), device)
+  product = timed(lambda x: (x, multiply(x, x)), matrix)
+  copy = timed(lambda x: (add(x), None), numbers)
+  for seconds in (product, copy):
+    seconds(1)  # Compiles.
+  return {
+    'flops_per_second': lambda: 2 * side**3 * _REPEATS / product(_REPEATS),
+    'bytes_per_second': lambda: 2 * 4 * count * _REPEATS / copy(_REPEATS),
+  }

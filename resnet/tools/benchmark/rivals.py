@@ -3,7 +3,8 @@
 What they import is no requirement of ours: the process may have another Python.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
 import json
 import pathlib
 import subprocess
@@ -15,80 +16,51 @@ from resnet.errors import InputError, RunError
 _SCRIPTS = pathlib.Path(__file__).parents[3] / 'benchmarks'
 
 
-class Rival:
-  """A process that works when it is asked to; a context manager."""
+@contextlib.contextmanager
+def open_rival(
+  name: str, script: str, args: Sequence[Any], *, package: str, python: Any
+) -> Iterator[Callable[[int], float]]:
+  """Starts a process; yields what asks it a number and returns its answer.
 
-  def __init__(
-    self,
-    name: str,
-    script: str,
-    args: Sequence[Any],
-    *,
-    package: str,
-    python: str | None,
-  ):
-    """Starts it.
+  Args:
+    name: to tell it by; --NAME-python is its interpreter's flag.
+    script: in benchmarks/. It says 'ready', or what is wrong, then answers
+      each number with a number; all as JSON, a line each.
+    args: of the script.
+    package: that it needs.
+    python: its interpreter; None: this one.
 
-    Args:
-      name: to tell it by; --NAME-python is its interpreter's flag.
-      script: in benchmarks/. It says 'ready', or what is wrong, then answers
-        each number with a number; all as JSON, a line each.
-      args: of the script.
-      package: that it needs.
-      python: its interpreter; None: this one.
+  Raises:
+    InputError: the interpreter has not what it needs, or the script says what
+      is wrong.
+    RunError: from what is yielded: the process ended.
+  """
+  python = python or sys.executable
+  try:
+    process = subprocess.Popen(
+      [python, str(_SCRIPTS / script), *map(str, args)],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+  except OSError as error:
+    raise InputError(f'{python} cannot be run: {error.strerror}.') from None
+  stdin, stdout = process.stdin, process.stdout
+  assert stdin and stdout
 
-    Raises:
-      InputError: the interpreter has not what it needs, or the script says
-        what is wrong.
-    """
-    self.name = name
-    command = [python or sys.executable, str(_SCRIPTS / script)]
-    try:
-      self._process = subprocess.Popen(
-        [*command, *map(str, args)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-      )
-    except OSError as error:
-      raise InputError(f'{python} cannot be run: {error.strerror}.') from None
-    answer = self._answer()
-    if answer != 'ready':
-      self._end()
-      if answer:
-        raise InputError(f'{name} does not work here: {answer}')
+  def ask(number: int) -> float:
+    print(number, file=stdin, flush=True)
+    if answer := stdout.readline().strip():
+      return json.loads(answer)
+    raise RunError(f'{name} has ended; see above.')
+
+  with process:
+    answer = stdout.readline().strip()
+    if not answer:
       raise InputError(
-        f'{command[0]} has no {package}: give another interpreter,'
+        f'{python} has no {package}: give another interpreter,'
         f' --{name.partition("-")[0]}-python=PYTHON'
       )
-
-  def __enter__(self) -> 'Rival':
-    return self
-
-  def __exit__(self, *_: Any) -> None:
-    self._end()
-
-  def _end(self) -> None:
-    assert self._process.stdin and self._process.stdout
-    self._process.stdin.close()
-    self._process.wait()
-    self._process.stdout.close()
-
-  def ask(self, number: int) -> float:
-    """Returns what it answers.
-
-    Raises:
-      RunError: it ended.
-    """
-    assert self._process.stdin
-    self._process.stdin.write(f'{number}\n')
-    self._process.stdin.flush()
-    answer = self._answer()
-    if answer is None:
-      raise RunError(f'{self.name} has ended; see above.')
-    return answer
-
-  def _answer(self) -> Any:
-    assert self._process.stdout
-    line = self._process.stdout.readline()
-    return json.loads(line) if line.strip() else None
+    if json.loads(answer) != 'ready':
+      raise InputError(f'{name} does not work here: {json.loads(answer)}')
+    yield ask

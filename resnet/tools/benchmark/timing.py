@@ -4,22 +4,23 @@ from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import os
 import platform
+import re
 import statistics
 
 
 def in_turn(
-  roads: Mapping[str, Callable[[], float]], rounds: int
+  measurements: Mapping[str, Callable[[], float]], rounds: int
 ) -> dict[str, list[float]]:
-  """Returns what each road measured in each round; every other one backwards.
+  """Returns what each one measured in each round; every other one backwards.
 
   Args:
-    roads: by name, what measures once.
+    measurements: by name, what measures once.
     rounds: at least 1.
   """
-  values: dict[str, list[float]] = {name: [] for name in roads}
+  values: dict[str, list[float]] = {name: [] for name in measurements}
   for i in range(rounds):
-    for name in list(roads)[:: -1 if i % 2 else 1]:
-      values[name].append(roads[name]())
+    for name in list(measurements)[:: -1 if i % 2 else 1]:
+      values[name].append(measurements[name]())
   return values
 
 
@@ -40,12 +41,8 @@ def pair_ratios(
 
 def machine() -> str:
   """Returns the make of the processor, and the cores that are ours."""
-  return f'{_processor()}, {len(os.sched_getaffinity(0))} cores'
-
-
-def _processor() -> str:
+  processor = None
   with contextlib.suppress(OSError), open('/proc/cpuinfo') as file:
-    for line in file:
-      if line.startswith('model name'):
-        return line.partition(':')[2].strip()
-  return platform.machine()
+    processor = re.search(r'^model name\s*: *(.*?)\s*$', file.read(), re.M)
+  name = processor[1] if processor else platform.machine()
+  return f'{name}, {len(os.sched_getaffinity(0))} cores'

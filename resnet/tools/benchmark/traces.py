@@ -1,17 +1,16 @@
 """What a trace of a compiled program says: the time of each operation."""
 
 import bisect
+import collections
 from collections.abc import Callable, Iterator
-import dataclasses
 import pathlib
 import re
 from typing import Any
 
 import jax
 
-_COMPUTATION = re.compile(r'^(?:ENTRY )?%?([\w.-]+) .*\{$')
-_INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?([\w.-]+) = .*? ([a-z][\w-]*)\(')
-_CALLED = re.compile(r'(?:calls|to_apply|body)=%?([\w.-]+)')
+from resnet.tools.aot import hlo
+
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
 _SOURCE = re.compile(r'op_name="([^"]*)"')
 _END = 'end: '  # Of an operation, in the trace of a CPU.
@@ -22,28 +21,9 @@ _MOVES = frozenset(
     *('copy', 'copy-start', 'copy-done', 'transpose', 'reverse', 'pad'),
     *('slice', 'dynamic-slice', 'dynamic-update-slice', 'concatenate'),
     *('bitcast', 'reshape', 'broadcast', 'iota', 'parameter', 'constant'),
-    *('tuple', 'get-tuple-element'),
+    *('tuple', 'get-tuple-element', 'fusion'),
   ]
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Operation:
-  """An operation of a program, as it was timed.
-
-  Attributes:
-    name: in the compiled program.
-    kind: 'convolution', 'matrix product', 'pooling', 'reduction' (the
-      statistics of batch norm, and their gradients), 'elementwise', 'copy' or
-      'collective'.
-    source: where the model says so; '' where the compiler does not tell.
-    seconds: of a step, from its begin to its end.
-  """
-
-  name: str
-  kind: str
-  source: str
-  seconds: float
 
 
 def record(run: Callable[[], Any], folder: str) -> None:
@@ -51,56 +31,61 @@ def record(run: Callable[[], Any], folder: str) -> None:
   options = jax.profiler.ProfileOptions()
   options.python_tracer_level = 0
   options.host_tracer_level = 2
-  jax.profiler.start_trace(folder, profiler_options=options)
-  try:
+  with jax.profiler.trace(folder, profiler_options=options):
     run()
-  finally:
-    jax.profiler.stop_trace()
 
 
-def read(folder: str, hlo: str, num_steps: int) -> list[Operation]:
+def read(folder: str, text: str, num_steps: int) -> list[dict[str, Any]]:
   """Returns the operations of the newest trace, the most costly first.
+
+  Each has a name in the compiled program, a kind ('convolution', 'matrix
+  product', 'pooling', 'reduction' for the statistics of batch norm and their
+  gradients, 'elementwise', 'copy' or 'collective'), its source in the model (''
+  where the compiler does not tell), milliseconds of a step from its begin to
+  its end, and its share of them all.
 
   Args:
     folder: of `record`.
-    hlo: text of the compiled program.
+    text: HLO of the compiled program.
     num_steps: that were recorded.
   """
-  path = max(pathlib.Path(folder).rglob('*.xplane.pb'), key=_age)
-  seconds: dict[str, float] = {}
+  paths = pathlib.Path(folder).rglob('*.xplane.pb')
+  path = max(paths, key=lambda path: path.stat().st_mtime)
+  known = instructions(text)
+  ms: Any = collections.Counter()
   profile = jax.profiler.ProfileData.from_file(str(path))
-  for name, nanoseconds in events(profile):
-    seconds[name] = seconds.get(name, 0.0) + nanoseconds / 1e9 / num_steps
-  known = instructions(hlo)
-  found = [
-    Operation(name, *known[name], seconds=value)
-    for name, value in seconds.items()
-    if name in known
+  for name, nanoseconds in _events(profile):
+    if name in known:
+      ms[name] += nanoseconds / 1e6 / num_steps
+  total = sum(ms.values())
+  return [
+    {
+      'name': name,
+      'kind': known[name][0],
+      'source': known[name][1],
+      'ms': value,
+      'share': value / total,
+    }
+    for name, value in ms.most_common()
   ]
-  return sorted(found, key=lambda operation: -operation.seconds)
 
 
-def by_kind(operations: list[Operation]) -> dict[str, float]:
+def by_kind(operations: list[dict[str, Any]]) -> dict[str, float]:
   """Returns the share of time of each kind, the largest first."""
-  total = sum(one.seconds for one in operations)
-  shares: dict[str, float] = {}
+  shares: Any = collections.Counter()
   for one in operations:
-    shares[one.kind] = shares.get(one.kind, 0.0) + one.seconds / total
-  return dict(sorted(shares.items(), key=lambda item: -item[1]))
+    shares[one['kind']] += one['share']
+  return dict(shares.most_common())
 
 
-def _age(path: pathlib.Path) -> float:
-  return path.stat().st_mtime
-
-
-def events(profile: Any) -> Iterator[tuple[str, float]]:
+def _events(profile: Any) -> Iterator[tuple[str, float]]:
   """Yields names of operations and nanoseconds.
 
   On a CPU the event of a convolution is over once other threads have the work;
   'end: NAME' comes after what it leads to has run in the same thread. So its
   time is that until the next operation begins, or until that end.
   """
-  found, ends = [], []
+  found, ends = [], collections.defaultdict(list)
   for plane in profile.planes:
     for line in plane.lines:
       for event in line.events:
@@ -110,14 +95,13 @@ def events(profile: Any) -> Iterator[tuple[str, float]]:
         if name is not None:
           found.append((event.start_ns, str(name), event.duration_ns))
         elif event.name.startswith(_END):
-          ends.append((event.start_ns, event.name.removeprefix(_END)))
+          ends[event.name.removeprefix(_END)].append(event.start_ns)
   found.sort()
   begins = [start for start, _, _ in found]
-  ends_by_name: dict[str, list[float]] = {}
-  for end, name in sorted(ends):
-    ends_by_name.setdefault(name, []).append(end)
+  for own in ends.values():
+    own.sort()
   for start, name, duration in found:
-    own = ends_by_name.get(name, [])
+    own = ends[name]
     place = bisect.bisect_left(own, start + duration)
     if place < len(own):
       following = bisect.bisect_left(begins, start + duration)
@@ -126,32 +110,21 @@ def events(profile: Any) -> Iterator[tuple[str, float]]:
     yield name, duration
 
 
-def instructions(hlo: str) -> dict[str, tuple[str, str]]:
+def instructions(text: str) -> dict[str, tuple[str, str]]:
   """Returns kind and source of each instruction that is no container."""
-  lines: dict[str, list[tuple[str, str, str]]] = {}
-  computation = ''
-  for line in hlo.splitlines():
-    if match := _INSTRUCTION.match(line):
-      lines[computation].append((match[1], match[2], line))
-    elif match := _COMPUTATION.match(line):
-      computation = match[1]
-      lines[computation] = []
+  computations = hlo.parse(text).computations
 
-  def codes(name: str) -> set[str]:
-    found: set[str] = set()
-    for _, code, line in lines.get(name, []):
-      found |= {code}.union(*map(codes, _CALLED.findall(line)))
-    return found
+  def codes(x: hlo.Instruction) -> set[str]:
+    within = [
+      codes(y) for name in x.called for y in computations.get(name, {}).values()
+    ]
+    return {x.kind}.union(*within)
 
   return {
-    name: (
-      _kind({code}.union(*map(codes, _CALLED.findall(line))), line),
-      source,
-    )
-    for computation in lines.values()
-    for name, code, line in computation
-    if code not in _CONTAINERS
-    for source in [_layer(line)]
+    name: (_kind(codes(x), x.line), _layer(x.line))
+    for instructions in computations.values()
+    for name, x in instructions.items()
+    if x.kind not in _CONTAINERS
   }
 
 
@@ -177,4 +150,4 @@ def _kind(codes: set[str], line: str) -> str:
     return 'pooling'
   if 'reduce' in codes:
     return 'reduction'
-  return 'copy' if codes - {'fusion'} <= _MOVES else 'elementwise'
+  return 'copy' if codes <= _MOVES else 'elementwise'
