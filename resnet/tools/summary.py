@@ -13,7 +13,6 @@ and the inputs and outputs of convolutions, kept for the backward pass.
 
 import argparse
 from collections.abc import Sequence
-import json
 from typing import Any
 
 from flax import linen as nn
@@ -34,10 +33,6 @@ _COLUMNS = ('parameters', 'multiply-adds', 'activations', 'training memory')
 def main(args: argparse.Namespace) -> None:
   if args.all == bool(args.names):
     raise InputError('Name networks, or give --all, not both.')
-  if args.batch_size < 1 or (
-    args.image_size is not None and not 1 <= args.image_size <= 4096
-  ):
-    raise InputError('--batch-size must be positive, --image-size 1 to 4096.')
   names = list_models() if args.all else args.names
   models = {name: create_model(name) for name in names}
   networks = {
@@ -49,17 +44,13 @@ def main(args: argparse.Namespace) -> None:
     )
     for name, model in tqdm.tqdm(models.items(), disable=None, leave=False)
   }
-  if args.json:
-    records = {n: _record(net, args) for n, net in networks.items()}
-    print(json.dumps(records, indent=2))
-    return
   if len(networks) == 1:
     ((name, network),) = networks.items()
     rows = _stage_rows(name, network, args.batch_size)
     header = ('stage', 'output', 'layers', *_COLUMNS)
   else:
     rows = [
-      (name, str(network.image_size), *_totals(network, args.batch_size))
+      (name, str(network.image_size), *_figures(network, args.batch_size))
       for name, network in networks.items()
     ]
     header = ('network', 'image', *_COLUMNS)
@@ -72,33 +63,24 @@ def _stage_rows(
   name: str, network: Network, batch_size: int
 ) -> list[tuple[str, ...]]:
   rows = []
-  for part, cost in network.costs.items():
+  for part in network.costs:
     height, width = network.features.get(part, (1, 1))[:2]
-    rows.append(
-      (
-        part,
-        f'{height}x{width}',
-        _layers(network, part),
-        f'{network.num_params(part):,}',
-        _scaled(cost.multiply_adds, 1e9, 'G'),
-        _scaled(cost.activations, 1e6, 'M'),
-        _scaled(network.training_bytes(batch_size, part), 1e9, 'GB'),
-      )
-    )
-  return [*rows, (name, '', '', *_totals(network, batch_size))]
+    figures = _figures(network, batch_size, part)
+    rows.append((part, f'{height}x{width}', _layers(network, part), *figures))
+  return [*rows, (name, '', '', *_figures(network, batch_size))]
 
 
-def _totals(network: Network, batch_size: int) -> tuple[str, ...]:
+def _figures(
+  network: Network, batch_size: int, part: str | None = None
+) -> tuple[str, ...]:
+  """Returns the cells of _COLUMNS, of the network or of one part."""
+  cost = network.costs[part] if part else network.total
   return (
-    f'{network.num_params():,}',
-    _scaled(network.total.multiply_adds, 1e9, 'G'),
-    _scaled(network.total.activations, 1e6, 'M'),
-    _scaled(network.training_bytes(batch_size), 1e9, 'GB'),
+    f'{network.num_params(part):,}',
+    f'{cost.multiply_adds / 1e9:.3f} G',
+    f'{cost.activations / 1e6:.3f} M',
+    f'{network.training_bytes(batch_size, part) / 1e9:.3f} GB',
   )
-
-
-def _scaled(value: float, unit: float, name: str) -> str:
-  return f'{value / unit:.3f} {name}'
 
 
 def _layers(network: Network, part: str) -> str:
@@ -162,32 +144,6 @@ def _table(
   )
 
 
-def _record(network: Network, args: argparse.Namespace) -> dict[str, Any]:
-  def fields(part: str | None, cost: cost_lib.Cost) -> dict[str, int]:
-    return {
-      'parameters': network.num_params(part),
-      'multiply_adds': cost.multiply_adds,
-      'multiply_adds_of_convolutions_and_dense': cost.conv_multiply_adds,
-      'activations': cost.activations,
-      'training_bytes': network.training_bytes(args.batch_size, part),
-    }
-
-  return {
-    'image_size': network.image_size,
-    'batch_size': args.batch_size,
-    'dtype': args.dtype,
-    **fields(None, network.total),
-    'stages': {
-      part: {
-        'output_size': list(network.features.get(part, (1, 1))[:2]),
-        'layers': _layers(network, part),
-        **fields(part, cost),
-      }
-      for part, cost in network.costs.items()
-    },
-  }
-
-
 def _bottleneck_note() -> str:
   """Compares a bottleneck with the 3x3 convolution that it stands for."""
   channels, reduction = 256, 64
@@ -211,23 +167,23 @@ def _bottleneck_note() -> str:
 def parser() -> command.Parser:
   """Returns the parser of the command line."""
   result = command.Parser(
-    prog='python -m resnet.tools.summary',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+    prog='python -m resnet.tools.summary', description=__doc__
   )
   result.add_argument('names', nargs='*', metavar='NETWORK')
   result.add_argument('--all', action='store_true', help='all networks')
-  result.add_argument('--image-size', type=int, help='pixels; default: its own')
-  result.add_argument('--batch-size', type=int, default=32, help='default: 32')
+  result.add_argument(
+    '--image-size', type=command.positive, help='pixels; default: its own'
+  )
+  result.add_argument(
+    '--batch-size', type=command.positive, default=32, help='default: 32'
+  )
   result.add_argument(
     '--dtype',
     choices=('float32', 'bfloat16'),
     default='float32',
     help='of the computation; default: float32',
   )
-  output = result.add_mutually_exclusive_group()
-  output.add_argument('--markdown', action='store_true')
-  output.add_argument('--json', action='store_true')
+  result.add_argument('--markdown', action='store_true')
   return result
 
 
