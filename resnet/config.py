@@ -137,6 +137,18 @@ def read(argv: Sequence[str], workdir: str | None = None) -> tuple[Any, str]:
   return config.value, config_flags.get_config_filename(values['config'])
 
 
+def flatten(config: Any) -> dict[str, Any]:
+  """Returns the fields by dotted name, as JSON would give them back."""
+  fields = json.loads(config.to_json())
+  flat = {}
+  for name, value in fields.items():
+    if isinstance(value, dict):
+      flat.update({f'{name}.{key}': v for key, v in value.items()})
+    else:
+      flat[name] = value
+  return flat
+
+
 def changed(config: Any, fields: str) -> Any:
   """Returns a copy with other fields.
 

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
-import json
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from resnet import config as config_lib
 from resnet import fields
 from resnet.data.augment.batch import Augmentation, create_augmentation
 from resnet.data.augment.crop import DeviceAugment
@@ -204,7 +204,7 @@ def resolve(
   Raises:
     InputError: a value is wrong; the message says what to type instead.
   """
-  flat = flatten(config)
+  flat = config_lib.flatten(config)
   fields.check(flat)
   sharding = create_sharding(devices, **config.sharding)
   num_devices = sharding.mesh.devices.size
@@ -317,18 +317,6 @@ def _create_reader(
   return BatchReader(
     batch_size=batch_size, row_start=row_start, row_count=row_count, **fields
   )
-
-
-def flatten(config: Any) -> dict[str, Any]:
-  """Returns the fields by dotted name, as JSON would give them back."""
-  fields = json.loads(config.to_json())
-  flat = {}
-  for name, value in fields.items():
-    if isinstance(value, dict):
-      flat.update({f'{name}.{key}': v for key, v in value.items()})
-    else:
-      flat[name] = value
-  return flat
 
 
 def _notices(

@@ -10,6 +10,7 @@ import pytest
 from configs import default
 from resnet import config as config_lib
 from resnet import experiment
+from resnet.config import flatten
 from resnet.data import pipeline
 from resnet.data.sources import registry
 from resnet.errors import InputError
@@ -178,7 +179,7 @@ def observe_unchanged(name, *, trace_network):
 def is_read(field, name):
   """Whether a run does something else when the field has another value."""
   trace_network = field.startswith('model.')
-  value = experiment.flatten(fake_config(**RUNS[name]))[field]
+  value = flatten(fake_config(**RUNS[name]))[field]
   changes = {**RUNS[name], field: another(field, value)}
   try:
     changed = observe(changes, trace_network=trace_network)
@@ -190,7 +191,7 @@ def is_read(field, name):
 @pytest.mark.parametrize(
   'field',
   # It is implied by `fsdp` and refused when it does not fit, see below.
-  sorted(set(experiment.flatten(default.get_config())) - {'sharding.data'}),
+  sorted(set(flatten(default.get_config())) - {'sharding.data'}),
 )
 def test_every_field_is_read(field):
   assert any(is_read(field, name) for name in RUNS)
@@ -278,7 +279,7 @@ def test_the_command_line_gives_every_value_that_a_file_may_give():
   given = [f'--config.{field}=None' for field in optional]
   given += ['--config.ema_decay=0.9', '--config.ema_decay', 'None']
   config, _ = config_lib.read([*argv, *given])
-  flat = experiment.flatten(config)
+  flat = flatten(config)
   assert {field for field in flat if flat[field] is None} == optional
   assert experiment.resolve(config).watchdog_seconds is None
   # A flag without a value is a truth value, and takes no other flag for one.

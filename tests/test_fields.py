@@ -5,12 +5,13 @@ import math
 import pytest
 
 from configs import default
-from resnet import experiment, fields
+from resnet import fields
+from resnet.config import flatten
 from resnet.errors import InputError
 from resnet.fields import FIELDS
 from tests.runs import resolve
 
-DEFAULT = experiment.flatten(default.get_config())
+DEFAULT = flatten(default.get_config())
 
 
 def is_accepted(name, value):

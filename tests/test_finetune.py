@@ -99,14 +99,14 @@ def test_a_run_needs_its_source_only_to_begin(source, tmp_path):
   shutil.copy(source, gone)
   argv = ['main.py', f'--config={ROOT}/configs/finetune.py:{gone},fake']
   begun, _ = config_lib.read(argv, workdir)
-  fields = experiment.flatten(begun)
+  fields = config_lib.flatten(begun)
   write_config(workdir, fields, {})
   os.remove(gone)
   for given in ([*argv, f'--workdir={workdir}'], [*argv, '--workdir', workdir]):
     saved = config_lib.with_saved(given)
     assert saved[1].endswith(f'configs/saved.py:{workdir}'), saved
   config, _ = config_lib.read(argv, f'{workdir}#raw')
-  assert experiment.flatten(config) == fields
+  assert config_lib.flatten(config) == fields
   other = [*argv[:1], argv[1].replace(',fake', ',digits')]
   with pytest.raises(InputError, match='There are no weights'):
     config_lib.read(other, workdir)

@@ -12,6 +12,7 @@ import pytest
 
 from configs import default
 from resnet import experiment
+from resnet.config import flatten
 from resnet.data import pipeline
 from resnet.data.sources import registry
 from resnet.errors import InputError
@@ -70,7 +71,7 @@ def load(name, argument):
 
 def describe(run):
   """Returns a line for each field that is not the default, and what follows."""
-  usual = experiment.flatten(default.get_config())
+  usual = flatten(default.get_config())
   lines = [
     f'{field} = {value!r}'
     for field, value in run.config.items()

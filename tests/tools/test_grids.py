@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from resnet.experiment import flatten
+from resnet.config import flatten
 from resnet.models import cost, list_models
 from resnet.tools.reproduce import experiments, gains, grid_figures, grids
 
