@@ -22,7 +22,7 @@ import numpy as np
 
 from configs import fake
 from resnet import experiment
-from resnet.run.watchdog import Watchdog
+from resnet.run.stopping import Watchdog
 from resnet.training import guards
 from resnet.training.state import create_state
 from resnet.training.step import train_step

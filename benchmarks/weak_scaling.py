@@ -50,14 +50,12 @@ def _make_files(folder):
 def _train(count, index, port, folder):
   """Runs one process; process 0 prints seconds of CPU time a step."""
   cluster = cluster_lib.join(
-    cluster_lib.Options(
-      coordinator_address=f'127.0.0.1:{port}',
-      num_processes=count,
-      process_id=index,
-      required=False,
-      join_seconds=300,
-      heartbeat_seconds=300,
-    )
+    f'127.0.0.1:{port}',
+    count,
+    index,
+    required=False,
+    join_seconds=300,
+    heartbeat_seconds=300,
   )
   config = fake.get_config()
   config.data.name, config.data.eval_split = 'folder', 'val'

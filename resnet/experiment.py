@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -13,9 +14,10 @@ from resnet import fields
 from resnet.data.augment.batch import Augmentation, create_augmentation
 from resnet.data.augment.crop import DeviceAugment
 from resnet.data.augment.mixing import Mixing
-from resnet.data.host.loader import LoaderOptions
+from resnet.data.host.loader import DeviceLoader, LoaderOptions, read_ahead
 from resnet.data.host.reader import BatchReader
 from resnet.data.host.sizes import Sizes, create_sizes
+from resnet.data.host.warnings import Notes
 from resnet.data.pipeline import Data, create_data
 from resnet.errors import InputError
 from resnet.models import create_model
@@ -135,6 +137,34 @@ class Experiment:
       image_shape=self.image_shape,
       has_ema=self.task.ema_decay is not None,
     )
+
+  def load(
+    self,
+    reader: BatchReader,
+    notes: Notes,
+    *,
+    first_step: int = 0,
+    num_steps: int | None = None,
+  ) -> DeviceLoader:
+    """Returns batches on the devices, read ahead of their use.
+
+    Args:
+      reader: makes the batches.
+      notes: is told of images that are left out, and of workers that died.
+      first_step: of the first batch.
+      num_steps: the number of the batch that is not read any more; None: that
+        after the last record.
+    """
+    if num_steps is None:
+      num_steps = math.ceil(len(reader.source) / reader.batch_size)
+    batches = read_ahead(
+      reader,
+      self.loader,
+      first_step=first_step,
+      num_steps=num_steps,
+      notes=notes,
+    )
+    return DeviceLoader(batches, self.sharding.batch, notes)
 
   def epoch(self, step: int) -> float:
     """Returns finished epochs after `step` updates."""

@@ -1,8 +1,21 @@
-"""Output of long work that must not end with the terminal or the pipe."""
+"""How a program ends: its output, its last line, its exit code."""
 
+from collections.abc import Callable
+import contextlib
+import errno
+import logging
+import multiprocessing
 import os
+import signal
 import sys
-from typing import Any
+import threading
+import traceback
+from typing import Any, NoReturn
+
+from resnet.errors import InputError, RunError
+
+# What a disk says when it is full, over quota, read-only or broken.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
 
 class LastingStream:
@@ -53,3 +66,96 @@ def outlive_terminal() -> None:
       mode = 'r' if name == 'stdin' else 'w'
       setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
   sys.stdout, sys.stderr = LastingStream(sys.stdout), LastingStream(sys.stderr)
+
+
+class _Echoes:
+  """What threads cannot raise, shown only where it may be news.
+
+  After a save has failed, the threads of Orbax and TensorStore tell of it for
+  as long as the process lives, some of them hundreds of times.
+  """
+
+  def __init__(self):
+    # The garbage collector may call a hook within another.
+    self._lock = threading.RLock()
+    self._ended = False
+    sys.unraisablehook = self._show(sys.__unraisablehook__)
+    threading.excepthook = self._show(threading.__excepthook__)
+
+  def end(self) -> None:
+    """From here on nothing is shown: the program says why it ends."""
+    with self._lock:
+      self._ended = True
+
+  def _show(self, hook: Callable[[Any], Any]) -> Callable[[Any], None]:
+    def show(args: Any) -> None:
+      with self._lock:
+        if not self._ended and str(args.exc_value) != 'Event loop is closed':
+          hook(args)
+
+    return show
+
+
+def print_error(message: str, code: int = 2) -> int:
+  """Says in one line what is wrong; returns the exit code, 2 for bad input."""
+  print('error:', ' '.join(message.split()), file=sys.stderr)
+  return code
+
+
+def leave(code: int) -> NoReturn:
+  """Ends this process, and its workers, now: nothing is waited for."""
+  for child in multiprocessing.active_children():
+    child.kill()
+  for stream in (sys.stdout, sys.stderr):
+    with contextlib.suppress(OSError):
+      stream.flush()
+  os._exit(code)
+
+
+def run_to_exit(join: Callable[[], Any], body: Callable[[Any], int]) -> int:
+  """Runs a program; its errors become exit codes, after a line on stderr.
+
+  Args:
+    join: returns the `Cluster` of several processes, None where there is one.
+    body: is called with it, and returns the exit code.
+
+  Returns:
+    The exit code. Where threads, or other processes, would keep this one from
+    ending, it ends here.
+  """
+  # Until training handles it, Ctrl-C ends the program at once.
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
+  # Orbax and its event loops log tracebacks of errors that are reported here.
+  for name in ('', 'absl', 'asyncio'):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
+  outlive_terminal()
+  echoes = _Echoes()
+  cluster = None
+
+  def fail(error: Exception, code: int) -> int:
+    echoes.end()
+    if cluster:  # The others would wait for this process to take part.
+      cluster.fail(str(error), code)
+      leave(print_error(str(error), code))
+    return print_error(str(error), code)
+
+  try:
+    cluster = join()
+    code = body(cluster)
+    if cluster:
+      cluster.close(code)
+    if code > 128:  # All is saved; a later size may still be compiled for.
+      leave(code)
+    return code
+  except InputError as error:
+    return fail(error, 2)
+  except Exception as error:
+    # After a failed save, Orbax's threads would keep the process for ever.
+    known = getattr(error, 'errno', None) in _DISK_ERRORS
+    if known or isinstance(error, RunError):
+      leave(fail(error, 1))
+    if cluster:
+      cluster.wait_for_news()
+      cluster.fail(repr(error), 1)
+    traceback.print_exc()
+    leave(1)

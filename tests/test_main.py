@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from resnet import config as config_lib
 from resnet import experiment
 from resnet.errors import InputError
-from resnet.run.evaluate_checkpoint import evaluate_checkpoint
+from resnet.run.initialize import evaluate_checkpoint
 from tests.programs import ROOT, SMALL, assert_refused, run, run_main
 from tests.runs import as_flags, fake_config, read_metrics, resolve
 

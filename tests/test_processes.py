@@ -128,38 +128,29 @@ def test_processes_that_differ_all_end_with_the_differences(tmp_path):
   assert not workdir.exists()
 
 
-def options(**fields):
-  return cluster.Options(
-    **{
-      'coordinator_address': None,
-      'num_processes': None,
-      'process_id': None,
-      'required': True,
-      'join_seconds': 1,
-      'heartbeat_seconds': 30,
-      **fields,
-    }
-  )
+def join(**flags):
+  defaults = {'required': True, 'join_seconds': 1, 'heartbeat_seconds': 30}
+  return cluster.join(**{**defaults, **flags})
 
 
 def test_flags_that_do_not_fit_together_are_refused():
   with pytest.raises(
     InputError, match='--coordinator_address and --process_id'
   ):
-    options(num_processes=2)
+    join(num_processes=2)
   with pytest.raises(InputError, match='--process_id=2 is none of 2 processes'):
-    options(num_processes=2, process_id=2, coordinator_address='127.0.0.1:1')
+    join(num_processes=2, process_id=2, coordinator_address='127.0.0.1:1')
   with pytest.raises(InputError, match=r'at least 1'):
-    options(heartbeat_seconds=0)
+    join(heartbeat_seconds=0)
   with pytest.raises(InputError, match='no TPU pod, Slurm or GKE was found'):
-    cluster.join(options())
+    join()
 
 
 def test_a_missing_process_is_named_under_slurm(monkeypatch):
   for name, value in slurm_environment(2, 0, free_port()).items():
     monkeypatch.setenv(name, value)
   with pytest.raises(RunError, match=r'Process 1 of 2 .* 1 s .--join_seconds'):
-    cluster.join(options())
+    join()
 
 
 def interrupt(workdir, *, signalled, victim):
@@ -318,19 +309,21 @@ def test_bad_input_of_one_process_ends_all_with_its_error(tmp_path):
 
 CLOSE = """
 import os, sys, time
-from resnet.run import cluster, signals
+from resnet import output
+from resnet.run import cluster
 index, port, first, dies = map(int, sys.argv[1:])
-mine = cluster.join(cluster.Options(
-  coordinator_address=f'127.0.0.1:{port}', num_processes=2,
-  process_id=index, required=True, join_seconds=600, heartbeat_seconds=5,
-))
+mine = cluster.join(
+  f'127.0.0.1:{port}', 2, index,
+  required=True, join_seconds=600, heartbeat_seconds=5,
+)
 mine.agree({})
-while index != first and 'done' not in mine.states():
-  time.sleep(0.05)
+if index != first:
+  time.sleep(1)
 if index != first and dies:
   os._exit(9)
-print(mine.close(143))
-signals.leave(143)
+mine.close(143)
+print('closed')
+output.leave(143)
 """
 
 
@@ -348,4 +341,4 @@ def test_the_first_that_is_done_waits_for_the_other(first, dies, expected):
   ends = finish(*(programs.start('-c', CLOSE, i, *args) for i in range(2)))
   assert_codes(ends, *expected)
   if not dies:
-    assert [end.stdout for end in ends] == ['True\n'] * 2
+    assert [end.stdout for end in ends] == ['closed\n'] * 2

@@ -21,7 +21,7 @@ import pytest
 
 from resnet.data.host.loader import DeviceLoader
 from resnet.errors import InputError, RunError
-from resnet.run import replay
+from resnet.run import bad_steps
 from resnet.run import run as run_lib
 from resnet.run.checkpoint import Checkpoints
 from tests.programs import ROOT, assert_refused, run, start
@@ -67,7 +67,7 @@ CHECK = 'resnet.run.checkpoint', 'Checkpoints', 'check'
 FINISH = 'resnet.run.checkpoint', 'Checkpoints', 'finish'
 SYNC = 'resnet.run.metrics_file', 'MetricsWriter', 'sync'
 SAVE = 'orbax.checkpoint', 'CheckpointManager', 'save'
-AT_ONCE = 'resnet.run.signals', 'StopSignal', 'at_once'
+AT_ONCE = 'resnet.run.stopping', 'StopSignal', 'at_once'
 
 KILL = 'os.kill(os.getpid(), signal.SIGKILL)'
 HANG = 'time.sleep(10_000)'
@@ -451,7 +451,9 @@ def test_updates_that_are_not_finite_are_skipped_and_end_the_run(
   for leaf in jax.tree.leaves(final_state(tmp_path, **CHANGES)):
     assert np.all(np.isfinite(leaf))
   capsys.readouterr()
-  assert replay.run(resolve(**{**CHANGES, **hot}), str(tmp_path), None) == 0
+  assert (
+    bad_steps.replay(resolve(**{**CHANGES, **hot}), str(tmp_path), None) == 0
+  )
   out = capsys.readouterr().out
   assert f'Step {bad[-1]["step"]}, from the checkpoint' in out
   assert 'of the gradients are not finite' in out

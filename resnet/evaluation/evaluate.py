@@ -1,14 +1,13 @@
 """Exact evaluation: every example once, whatever the batch size."""
 
 from collections.abc import Callable, Mapping
-import math
-from typing import Protocol
 
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from resnet.data.host.loader import DeviceLoader, read_ahead
+from resnet.data.host.loader import DeviceLoader
+from resnet.data.host.reader import BatchReader
 from resnet.data.host.warnings import Notes
 from resnet.errors import InputError
 from resnet.experiment import Experiment
@@ -17,26 +16,14 @@ from resnet.training.state import TrainState
 from resnet.training.step import JittedSteps
 
 
-class Watch(Protocol):
-  """Watches for batches that never arrive; see `resnet.run.watchdog`."""
-
-  def watch(self, what: str, /) -> None:
-    """Expects progress from now on; `what` is what is being waited for."""
-    ...
-
-  def rest(self) -> None:
-    """Expects nothing until the next `watch`."""
-    ...
-
-
 def evaluate(
   experiment: Experiment,
   steps: JittedSteps,
   state: TrainState,
   notes: Notes,
   *,
-  stop: Callable[[], int | None] | None = None,
-  watchdog: Watch | None = None,
+  stop: Callable[[], int | None] = lambda: None,
+  watch: Callable[[str | None], None] = lambda _: None,
 ) -> dict[str, float] | None:
   """Evaluates on the whole evaluation split, the moving averages too.
 
@@ -46,7 +33,8 @@ def evaluate(
     state: to evaluate.
     notes: is told of images that are left out.
     stop: called after each batch; a signal number ends the evaluation.
-    watchdog: watches each batch.
+    watch: `Watchdog.watch`, called with what is waited for; None: it may take
+      any time.
 
   Returns:
     'eval/loss', 'eval/top1', 'eval/top5', 'eval/num_examples'; where broken
@@ -60,15 +48,7 @@ def evaluate(
     RuntimeError: the number of examples counted is not that of the split.
   """
   reader = experiment.eval_reader
-  num_examples = len(reader.source)
-  batches = read_ahead(
-    reader,
-    experiment.loader,
-    first_step=0,
-    num_steps=math.ceil(num_examples / reader.batch_size),
-    notes=notes,
-  )
-  loader = DeviceLoader(batches, experiment.sharding.batch, notes)
+  loader = experiment.load(reader, notes)
   variables = {'eval': state.variables}
   if state.ema is not None:
     variables['eval_ema'] = state.ema
@@ -76,29 +56,18 @@ def evaluate(
   sums = {
     name: jax.device_put(metrics.zeros(), replicated) for name in variables
   }
-  if watchdog:
-    watchdog.watch('waiting for evaluation batch 1')
+  watch('waiting for evaluation batch 1')
   for i, batch in enumerate(loader, start=1):
-    if watchdog and i == 1:
-      watchdog.rest()  # It may be compiled for.
+    if i == 1:
+      watch(None)  # It may be compiled for.
     for name, values in variables.items():
       sums[name] = steps.evaluate(values, sums[name], batch)
-    if watchdog:
-      watchdog.watch(f'evaluation after batch {i}')
-    if stop and stop():
+    watch(f'evaluation after batch {i}')
+    if stop():
       loader.close()
       return None
   counted = int(sums['eval']['num_examples'])
-  num_bad = sum_over_processes(loader.num_left_out)
-  if counted + num_bad != num_examples:
-    raise RuntimeError(
-      f'Evaluated {counted} of the {num_examples} examples of'
-      f' {reader.source.name}/{reader.source.split}, {num_bad} of them broken.'
-    )
-  if not counted:
-    raise InputError(
-      f'No image of {reader.source.name}/{reader.source.split} can be decoded.'
-    )
+  num_bad = check_count(reader, loader, counted)
   result = {
     f'{name}/{key}': value
     for name, total in sums.items()
@@ -108,6 +77,25 @@ def evaluate(
   if reader.max_bad_images is not None:
     result['eval/bad_images'] = num_bad
   return result
+
+
+def check_count(reader: BatchReader, loader: DeviceLoader, counted: int) -> int:
+  """Returns how many images were broken; all others must have been counted.
+
+  Raises:
+    InputError: all are broken.
+    RuntimeError: the number of examples counted is not that of the split.
+  """
+  split = f'{reader.source.name}/{reader.source.split}'
+  num_bad = sum_over_processes(loader.num_left_out)
+  if counted + num_bad != len(reader.source):
+    raise RuntimeError(
+      f'Evaluated {counted} of the {len(reader.source)} examples of {split},'
+      f' {num_bad} of them broken.'
+    )
+  if not counted:
+    raise InputError(f'No image of {split} can be decoded.')
+  return num_bad
 
 
 def sum_over_processes(number: int) -> int:

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet.data.host.loader import DeviceLoader, read_ahead
 from resnet.data.host.warnings import Notes
 from resnet.errors import InputError
 from resnet.experiment import Experiment
@@ -79,16 +78,13 @@ def recompute(
   reader = run.train_reader
   notes = Notes(reader.max_bad_images)
   count = num_images(run, at_least) // reader.batch_size
-  batches = read_ahead(
-    reader, run.loader, first_step=0, num_steps=count, notes=notes
-  )
   step = jax.jit(
     functools.partial(_statistics, task=run.task, sharding=run.sharding),
     out_shardings=run.sharding.replicated,
     compiler_options=compiler.options(run.sharding.backend),
   )
   total: Any = None
-  for i, batch in enumerate(DeviceLoader(batches, run.sharding.batch, notes)):
+  for i, batch in enumerate(run.load(reader, notes, num_steps=count)):
     found = jax.device_get(step(variables, batch, np.int32(i)))
     # Sums of squares need more digits than float32 has.
     moments = _map_norms(_raw_moments, found)

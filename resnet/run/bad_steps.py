@@ -1,16 +1,42 @@
-"""Updates that were skipped, because loss or gradients were not finite."""
+"""Updates that were skipped, because loss or gradients were not finite.
+
+`BadSteps` records them during a run; `replay` makes one of them once more, to
+see what was not finite (`--mode=replay`).
+"""
 
 import dataclasses
+import functools
+import json
 import os
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 
+from resnet.data.host.warnings import Notes
 from resnet.errors import InputError, RunError
 from resnet.experiment import Experiment
+from resnet.fields import FREE_FIELDS, SAFE_FIELDS
+from resnet.run import workdir as workdir_lib
+from resnet.run.checkpoint import Checkpoints
 from resnet.run.metrics_file import JsonLines
+from resnet.training import compiler
+from resnet.training.state import TrainState
+from resnet.training.step import (
+  Batch,
+  Task,
+  augment,
+  gradients,
+  jit_steps,
+  network_rngs,
+  targets,
+  uphill_gradients,
+)
 
 FILE = 'bad_steps.jsonl'
+_MOST_SHOWN = 10
 
 
 class BadSteps:
@@ -74,3 +100,157 @@ def record_keys(experiment: Experiment, step: int) -> list[Any]:
     return reader.keys(step - 1)
   except InputError as error:
     return [str(error)]
+
+
+def replay(experiment: Experiment, workdir: str, step: int | None) -> int:
+  """Goes from the checkpoint before a bad update to it, and prints what it saw.
+
+  Args:
+    experiment: the run in `workdir`.
+    workdir: of the run; nothing is written.
+    step: of the update; None: the last one in `bad_steps.jsonl`.
+
+  Returns:
+    The exit code.
+
+  Raises:
+    InputError: there is no such run, no bad step, or its data have changed.
+  """
+  if jax.process_count() > 1:
+    raise InputError('--mode=replay is for one process.')
+  saved = workdir_lib.read_config(workdir)
+  if saved is None:
+    raise InputError(f'{workdir} holds no run: give its --workdir.')
+  workdir_lib.check_same_config(
+    workdir,
+    saved['config'],
+    experiment.config,
+    ignore=FREE_FIELDS | SAFE_FIELDS,
+  )
+  experiment = experiment.with_statistics_of(saved['derived'])
+  step = _check_step(experiment, workdir, step)
+  first_step, state = _state_before(experiment, workdir, step)
+  notes = Notes(experiment.train_reader.max_bad_images)
+  batches = experiment.load(
+    experiment.train_reader, notes, first_step=first_step, num_steps=step
+  )
+  print(f'Step {step}, from the checkpoint of step {first_step}.')
+  size, train = None, None
+  for now in range(first_step, step - 1):
+    if size != experiment.sizes.at(now):
+      size = experiment.sizes.at(now)
+      train = jit_steps(experiment.at(now).task, experiment.sharding).train
+    assert train
+    state, metrics = train(state, next(batches))
+    if int(metrics['skipped_in_row']):
+      print(f'step {now + 1}: not finite either, skipped.')
+  for line in _inspect(experiment, state, next(batches), step):
+    print(line)
+  batches.close()
+  return 0
+
+
+def _check_step(experiment: Experiment, workdir: str, given: int | None) -> int:
+  path = os.path.join(workdir, FILE)
+  try:
+    with open(path) as file:
+      bad: dict[int, Any] = {
+        int(line['step']): line for line in map(json.loads, file)
+      }
+  except FileNotFoundError:
+    bad = {}
+  except (OSError, ValueError, KeyError) as error:
+    raise InputError(f'{path} cannot be read: {error}.') from None
+  if given is None and not bad:
+    raise InputError(
+      f'{workdir} has no bad step (no {FILE}); --replay_step=N replays any.'
+    )
+  step = max(bad) if given is None else given
+  if not 0 < step <= experiment.length.num_steps:
+    raise InputError(
+      f'--replay_step={step} is not in 1 .. {experiment.length.num_steps}.'
+    )
+  if step in bad and bad[step]['records'] != record_keys(experiment, step):
+    raise InputError(
+      f'The records of step {step} are not those of {path}: the data have'
+      ' changed since.'
+    )
+  return step
+
+
+def _state_before(
+  experiment: Experiment, workdir: str, step: int
+) -> tuple[int, TrainState]:
+  checkpoints = Checkpoints(workdir)
+  saved = [s for s in checkpoints.all_steps() if s < step]
+  if saved:
+    return saved[-1], checkpoints.restore(
+      saved[-1], experiment.abstract_state()
+    )
+  if experiment.init_from is not None:
+    raise InputError(
+      f'{workdir} has no checkpoint before step {step}, and its first weights'
+      ' were those of another run.'
+    )
+  return 0, experiment.create_state()
+
+
+def _inspect(
+  experiment: Experiment, state: TrainState, batch: Batch, step: int
+) -> list[str]:
+  """Returns lines on losses, gradients and activations of an update."""
+  task = experiment.at(step - 1).task
+  options = compiler.options(experiment.sharding.backend)
+
+  def jit(fn: Any) -> Any:
+    part = functools.partial(fn, task=task)
+    return jax.jit(part, compiler_options=options)
+
+  batch = jit(augment)(batch, state.step)
+  losses, stages = jit(_forward)(state, batch)
+  if task.accumulation_steps > 1:
+    print('The batch is worked off as a whole here, not in parts.')
+  grads, batch_stats, _ = jit(gradients)(state, batch)
+  trees = {
+    'activations': stages,
+    'gradients': grads,
+    'batch_stats': batch_stats,
+  }
+  if task.sam_rho is not None:
+    trees['gradients uphill'] = jit(uphill_gradients)(
+      state, grads, batch, task.sam_rho
+    )
+  keys = record_keys(experiment, step)
+  lines = [
+    f'loss {float(jnp.mean(losses)):.4g}, gradient norm'
+    f' {float(optax.tree.norm(grads)):.4g}'
+  ]
+  bad_rows = np.flatnonzero(~np.isfinite(np.asarray(losses)))
+  lines.append(f'{len(bad_rows)} of {len(keys)} losses are not finite')
+  lines += [f'  {keys[row]}' for row in bad_rows[:_MOST_SHOWN]]
+  for name, tree in trees.items():
+    bad = [
+      jax.tree_util.keystr(path, simple=True, separator='/')
+      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+      if not np.all(np.isfinite(np.asarray(leaf)))
+    ]
+    lines.append(f'{len(bad)} of the {name} are not finite')
+    lines += [f'  {path}' for path in bad[:_MOST_SHOWN]]
+  return lines
+
+
+def _forward(
+  state: TrainState, batch: Batch, *, task: Task
+) -> tuple[jax.Array, Any]:
+  """Returns losses [B] and the activations of the network by name."""
+  forward = functools.partial(
+    task.model.apply,
+    state.variables,
+    task.normalize(batch['image']),
+    train=True,
+    mutable=['batch_stats'],
+    rngs=network_rngs(task, state.step),
+  )
+  logits, _ = forward()
+  stages, _ = forward(method='features')
+  return task.loss_fn(logits, targets(batch)), stages

@@ -15,7 +15,8 @@ device's speed. Metrics are read when their step is done, while later steps run.
 """
 
 import collections
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import dataclasses
 import math
 import time
@@ -33,8 +34,7 @@ from resnet.run.checkpoint import Checkpoints, SaveError
 from resnet.run.metrics_file import MetricsWriter, Progress
 from resnet.run.programs import Programs
 from resnet.run.reference import Reference
-from resnet.run.signals import AgreedSignal, StopSignal
-from resnet.run.watchdog import Watchdog
+from resnet.run.stopping import AgreedSignal, Outcome, StopSignal, Watchdog
 from resnet.training import metrics as metrics_lib
 from resnet.training.meter import Meter
 from resnet.training.state import TrainState
@@ -43,66 +43,41 @@ from resnet.weights import score
 MAX_STEPS_IN_FLIGHT = 2
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Outcome:
-  """How a run ended.
-
-  Attributes:
-    step: finished updates.
-    metrics: of the last evaluation, if it was at `step`.
-    images_per_second: of training alone, this time; None: no interval ended.
-    signal: that stopped the run, or None.
-    was_complete: there was nothing left to do.
-  """
-
-  step: int
-  metrics: Mapping[str, float] | None
-  images_per_second: float | None = None
-  signal: int | None = None
-  was_complete: bool = False
-
-
+@dataclasses.dataclass
 class Loop:
   """The moving parts of a run, and the loop that moves them."""
 
-  def __init__(
-    self,
-    experiment: Experiment,
-    workdir: str,
-    checkpoints: Checkpoints,
-    first_step: int,
-    reference: Reference | None,
-    stop: StopSignal,
-    notes: Notes,
-  ):
-    self.experiment = experiment
-    self.reference = reference
-    self.notes = notes
-    self.checkpoints = checkpoints
-    self.first_step = self.saved_step = first_step
-    self.stop = stop
-    self.signal = AgreedSignal(stop, experiment.sharding.batch)
+  experiment: Experiment
+  workdir: str
+  checkpoints: Checkpoints
+  first_step: int
+  reference: Reference | None
+  stop: StopSignal
+  notes: Notes
+
+  def __post_init__(self):
+    experiment, first_step = self.experiment, self.first_step
+    self.saved_step = first_step
+    self.signal = AgreedSignal(self.stop, experiment.sharding.batch)
     self.programs = Programs(experiment, first_step=first_step)
     self.writer = None
     if jax.process_index() == 0:
-      self.writer = MetricsWriter(workdir, first_step=first_step)
-    self.bad_steps = BadSteps(experiment, workdir, first_step=first_step)
-    self.watchdog = Watchdog(workdir, seconds=experiment.watchdog_seconds)
+      self.writer = MetricsWriter(self.workdir, first_step=first_step)
+    self.bad_steps = BadSteps(experiment, self.workdir, first_step=first_step)
+    self.watchdog = Watchdog(self.workdir, seconds=experiment.watchdog_seconds)
     self.progress = Progress(
       first_step=first_step,
       num_steps=experiment.length.num_steps,
       process_index=jax.process_index(),
     )
-    best_step = checkpoints.best_step()
-    best = checkpoints.metrics(best_step) if best_step is not None else None
+    best_step = self.checkpoints.best_step()
+    best = best_step is not None and self.checkpoints.metrics(best_step)
     self.best_score = score(best) if best else -math.inf
-    # Of a save that went wrong, until one has gone well.
+    # The last failed save; cleared by the next success.
     self.save_error: SaveError | None = None
     # Steps that the device was told to do: (step, its metrics, the number of
     # broken images met until then).
-    self.in_flight: collections.deque[tuple[int, Any, int]] = (
-      collections.deque()
-    )
+    self.in_flight = collections.deque[tuple[int, Any, int]]()
     self.num_bad_logged = 0
 
   def run(
@@ -111,20 +86,15 @@ class Loop:
     """Runs to the end, or to a signal."""
     length = self.experiment.length
     meter = Meter(length, batches, self.first_step)
-    step, evaluation = self.first_step, self.evaluate_late(state)
+    step, evaluation = self.first_step, self.evaluate_late(state, meter)
     while (
       step < length.num_steps
       and not self.signal.poll()
       and self.wait_for_program(step, meter)
     ):
       self.watchdog.watch(f'waiting for batch {step + 1}')
-      try:
+      with self.keeping(state, step, meter):
         batch = next(batches)
-      except (InputError, RunError):
-        self.keep(state, step, meter)
-        raise
-      finally:
-        self.say_notes()
       if step == self.first_step:
         state, metrics = self.first(state, batch, start_time)
         meter.start(step + 1)
@@ -138,16 +108,11 @@ class Loop:
       evaluation = None
       if self.experiment.is_eval_step(step) or is_last:
         with meter.paused(self.finish_steps):
-          try:
-            evaluation = self.evaluate(state, step)
-          except (InputError, RunError):
-            self.keep(state, step, meter)
-            raise
+          evaluation = self.evaluate(state, step, meter)
 
       is_best = evaluation and score(evaluation) > self.best_score
-      is_due = step % self.experiment.save_every_steps == 0
-      is_due |= self.save_error is not None
-      if is_best or is_due or is_last or self.signal.number:
+      is_due = is_last or step % self.experiment.save_every_steps == 0
+      if is_best or is_due or self.save_error or self.signal.number:
         with meter.paused(self.finish_steps):
           self.save(state, step, evaluation)
     if step > self.saved_step:  # The signal came after the last look at it.
@@ -165,13 +130,14 @@ class Loop:
     self, state: TrainState, batch: Any, start_time: float
   ) -> tuple[TrainState, Any]:
     """Compiles and makes the first step; says how long all took until then."""
-    self.watchdog.rest()
+    self.watchdog.watch(None)
     with self.stop.at_once():
       state, metrics = self.programs.steps.train(state, batch)
       jax.block_until_ready(metrics)
     jax.monitoring.record_event('/resnet/first_step')
-    seconds = time.time() - start_time
-    self.progress.say(f'First step done {seconds:.1f} s after the start.')
+    self.progress.say(
+      f'First step done {time.time() - start_time:.1f} s after the start.'
+    )
     self.checkpoints.compile(state)
     with self.stop.at_once():
       self.programs.compile_later_sizes()
@@ -182,52 +148,45 @@ class Loop:
     if self.programs.is_ready(step):
       return True
     with meter.paused(self.finish_steps):
-      size = self.experiment.sizes.at(step)
-      self.progress.say(
-        f'Step {step + 1}, of {size} pixels, is not compiled yet.'
-      )
-      self.watchdog.rest()
+      size = f'{self.experiment.sizes.at(step)} pixels'
+      self.progress.say(f'Step {step + 1}, of {size}, is not compiled yet.')
+      self.watchdog.watch(None)
       return self.programs.wait(step, self.stop)
 
-  def evaluate(self, state: TrainState, step: int) -> dict[str, float] | None:
+  def evaluate(
+    self, state: TrainState, step: int, meter: Meter
+  ) -> dict[str, float] | None:
     """Evaluates, writes and shows; None: a signal came before the end."""
-    try:
+    with self.keeping(state, step, meter):
       evaluation = evaluate(
         self.experiment,
         self.programs.steps,
         state,
         self.notes,
         stop=self.signal.poll,
-        watchdog=self.watchdog,
+        watch=self.watchdog.watch,
       )
-    finally:
-      self.say_notes()
     if evaluation:
-      if not (self.writer and self.writer.has_evaluation(step)):
-        self.write(step, evaluation)
       self.progress.say(describe(step, evaluation))
-      self.compare(step, evaluation)
+      self.write(step, evaluation)
     return evaluation
 
-  def say_notes(self) -> None:
-    """Shows what happened to the data since the last call."""
-    for line in self.notes.take():
-      self.progress.say_anywhere(line)
-
-  def evaluate_late(self, state: TrainState) -> dict[str, float] | None:
+  def evaluate_late(
+    self, state: TrainState, meter: Meter
+  ) -> dict[str, float] | None:
     """Makes the evaluation that was cut off, if there is one."""
     step = self.first_step
     is_due = self.experiment.is_eval_step(step)
     is_due |= step == self.experiment.length.num_steps
     if not step or not is_due or self.checkpoints.metrics(step):
       return None
-    evaluation = self.evaluate(state, step)
+    evaluation = self.evaluate(state, step, meter)
     if evaluation:
       self.best_score = max(self.best_score, score(evaluation))
       self.watchdog.watch(f'saving step {step}')
       if self.writer:
         self.writer.sync()
-      self.checkpoints.replace(state, evaluation, self.progress.say)
+      self.checkpoints.add_metrics(step, evaluation)
     return evaluation
 
   def finish_steps(self, meter: Meter, *, leave: int = 0) -> None:
@@ -254,34 +213,31 @@ class Loop:
 
   def log(self, step: int, metrics: Any, num_bad: int, meter: Meter) -> None:
     """Writes and shows the metrics of the interval that ends with `step`."""
-    learning_rate = float(metrics.pop('learning_rate'))
-    skipped_steps = int(metrics.pop('skipped_steps'))
+    rate, skipped = metrics.pop('learning_rate'), metrics.pop('skipped_steps')
     means = metrics_lib.means(metrics)
     values = {
       'train/loss': means['loss'],
       'train/top1': means['top1'],
-      'learning_rate': learning_rate,
-      **({'skipped_steps': skipped_steps} if skipped_steps else {}),
+      'learning_rate': float(rate),
+      **({'skipped_steps': int(skipped)} if skipped else {}),
       **meter.interval(step),
     }
     if self.experiment.train_reader.max_bad_images is not None:
       values['bad_images'] = sum_over_processes(num_bad - self.num_bad_logged)
       self.num_bad_logged = num_bad
-    self.write(step, values)
     epoch = self.experiment.epoch(step)
     self.progress.metrics(step, epoch, values, meter.seconds_left(step))
-    self.compare(step, values)
-
-  def compare(self, step: int, values: Mapping[str, float]) -> None:
-    """Warns of values outside of the reference's band."""
-    if self.reference:
-      epoch = self.experiment.epoch(step)
-      for line in self.reference.warnings(step, epoch, values):
-        self.progress.say(line)
+    self.write(step, values)
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
-    if self.writer:
-      self.writer.write(step, self.experiment.epoch(step), values)
+    """Writes a line; warns of values outside of the reference's band."""
+    epoch = self.experiment.epoch(step)
+    is_eval = 'eval/loss' in values
+    if self.writer and not (is_eval and self.writer.has_evaluation(step)):
+      self.writer.write(step, epoch, values)
+    if self.reference:
+      for line in self.reference.warnings(step, epoch, values):
+        self.progress.say(line)
 
   def save(
     self, state: TrainState, step: int, evaluation: dict[str, float] | None
@@ -297,22 +253,30 @@ class Loop:
         raise self.save_error
       self.checkpoints.save(state, evaluation)
     except SaveError as error:  # It may be that of the save before.
-      if jax.process_count() > 1:
-        raise
       self.checkpoints.save_now(state, evaluation, error, self.progress.say)
     self.saved_step, self.save_error = step, None
 
-  def keep(self, state: TrainState, step: int, meter: Meter) -> None:
-    """Saves what is not saved yet, before the run ends by an error.
+  @contextlib.contextmanager
+  def keeping(
+    self, state: TrainState, step: int, meter: Meter
+  ) -> Iterator[None]:
+    """Within the block, an error of the data saves what is not saved yet.
 
-    (Not where there are several processes: the others have gone on.)
+    (Not where there are several processes: the others have gone on.) What
+    happened to the data is shown after the block.
     """
-    if jax.process_count() > 1:
-      return
-    self.finish_steps(meter)
-    if step > self.saved_step:
-      self.save(state, step, None)
-      self.finish(state, step, None)
+    try:
+      yield
+    except (InputError, RunError):
+      if jax.process_count() == 1:
+        self.finish_steps(meter)
+        if step > self.saved_step:
+          self.save(state, step, None)
+          self.finish(state, step, None)
+      raise
+    finally:
+      for line in self.notes.take():
+        self.progress.say_anywhere(line)
 
   def finish(
     self, state: TrainState, step: int, evaluation: dict[str, float] | None
@@ -324,15 +288,12 @@ class Loop:
     try:
       self.checkpoints.finish(expected_step=self.saved_step)
     except SaveError as error:
-      if jax.process_count() > 1:
-        raise
       self.checkpoints.save_now(state, evaluation, error, self.progress.say)
-    self.watchdog.rest()
+    self.watchdog.watch(None)
 
   def close(self) -> None:
-    self.programs.close()
-    self.bad_steps.close()
-    self.watchdog.close()
-    self.progress.close()
-    if self.writer:
-      self.writer.close()
+    """Ends the threads, and closes the files."""
+    parts = (self.programs, self.bad_steps, self.watchdog, self.progress)
+    for part in (*parts, self.writer):
+      if part:
+        part.close()

@@ -1,12 +1,16 @@
-"""The update of each step: one program for each size of images.
+"""Compiled programs: one update for each size of images; kept on disk.
 
-The first is compiled by its first call. Those of later sizes are compiled
-beside the training, in a thread, long before they are needed: compilation moves
-nothing between processes, so each may take its own time. Where XLA tries its
-kernels out on the device while it compiles, on GPUs, training waits for it, so
-that neither takes the other's time or memory.
+The first update is compiled by its first call. Those of later sizes are
+compiled beside the training, in a thread, long before they are needed:
+compilation moves nothing between processes, so each may take its own time.
+Where XLA tries its kernels out on the device while it compiles, on GPUs,
+training waits for it, so that neither takes the other's time or memory.
 """
 
+import hashlib
+import os
+import platform
+import stat
 import threading
 import time
 from typing import Any
@@ -15,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from resnet.experiment import Experiment
-from resnet.run.signals import StopSignal
+from resnet.run.stopping import StopSignal
 from resnet.training.step import jit_steps
 
 _POLL_SECONDS = 0.05
@@ -110,3 +114,54 @@ def abstract_batch(
     )
     for name, (shape, dtype) in fields.items()
   }
+
+
+def keep_programs() -> str | None:
+  """Lets JAX find the programs of earlier processes; compiles nothing.
+
+  They lie in $JAX_COMPILATION_CACHE_DIR, or else in a private folder under
+  $XDG_CACHE_HOME or ~/.cache, one for each kind of processor: programs for a
+  CPU fit only that. They are machine code, so a folder that others may write
+  to is not used.
+
+  Returns:
+    Why they are not kept, as a line to be shown; None where they are.
+  """
+  config: Any = jax.config  # Environment variables of the same names set it.
+  if not config.jax_enable_compilation_cache:
+    return None
+  folder = config.jax_compilation_cache_dir
+  if not folder:
+    folder = os.path.join(_cache_home(), 'resnet', f'programs_{_processor()}')
+    try:
+      os.makedirs(folder, mode=0o700, exist_ok=True)
+      found = os.stat(folder)
+    except OSError as error:
+      return f'Compiled programs are not kept: {folder}: {error.strerror}.'
+    others_write = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if found.st_uid != os.getuid() or others_write:
+      return (
+        f'Compiled programs are not kept: others may write to {folder}. Remove'
+        ' it, or name a private one in JAX_COMPILATION_CACHE_DIR.'
+      )
+    jax.config.update('jax_compilation_cache_dir', folder)
+  # JAX caches only compilations longer than one second; cache all of them.
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+  return None
+
+
+def _cache_home() -> str:
+  # An empty or relative one counts as none (XDG Base Directory Specification).
+  home = os.environ.get('XDG_CACHE_HOME', '')
+  return home if os.path.isabs(home) else os.path.expanduser('~/.cache')
+
+
+def _processor() -> str:
+  """Returns a checksum of what the processor can do."""
+  text = platform.machine()
+  try:
+    with open('/proc/cpuinfo') as file:
+      text += next((x for x in file if x.startswith(('flags', 'Features'))), '')
+  except OSError:
+    text += platform.processor()  # Not Linux.
+  return hashlib.sha256(text.encode()).hexdigest()[:12]

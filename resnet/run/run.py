@@ -4,9 +4,8 @@ The state is that of the newest whole checkpoint in the workdir; without one,
 of `init_from`; without that, random.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 import contextlib
-import json
 import os
 import signal
 import sys
@@ -14,47 +13,28 @@ import time
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
-import numpy as np
 
 from resnet import files
-from resnet.data.host.loader import DeviceLoader, read_ahead
+from resnet.data.host.loader import DeviceLoader
 from resnet.data.host.warnings import Notes
 from resnet.data.host.workers import check_shared_memory
 from resnet.errors import InputError
 from resnet.experiment import Experiment
-from resnet.fields import FREE_FIELDS, SAFE_FIELDS
 from resnet.files import Lock
 from resnet.run import workdir as workdir_lib
 from resnet.run.checkpoint import FOLDER, Checkpoints, DamagedError
-from resnet.run.initialize import InitialWeights, open_weights
-from resnet.run.loop import Loop, Outcome
-from resnet.run.provenance import read_last_step, record_end, record_start
+from resnet.run.initialize import open_weights
+from resnet.run.loop import Loop
+from resnet.run.provenance import record_end, record_start
 from resnet.run.reference import Reference
-from resnet.run.signals import StopSignal
-from resnet.training.state import TrainState
+from resnet.run.stopping import Outcome, StopSignal
 
 
 def run(
-  experiment: Experiment,
-  workdir: str,
-  *,
-  start_time: float,
-  reference: Reference | None = None,
-  allow_config_change: bool = False,
-  on_leave: Callable[[str, int], None] | None = None,
-  draw: Callable[[str], None] | None = None,
+  experiment: Experiment, workdir: str, *, start_time: float, **options: Any
 ) -> int:
   """Trains, prints how it ended, returns the exit code; see `train`."""
-  outcome = train(
-    experiment,
-    workdir,
-    start_time=start_time,
-    reference=reference,
-    allow_config_change=allow_config_change,
-    on_leave=on_leave,
-    draw=draw,
-  )
+  outcome = train(experiment, workdir, start_time=start_time, **options)
   if jax.process_index() == 0:
     _tell(outcome, experiment.length.num_steps, workdir, start_time)
   return 0 if outcome.signal is None else 128 + outcome.signal
@@ -78,17 +58,13 @@ def _tell(
   if outcome.was_complete:
     print(f'The run in {workdir} is complete: nothing to do.')
   table = {'steps': f'{num_steps:,}'}
-  if outcome.metrics:
-    table |= {
-      f'{kind} {name}': f'{outcome.metrics[f"{prefix}/{metric}"]:.4f}'
-      for prefix, kind in (('eval', 'eval'), ('eval_ema', 'ema'))
-      for metric, name in (
-        ('top1', 'top-1'),
-        ('top5', 'top-5'),
-        ('loss', 'loss'),
-      )
-      if f'{prefix}/{metric}' in outcome.metrics
-    }
+  names = {'top1': 'top-1', 'top5': 'top-5', 'loss': 'loss'}
+  for prefix, kind in (('eval', 'eval'), ('eval_ema', 'ema')):
+    for metric, name in names.items():
+      if (
+        value := (outcome.metrics or {}).get(f'{prefix}/{metric}')
+      ) is not None:
+        table[f'{kind} {name}'] = f'{value:.4f}'
   if outcome.images_per_second:
     table['images/s'] = f'{outcome.images_per_second:,.0f}'
   if not outcome.was_complete:
@@ -128,69 +104,88 @@ def train(
       written, or a record is broken.
     RunError: the run could not go on: disk, workers, numbers.
   """
+  grace_seconds = experiment.preemption_grace_seconds
   with (
-    StopSignal(
-      grace_seconds=experiment.preemption_grace_seconds, on_leave=on_leave
-    ) as stop,
+    StopSignal(grace_seconds=grace_seconds, on_leave=on_leave) as stop,
     contextlib.ExitStack() as cleanup,
   ):
-    saved, experiment, changed = _check_workdir(
-      experiment, workdir, allow_config_change
-    )
-    checkpoints, state, initial = None, None, None
-    if saved:
-      if outcome := _complete(experiment, workdir):
-        # The process may have been killed between the last step and the curves.
-        if not os.path.exists(os.path.join(workdir, workdir_lib.CURVES_FILE)):
-          _draw(draw, workdir)
-        return outcome
-      files.check_writable(workdir)
-      checkpoints = _open(experiment, workdir, cleanup)
-      with stop.at_once():
-        state = checkpoints.restore_newest(experiment.abstract_state(), _say)
-      if state is None:
-        _check_not_lost(experiment, workdir)
-      elif outcome := _complete_with(checkpoints, experiment):
-        return outcome
-    if experiment.init_from is not None and state is None:
-      initial, experiment = open_weights(experiment)
-    first_step = 0 if state is None else int(state.step)
-    notes = Notes(experiment.train_reader.max_bad_images)
-    for folder in (workdir, os.path.join(workdir, FOLDER)):
-      files.check_writable(folder)
-    batches = _start_reading(experiment, first_step, notes)
-    cleanup.callback(batches.close)
-    jax.monitoring.record_event('/resnet/data')
-    if stop.received and jax.process_count() == 1:
-      return Outcome(step=first_step, metrics=None, signal=stop.received)
-    if checkpoints is None:
-      workdir_lib.make(workdir)
-      checkpoints = _open(experiment, workdir, cleanup)
-    if changed or not saved:
-      _write_config(experiment, workdir)
+    checked = workdir_lib.check(experiment, workdir, allow_config_change)
+    outcome = _train(*checked, workdir, reference, stop, cleanup, start_time)
+  is_complete = outcome.step == experiment.length.num_steps and outcome.metrics
+  # The process may have been killed between the last step and the curves.
+  curves = os.path.join(workdir, workdir_lib.CURVES_FILE)
+  is_drawn = outcome.was_complete and os.path.exists(curves)
+  if draw and is_complete and not is_drawn and jax.process_index() == 0:
+    try:
+      draw(workdir)
+    except OSError as error:  # A picture is no reason to fail a finished run.
+      print(f'No {workdir_lib.CURVES_FILE}: {error}', file=sys.stderr)
+  return outcome
+
+
+def _train(
+  is_begun: bool,
+  experiment: Experiment,
+  changed: Sequence[str],
+  workdir: str,
+  reference: Reference | None,
+  stop: StopSignal,
+  cleanup: contextlib.ExitStack,
+  start_time: float,
+) -> Outcome:
+  """As `train`, of a run that `workdir_lib.check` has found good."""
+  checkpoints, state, initial = None, None, None
+  if is_begun:
+    if outcome := _complete(experiment, workdir):
+      return outcome
+    files.check_writable(workdir)
+    checkpoints = _open(experiment, workdir, cleanup)
+    with stop.at_once():
+      state = checkpoints.restore_newest(experiment.abstract_state(), _say)
     if state is None:
-      with stop.at_once():
-        state = _first_state(experiment, initial)
-    jax.monitoring.record_event('/resnet/state')
-    loop = Loop(
-      experiment, workdir, checkpoints, first_step, reference, stop, notes
-    )
-    cleanup.callback(loop.close)
-    for line in (
-      _describe(experiment, first_step),
-      *experiment.notices,
-      *changed,
-      initial and initial.describe(),
-      reference and reference.describe(experiment.config),
-    ):
-      if line:
-        loop.progress.say(line)
-    _record_start(experiment, workdir, first_step)
-    outcome = loop.run(state, batches, start_time)
+      workdir_lib.check_not_lost(workdir, experiment.save_every_steps)
+    elif outcome := _complete_with(checkpoints, experiment):
+      return outcome
+  if experiment.init_from is not None and state is None:
+    initial, experiment = open_weights(experiment)
+  first_step = 0 if state is None else int(state.step)
+  notes = Notes(experiment.train_reader.max_bad_images)
+  for folder in (workdir, os.path.join(workdir, FOLDER)):
+    files.check_writable(folder)
+  batches = _start_reading(experiment, first_step, notes)
+  cleanup.callback(batches.close)
+  jax.monitoring.record_event('/resnet/data')
+  if stop.received and jax.process_count() == 1:
+    return Outcome(step=first_step, metrics=None, signal=stop.received)
+  if checkpoints is None:
+    workdir_lib.make(workdir)
+    checkpoints = _open(experiment, workdir, cleanup)
+  if changed or not is_begun:
+    workdir_lib.write_shared_config(workdir, experiment)
+  if state is None:
+    with stop.at_once():
+      state = experiment.create_state()
+      state = initial.apply(state) if initial else state
+  jax.monitoring.record_event('/resnet/state')
+  loop = Loop(
+    experiment, workdir, checkpoints, first_step, reference, stop, notes
+  )
+  cleanup.callback(loop.close)
+  for line in (
+    _describe(experiment, first_step),
+    *experiment.notices,
+    *changed,
+    initial and initial.describe(),
+    reference and reference.describe(experiment.config),
+  ):
+    if line:
+      loop.progress.say(line)
+  if jax.process_index() == 0:
+    devices = experiment.sharding.mesh.devices.flatten().tolist()
+    record_start(workdir, step=first_step, devices=devices)
+  outcome = loop.run(state, batches, start_time)
   if jax.process_index() == 0:
     record_end(workdir, step=outcome.step)
-  if outcome.step == experiment.length.num_steps and outcome.metrics:
-    _draw(draw, workdir)
   return outcome
 
 
@@ -211,8 +206,6 @@ def _complete(experiment: Experiment, workdir: str) -> Outcome | None:
   (As there is where its last checkpoint is damaged.)
   """
   if not os.path.isdir(os.path.join(workdir, FOLDER)):
-    return None
-  if Checkpoints.is_half_replaced(workdir):
     return None
   try:
     checkpoints = Checkpoints(workdir)
@@ -237,29 +230,6 @@ def _complete_with(
   return Outcome(step=step, metrics=metrics, was_complete=True)
 
 
-def _check_not_lost(experiment: Experiment, workdir: str) -> None:
-  """A run without checkpoints must be one that has not come to the first.
-
-  Raises:
-    InputError: it had some.
-  """
-  step = read_last_step(workdir)
-  lines = os.path.join(workdir, workdir_lib.METRICS_FILE)
-  # What is no line of ours is told where the file is opened to go on.
-  with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-    with open(lines) as file:
-      whole = [line for line in file if line.endswith('\n')]
-    logged = max((json.loads(line)['step'] for line in whole), default=0)
-    # The second save waits until the first is on disk.
-    if logged > 2 * experiment.save_every_steps:
-      step = max(step, logged)
-  if step:
-    raise InputError(
-      f'{workdir} has come to step {step}, but holds no checkpoint any more:'
-      f' put its folder {FOLDER} back, or begin anew with another --workdir.'
-    )
-
-
 def _start_reading(
   experiment: Experiment, first_step: int, notes: Notes
 ) -> DeviceLoader:
@@ -273,16 +243,11 @@ def _start_reading(
     readers = experiment.train_reader, experiment.eval_reader
     num_bytes = loader.max_batches * sum(r.num_batch_bytes for r in readers)
   check_shared_memory(num_bytes)
-  batches = DeviceLoader(
-    read_ahead(
-      experiment.train_reader,
-      experiment.loader,
-      first_step=first_step,
-      num_steps=experiment.length.num_steps,
-      notes=notes,
-    ),
-    experiment.sharding.batch,
+  batches = experiment.load(
+    experiment.train_reader,
     notes,
+    first_step=first_step,
+    num_steps=experiment.length.num_steps,
   )
   first_eval_batch = experiment.eval_reader(0)
   if isinstance(first_eval_batch, InputError):
@@ -290,103 +255,6 @@ def _start_reading(
   if first_step < experiment.length.num_steps:
     batches.start()
   return batches
-
-
-def _first_state(
-  experiment: Experiment, initial: InitialWeights | None
-) -> TrainState:
-  state = experiment.create_state()
-  return initial.apply(state) if initial else state
-
-
-def _record_start(
-  experiment: Experiment, workdir: str, first_step: int
-) -> None:
-  if jax.process_index() == 0:
-    devices = experiment.sharding.mesh.devices.flatten().tolist()
-    record_start(workdir, step=first_step, devices=devices)
-
-
-def _draw(draw: Callable[[str], None] | None, workdir: str) -> None:
-  if draw and jax.process_index() == 0:
-    try:
-      draw(workdir)
-    except OSError as error:  # A picture is no reason to fail a finished run.
-      print(f'No {workdir_lib.CURVES_FILE}: {error}', file=sys.stderr)
-
-
-def _check_workdir(
-  experiment: Experiment, workdir: str, allow_config_change: bool
-) -> tuple[bool, Experiment, list[str]]:
-  """Returns whether a run was begun in `workdir`; it must be this one.
-
-  And the experiment, with the statistics of that run where it began with the
-  weights of another, whose source may be gone by now; and the changes of its
-  config, which must be allowed.
-  """
-  workdir_lib.check_can_save(workdir)
-  saved = workdir_lib.read_config(workdir)
-  # Before any process has written something.
-  if not _is_same_everywhere(saved is not None):
-    raise _not_shared(workdir)
-  changed = []
-  if saved is None:
-    if os.path.isdir(os.path.join(workdir, FOLDER)):
-      raise InputError(
-        f'{workdir} has checkpoints but no config.json, so nobody can tell of'
-        ' what run they are: give another --workdir.'
-      )
-  else:
-    if experiment.init_from is not None:
-      experiment = experiment.with_statistics_of(saved['derived'])
-    former = saved['config']
-    may_grow = _may_grow(former, experiment)
-    changed = workdir_lib.check_same_config(
-      workdir,
-      former,
-      experiment.config,
-      ignore=FREE_FIELDS,
-      safe=SAFE_FIELDS | {'num_epochs'} if may_grow else SAFE_FIELDS,
-      allow_change=allow_config_change,
-    )
-    # The data may have been prepared anew since, under the same name.
-    workdir_lib.check_same_config(
-      workdir,
-      saved['derived'],
-      experiment.derived(),
-      ignore=('num_steps',) if may_grow else (),
-    )
-  return saved is not None, experiment, changed
-
-
-def _may_grow(former: Mapping[str, Any], experiment: Experiment) -> bool:
-  """Whether more epochs leave the learning rates of the old steps the same."""
-  config = experiment.config
-  return (
-    config['num_epochs'] > former['num_epochs']
-    and config['schedule.name'] == 'step'
-    and max(config['schedule.decay_epochs'], default=0) < former['num_epochs']
-  )
-
-
-def _is_same_everywhere(value: bool) -> bool:
-  values = multihost_utils.process_allgather(np.int32(value))
-  return len(np.unique(values)) == 1
-
-
-def _not_shared(workdir: str) -> InputError:
-  return InputError(
-    f'--workdir={workdir} is not the same folder for all'
-    f' {jax.process_count()} processes: name one that they share.'
-  )
-
-
-def _write_config(experiment: Experiment, workdir: str) -> None:
-  if jax.process_index() == 0:
-    workdir_lib.write_config(workdir, experiment.config, experiment.derived())
-  multihost_utils.sync_global_devices('config.json')
-  if workdir_lib.read_config(workdir) is None:
-    raise _not_shared(workdir)
 
 
 def _say(text: str) -> None:

@@ -1,16 +1,25 @@
 """The folder of a run: its config, and whether a run may go on in it."""
 
 from collections.abc import Collection, Mapping
+import contextlib
 import json
 import os
 from typing import Any
 
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
 from resnet.errors import InputError
+from resnet.experiment import Experiment
+from resnet.fields import FREE_FIELDS, SAFE_FIELDS
 from resnet.files import write_atomically
+from resnet.run.provenance import read_last_step
 
 CONFIG_FILE = 'config.json'
 METRICS_FILE = 'metrics.jsonl'
 CURVES_FILE = 'curves.png'
+CHECKPOINTS = 'checkpoints'
 
 
 def check_name(workdir: str) -> None:
@@ -149,3 +158,98 @@ def write_config(
     write_atomically(path, text)
   except OSError as error:
     raise InputError(f'{path} cannot be written: {error.strerror}.') from None
+
+
+def check(
+  experiment: Experiment, workdir: str, allow_config_change: bool
+) -> tuple[bool, Experiment, list[str]]:
+  """Returns whether a run was begun in `workdir`; it must be this one.
+
+  And the experiment, with the statistics of that run where it began with the
+  weights of another, whose source may be gone by now; and the changes of its
+  config, which must be allowed.
+  """
+  check_can_save(workdir)
+  saved = read_config(workdir)
+  # Before any process has written something.
+  exists = multihost_utils.process_allgather(np.int32(saved is not None))
+  if len(np.unique(exists)) > 1:
+    raise _not_shared(workdir)
+  changed = []
+  if saved is None:
+    if os.path.isdir(os.path.join(workdir, CHECKPOINTS)):
+      raise InputError(
+        f'{workdir} has checkpoints but no config.json, so nobody can tell of'
+        ' what run they are: give another --workdir.'
+      )
+  else:
+    if experiment.init_from is not None:
+      experiment = experiment.with_statistics_of(saved['derived'])
+    former = saved['config']
+    may_grow = _may_grow(former, experiment)
+    changed = check_same_config(
+      workdir,
+      former,
+      experiment.config,
+      ignore=FREE_FIELDS,
+      safe=SAFE_FIELDS | {'num_epochs'} if may_grow else SAFE_FIELDS,
+      allow_change=allow_config_change,
+    )
+    # The data may have been prepared anew since, under the same name.
+    check_same_config(
+      workdir,
+      saved['derived'],
+      experiment.derived(),
+      ignore=('num_steps',) if may_grow else (),
+    )
+  return saved is not None, experiment, changed
+
+
+def _may_grow(former: Mapping[str, Any], experiment: Experiment) -> bool:
+  """Whether more epochs leave the learning rates of the old steps the same."""
+  config = experiment.config
+  return (
+    config['num_epochs'] > former['num_epochs']
+    and config['schedule.name'] == 'step'
+    and max(config['schedule.decay_epochs'], default=0) < former['num_epochs']
+  )
+
+
+def _not_shared(workdir: str) -> InputError:
+  return InputError(
+    f'--workdir={workdir} is not the same folder for all'
+    f' {jax.process_count()} processes: name one that they share.'
+  )
+
+
+def write_shared_config(workdir: str, experiment: Experiment) -> None:
+  """Writes config.json for all processes; InputError: not all see it."""
+  if jax.process_index() == 0:
+    write_config(workdir, experiment.config, experiment.derived())
+  multihost_utils.sync_global_devices('config.json')
+  if read_config(workdir) is None:
+    raise _not_shared(workdir)
+
+
+def check_not_lost(workdir: str, save_every_steps: int) -> None:
+  """A run without checkpoints must be one that has not come to the first.
+
+  Raises:
+    InputError: it had some.
+  """
+  step = read_last_step(workdir)
+  lines = os.path.join(workdir, METRICS_FILE)
+  # What is no line of ours is told where the file is opened to go on.
+  with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    with open(lines) as file:
+      whole = [line for line in file if line.endswith('\n')]
+    logged = max((json.loads(line)['step'] for line in whole), default=0)
+    # The second save waits until the first is on disk.
+    if logged > 2 * save_every_steps:
+      step = max(step, logged)
+  if step:
+    raise InputError(
+      f'{workdir} has come to step {step}, but holds no checkpoint any more:'
+      f' put its folder {CHECKPOINTS} back, or begin anew with another'
+      ' --workdir.'
+    )

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from resnet import backend
 from resnet import config as config_lib
 from resnet.errors import InputError, RunError
+from resnet.output import print_error
 
 
 class Parser(argparse.ArgumentParser):
@@ -84,5 +85,4 @@ def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> None:
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:
-  print('error:', ' '.join(message.split()), file=sys.stderr)
-  sys.exit(code)
+  sys.exit(print_error(message, code))

@@ -46,11 +46,11 @@ from resnet.data.host.scales import paper_sides
 from resnet.data.sources import real_labels
 from resnet.data.sources.same_classes import open_same_classes
 from resnet.errors import InputError
-from resnet.evaluation import calibration, detailed, precise_bn, views
+from resnet.evaluation import calibration, precise_bn, views
 from resnet.experiment import Experiment
 from resnet.fields import FIELDS
 from resnet.plots import evaluation
-from resnet.run.evaluate_checkpoint import open_state
+from resnet.run.initialize import open_state
 from resnet.tools import command
 from resnet.weights import split_raw
 
@@ -75,7 +75,7 @@ def main(args: argparse.Namespace) -> None:
     'scales': sides,
   }
   evaluate = functools.partial(
-    detailed.evaluate, run, which=args.views, sides=sides
+    views.evaluate, run, views=args.views, sides=sides
   )
   if args.precise_bn is not None:
     before = calibration.summarize(evaluate(variables=variables).sums)

@@ -1,6 +1,7 @@
 """Checkpoints: what is restored, where it lands, and what is refused."""
 
 import errno
+import os
 import pathlib
 
 import jax
@@ -127,38 +128,27 @@ def test_an_error_of_the_machine_is_no_damage(run, state, workdir, monkeypatch):
     assert Checkpoints(workdir).all_steps() == [0]
 
 
-@pytest.mark.parametrize(
-  'errors', [[FULL_DISK], [FULL_DISK, FULL_DISK], [KeyboardInterrupt()]]
-)
-def test_a_replacement_that_fails_or_is_killed_leaves_a_checkpoint(
-  run, state, workdir, monkeypatch, errors
+@pytest.mark.parametrize('error', [FULL_DISK, KeyboardInterrupt()])
+def test_metrics_are_added_whole_or_not_at_all(
+  run, state, workdir, monkeypatch, error
 ):
-  """A first failure is made good; else the old checkpoint is put back."""
   checkpoints = save(workdir, state)
-  left, real, lines = list(errors), ocp.CheckpointManager.save, []
 
-  def fail(*args, **options):
-    if left:
-      raise left.pop(0)
-    return real(*args, **options)
+  def fail(*_):
+    raise error
 
-  monkeypatch.setattr(ocp.CheckpointManager, 'save', fail)
   metrics = {'eval/top1': 0.5}
-  if errors == [FULL_DISK]:
-    checkpoints.replace(state, metrics, lines.append)
-  else:
+  with monkeypatch.context() as patch:
+    patch.setattr(os, 'rename', fail)
     with pytest.raises((SaveError, KeyboardInterrupt)):
-      checkpoints.replace(state, metrics, lines.append)
-  warnings = [line for line in lines if line.endswith('Trying again.')]
-  assert len(warnings) == (FULL_DISK in errors)
-  checkpoints.close()
-  checkpoints = Checkpoints(workdir, keep=1)
-  assert_equal(state, checkpoints.restore_newest(run.abstract_state(), print))
-  if errors != [FULL_DISK]:
-    assert checkpoints.metrics(0) is None
-    checkpoints.replace(state, metrics, print)
-  assert checkpoints.metrics(0) == metrics
-  assert not Checkpoints.is_half_replaced(workdir)
+      checkpoints.add_metrics(0, metrics)
+  for expected in (None, metrics):
+    checkpoints = Checkpoints(workdir, keep=1)
+    assert_equal(state, checkpoints.restore_newest(run.abstract_state(), print))
+    assert checkpoints.metrics(0) == expected
+    if expected is None:
+      checkpoints.add_metrics(0, metrics)
+      assert checkpoints.best_step() == 0
 
 
 def test_metrics_that_were_changed_are_noticed(state, workdir):

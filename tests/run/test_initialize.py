@@ -14,8 +14,7 @@ from resnet.errors import InputError
 from resnet.evaluation.evaluate import describe, evaluate
 from resnet.run import run as run_lib
 from resnet.run.checkpoint import Checkpoints
-from resnet.run.evaluate_checkpoint import evaluate_checkpoint
-from resnet.run.initialize import open_weights
+from resnet.run.initialize import evaluate_checkpoint, open_weights
 from resnet.training.step import jit_steps
 from tests import runs
 

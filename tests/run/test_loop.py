@@ -12,7 +12,7 @@ from resnet.plots.curves import save_curves
 from resnet.run import loop
 from resnet.run import run as run_lib
 from resnet.run.checkpoint import Checkpoints
-from resnet.run.evaluate_checkpoint import evaluate_checkpoint
+from resnet.run.initialize import evaluate_checkpoint
 from tests import runs
 from tests.runs import at_batch, read_metrics, with_broken_images
 
@@ -122,7 +122,7 @@ def test_an_evaluation_cut_off_by_a_signal_is_made_after_resuming(
 
   with monkeypatch.context() as patch:
     # A kill between the line of the evaluation and the checkpoint with it.
-    patch.setattr(Checkpoints, 'replace', killed)
+    patch.setattr(Checkpoints, 'add_metrics', killed)
     with pytest.raises(KeyboardInterrupt):
       train(tmp_path)
   assert train(tmp_path).metrics == whole[1].metrics

@@ -7,7 +7,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from resnet.run import loop, programs, replay
+from resnet.run import bad_steps, loop, programs
 from resnet.run import run as run_lib
 from resnet.run.checkpoint import Checkpoints
 from resnet.run.programs import Programs
@@ -92,7 +92,7 @@ def test_replaying_and_resuming_cross_a_change_of_size(
     outcome = train(tmp_path, **ON_DEVICE)
   assert (outcome.signal, outcome.step) == (signal.SIGTERM, 5)
   capsys.readouterr()
-  assert replay.run(resolve(**ON_DEVICE), str(tmp_path), 8) == 0
+  assert bad_steps.replay(resolve(**ON_DEVICE), str(tmp_path), 8) == 0
   out = capsys.readouterr().out
   assert 'Step 8, from the checkpoint of step 5.' in out
   assert '0 of 64 losses are not finite' in out
@@ -128,7 +128,7 @@ def test_a_signal_ends_the_wait_for_the_compiler_after_saving(
 
   def wait(self, step, stop):
     # Compiling may take any time.
-    assert watchdog.method_calls[-1] == mock.call.rest()
+    assert watchdog.method_calls[-1] == mock.call.watch(None)
     signal.raise_signal(signal.SIGTERM)
     try:
       return real(self, step, stop)

@@ -9,7 +9,7 @@ from resnet.errors import InputError, RunError
 from resnet.run import roll_call
 from tests.programs import free_port
 
-ONE_OF_THREE = '{"process_id": 1, "num_processes": 3}\n'
+ONE_OF_THREE = '{"name": "one", "process_id": 1, "num_processes": 3}\n'
 
 
 @pytest.fixture
@@ -22,11 +22,8 @@ def hold(port, ids, *, num_processes=3, seconds=60.0, host='127.0.0.1'):
 
   def one(process_id):
     try:
-      return roll_call.hold(
-        f'{host}:{port}',
-        num_processes=num_processes,
-        process_id=process_id,
-        seconds=seconds,
+      return roll_call.call_roll(
+        f'{host}:{port}', num_processes, process_id, seconds
       )
     except (InputError, RunError) as error:
       return error
@@ -56,19 +53,20 @@ def send(port, text):
     connection.sendall(text.encode())
 
 
-def close(connections):
-  assert isinstance(connections, dict), connections
-  for connection in connections.values():
-    connection.close()
+def close(peers):
+  assert isinstance(peers, dict), peers
+  for peer in peers.values():
+    peer.close()
 
 
 def test_all_are_connected_in_any_order(port):
   results = hold(port, [2, 1, 0])
-  assert [sorted(connections) for connections in results] == [[0], [0], [1, 2]]
+  assert [sorted(peers) for peers in results] == [[0], [0], [1, 2]]
+  assert results[2][1].name.startswith('Process 1 (')
   close(results[2])  # The others see this when process 0 dies.
-  for connections in results[:2]:
-    with connections[0] as connection:
-      assert connection.recv(1) == b''
+  for peers in results[:2]:
+    with pytest.raises(ConnectionResetError):
+      peers[0].hear(60.0)
 
 
 def test_processes_that_have_not_come_or_have_died_are_named_as_missing(port):
@@ -84,24 +82,20 @@ def test_addresses_that_lead_nowhere_are_named(port):
   assert isinstance(error, RunError)
   assert f'cannot be reached at 127.0.0.1:{port}' in str(error)
   assert 'refused' in str(error)
-  (error,) = hold(port, [1], host='no-such-host.invalid')
-  assert isinstance(error, InputError)
-  assert 'no-such-host.invalid is no known host' in str(error)
+  (error,) = hold(port, [1], seconds=0.5, host='no-such-host.invalid')
+  assert 'cannot be reached at no-such-host.invalid' in str(error)
   with socket.create_server(('', 0)) as server:
     taken = server.getsockname()[1]
     (error,) = hold(taken, [0])
   assert isinstance(error, InputError)
   assert f'Port {taken} of --coordinator_address' in str(error)
   with pytest.raises(InputError, match='no HOST:PORT'):
-    roll_call.hold('a:70000', num_processes=2, process_id=1, seconds=1.0)
+    roll_call.call_roll('a:70000', 2, 1, 1.0)
 
 
 def test_wrong_numbers_are_refused(port):
-  for index in (0, 3, '"1"'):
-    text = f'{{"process_id": {index}, "num_processes": 3}}\n'
-    error = hold_while(port, text)
-    assert isinstance(error, InputError)
-    assert 'is none of 3 processes' in str(error)
+  for error in hold(port, [0, 3]):
+    assert '--process_id=3 is none of 3 processes' in str(error)
   for error in hold(port, [0, 1, 1]):
     assert '--process_id=1 was given to two processes' in str(error)
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
@@ -117,9 +111,9 @@ def test_strangers_at_the_port_are_ignored(port):
     for text in ('GET / HTTP/1.1\r\n\r\n', '{"process_id": 1}\n', '[]\n'):
       send(port, text)
     results = hold(port, [1], num_processes=2) + called.result()
-  for connections in results:
-    close(connections)
-    assert len(connections) == 1
+  for peers in results:
+    close(peers)
+    assert len(peers) == 1
 
 
 @pytest.mark.parametrize('others_come_before', [False, True])
@@ -132,5 +126,5 @@ def test_a_process_that_has_died_may_come_again(port, others_come_before):
       with pytest.raises(TimeoutError):
         other.result(timeout=0.5)
     results = hold(port, [1]) + other.result() + called.result()
-  for connections in results:
-    close(connections)
+  for peers in results:
+    close(peers)

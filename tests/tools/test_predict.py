@@ -12,7 +12,7 @@ from resnet import weights
 from resnet.data.host.warnings import Notes
 from resnet.data.sources import registry
 from resnet.evaluation.evaluate import evaluate
-from resnet.run.evaluate_checkpoint import open_state
+from resnet.run.initialize import open_state
 from resnet.training.step import jit_steps
 from tests.networks import draw_variables, save_random
 from tests.programs import assert_refused

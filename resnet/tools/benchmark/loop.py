@@ -12,7 +12,7 @@ from resnet.errors import InputError
 from resnet.experiment import Experiment
 from resnet.run.checkpoint import Checkpoints
 from resnet.run.loop import Loop
-from resnet.run.signals import StopSignal
+from resnet.run.stopping import StopSignal
 from resnet.tools.benchmark import programs, timing
 from resnet.training.step import JittedSteps, jit_steps
 

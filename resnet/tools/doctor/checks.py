@@ -27,7 +27,7 @@ from resnet.errors import InputError
 from resnet.experiment import Experiment
 from resnet.run.checkpoint import FOLDER, Checkpoints
 from resnet.run.provenance import commit
-from resnet.run.signals import StopSignal
+from resnet.run.stopping import StopSignal
 from resnet.tools.benchmark import input, programs
 from resnet.tools.command import size_text
 

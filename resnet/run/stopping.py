@@ -1,21 +1,29 @@
-"""Stopping a run from outside, and leaving it in a hurry."""
+"""What stops a run: signals from outside, and a watchdog where it hangs."""
 
 import collections
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
-import multiprocessing
+import dataclasses
+import datetime
+import faulthandler
 import os
 import signal
 import socket
+import statistics
 import sys
 import threading
+import time
 from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-_TELL_SECONDS = 5.0
+from resnet.output import leave
+
+# A step may well take many times the median: evaluation's first batch, a disk
+# that is busy.
+_MANY_STEPS = 50
 
 
 def stop_signals() -> tuple[int, ...]:
@@ -27,6 +35,25 @@ def stop_signals() -> tuple[int, ...]:
   if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
     numbers.append(signal.SIGHUP)
   return tuple(numbers)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+  """How a run ended.
+
+  Attributes:
+    step: finished updates.
+    metrics: of the last evaluation, if it was at `step`.
+    images_per_second: of training alone, this time; None: no interval ended.
+    signal: that stopped the run, or None.
+    was_complete: there was nothing left to do.
+  """
+
+  step: int
+  metrics: Mapping[str, float] | None
+  images_per_second: float | None = None
+  signal: int | None = None
+  was_complete: bool = False
 
 
 class StopSignal:
@@ -125,11 +152,7 @@ class StopSignal:
   def _leave(self, message: str, number: int) -> NoReturn:
     print(message, file=sys.stderr)
     if self._on_leave:
-      # Not for long: process 0, through which it goes, may stand still.
-      args = message, 128 + number
-      telling = threading.Thread(target=self._on_leave, args=args, daemon=True)
-      telling.start()
-      telling.join(_TELL_SECONDS)
+      self._on_leave(message, 128 + number)
     leave(128 + number)
 
 
@@ -177,11 +200,71 @@ class AgreedSignal:
     return self._arrays[number]
 
 
-def leave(code: int) -> NoReturn:
-  """Ends this process, and its workers, now: nothing is waited for."""
-  for child in multiprocessing.active_children():
-    child.kill()
-  for stream in (sys.stdout, sys.stderr):
-    with contextlib.suppress(OSError):
-      stream.flush()
-  os._exit(code)
+class Watchdog:
+  """Ends the process when it has been silent for too long.
+
+  Too long is more than `seconds`, and more than 50 times the median step. It
+  rests until it is told what to watch, and while the program compiles.
+  """
+
+  def __init__(self, workdir: str, *, seconds: float | None):
+    self._workdir = workdir
+    self._seconds = seconds
+    self._what: str | None = None
+    self._since = time.monotonic()
+    self._step_seconds = collections.deque(maxlen=100)
+    self._closed = threading.Event()
+    if seconds is not None:
+      threading.Thread(target=self._watch, daemon=True).start()
+
+  def watch(self, what: str | None) -> None:
+    """Begins to count the seconds of `what`, such as 'training step 12'.
+
+    None stops counting: what comes may take any time.
+    """
+    self._what, self._since = what, time.monotonic()
+
+  def step_done(self, what: str) -> None:
+    """As `watch`, and the time since the last call was a step's."""
+    if self._what is not None:
+      self._step_seconds.append(time.monotonic() - self._since)
+    self.watch(what)
+
+  def close(self) -> None:
+    """Ends the thread."""
+    self._closed.set()
+
+  def _limit(self) -> float:
+    median = statistics.median(self._step_seconds or [0.0])
+    return max(self._seconds or 0.0, _MANY_STEPS * median)
+
+  def _watch(self) -> None:
+    assert self._seconds is not None
+    while not self._closed.wait(min(self._seconds / 10, 5.0)):
+      # In this order: `watch` may come in between.
+      since, what = self._since, self._what
+      seconds = time.monotonic() - since
+      if what is not None and seconds > self._limit():
+        self._bark(what, seconds)
+
+  def _bark(self, what: str, seconds: float) -> None:
+    now = datetime.datetime.now(datetime.UTC).strftime('%Y%m%dT%H%M%S')
+    path = os.path.join(
+      self._workdir, f'stacks_{now}_{jax.process_index()}.txt'
+    )
+    try:
+      with open(path, 'w') as file:
+        file.write(f'{what} for {seconds:.0f} s\n')
+        file.flush()
+        faulthandler.dump_traceback(file)
+    except OSError as error:
+      faulthandler.dump_traceback(sys.stderr)
+      path = f'stderr ({error})'
+    print(
+      f'error: {what} has hung for {seconds:.0f} s, longer than'
+      f' {self._limit():.0f} s (watchdog_seconds): the run ends. What its'
+      f' threads did is in {path}. The same command goes on from the newest'
+      ' checkpoint.',
+      file=sys.stderr,
+    )
+    leave(1)
