@@ -153,7 +153,7 @@ class Cluster:
   def fail(self, message: str, code: int) -> None:
     """Lets the others end with the reason why this process does."""
     self._ending.acquire()
-    self._tell(end=f'{name(self._index)} ended: {message}', code=code)
+    self._tell_end(f'{name(self._index)} ended: {message}', code)
 
   def wait_for_news(self) -> None:
     """After an error that may come of the death of another process.
@@ -188,6 +188,12 @@ class Cluster:
     for peer in self._peers.values():
       peer.tell(said)
 
+  def _tell_end(self, message: str, code: int) -> None:
+    self._tell(end=message, code=code)
+    if self._index == 0:
+      # JAX aborts the others as soon as it is gone; they must end before.
+      time.sleep(2 * _BEAT_SECONDS)
+
   def _beat(self) -> None:
     while True:
       self._tell()
@@ -218,7 +224,7 @@ class Cluster:
     self._ending.acquire()
     if self._code is not None:
       leave(self._code)
-    self._tell(end=message, code=code)  # Process 0 tells the others.
+    self._tell_end(message, code)  # Process 0 tells the others.
     if code == 1:
       message += '. The same commands go on from the newest checkpoint.'
     print('error:', message, file=sys.stderr)
