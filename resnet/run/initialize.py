@@ -155,34 +155,23 @@ def open_state(
   """
   saved = workdir_lib.read_config(workdir)
   if saved is not None:
-    return _restore(experiment, workdir, saved, which)
+    data_fields = {f for f in experiment.config if not f.startswith('model.')}
+    workdir_lib.check_same_config(
+      workdir, saved['config'], experiment.config, ignore=data_fields
+    )
+    checkpoints = Checkpoints(workdir)
+    step = checkpoints.best_step() if which == 'best' else None
+    step = checkpoints.latest_step() if step is None else step
+    if step is None:
+      raise InputError(f'{workdir} holds no checkpoint yet.')
+    experiment = experiment.with_statistics_of(saved['derived'])
+    state = checkpoints.restore(step, experiment.abstract_state())
+    return step, state, experiment
   if experiment.init_from is None:
     raise InputError(
       f'{workdir} holds no run: train one first, or give its --workdir, or'
       ' weights: --config.init_from=...'
     )
-  state, experiment = _initial_state(experiment)
-  return 0, state, experiment
-
-
-def _restore(
-  experiment: Experiment, workdir: str, saved: dict[str, Any], which: str
-) -> tuple[int, TrainState, Experiment]:
-  data_fields = {f for f in experiment.config if not f.startswith('model.')}
-  workdir_lib.check_same_config(
-    workdir, saved['config'], experiment.config, ignore=data_fields
-  )
-  checkpoints = Checkpoints(workdir)
-  step = checkpoints.best_step() if which == 'best' else None
-  step = checkpoints.latest_step() if step is None else step
-  if step is None:
-    raise InputError(f'{workdir} holds no checkpoint yet.')
-  experiment = experiment.with_statistics_of(saved['derived'])
-  state = checkpoints.restore(step, experiment.abstract_state())
-  return step, state, experiment
-
-
-def _initial_state(experiment: Experiment) -> tuple[TrainState, Experiment]:
   initial, experiment = open_weights(experiment)
   if initial.new_head:
     raise InputError(
@@ -191,4 +180,4 @@ def _initial_state(experiment: Experiment) -> tuple[TrainState, Experiment]:
     )
   if jax.process_index() == 0:
     print(initial.describe())
-  return initial.apply(experiment.create_state()), experiment
+  return 0, initial.apply(experiment.create_state()), experiment
