@@ -31,8 +31,8 @@ FAULTS = (
   Fault(
     'batch norm momentum',
     'resnet/models/layers.py',
-    'running_var.value = keep * running_var.value + (1 - keep) * jnp.mean(',
-    'running_var.value = (1 - keep) * running_var.value + keep * jnp.mean(',
+    'running.value = keep * running.value + (1 - keep) * jnp.mean(',
+    'running.value = (1 - keep) * running.value + keep * jnp.mean(',
     'tests/models/test_layers.py',
   ),
   Fault(
@@ -53,8 +53,8 @@ FAULTS = (
   Fault(
     'no ReLU after the addition',
     'resnet/models/blocks.py',
-    '    return nn.relu(y)\n\n\nclass BottleneckBlock',
-    '    return y\n\n\nclass BottleneckBlock',
+    'nn.relu(_add_shortcut(self, y, x, x, norm=self.norm))\n\n\nclass B',
+    '_add_shortcut(self, y, x, x, norm=self.norm)\n\n\nclass B',
     'tests/models/test_blocks.py',
   ),
   Fault(
@@ -81,8 +81,8 @@ FAULTS = (
   Fault(
     'schedule off by one',
     'resnet/training/schedules.py',
-    'return lambda step: main(jnp.asarray(step, jnp.float32))',
-    'return lambda step: main(jnp.asarray(step, jnp.float32) + 1)',
+    'return lambda step: schedule(jnp.asarray(step, jnp.float32))',
+    'return lambda step: schedule(jnp.asarray(step, jnp.float32) + 1)',
     'tests/training/test_schedules.py',
   ),
   Fault(
@@ -108,7 +108,7 @@ FAULTS = (
   ),
   Fault(
     'moving averages not moved',
-    'resnet/training/step.py',
+    'resnet/training/state.py',
     'lambda mean, value: decay * mean + (1.0 - decay) * value,',
     'lambda mean, value: mean + (1.0 - decay) * 0.0 * value,',
     'tests/training/test_averages.py',
@@ -129,7 +129,7 @@ FAULTS = (
   ),
   Fault(
     'gradients of accumulated parts summed, not averaged',
-    'resnet/training/step.py',
+    'resnet/training/accumulation.py',
     'return jax.tree.map(lambda x: x / num_parts, total)',
     'return jax.tree.map(lambda x: x / num_parts * 2, total)',
     'tests/training/test_step.py',
@@ -150,16 +150,16 @@ FAULTS = (
   ),
   Fault(
     'checksum skipped',
-    'resnet/run/checkpoint.py',
-    'if _inspect(state)[0] != checksum:',
+    'resnet/run/integrity.py',
+    'if inspect(state)[0] != checksum:',
     'if False:',
     'tests/run/test_checkpoint.py',
   ),
   Fault(
     'resumed at the first batch',
     'resnet/run/run.py',
-    'first_step=first_step,\n      num_steps=experiment.length.num_steps,',
-    'first_step=0,\n      num_steps=experiment.length.num_steps,',
+    'first_step=first_step,\n    num_steps=experiment.length.num_steps,',
+    'first_step=0,\n    num_steps=experiment.length.num_steps,',
     'tests/run/test_loop.py',
   ),
   Fault(

@@ -22,7 +22,7 @@ minutes that FFCV took on eight A100 (rn50) or on one (rn18):
 
 Not run.
 
-What differs: there is no BlurPool, with which FFCV blurs before all strided
+What differs: there is no BlurPool as FFCV has it, before all strided
 convolutions but the first. Its images are stored at up to 500 pixels (rn50) or
 400 (rn18), partly as JPEG of quality 90, and resized by areas; it decays the
 head's bias and the batch norms of shortcuts, and adds up logits over the mirror

@@ -198,6 +198,10 @@ def explain(error: Exception) -> str:
     if ' has no attribute ' in str(cause):
       what = 'The config file is not one:'
     return f'{what} {cause}'
+  if isinstance(error, OSError) and (
+    missing := re.search(r'Attempted.*?: \'?([^\s\']+\.py)', str(error), re.S)
+  ):
+    return f'There is no config file {missing[1]}.'
   # Of a traceback that ml_collections put into the message, the last line.
   message, _, trace = str(error).partition('Traceback')
   last_line = trace.strip().rpartition('\n')[2].strip()

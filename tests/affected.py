@@ -1,8 +1,9 @@
 """Prints the tests of what changed since origin/main (else HEAD).
 
-`make check` runs them. A changed test file is run, and for a changed module
-`resnet/PACKAGE/NAME.py` the tests in `tests/PACKAGE/` that are named after it
-or import it. The rest is left to `make test`.
+`make check` runs them. A changed test file is run, and for a changed module the
+tests that are named after it or its package (for `resnet/tools/aot/hlo.py`,
+`tests/tools/test_aot.py`) and those of its top folder (`tests/tools`) that
+import it. The rest is left to `make test`.
 """
 
 import ast
@@ -56,14 +57,20 @@ def tests_of(name: str) -> set[str]:
     return {name} if path.name.startswith('test_') else set()
   if path.parts[0] == 'configs':
     return set(OF_CONFIGS)
-  folder = ROOT / 'tests' / pathlib.PurePosixPath(*path.parts[1:-1])
   module = '.'.join(path.with_suffix('').parts).removesuffix('.__init__')
-  return {
-    test.relative_to(ROOT).as_posix()
-    for test in folder.glob('test_*.py')
-    if test.name == f'test_{path.name}'
-    or (len(path.parts) > 2 and module in imports(test))
+  places = [path.with_suffix(''), *path.with_suffix('').parents]
+  named = {
+    'tests'
+    / place.relative_to(path.parts[0]).with_name(f'test_{place.name}.py')
+    for place in places
+    if len(place.parts) > 1
   }
+  tests = {test.as_posix() for test in named if (ROOT / test).exists()}
+  folder = ROOT / 'tests' / path.parts[1]
+  for test in folder.rglob('test_*.py'):
+    if module in imports(test):
+      tests.add(test.relative_to(ROOT).as_posix())
+  return tests
 
 
 def main() -> None:

@@ -17,9 +17,9 @@ LAYERS = (
     'resnet.files',
     'resnet.output',
   ),
-  ('resnet.models', 'resnet.data'),
+  ('resnet.models', 'resnet.data.augment'),
+  ('resnet.training', 'resnet.data'),
   ('resnet.weights',),
-  ('resnet.training',),
   ('resnet.experiment',),
   ('resnet.evaluation',),
   ('resnet.run',),
@@ -91,6 +91,17 @@ def test_imports_go_from_later_to_earlier_packages():
     for other in {module_of(imported) for imported in IMPORTS[name]} - {None}:
       other_layer, other_package = layer_of(other)
       assert package == other_package or other_layer < layer, (name, other)
+
+
+def test_nothing_imports_scripts_tests_or_private_names_of_libraries():
+  for name, imports in IMPORTS.items():
+    for imported in imports:
+      library, *parts = imported.split('.')
+      assert library not in ('benchmarks', 'tests'), (name, imported)
+      if (
+        library not in ('resnet', '__future__') and name != 'resnet.run.cluster'
+      ):
+        assert not any(part.startswith('_') for part in parts), (name, imported)
 
 
 def test_modules_import_each_other_without_cycles():

@@ -11,6 +11,7 @@ import sys
 import pytest
 import yaml
 
+from benchmarks.mutations import FAULTS
 from tests.programs import ROOT, TIMEOUT_SECONDS, wait_until
 
 SCRIPTS = ROOT / 'scripts'
@@ -247,3 +248,11 @@ def test_files_say_when_to_restart_and_what_a_run_needs():
   assert task['envs']['NFS'] is None  # The user must name it.
   copied = set(re.findall(r'^COPY (\S+)', read('Dockerfile'), re.MULTILINE))
   assert copied == {'requirements.txt', 'main.py', 'configs', 'resnet'}
+
+
+def test_each_fault_of_the_mutation_check_can_be_put_into_the_code():
+  for fault in FAULTS:
+    code = (ROOT / fault.path).read_text()
+    assert code.count(fault.before) == 1, fault.name
+    for test in fault.tests.split():
+      assert (ROOT / test).exists(), test

@@ -29,7 +29,7 @@ class ImageTransform:
   Attributes:
     preprocessing: as recorded with the weights.
     views: 'center': the central square; 'flip': it and its mirror image;
-      'ten_crop': see `data.transforms.ten_crop`.
+      'ten_crop': see `data.host.transforms.ten_crop`.
     max_pixels: an image that claims more is refused before it is decoded.
   """
 

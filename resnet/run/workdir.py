@@ -115,7 +115,10 @@ def check_same_config(
   may_change = all(field in safe for field in fields)
   if not differences or (may_change and allow_change):
     return differences
-  remedy = 'Give the old values, or another --workdir'
+  remedy = (
+    f'Give the old values (--config=configs/saved.py:{workdir} has them), or'
+    ' another --workdir'
+  )
   if may_change:
     remedy += '; --allow_config_change lets the run go on with the new ones'
   elif fields == ['num_epochs'] and config['num_epochs'] > saved['num_epochs']:

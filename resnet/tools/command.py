@@ -39,6 +39,10 @@ class Parser(argparse.ArgumentParser):
 class ConfigParser(Parser):
   """A Parser that knows --config and --config.FIELD too, as main.py does."""
 
+  def __init__(self, **options: Any):
+    flags = '--config=FILE and --config.FIELD=VALUE are those of main.py.'
+    super().__init__(**{'epilog': flags, **options})
+
   def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
     """Adds to what was declared: `config`, `config_path`, their `flags`."""
     namespace, rest = self.parse_known_args(args, namespace)
