@@ -3,7 +3,7 @@
 `make check` runs them. A changed test file is run, and for a changed module the
 tests that are named after it or its package (for `resnet/tools/aot/hlo.py`,
 `tests/tools/test_aot.py`) and those of its top folder (`tests/tools`) that
-import it. The rest is left to `make test`.
+import it; where there are none, all that do. The rest is left to `make test`.
 """
 
 import ast
@@ -66,11 +66,13 @@ def tests_of(name: str) -> set[str]:
     if len(place.parts) > 1
   }
   tests = {test.as_posix() for test in named if (ROOT / test).exists()}
-  folder = ROOT / 'tests' / path.parts[1]
-  for test in folder.rglob('test_*.py'):
-    if module in imports(test):
-      tests.add(test.relative_to(ROOT).as_posix())
-  return tests
+  importers = {
+    test.relative_to(ROOT)
+    for test in (ROOT / 'tests').rglob('test_*.py')
+    if module in imports(test)
+  }
+  near = {test for test in importers if test.parts[1] == path.parts[1]}
+  return tests | {test.as_posix() for test in near or importers}
 
 
 def main() -> None:
