@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import contextlib
 import json
 import os
+import sys
 from typing import Any
 
 import jax
@@ -284,5 +285,16 @@ class Checkpoints:
       )
 
   def close(self) -> None:
-    """Waits for what is being written and lets go of the folder."""
-    self._manager.close()
+    """Waits for what is being written and lets go of the folder.
+
+    Raises:
+      SaveError: a save failed, and no other error is on its way: after a failed
+        save Orbax raises anew, which must not take the place of that error.
+    """
+    earlier = sys.exception()
+    try:
+      with self._as_save_error():
+        self._manager.close()
+    except SaveError:
+      if earlier is None:
+        raise

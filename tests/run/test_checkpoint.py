@@ -1,5 +1,6 @@
 """Checkpoints: what is restored, where it lands, and what is refused."""
 
+import contextlib
 import errno
 import os
 import pathlib
@@ -107,6 +108,28 @@ def test_a_failed_save_is_reported_without_waiting_for_the_next(
   with pytest.raises(SaveError, match=r'exists|directory'):  # noqa: PT012
     checkpoints.save(state, None)
     wait_until(checkpoints.check)
+
+
+def test_closing_after_a_failed_save_does_not_hide_its_error(
+  workdir, monkeypatch
+):
+  """As on a full disk, where Orbax raises once more."""
+
+  close = ocp.CheckpointManager.close
+
+  def fail(self):
+    close(self)
+    raise ValueError('RESOURCE_EXHAUSTED: no space left')
+
+  monkeypatch.setattr(ocp.CheckpointManager, 'close', fail)
+  checkpoints = Checkpoints(workdir, keep=1)
+  with (
+    pytest.raises(RunError, match='the first error'),
+    contextlib.closing(checkpoints),
+  ):
+    raise RunError('the first error')
+  with pytest.raises(SaveError, match='RESOURCE_EXHAUSTED'):
+    checkpoints.close()
 
 
 def test_an_error_of_the_machine_is_no_damage(run, state, workdir, monkeypatch):
