@@ -16,16 +16,22 @@ from resnet.data.augment.crop import DeviceAugment
 from resnet.data.augment.mixing import Mixing
 from resnet.data.host.loader import DeviceLoader, LoaderOptions, read_ahead
 from resnet.data.host.reader import BatchReader
-from resnet.data.host.sizes import Sizes, create_sizes
+from resnet.data.host.size_schedule import Sizes, create_sizes
 from resnet.data.host.warnings import Notes
 from resnet.data.pipeline import Data, create_data
 from resnet.errors import InputError
 from resnet.models import create_model
-from resnet.training import batch_size, compiler
+from resnet.training import compiler
 from resnet.training.accumulation import MOST_UNROLLED_PARTS
-from resnet.training.batch_size import RunLength
 from resnet.training.losses import check_threshold, create_loss
 from resnet.training.optimizers import create_optimizer
+from resnet.training.run_length import (
+  RunLength,
+  check_batch_size,
+  check_groups,
+  create_run_length,
+  get_mix_group_size,
+)
 from resnet.training.schedules import create_schedule
 from resnet.training.sharding import DataSharding, create_sharding
 from resnet.training.state import TrainState, create_state
@@ -238,14 +244,14 @@ def resolve(
   fields.check(flat)
   sharding = create_sharding(devices, **config.sharding)
   num_devices = sharding.mesh.devices.size
-  batch_size.check_batch_size(config, num_devices)
-  batch_size.check_groups(config, num_devices)
+  check_batch_size(config, num_devices)
+  check_groups(config, num_devices)
   data = data or create_data(config.data)
   num_classes = _num_classes(config.model.num_classes, data)
   augmentation = create_augmentation(
     config.augment,
     channels=data.train.channels,
-    mix_group_size=batch_size.mix_group_size(config),
+    mix_group_size=get_mix_group_size(config),
   )
   check_threshold(
     config.loss.target_threshold,
@@ -258,7 +264,7 @@ def resolve(
       f'data.repeats={data.repeats} is more than batch_size='
       f'{config.batch_size}: a batch would have copies of one image only.'
     )
-  length = batch_size.run_length(config, len(data.train))
+  length = create_run_length(config, len(data.train))
   sizes = create_sizes(
     data.size_schedule, steps=length.steps, num_steps=length.num_steps
   )

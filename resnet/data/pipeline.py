@@ -9,7 +9,7 @@ from typing import Any
 from resnet.data.augment.crop import DeviceAugment
 from resnet.data.host.loader import LoaderOptions
 from resnet.data.host.reader import Transform
-from resnet.data.host.sizes import Pairs, check_schedule
+from resnet.data.host.size_schedule import Pairs, check_schedule
 from resnet.data.host.transforms import (
   EvalTransform,
   StoredTransform,

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet.data.host.scales import ViewsTransform
+from resnet.data.host.views import ViewsTransform
 from resnet.data.host.warnings import Notes
 from resnet.evaluation import calibration
 from resnet.evaluation.evaluate import check_count

@@ -42,7 +42,7 @@ import functools
 from typing import Any
 
 from resnet import experiment as experiment_lib
-from resnet.data.host.scales import paper_sides
+from resnet.data.host.views import paper_sides
 from resnet.data.sources import real_labels
 from resnet.data.sources.same_classes import open_same_classes
 from resnet.errors import InputError

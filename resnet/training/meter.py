@@ -5,7 +5,7 @@ import contextlib
 import time
 from typing import Protocol
 
-from resnet.training.batch_size import RunLength
+from resnet.training.run_length import RunLength
 
 
 class Waiter(Protocol):

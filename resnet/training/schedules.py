@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 
 from resnet.errors import InputError
-from resnet.training.batch_size import RunLength
+from resnet.training.run_length import RunLength
 
 # torch.optim.lr_scheduler.OneCycleLR's.
 _ONE_CYCLE_START, _ONE_CYCLE_END = 1 / 25, 1 / 25 / 1e4

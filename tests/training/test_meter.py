@@ -5,7 +5,7 @@ import types
 import pytest
 
 from resnet.training import meter as meter_lib
-from resnet.training.batch_size import RunLength
+from resnet.training.run_length import RunLength
 
 LENGTH = RunLength(batch_size=10, num_steps=100, steps_per_epoch=1.0)
 

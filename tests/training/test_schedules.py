@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from resnet.errors import InputError
-from resnet.training.batch_size import RunLength
+from resnet.training.run_length import RunLength
 from resnet.training.schedules import create_schedule
 from tests.runs import section
 

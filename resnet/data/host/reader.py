@@ -17,7 +17,7 @@ import numpy as np
 from resnet.data.host.decode import decode_record, image_size
 from resnet.data.host.memory import keep_freed_memory
 from resnet.data.host.order import TrainingOrder
-from resnet.data.host.sizes import Sizes
+from resnet.data.host.size_schedule import Sizes
 from resnet.data.host.transforms import Box, Draws, Transform
 from resnet.data.host.warnings import too_many_bad_images
 from resnet.data.sources.base import Record, Source

@@ -25,7 +25,7 @@ class RunLength:
     return round(epochs * self.steps_per_epoch)
 
 
-def run_length(config: Any, num_examples: int) -> RunLength:
+def create_run_length(config: Any, num_examples: int) -> RunLength:
   """Returns how long the run is.
 
   Raises:
@@ -88,7 +88,7 @@ def check_groups(config: Any, num_devices: int) -> None:
     )
 
 
-def mix_group_size(config: Any) -> int | None:
+def get_mix_group_size(config: Any) -> int | None:
   """Returns the images that are mixed with each other; None: the whole batch.
 
   Raises:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from resnet.data.host.sizes import Sizes
+from resnet.data.host.size_schedule import Sizes
 from resnet.errors import InputError
 from tests import runs
 
