@@ -18,8 +18,8 @@ Aim: none; benchmarks/transfer.py compares it with training from scratch.
 """
 
 from configs import default
-from resnet.data.host.resize import INTERPOLATIONS
 from resnet.errors import InputError
+from resnet.fields import FIELDS
 from resnet.weights import open_source
 
 
@@ -47,7 +47,9 @@ def get_config(source_and_dataset=''):
     size = metadata.preprocessing.image_size
     config.data.image_size = size
     config.data.eval_resize = metadata.preprocessing.resize_size
-    if metadata.preprocessing.interpolation in INTERPOLATIONS:
+    if FIELDS['data.interpolation'].accepts(
+      metadata.preprocessing.interpolation
+    ):
       config.data.interpolation = metadata.preprocessing.interpolation
   # Milder than for ImageNet: there are few images to begin with.
   config.data.crop_area = (0.5, 1.0)

@@ -5,8 +5,6 @@ import math
 import jax
 import jax.numpy as jnp
 
-INTERPOLATIONS = ('nearest', 'bilinear')
-
 OPERATIONS = ('ShearX', 'ShearY', 'TranslateX', 'TranslateY', 'Rotate')
 # Of places between pixels: two weights and a pixel fill a float32.
 _PLACE_BITS = 8

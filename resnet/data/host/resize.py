@@ -12,8 +12,6 @@ import cykooz_resizer as resizer
 import numpy as np
 from PIL import Image
 
-# What a config may choose.
-INTERPOLATIONS = ('bilinear', 'bicubic')
 # Of images [H, W, C] by C.
 _PIXEL_TYPES = {1: resizer.PixelType.U8, 3: resizer.PixelType.U8x3}
 _PILLOW_FILTERS = {

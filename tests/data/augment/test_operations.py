@@ -7,8 +7,10 @@ from PIL import Image, ImageOps
 import pytest
 
 from resnet.data.augment import operations, policies
-from resnet.data.augment.geometry import INTERPOLATIONS
 from resnet.data.augment.operations import OPERATIONS, apply_operations
+from resnet.fields import FIELDS
+
+INTERPOLATIONS = FIELDS['augment.interpolation'].choices
 
 GEOMETRIC = OPERATIONS[1:6]
 
