@@ -32,12 +32,12 @@ from resnet.experiment import Experiment
 from resnet.run.bad_steps import BadSteps
 from resnet.run.checkpoint import Checkpoints, SaveError
 from resnet.run.metrics_file import MetricsWriter, Progress
-from resnet.run.programs import Programs
 from resnet.run.reference import Reference
 from resnet.run.stopping import AgreedSignal, Outcome, StopSignal, Watchdog
 from resnet.training import metrics as metrics_lib
 from resnet.training.meter import Meter
 from resnet.training.state import TrainState
+from resnet.training.step import jit_steps
 from resnet.weights import score
 
 MAX_STEPS_IN_FLIGHT = 2
@@ -59,7 +59,9 @@ class Loop:
     experiment, first_step = self.experiment, self.first_step
     self.saved_step = first_step
     self.signal = AgreedSignal(self.stop, experiment.sharding.batch)
-    self.programs = Programs(experiment, first_step=first_step)
+    self.size = experiment.sizes.at(first_step)
+    self.steps = jit_steps(experiment.at(first_step).task, experiment.sharding)
+    self.train = self.steps.train
     self.writer = None
     if jax.process_index() == 0:
       self.writer = MetricsWriter(self.workdir, first_step=first_step)
@@ -87,11 +89,7 @@ class Loop:
     length = self.experiment.length
     meter = Meter(length, batches, self.first_step)
     step, evaluation = self.first_step, self.evaluate_late(state, meter)
-    while (
-      step < length.num_steps
-      and not self.signal.poll()
-      and self.wait_for_program(step, meter)
-    ):
+    while step < length.num_steps and not self.signal.poll():
       self.watchdog.watch(f'waiting for batch {step + 1}')
       with self.keeping(state, step, meter):
         batch = next(batches)
@@ -99,7 +97,10 @@ class Loop:
         state, metrics = self.first(state, batch, start_time)
         meter.start(step + 1)
       else:
-        state, metrics = self.programs.train(step)(state, batch)
+        if self.experiment.sizes.at(step) != self.size:
+          with meter.paused(self.finish_steps):
+            self.compile(state, batch, step, evaluation)
+        state, metrics = self.train(state, batch)
       step += 1
       is_last = step == length.num_steps
       self.in_flight.append((step, metrics, batches.num_left_out))
@@ -132,26 +133,32 @@ class Loop:
     """Compiles and makes the first step; says how long all took until then."""
     self.watchdog.watch(None)
     with self.stop.at_once():
-      state, metrics = self.programs.steps.train(state, batch)
+      state, metrics = self.train(state, batch)
       jax.block_until_ready(metrics)
     jax.monitoring.record_event('/resnet/first_step')
     self.progress.say(
       f'First step done {time.time() - start_time:.1f} s after the start.'
     )
     self.checkpoints.compile(state)
-    with self.stop.at_once():
-      self.programs.compile_later_sizes()
     return state, metrics
 
-  def wait_for_program(self, step: int, meter: Meter) -> bool:
-    """Waits for the compiler at a new size; False: a signal came first."""
-    if self.programs.is_ready(step):
-      return True
-    with meter.paused(self.finish_steps):
-      size = f'{self.experiment.sizes.at(step)} pixels'
-      self.progress.say(f'Step {step + 1}, of {size}, is not compiled yet.')
-      self.watchdog.watch(None)
-      return self.programs.wait(step, self.stop)
+  def compile(
+    self,
+    state: TrainState,
+    batch: Any,
+    step: int,
+    evaluation: dict[str, float] | None,
+  ) -> None:
+    """Compiles the update for images of another size, after saving."""
+    if step > self.saved_step:
+      self.save(state, step, evaluation)
+    self.finish(state, step, evaluation)
+    run = self.experiment.at(step)
+    self.size = run.sizes.at(step)
+    self.progress.say(f'Compiling for images of {self.size} pixels.')
+    with self.stop.at_once():
+      train = jit_steps(run.task, run.sharding).train
+      self.train = train.lower(state, batch).compile()
 
   def evaluate(
     self, state: TrainState, step: int, meter: Meter
@@ -160,7 +167,7 @@ class Loop:
     with self.keeping(state, step, meter):
       evaluation = evaluate(
         self.experiment,
-        self.programs.steps,
+        self.steps,
         state,
         self.notes,
         stop=self.signal.poll,
@@ -293,7 +300,7 @@ class Loop:
 
   def close(self) -> None:
     """Ends the threads, and closes the files."""
-    parts = (self.programs, self.bad_steps, self.watchdog, self.progress)
-    for part in (*parts, self.writer):
+    parts = (self.bad_steps, self.watchdog, self.progress, self.writer)
+    for part in parts:
       if part:
         part.close()
