@@ -229,10 +229,6 @@ def get_config() -> ConfigDict:
   # Most that a gradient's norm may be of the weights', for each output channel
   # but those of the head (Brock et al. 2021: 0.01 for batches of 4,096); None.
   optimizer.clip_adaptive = config_dict.placeholder(float)
-  # Updates after which the weights go back to a share of their way since the
-  # last time (Zhang et al. 2019: 5 and 0.5); None: they never do.
-  optimizer.lookahead_steps = config_dict.placeholder(int)
-  optimizer.lookahead_share = 0.5
   # How far uphill of the weights, in the norm of all of them, their gradient is
   # taken (Foret et al. 2021, SAM: 0.05), for twice the work; None: at them.
   optimizer.sam_rho = config_dict.placeholder(float)

@@ -179,8 +179,6 @@ FIELDS: Mapping[str, Field] = {
   'optimizer.decay_rule': Field(choices=('all', 'kernels')),
   'optimizer.clip_norm': _LIMIT,
   'optimizer.clip_adaptive': _LIMIT,
-  'optimizer.lookahead_steps': _OPTIONAL_COUNT,
-  'optimizer.lookahead_share': Field(interval='(0, 1]'),
   'optimizer.sam_rho': _LIMIT,
   'optimizer.backbone_multiplier': _SHARE,
   'schedule.name': Field(
@@ -239,7 +237,6 @@ _NOT_FALLING = ('step', 'one_cycle')
 # which the field has no effect).
 _WITHOUT_EFFECT = (
   ('ema_every_steps', 1, 'ema_decay', NONE),
-  ('optimizer.lookahead_share', 0.5, 'optimizer.lookahead_steps', NONE),
   ('optimizer.nesterov', False, 'optimizer.name', _NO_NESTEROV),
   ('schedule.decay_epochs', [], 'schedule.name', _NOT_STEP),
   ('schedule.final_learning_rate', 0.0, 'schedule.name', _NOT_FALLING),

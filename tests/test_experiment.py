@@ -32,7 +32,6 @@ MODERN = {
   'augment.cutmix_alpha': 0.3,
   'optimizer.name': 'lamb',
   'optimizer.decay_rule': 'kernels',
-  'optimizer.lookahead_steps': 2,
   'schedule.name': 'polynomial',
   'schedule.warmup_epochs': 0.5,
   'schedule.warmup_learning_rate': 0.05,

@@ -14,7 +14,6 @@ from resnet.evaluation.evaluate import describe, evaluate
 from resnet.experiment import Experiment
 from resnet.run import workdir as workdir_lib
 from resnet.run.checkpoint import Checkpoints
-from resnet.training.lookahead import begin_at
 from resnet.training.state import TrainState
 from resnet.training.step import jit_steps
 
@@ -49,7 +48,6 @@ class InitialWeights:
     params = jax.tree.map(place, params, dict(state.params))
     state = state.replace(
       params=params,
-      opt_state=begin_at(state.opt_state, params),
       batch_stats=jax.tree.map(
         place, variables['batch_stats'], dict(state.batch_stats)
       ),

@@ -9,7 +9,6 @@ import jax
 import optax
 
 from resnet.errors import InputError
-from resnet.training.lookahead import lookahead
 
 # Which parameters decay, by name of the rule.
 DECAY_RULES: dict[str, Callable[[jax.Array], bool]] = {
@@ -68,8 +67,6 @@ def create_optimizer(
 
   All parameters but those of the head learn at `backbone_multiplier` times the
   rate; those of the stem and the first `frozen_stages` stages not at all.
-  After all that, every `lookahead_steps` updates, the parameters go back to
-  `lookahead_share` of the way since the last time (`training.lookahead`).
   `sam_rho` changes the gradients themselves: see `training.step`.
 
   Raises:
@@ -113,8 +110,6 @@ def create_optimizer(
   if frozen_stages:
     frozen = functools.partial(_mask, lambda m: _is_frozen(m, frozen_stages))
     steps.append(optax.masked(optax.set_to_zero(), frozen))
-  if config.lookahead_steps is not None:
-    steps.append(lookahead(config.lookahead_steps, config.lookahead_share))
   return optax.chain(*steps)
 
 

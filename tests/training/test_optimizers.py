@@ -8,7 +8,6 @@ import pytest
 
 from resnet.errors import InputError
 from resnet.models import create_model
-from resnet.training.lookahead import begin_at
 from resnet.training.optimizers import create_optimizer, decay_mask
 from tests.runs import section
 
@@ -129,43 +128,6 @@ def test_clipping_is_that_of_timm_before_the_decay(
       rtol=1e-4,
       atol=1e-6,
     )
-
-
-def test_lookahead_is_that_of_optax():
-  params, grads = jax.tree.map(
-    lambda x: jnp.asarray(x, jnp.float32), draw(4, SHAPES)
-  )
-  theirs = optax.lookahead(constant(), 3, 0.2)
-  pair = optax.LookaheadParams.init_synced(params)
-  ours = constant(lookahead_steps=3, lookahead_share=0.2)
-  state, other = ours.init(params), theirs.init(pair)
-  went_back = []
-  with jax.numpy_dtype_promotion('standard'):  # Optax: bool * float.
-    for grad in 2 * grads:
-      updates, state = ours.update(grad, state, params)
-      params = optax.apply_updates(params, updates)
-      update_pair, other = theirs.update(grad, other, pair)
-      pair = optax.apply_updates(pair, update_pair)
-      for name in SHAPES:
-        np.testing.assert_allclose(
-          [params[name], state[-1].slow[name]],
-          [pair.fast[name], pair.slow[name]],
-          rtol=1e-5,
-          atol=1e-6,
-        )
-      went_back.append(np.allclose(params['kernel'], state[-1].slow['kernel']))
-  assert went_back == [False, False, True, False, False, True]
-
-
-def test_weights_that_are_loaded_are_the_slow_ones_too():
-  ones = {'head': {'kernel': jnp.ones((2, 3))}}
-  twos = jax.tree.map(lambda x: 2 * x, ones)
-  tx = constant(lookahead_steps=5)
-  state, begun = tx.init(ones), begin_at(tx.init(ones), twos)
-  jax.tree.map(np.testing.assert_array_equal, begun, tx.init(twos))
-  assert jax.tree.structure(begun) == jax.tree.structure(state)
-  without = constant().init(ones)
-  jax.tree.map(np.testing.assert_array_equal, begin_at(without, twos), without)
 
 
 @pytest.mark.parametrize(

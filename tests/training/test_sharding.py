@@ -125,9 +125,7 @@ def test_a_device_holds_and_is_given_its_part_of_the_state():
 
 
 def test_a_state_is_restored_trained_and_evaluated_with_another_axis(tmp_path):
-  # Lookahead, so that the optimizer's state has weights of its own.
-  fields = {'optimizer__lookahead_steps': 3}
-  first = resolve(8, **fields)
+  first = resolve(8)
   state, _ = train_steps(first, 2)
   saved = jax.device_get(state)
   checkpoints = Checkpoints(str(tmp_path), keep=1)
@@ -136,7 +134,7 @@ def test_a_state_is_restored_trained_and_evaluated_with_another_axis(tmp_path):
   _, losses = train_steps(first, 2, state)
   evaluations = []
   for fsdp in (1, 2):
-    run = resolve(fsdp, **fields)
+    run = resolve(fsdp)
     restored = Checkpoints(str(tmp_path)).restore(2, run.abstract_state())
     jax.tree.map(np.testing.assert_array_equal, saved, jax.device_get(restored))
     assert bytes_per_device(restored) == bytes_per_device(run.create_state())

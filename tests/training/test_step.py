@@ -99,30 +99,6 @@ def test_sam_is_the_same_in_micro_batches_and_split_over_devices():
   assert_close(whole.params, parts.params, rtol=1e-3, atol=1e-5)
 
 
-def test_a_step_back_that_is_skipped_happens_at_the_next_update():
-  """The slow weights stay beside the weights, also in checkpoints."""
-  run = resolve(optimizer__lookahead_steps=2)
-  steps = jit_steps(run.task, run.sharding)
-  state, slow, good = run.create_state(), [], batch_of(run)
-  for step in range(5):
-    kernel = state.params['head']['kernel']
-    if step == 3:  # The second step back; spoiled, and put right after it.
-      state = with_head_kernel(state, kernel.at[:, 0].set(np.inf))
-      kernel = np.array(kernel)
-    state, _ = steps.train(state, good)
-    if step == 3:
-      kernel = jax.device_put(kernel, run.sharding.replicated)
-      state = with_head_kernel(state, kernel)
-    slow.append(np.array(state.opt_state[-1].slow['head']['kernel']))
-  assert int(state.skipped_steps) == 1
-  assert np.array_equal(slow[0], run.create_state().params['head']['kernel'])
-  for step, is_new in ((1, True), (2, False), (3, False), (4, True)):
-    assert (not np.array_equal(slow[step], slow[step - 1])) == is_new, step
-  np.testing.assert_allclose(
-    state.params['head']['kernel'], slow[-1], rtol=1e-6, atol=1e-7
-  )
-
-
 def test_a_skipped_update_counts_for_the_schedule_alone():
   tx = optax.chain(
     optax.scale_by_adam(), optax.scale_by_schedule(lambda _: 1.0)
