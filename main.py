@@ -42,8 +42,7 @@ flags.DEFINE_bool(
   'allow_config_change',
   False,
   'Let a run continue with other values of fields that only say what it logs,'
-  ' keeps and tolerates, and with more epochs where the learning rate of the'
-  ' steps so far stays the same.',
+  ' keeps and tolerates.',
 )
 flags.DEFINE_integer(
   'replay_step',
@@ -176,5 +175,5 @@ def _draw_curves(workdir: str) -> None:
 
 
 if __name__ == '__main__':
-  sys.argv = config_lib.with_saved(config_lib.with_default(sys.argv))
+  sys.argv = config_lib.with_default(sys.argv)
   app.run(main, flags_parser=_parse_flags)

@@ -26,46 +26,6 @@ def with_default(argv: Sequence[str]) -> list[str]:
   return [*argv[:1], f'--config={_CONFIGS / "digits.py"}', *argv[1:]]
 
 
-def with_saved(argv: Sequence[str], workdir: str | None = None) -> list[str]:
-  """Returns the command line, with the saved config where weights are gone.
-
-  A config such as configs/finetune.py opens the weights that its argument
-  names. A run that has begun does not need them any more: where they are gone,
-  its config is the one that its workdir has, if the rest of the argument fits.
-
-  Args:
-    argv: with --config.
-    workdir: of the run; None: that of --workdir, or the default one.
-  """
-  path = _value(argv, 'config') or ''
-  workdir = workdir or _value(argv, 'workdir') or default_workdir(path)
-  workdir = os.path.expanduser(workdir.removesuffix('#raw'))
-  try:
-    with open(os.path.join(workdir, 'config.json')) as file:
-      saved = json.load(file)['config']
-    source, data = saved['init_from'], saved['data.name']
-  except (OSError, ValueError, KeyError, TypeError):
-    return list(argv)  # No run, or one that is refused later.
-  if not source or not path.endswith(f':{source},{data}'):
-    return list(argv)
-  if os.path.exists(os.path.expanduser(source.removesuffix('#raw'))):
-    return list(argv)
-  own = f'{_CONFIGS / "saved.py"}:{workdir}'
-  return [
-    arg.removesuffix(path) + own if arg.endswith(path) else arg for arg in argv
-  ]
-
-
-def _value(argv: Sequence[str], name: str) -> str | None:
-  """Returns the last value of a flag, '--name=value' or '--name value'."""
-  found = None
-  for arg, following in zip(argv, [*argv[1:], None], strict=True):
-    flag, equals, value = arg.partition('=')
-    if flag in (f'--{name}', f'-{name}'):
-      found = value if equals else following
-  return found
-
-
 def split_none(argv: Sequence[str]) -> tuple[list[str], list[str]]:
   """Splits --config.FIELD=None off a command line.
 
@@ -105,12 +65,11 @@ def set_none(config: Any, fields: Sequence[str]) -> None:
   _ = config.seed  # A config file that failed to load raises here.
 
 
-def read(argv: Sequence[str], workdir: str | None = None) -> tuple[Any, str]:
+def read(argv: Sequence[str]) -> tuple[Any, str]:
   """Reads the flags of a command line that has no others.
 
   Args:
     argv: the program, and its flags.
-    workdir: of the run, if there is one; see `with_saved`.
 
   Returns:
     The config, and the path of its file as it was given.
@@ -118,7 +77,7 @@ def read(argv: Sequence[str], workdir: str | None = None) -> tuple[Any, str]:
   Raises:
     InputError: a flag or the config file is wrong.
   """
-  argv, none_fields = split_none(with_saved(with_default(argv), workdir))
+  argv, none_fields = split_none(with_default(argv))
   values = flags.FlagValues()
   config = config_flags.DEFINE_config_file(
     'config', flag_values=values, sys_argv=argv

@@ -47,15 +47,6 @@ class Experiment:
   Attributes:
     config: every field as it was given, by dotted name.
     length: batch size and number of steps.
-    seed: of everything random.
-    init_from: where the first weights lie; None: they are random.
-    eval_every_epochs: epochs from one evaluation to the next.
-    save_every_steps: updates from one checkpoint to the next.
-    keep_checkpoints: latest ones to keep, besides the best.
-    max_bad_steps: so many skipped updates in a row end the run.
-    watchdog_seconds: a silence longer than this, and than 50 steps, ends it;
-      None: it may hang for ever.
-    preemption_grace_seconds: from a signal to a forced end.
     task: model, optimizer, loss and normalisation; at the last size.
     sizes: side of the training images that the network sees, by step.
     image_shape: [H, W, C] of these images, at the last size.
@@ -69,14 +60,6 @@ class Experiment:
 
   config: Mapping[str, Any]
   length: RunLength
-  seed: int
-  init_from: str | None
-  eval_every_epochs: float
-  save_every_steps: int
-  keep_checkpoints: int
-  max_bad_steps: int
-  watchdog_seconds: float | None
-  preemption_grace_seconds: float
   task: Task
   sizes: Sizes
   image_shape: tuple[int, int, int]
@@ -116,7 +99,7 @@ class Experiment:
 
   def create_state(self) -> TrainState:
     """Returns the state at step 0, on the devices."""
-    key = jax.random.key(self.seed)
+    key = jax.random.key(self.task.seed)
     shapes = jax.eval_shape(self._create_state, key)
     return jax.jit(
       self._create_state,
@@ -126,7 +109,7 @@ class Experiment:
 
   def abstract_state(self) -> TrainState:
     """Returns shapes, dtypes and shardings of the state."""
-    state = jax.eval_shape(self._create_state, jax.random.key(self.seed))
+    state = jax.eval_shape(self._create_state, jax.random.key(self.task.seed))
     return jax.tree.map(
       lambda x, sharding: jax.ShapeDtypeStruct(
         x.shape, x.dtype, sharding=sharding
@@ -178,11 +161,11 @@ class Experiment:
 
   def is_eval_step(self, step: int) -> bool:
     """Whether `step` is the nearest to a multiple of `eval_every_epochs`."""
-    nth = round(self.epoch(step) / self.eval_every_epochs)
+    every = self.config['eval_every_epochs']
+    nth = round(self.epoch(step) / every)
     # An interval of less than a step is one step.
     return nth > 0 and (
-      self.length.steps(nth * self.eval_every_epochs) == step
-      or self.length.steps(self.eval_every_epochs) == 0
+      self.length.steps(nth * every) == step or self.length.steps(every) == 0
     )
 
   def derived(self) -> dict[str, Any]:
@@ -278,14 +261,6 @@ def resolve(
   return Experiment(
     config=flat,
     length=length,
-    seed=config.seed,
-    init_from=config.init_from,
-    eval_every_epochs=config.eval_every_epochs,
-    save_every_steps=config.save_every_steps,
-    keep_checkpoints=config.keep_checkpoints,
-    max_bad_steps=config.max_bad_steps,
-    watchdog_seconds=config.watchdog_seconds,
-    preemption_grace_seconds=config.preemption_grace_seconds,
     task=_create_task(
       config, data, length, augmentation, num_classes, sharding.backend
     ),

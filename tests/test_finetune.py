@@ -1,8 +1,6 @@
 """Fine-tuning: the network of the weights, and what is frozen."""
 
-import os
 import re
-import shutil
 
 from flax import traverse_util
 import jax
@@ -14,10 +12,8 @@ from resnet import config as config_lib
 from resnet import experiment, weights
 from resnet.errors import InputError
 from resnet.run.initialize import open_weights
-from resnet.run.workdir import write_config
 from resnet.training.step import jit_steps
 from tests.networks import make_variables
-from tests.programs import ROOT
 
 
 @pytest.fixture(scope='module')
@@ -91,25 +87,6 @@ def test_an_argument_without_weights_or_data_set_is_refused():
       finetune.get_config(argument)
   with pytest.raises(InputError, match='no weights at'):
     finetune.get_config('/no/where,digits')
-
-
-@pytest.mark.filterwarnings('ignore:.*load_module:DeprecationWarning')
-def test_a_run_needs_its_source_only_to_begin(source, tmp_path):
-  gone, workdir = str(tmp_path / 'gone.safetensors'), str(tmp_path)
-  shutil.copy(source, gone)
-  argv = ['main.py', f'--config={ROOT}/configs/finetune.py:{gone},fake']
-  begun, _ = config_lib.read(argv, workdir)
-  fields = config_lib.flatten(begun)
-  write_config(workdir, fields, {})
-  os.remove(gone)
-  for given in ([*argv, f'--workdir={workdir}'], [*argv, '--workdir', workdir]):
-    saved = config_lib.with_saved(given)
-    assert saved[1].endswith(f'configs/saved.py:{workdir}'), saved
-  config, _ = config_lib.read(argv, f'{workdir}#raw')
-  assert config_lib.flatten(config) == fields
-  other = [*argv[:1], argv[1].replace(',fake', ',digits')]
-  with pytest.raises(InputError, match='There are no weights'):
-    config_lib.read(other, workdir)
 
 
 def test_the_default_workdir_is_one_plain_name():

@@ -469,18 +469,3 @@ def test_fields_that_leave_the_weights_alone_may_change_on_demand(stopped):
   assert saved['config']['keep_checkpoints'] == 1
   with pytest.raises(InputError, match='seed: 0 there, 1 now'):
     train(stopped, keep_checkpoints=1, seed=1, allow_config_change=True)
-
-
-@pytest.mark.slow
-def test_a_run_may_have_more_epochs_where_the_old_steps_stay(
-  complete, tmp_path
-):
-  changes = {'num_epochs': 3.0}
-  with pytest.raises(InputError, match=r'num_epochs: 2.*--allow_config_change'):
-    train(complete, **changes)
-  train(complete, allow_config_change=True, **changes)
-  train(tmp_path / 'longer', **changes)
-  assert_same_run(complete, tmp_path / 'longer', **CHANGES, **changes)
-  changes['schedule__decay_epochs'] = (1.0, 2.5)
-  with pytest.raises(InputError, match='decay_epochs'):
-    train(complete, allow_config_change=True, **changes)

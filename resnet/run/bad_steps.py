@@ -6,12 +6,10 @@ see what was not finite (`--mode=replay`).
 
 import dataclasses
 import functools
-import json
 import os
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -19,6 +17,7 @@ from resnet.data.host.warnings import Notes
 from resnet.errors import InputError, RunError
 from resnet.experiment import Experiment
 from resnet.fields import FREE_FIELDS, SAFE_FIELDS
+from resnet.files import read_json_lines
 from resnet.run import workdir as workdir_lib
 from resnet.run.checkpoint import Checkpoints
 from resnet.run.metrics_file import JsonLines
@@ -26,13 +25,11 @@ from resnet.training import compiler
 from resnet.training.state import TrainState
 from resnet.training.step import (
   Batch,
-  Task,
   augment,
   gradients,
   jit_steps,
   network_rngs,
   targets,
-  uphill_gradients,
 )
 
 FILE = 'bad_steps.jsonl'
@@ -44,18 +41,15 @@ class BadSteps:
 
   def __init__(self, experiment: Experiment, workdir: str, *, first_step: int):
     self._experiment = experiment
-    self._workdir = workdir
+    self._path = os.path.join(workdir, FILE)
     self._first_step = first_step
     self._lines: JsonLines | None = None
-    exists = os.path.exists(os.path.join(workdir, FILE))
-    if exists and jax.process_index() == 0:
+    if os.path.exists(self._path):
       self._open()
 
-  def _open(self) -> JsonLines:
-    if self._lines is None:
-      path = os.path.join(self._workdir, FILE)
-      self._lines = JsonLines(path, first_step=self._first_step)
-    return self._lines
+  def _open(self) -> None:
+    if jax.process_index() == 0 and self._lines is None:
+      self._lines = JsonLines(self._path, first_step=self._first_step)
 
   def check(self, step: int, num_in_row: int) -> list[str]:
     """Returns what is to be said of a finished step, mostly nothing.
@@ -66,15 +60,17 @@ class BadSteps:
     if not num_in_row:
       return []
     records = record_keys(self._experiment, step)
-    if jax.process_index() == 0:
-      line = {'step': step, 'in_row': num_in_row, 'records': records}
-      self._open().write(line)
-      self._open().sync()
-    if num_in_row >= self._experiment.max_bad_steps:
+    self._open()
+    if self._lines:
+      self._lines.write(
+        {'step': step, 'in_row': num_in_row, 'records': records}
+      )
+      self._lines.sync()
+    if num_in_row >= self._experiment.config['max_bad_steps']:
       raise RunError(
         f'Loss or gradients were not finite in {num_in_row} steps in a row, the'
         f' last is step {step} (max_bad_steps). The records of their batches'
-        f' are in {os.path.join(self._workdir, FILE)}; --mode=replay shows what'
+        f' are in {self._path}; --mode=replay shows what'
         ' went wrong. The checkpoints are good; a lower learning rate, or'
         ' other data, need another --workdir.'
       )
@@ -103,11 +99,11 @@ def record_keys(experiment: Experiment, step: int) -> list[Any]:
 
 
 def replay(experiment: Experiment, workdir: str, step: int | None) -> int:
-  """Goes from the checkpoint before a bad update to it, and prints what it saw.
+  """Repeats an update and prints what in it was not finite; writes nothing.
 
   Args:
     experiment: the run in `workdir`.
-    workdir: of the run; nothing is written.
+    workdir: of the run.
     step: of the update; None: the last one in `bad_steps.jsonl`.
 
   Returns:
@@ -144,23 +140,14 @@ def replay(experiment: Experiment, workdir: str, step: int | None) -> int:
     state, metrics = train(state, next(batches))
     if int(metrics['skipped_in_row']):
       print(f'step {now + 1}: not finite either, skipped.')
-  for line in _inspect(experiment, state, next(batches), step):
-    print(line)
+  _print_not_finite(experiment, state, next(batches), step)
   batches.close()
   return 0
 
 
 def _check_step(experiment: Experiment, workdir: str, given: int | None) -> int:
   path = os.path.join(workdir, FILE)
-  try:
-    with open(path) as file:
-      bad: dict[int, Any] = {
-        int(line['step']): line for line in map(json.loads, file)
-      }
-  except FileNotFoundError:
-    bad = {}
-  except (OSError, ValueError, KeyError) as error:
-    raise InputError(f'{path} cannot be read: {error}.') from None
+  bad = {line['step']: line for line in read_json_lines(path)}
   if given is None and not bad:
     raise InputError(
       f'{workdir} has no bad step (no {FILE}); --replay_step=N replays any.'
@@ -182,12 +169,10 @@ def _state_before(
   experiment: Experiment, workdir: str, step: int
 ) -> tuple[int, TrainState]:
   checkpoints = Checkpoints(workdir)
-  saved = [s for s in checkpoints.all_steps() if s < step]
-  if saved:
-    return saved[-1], checkpoints.restore(
-      saved[-1], experiment.abstract_state()
-    )
-  if experiment.init_from is not None:
+  if saved := [s for s in checkpoints.all_steps() if s < step]:
+    state = checkpoints.restore(saved[-1], experiment.abstract_state())
+    return saved[-1], state
+  if experiment.config['init_from'] is not None:
     raise InputError(
       f'{workdir} has no checkpoint before step {step}, and its first weights'
       ' were those of another run.'
@@ -195,62 +180,43 @@ def _state_before(
   return 0, experiment.create_state()
 
 
-def _inspect(
+def _print_not_finite(
   experiment: Experiment, state: TrainState, batch: Batch, step: int
-) -> list[str]:
-  """Returns lines on losses, gradients and activations of an update."""
+) -> None:
+  """Prints losses, gradients and statistics of an update, the batch at once."""
   task = experiment.at(step - 1).task
   options = compiler.options(experiment.sharding.backend)
 
-  def jit(fn: Any) -> Any:
-    part = functools.partial(fn, task=task)
-    return jax.jit(part, compiler_options=options)
-
-  batch = jit(augment)(batch, state.step)
-  losses, stages = jit(_forward)(state, batch)
-  if task.accumulation_steps > 1:
-    print('The batch is worked off as a whole here, not in parts.')
-  grads, batch_stats, _ = jit(gradients)(state, batch)
-  trees = {
-    'activations': stages,
-    'gradients': grads,
-    'batch_stats': batch_stats,
-  }
-  if task.sam_rho is not None:
-    trees['gradients uphill'] = jit(uphill_gradients)(
-      state, grads, batch, task.sam_rho
+  @functools.partial(jax.jit, compiler_options=options)
+  def compute(state: TrainState, batch: Batch) -> Any:
+    batch = augment(batch, state.step, task=task)
+    logits, _ = task.model.apply(
+      state.variables,
+      task.normalize(batch['image']),
+      train=True,
+      mutable=['batch_stats'],
+      rngs=network_rngs(task, state.step),
     )
+    grads, batch_stats, _ = gradients(state, batch, task=task)
+    return task.loss_fn(logits, targets(batch)), grads, batch_stats
+
+  losses, grads, batch_stats = jax.device_get(compute(state, batch))
   keys = record_keys(experiment, step)
-  lines = [
-    f'loss {float(jnp.mean(losses)):.4g}, gradient norm'
-    f' {float(optax.tree.norm(grads)):.4g}'
-  ]
-  bad_rows = np.flatnonzero(~np.isfinite(np.asarray(losses)))
-  lines.append(f'{len(bad_rows)} of {len(keys)} losses are not finite')
-  lines += [f'  {keys[row]}' for row in bad_rows[:_MOST_SHOWN]]
-  for name, tree in trees.items():
+  bad_rows = np.flatnonzero(~np.isfinite(losses))
+  print(
+    f'loss {losses.mean():.4g}, gradient norm {optax.tree.norm(grads):.4g}\n'
+    f'{len(bad_rows)} of {len(keys)} losses are not finite',
+    *(f'  {keys[row]}' for row in bad_rows[:_MOST_SHOWN]),
+    sep='\n',
+  )
+  for name, tree in (('gradients', grads), ('batch_stats', batch_stats)):
     bad = [
       jax.tree_util.keystr(path, simple=True, separator='/')
       for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-      if not np.all(np.isfinite(np.asarray(leaf)))
+      if not np.all(np.isfinite(leaf))
     ]
-    lines.append(f'{len(bad)} of the {name} are not finite')
-    lines += [f'  {path}' for path in bad[:_MOST_SHOWN]]
-  return lines
-
-
-def _forward(
-  state: TrainState, batch: Batch, *, task: Task
-) -> tuple[jax.Array, Any]:
-  """Returns losses [B] and the activations of the network by name."""
-  forward = functools.partial(
-    task.model.apply,
-    state.variables,
-    task.normalize(batch['image']),
-    train=True,
-    mutable=['batch_stats'],
-    rngs=network_rngs(task, state.step),
-  )
-  logits, _ = forward()
-  stages, _ = forward(method='features')
-  return task.loss_fn(logits, targets(batch)), stages
+    print(
+      f'{len(bad)} of the {name} are not finite',
+      *(f'  {path}' for path in bad[:_MOST_SHOWN]),
+      sep='\n',
+    )

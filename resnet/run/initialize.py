@@ -165,7 +165,7 @@ def open_state(
     experiment = experiment.with_statistics_of(saved['derived'])
     state = checkpoints.restore(step, experiment.abstract_state())
     return step, state, experiment
-  if experiment.init_from is None:
+  if experiment.config['init_from'] is None:
     raise InputError(
       f'{workdir} holds no run: train one first, or give its --workdir, or'
       ' weights: --config.init_from=...'

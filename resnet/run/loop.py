@@ -57,6 +57,7 @@ class Loop:
 
   def __post_init__(self):
     experiment, first_step = self.experiment, self.first_step
+    self.config = experiment.config
     self.saved_step = first_step
     self.signal = AgreedSignal(self.stop, experiment.sharding.batch)
     self.size = experiment.sizes.at(first_step)
@@ -66,7 +67,9 @@ class Loop:
     if jax.process_index() == 0:
       self.writer = MetricsWriter(self.workdir, first_step=first_step)
     self.bad_steps = BadSteps(experiment, self.workdir, first_step=first_step)
-    self.watchdog = Watchdog(self.workdir, seconds=experiment.watchdog_seconds)
+    self.watchdog = Watchdog(
+      self.workdir, seconds=self.config['watchdog_seconds']
+    )
     self.progress = Progress(
       first_step=first_step,
       num_steps=experiment.length.num_steps,
@@ -112,7 +115,7 @@ class Loop:
           evaluation = self.evaluate(state, step, meter)
 
       is_best = evaluation and score(evaluation) > self.best_score
-      is_due = is_last or step % self.experiment.save_every_steps == 0
+      is_due = is_last or step % self.config['save_every_steps'] == 0
       if is_best or is_due or self.save_error or self.signal.number:
         with meter.paused(self.finish_steps):
           self.save(state, step, evaluation)

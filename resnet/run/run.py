@@ -104,7 +104,7 @@ def train(
       written, or a record is broken.
     RunError: the run could not go on: disk, workers, numbers.
   """
-  grace_seconds = experiment.preemption_grace_seconds
+  grace_seconds = experiment.config['preemption_grace_seconds']
   with (
     StopSignal(grace_seconds=grace_seconds, on_leave=on_leave) as stop,
     contextlib.ExitStack() as cleanup,
@@ -143,10 +143,10 @@ def _train(
     with stop.at_once():
       state = checkpoints.restore_newest(experiment.abstract_state(), _say)
     if state is None:
-      workdir_lib.check_not_lost(workdir, experiment.save_every_steps)
+      workdir_lib.check_not_lost(workdir, experiment.config['save_every_steps'])
     elif outcome := _complete_with(checkpoints, experiment):
       return outcome
-  if experiment.init_from is not None and state is None:
+  if experiment.config['init_from'] is not None and state is None:
     initial, experiment = open_weights(experiment)
   first_step = 0 if state is None else int(state.step)
   notes = Notes(experiment.train_reader.max_bad_images)
@@ -195,7 +195,9 @@ def _open(
   """Takes the workdir for this process; opens its checkpoints to write."""
   if jax.process_index() == 0:
     cleanup.callback(Lock(workdir).close)
-  checkpoints = Checkpoints(workdir, keep=experiment.keep_checkpoints, say=_say)
+  checkpoints = Checkpoints(
+    workdir, keep=experiment.config['keep_checkpoints'], say=_say
+  )
   cleanup.callback(checkpoints.close)
   return checkpoints
 

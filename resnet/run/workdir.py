@@ -186,36 +186,19 @@ def check(
         ' what run they are: give another --workdir.'
       )
   else:
-    if experiment.init_from is not None:
+    if experiment.config['init_from'] is not None:
       experiment = experiment.with_statistics_of(saved['derived'])
-    former = saved['config']
-    may_grow = _may_grow(former, experiment)
     changed = check_same_config(
       workdir,
-      former,
+      saved['config'],
       experiment.config,
       ignore=FREE_FIELDS,
-      safe=SAFE_FIELDS | {'num_epochs'} if may_grow else SAFE_FIELDS,
+      safe=SAFE_FIELDS,
       allow_change=allow_config_change,
     )
     # The data may have been prepared anew since, under the same name.
-    check_same_config(
-      workdir,
-      saved['derived'],
-      experiment.derived(),
-      ignore=('num_steps',) if may_grow else (),
-    )
+    check_same_config(workdir, saved['derived'], experiment.derived())
   return saved is not None, experiment, changed
-
-
-def _may_grow(former: Mapping[str, Any], experiment: Experiment) -> bool:
-  """Whether more epochs leave the learning rates of the old steps the same."""
-  config = experiment.config
-  return (
-    config['num_epochs'] > former['num_epochs']
-    and config['schedule.name'] == 'step'
-    and max(config['schedule.decay_epochs'], default=0) < former['num_epochs']
-  )
 
 
 def _not_shared(workdir: str) -> InputError:

@@ -47,8 +47,7 @@ class ConfigParser(Parser):
     """Adds to what was declared: `config`, `config_path`, their `flags`."""
     namespace, rest = self.parse_known_args(args, namespace)
     namespace.flags = rest
-    workdir = getattr(namespace, 'workdir', None)
-    config = config_lib.read([self.prog, *rest], workdir)
+    config = config_lib.read([self.prog, *rest])
     namespace.config, namespace.config_path = config
     return namespace
 

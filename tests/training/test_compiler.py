@@ -61,5 +61,7 @@ def test_the_first_state_has_the_bits_of_an_optimized_program(monkeypatch):
     image_shape=run.image_shape,
   )
   options = {'xla_backend_optimization_level': 3}
-  state = jax.jit(create, compiler_options=options)(jax.random.key(run.seed))
+  state = jax.jit(create, compiler_options=options)(
+    jax.random.key(run.task.seed)
+  )
   jax.tree.map(np.testing.assert_array_equal, run.create_state(), state)

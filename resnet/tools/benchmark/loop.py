@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     'network': run.config['model.name'],
     'batch_size': run.length.batch_size,
     'log_every_steps': run.task.log_every_steps,
-    'save_every_steps': run.save_every_steps,
+    'save_every_steps': run.config['save_every_steps'],
     'images_per_second': {
       name: timing.spread(values) for name, values in rates.items()
     },
@@ -98,7 +98,7 @@ def _images_per_second(
       Loop(run, workdir, checkpoints, 0, None, stop, Notes())
     ) as loop,
   ):
-    loop.programs.steps = steps  # Compiled already.
+    loop.train = steps.train  # Compiled already.
     # The first step is not counted, nor what comes after the last log line.
     batches: Any = _Resident(batch, count + 1, stop)
     outcome = loop.run(run.create_state(), batches, 0.0)

@@ -103,7 +103,7 @@ def disk(experiment: Experiment, workdir: str) -> Finding:
   """Free space, against the checkpoints that the run will keep."""
   size = state_bytes(experiment)
   # Besides the latest: the best one, and one that is being written.
-  count = experiment.keep_checkpoints + 2
+  count = experiment.config['keep_checkpoints'] + 2
   files = pathlib.Path(workdir, FOLDER).rglob('*')
   held = sum(path.stat().st_size for path in files if path.is_file())
   needed = max(count * size - held, 0)
