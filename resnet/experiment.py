@@ -11,9 +11,8 @@ import jax.numpy as jnp
 
 from resnet import config as config_lib
 from resnet import fields
-from resnet.data.augment.batch import Augmentation, create_augmentation
+from resnet.data.augment.batch import create_augmentation
 from resnet.data.augment.crop import DeviceAugment
-from resnet.data.augment.mixing import Mixing
 from resnet.data.host.loader import DeviceLoader, LoaderOptions, read_ahead
 from resnet.data.host.reader import BatchReader
 from resnet.data.host.size_schedule import Sizes, create_sizes
@@ -22,9 +21,7 @@ from resnet.data.pipeline import Data, create_data
 from resnet.errors import InputError
 from resnet.models import create_model
 from resnet.training import compiler
-from resnet.training.accumulation import MOST_UNROLLED_PARTS
-from resnet.training.losses import check_threshold, create_loss
-from resnet.training.optimizers import create_optimizer
+from resnet.training.losses import check_threshold
 from resnet.training.run_length import (
   RunLength,
   check_batch_size,
@@ -32,12 +29,9 @@ from resnet.training.run_length import (
   create_run_length,
   get_mix_group_size,
 )
-from resnet.training.schedules import create_schedule
 from resnet.training.sharding import DataSharding, create_sharding
 from resnet.training.state import TrainState, create_state
-from resnet.training.step import Task
-
-_DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+from resnet.training.task import Task, create_task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,13 +65,10 @@ class Experiment:
   notices: tuple[str, ...] = ()
 
   @property
-  def train_image_shape(self) -> tuple[int, int, int]:
+  def train_image_shape(self) -> Any:
     """[H, W, C] of the images of training batches, before `task.augment`."""
-    if self.task.augment is None:
-      return self.image_shape
-    shape = self.train_reader.source.image_shape
-    assert shape is not None
-    return shape
+    stored = self.train_reader.source.image_shape
+    return self.image_shape if self.task.augment is None else stored
 
   def at(self, step: int) -> 'Experiment':
     """Returns this run with one size throughout: that of batch `step`."""
@@ -135,14 +126,10 @@ class Experiment:
     first_step: int = 0,
     num_steps: int | None = None,
   ) -> DeviceLoader:
-    """Returns batches on the devices, read ahead of their use.
+    """Returns batches first_step .. num_steps - 1 on the devices, read ahead.
 
-    Args:
-      reader: makes the batches.
-      notes: is told of images that are left out, and of workers that died.
-      first_step: of the first batch.
-      num_steps: the number of the batch that is not read any more; None: that
-        after the last record.
+    `notes` gets a line for each image that is left out and each worker that
+    died. Without `num_steps` the last batch is that of the last record.
     """
     if num_steps is None:
       num_steps = math.ceil(len(reader.source) / reader.batch_size)
@@ -217,8 +204,8 @@ def resolve(
 
   Args:
     config: a `ConfigDict` with the fields of configs/default.py.
-    devices: to run on; None: all that JAX sees.
-    data: instead of those that the config names.
+    devices: None: all that JAX sees.
+    data: None: those that the config names.
 
   Raises:
     InputError: a value is wrong; the message says what to type instead.
@@ -230,17 +217,20 @@ def resolve(
   check_batch_size(config, num_devices)
   check_groups(config, num_devices)
   data = data or create_data(config.data)
-  num_classes = _num_classes(config.model.num_classes, data)
+  num_classes = config.model.num_classes or data.train.num_classes
+  if num_classes < data.train.num_classes:
+    raise InputError(
+      f'model.num_classes={num_classes}, but the labels of {data.train.name!r}'
+      f' are 0 to {data.train.num_classes - 1}:'
+      f' --config.model.num_classes={data.train.num_classes}'
+    )
   augmentation = create_augmentation(
     config.augment,
     channels=data.train.channels,
     mix_group_size=get_mix_group_size(config),
   )
   check_threshold(
-    config.loss.target_threshold,
-    config.loss.label_smoothing,
-    num_classes=num_classes,
-    is_mixed=augmentation.mixing is not None,
+    config.loss, num_classes, is_mixed=augmentation.mixing is not None
   )
   if data.repeats > config.batch_size:
     raise InputError(
@@ -261,8 +251,15 @@ def resolve(
   return Experiment(
     config=flat,
     length=length,
-    task=_create_task(
-      config, data, length, augmentation, num_classes, sharding.backend
+    task=create_task(
+      config,
+      length,
+      backend=sharding.backend,
+      model=_create_model(config.model, num_classes),
+      mean=data.mean,
+      std=data.std,
+      augment=data.augment,
+      augmentation=augmentation,
     ),
     sizes=sizes,
     image_shape=(size, size, data.train.channels),
@@ -279,45 +276,12 @@ def resolve(
       source=data.eval,
       transform=data.eval_transform,
       seed=None,
-      # Memory that holds a part of a training batch holds this.
+      # So that evaluation needs no more memory than training.
       batch_size=config.batch_size // config.accumulation_steps,
     ),
     loader=data.loader,
     sharding=sharding,
-    notices=_notices(flat, augmentation.mixing, num_devices),
-  )
-
-
-def _create_task(
-  config: Any,
-  data: Data,
-  length: RunLength,
-  augmentation: Augmentation,
-  num_classes: int,
-  backend: str,
-) -> Task:
-  schedule = create_schedule(length, config.schedule)
-  return Task(
-    model=_create_model(config.model, num_classes),
-    tx=create_optimizer(
-      schedule,
-      config.optimizer,
-      frozen_stages=config.model.frozen_stages or 0,
-    ),
-    schedule=schedule,
-    loss_fn=create_loss(config.loss),
-    mean=data.mean,
-    std=data.std,
-    accumulation_steps=config.accumulation_steps,
-    unroll_parts=backend == 'cpu'
-    and config.accumulation_steps <= MOST_UNROLLED_PARTS,
-    log_every_steps=config.log_every_steps,
-    ema_decay=config.ema_decay,
-    ema_every_steps=config.ema_every_steps,
-    augment=data.augment,
-    augmentation=augmentation,
-    seed=config.seed,
-    sam_rho=config.optimizer.sam_rho,
+    notices=tuple(fields.notices(flat)),
   )
 
 
@@ -330,38 +294,9 @@ def _create_reader(
   )
 
 
-def _notices(
-  flat: Mapping[str, Any], mixing: Mixing | None, num_devices: int
-) -> tuple[str, ...]:
-  """Returns what a user should know of the config before a long run."""
-  found = fields.notices(flat)
-  batch_size = flat['batch_size']
-  rows = batch_size // num_devices
-  group_size = (mixing and mixing.group_size) or batch_size
-  if mixing and rows % group_size:
-    found.append(
-      f'Mixup and cutmix send images between devices: groups of {group_size:,}'
-      f' images (augment.mix_group_size) span devices of {rows:,}.'
-    )
-  return tuple(found)
-
-
 def _create_model(config: Any, num_classes: int) -> Any:
   # None is the network's own; not every network has all of the fields.
   given = {field: value for field, value in config.items() if value is not None}
   return create_model(
-    **{**given, 'num_classes': num_classes, 'dtype': _DTYPES[config.dtype]}
+    **{**given, 'num_classes': num_classes, 'dtype': jnp.dtype(config.dtype)}
   )
-
-
-def _num_classes(given: int | None, data: Data) -> int:
-  """Returns the number of logits: at least the classes of the data."""
-  if given is None:
-    return data.train.num_classes
-  if given < data.train.num_classes:
-    raise InputError(
-      f'model.num_classes={given}, but the labels of {data.train.name!r} are 0'
-      f' to {data.train.num_classes - 1}:'
-      f' --config.model.num_classes={data.train.num_classes}'
-    )
-  return given

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
 import signal
 import threading
@@ -96,7 +97,7 @@ def save_run(
     lambda x: np.zeros(x.shape, x.dtype), run.abstract_state()
   )
   state = state.replace(**variables, ema=ema)
-  workdir_lib.make(str(workdir))
+  os.makedirs(workdir, exist_ok=True)
   workdir_lib.write_config(str(workdir), run.config, run.derived())
   checkpoints = Checkpoints(str(workdir), keep=1)
   checkpoints.save(state, None)

@@ -270,13 +270,10 @@ def test_a_field_without_effect_is_no_error_but_a_notice(changes, field, cause):
   assert field in notice and 'no effect' in notice and cause in notice
 
 
-def test_mixing_between_devices_is_a_notice():
+def test_images_are_mixed_in_groups_of_batch_statistics_by_default():
   mixed = {'augment__mixup_alpha': 0.2}
-  (notice,) = resolve(**mixed).notices
-  assert 'augment.mix_group_size' in notice
   for size in ({'augment__mix_group_size': 4}, {'model__bn_group_size': 8}):
     run = resolve(**mixed, **size)
-    assert not run.notices
     assert run.task.augmentation.mixing.group_size == next(iter(size.values()))
 
 

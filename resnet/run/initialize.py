@@ -68,11 +68,8 @@ def open_weights(
   """Opens `init_from` and checks that it fits; reads no tensor.
 
   Returns:
-    The weights, and the experiment with the mean and standard deviation that
-    they were made with, where these are known and the config gives none.
-
-  Raises:
-    InputError: there are no such weights, or they do not fit.
+    The weights, and the experiment with their mean and standard deviation,
+    where the source has them and the config gives none.
   """
   config = experiment.config
   source = weights.open_source(config['init_from'])
@@ -119,16 +116,13 @@ def evaluate_checkpoint(
   """Evaluates a checkpoint of a run and prints the result; writes nothing.
 
   Args:
-    experiment: its model must be that of the run, its data may be others;
-      they are normalised as the run's were.
-    workdir: of the run; without one, `init_from` of the config is evaluated.
+    experiment: of the same model; its data may be others, and are normalised
+      as the run's were.
+    workdir: of the run; if there is none, `init_from` is evaluated.
     which: 'best' (by eval top-1; the latest if none was evaluated), 'latest'.
 
   Returns:
     The exit code.
-
-  Raises:
-    InputError: there is no checkpoint and no weights, or of another model.
   """
   step, state, experiment = open_state(experiment, workdir, which)
   steps = jit_steps(experiment.task, experiment.sharding)
@@ -147,10 +141,7 @@ def evaluate_checkpoint(
 def open_state(
   experiment: Experiment, workdir: str, which: str
 ) -> tuple[int, TrainState, Experiment]:
-  """Returns step and state to evaluate, and the experiment normalised as it.
-
-  Args and raises as `evaluate_checkpoint`.
-  """
+  """Returns step and state to evaluate, and the experiment normalised as it."""
   saved = workdir_lib.read_config(workdir)
   if saved is not None:
     data_fields = {f for f in experiment.config if not f.startswith('model.')}

@@ -158,7 +158,8 @@ def _train(
   if stop.received and jax.process_count() == 1:
     return Outcome(step=first_step, metrics=None, signal=stop.received)
   if checkpoints is None:
-    workdir_lib.make(workdir)
+    with files.writing(f'--workdir={workdir}'):
+      os.makedirs(workdir, exist_ok=True)
     checkpoints = _open(experiment, workdir, cleanup)
   if changed or not is_begun:
     workdir_lib.write_shared_config(workdir, experiment)

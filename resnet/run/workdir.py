@@ -1,7 +1,6 @@
 """The folder of a run: its config, and whether a run may go on in it."""
 
 from collections.abc import Collection, Mapping
-import contextlib
 import json
 import os
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 from resnet.errors import InputError
 from resnet.experiment import Experiment
 from resnet.fields import FREE_FIELDS, SAFE_FIELDS
-from resnet.files import write_atomically
+from resnet.files import read_json_lines, write_atomically, writing
 from resnet.run.provenance import read_last_step
 
 CONFIG_FILE = 'config.json'
@@ -23,11 +22,7 @@ CHECKPOINTS = 'checkpoints'
 
 
 def check_name(workdir: str) -> None:
-  """Refuses an address: it would be made as a folder `gs:` of this machine.
-
-  Raises:
-    InputError: it is one.
-  """
+  """Refuses an address, which would become a folder `gs:` of this machine."""
   if '://' in workdir:
     raise InputError(
       f'--workdir={workdir} is an address, no folder: name a folder of a disk'
@@ -41,11 +36,7 @@ _GLOB_CHARACTERS = '*?[]\\'
 
 
 def check_can_save(workdir: str) -> None:
-  """Refuses a folder whose path Orbax takes for a pattern.
-
-  Raises:
-    InputError: the path has one of its characters.
-  """
+  """Refuses a folder whose path Orbax takes for a pattern."""
   path = os.path.abspath(workdir)
   if found := [c for c in _GLOB_CHARACTERS if c in path]:
     raise InputError(
@@ -90,12 +81,12 @@ def check_same_config(
   """Compares two configs by field.
 
   Args:
-    workdir: of the saved one.
-    saved: the config of a run.
-    config: that it is to go on with.
+    workdir: of the saved config.
+    saved: by field.
+    config: of the new command, by field.
     ignore: fields that do not matter.
-    safe: fields that may change on demand: the run remains the same one.
-    allow_change: the demand.
+    safe: fields that may change if `allow_change`.
+    allow_change: --allow_config_change.
 
   Returns:
     The differences that are allowed, to be shown.
@@ -133,34 +124,14 @@ def check_same_config(
   )
 
 
-def make(workdir: str) -> None:
-  """Makes the folder if need be.
-
-  Raises:
-    InputError: it cannot be made.
-  """
-  try:
-    os.makedirs(workdir, exist_ok=True)
-  except OSError as error:
-    raise InputError(
-      f'--workdir={workdir} cannot be made: {error.strerror}.'
-    ) from None
-
-
 def write_config(
   workdir: str, config: Mapping[str, Any], derived: Mapping[str, Any]
 ) -> None:
-  """Writes what `read_config` reads.
-
-  Raises:
-    InputError: it cannot be written.
-  """
+  """Writes what `read_config` reads; InputError: it cannot be written."""
   text = json.dumps({'config': config, 'derived': derived}, indent=2) + '\n'
   path = os.path.join(workdir, CONFIG_FILE)
-  try:
+  with writing(path):
     write_atomically(path, text)
-  except OSError as error:
-    raise InputError(f'{path} cannot be written: {error.strerror}.') from None
 
 
 def check(
@@ -218,21 +189,13 @@ def write_shared_config(workdir: str, experiment: Experiment) -> None:
 
 
 def check_not_lost(workdir: str, save_every_steps: int) -> None:
-  """A run without checkpoints must be one that has not come to the first.
-
-  Raises:
-    InputError: it had some.
-  """
+  """Refuses a run that has no checkpoint left but was once saved."""
   step = read_last_step(workdir)
-  lines = os.path.join(workdir, METRICS_FILE)
-  # What is no line of ours is told where the file is opened to go on.
-  with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-    with open(lines) as file:
-      whole = [line for line in file if line.endswith('\n')]
-    logged = max((json.loads(line)['step'] for line in whole), default=0)
-    # The second save waits until the first is on disk.
-    if logged > 2 * save_every_steps:
-      step = max(step, logged)
+  lines = read_json_lines(os.path.join(workdir, METRICS_FILE))
+  logged = max((line['step'] for line in lines), default=0)
+  # The second save waits until the first is on disk.
+  if logged > 2 * save_every_steps:
+    step = max(step, logged)
   if step:
     raise InputError(
       f'{workdir} has come to step {step}, but holds no checkpoint any more:'

@@ -57,33 +57,27 @@ def create_loss(config: Any) -> LossFn:
   return loss
 
 
-def check_threshold(
-  threshold: float | None,
-  label_smoothing: float,
-  *,
-  num_classes: int,
-  is_mixed: bool,
-) -> None:
+def check_threshold(config: Any, num_classes: int, *, is_mixed: bool) -> None:
   """Checks that each image has a class above the threshold, but not all.
 
   Args:
-    threshold: `target_threshold` of the loss.
-    label_smoothing: of the loss.
+    config: the section `loss`.
     num_classes: K.
     is_mixed: whether an image may have two classes, by mixup or cutmix.
 
   Raises:
     InputError: it has not.
   """
+  threshold, smoothing = config.target_threshold, config.label_smoothing
   if threshold is None:
     return
   # The least share that the main class of an image may have, and any other.
-  rest = label_smoothing / num_classes
-  main = (1 - label_smoothing) * (0.5 if is_mixed else 1.0) + rest
+  rest = smoothing / num_classes
+  main = (1 - smoothing) * (0.5 if is_mixed else 1.0) + rest
   if not rest <= threshold < main:
     mixed = ', mixup or cutmix' if is_mixed else ''
     raise InputError(
       f'loss.target_threshold={threshold} is not in [{rest:.4g}, {main:.4g}):'
-      f' with loss.label_smoothing={label_smoothing}{mixed} images would have'
-      ' no class, or all of them.'
+      f' with loss.label_smoothing={smoothing}{mixed} images would have no'
+      ' class, or all of them.'
     )

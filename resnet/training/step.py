@@ -1,20 +1,17 @@
 """One update, and one batch of evaluation: pure functions, jitted below."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import dataclasses
 import functools
 from typing import Any
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
-from resnet.data.augment.batch import Augmentation
 from resnet.data.augment.crop import (
   MIXING,
   NETWORK,
-  Augment,
   example_keys,
   step_key,
 )
@@ -22,74 +19,11 @@ from resnet.training import compiler, guards, losses, metrics
 from resnet.training.accumulation import mean_over_parts, split_batch
 from resnet.training.sharding import DataSharding
 from resnet.training.state import TrainState, update_ema
+from resnet.training.task import Task
 
 # 'image' uint8 [B, H, W, C], 'label' int32 [B], 'mask' bool [B]; and what
 # `augment` makes of it.
 Batch = Mapping[str, jax.Array]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Task:
-  """What is trained; everything a step needs besides arrays.
-
-  Attributes:
-    model: a linen module, (images, *, train) -> logits.
-    tx: the optimizer.
-    schedule: the learning rate that is in `tx`, to be shown.
-    loss_fn: (logits, targets) -> losses [B], for training; see `losses`.
-    mean: of each channel, in units of uint8 pixels.
-    std: of each channel, likewise.
-    accumulation_steps: parts in which a batch is worked off, one after the
-      other, to save memory.
-    log_every_steps: metrics are summed over so many steps.
-    ema_decay: share of the moving averages that a move of theirs keeps; None:
-      there are none.
-    ema_every_steps: updates from one move to the next.
-    augment: crop and flip of training images, on the device; None: the host
-      has done it.
-    augmentation: what else is done to training images, always on the device.
-    seed: of all that is random in a step.
-    sam_rho: distance from the weights, uphill, at which the gradient of the
-      update is taken; None: at the weights.
-    unroll_parts: whether the program repeats the gradients of a part for each
-      part instead of looping: on a CPU XLA's convolutions are slow in a loop.
-  """
-
-  model: nn.Module
-  tx: optax.GradientTransformation
-  schedule: optax.Schedule
-  loss_fn: losses.LossFn
-  mean: tuple[float, ...]
-  std: tuple[float, ...]
-  accumulation_steps: int
-  log_every_steps: int
-  ema_decay: float | None = None
-  ema_every_steps: int = 1
-  augment: Augment | None = None
-  augmentation: Augmentation = dataclasses.field(default_factory=Augmentation)
-  seed: int = 0
-  sam_rho: float | None = None
-  unroll_parts: bool = False
-
-  def normalize(self, images: jax.Array) -> jax.Array:
-    """Pixels [B, H, W, C] -> (images - mean) / std, float32."""
-    return normalize(images, self.mean, self.std)
-
-
-def normalize(
-  images: jax.Array, mean: Sequence[float], std: Sequence[float]
-) -> jax.Array:
-  """Pixels [B, H, W, C] -> (images - mean) / std, float32.
-
-  Args:
-    images: of C channels, uint8, or float32 in the same units.
-    mean: of each channel, in units of uint8 pixels.
-    std: likewise.
-  """
-  shape = (1, 1, 1, -1)
-  mean_ = jnp.asarray(mean, jnp.float32).reshape(shape)
-  std_ = jnp.asarray(std, jnp.float32).reshape(shape)
-  return (images.astype(jnp.float32) - mean_) / std_
 
 
 def train_step(
