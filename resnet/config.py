@@ -27,12 +27,9 @@ def with_default(argv: Sequence[str]) -> list[str]:
 
 
 def split_none(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-  """Splits --config.FIELD=None off a command line.
+  """Returns a command line without --config.FIELD=None, and these fields.
 
-  The types of the flags do not know None, which a config file may give.
-
-  Returns:
-    The command line without them, and the fields, for `set_none`.
+  Flags of ml_collections cannot be None, which a config file may give.
   """
   rest, is_none, args = [], {}, list(argv)
   while args:
@@ -49,11 +46,7 @@ def split_none(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def set_none(config: Any, fields: Sequence[str]) -> None:
-  """Sets fields of a `ConfigDict` to None.
-
-  Raises:
-    AttributeError: there is no such field; see `explain`.
-  """
+  """Sets fields of a `ConfigDict` to None."""
   for field in fields:
     *sections, name = field.split('.')
     section = config
@@ -66,13 +59,7 @@ def set_none(config: Any, fields: Sequence[str]) -> None:
 
 
 def read(argv: Sequence[str]) -> tuple[Any, str]:
-  """Reads the flags of a command line that has no others.
-
-  Args:
-    argv: the program, and its flags.
-
-  Returns:
-    The config, and the path of its file as it was given.
+  """Returns the config of a command line, and the path of its file as given.
 
   Raises:
     InputError: a flag or the config file is wrong.
@@ -109,15 +96,7 @@ def flatten(config: Any) -> dict[str, Any]:
 
 
 def changed(config: Any, fields: str) -> Any:
-  """Returns a copy with other fields.
-
-  Args:
-    config: a `ConfigDict`.
-    fields: 'FIELD=VALUE FIELD=VALUE'.
-
-  Raises:
-    InputError: there is no such field, or the value is of another type.
-  """
+  """Returns a copy of a `ConfigDict` with fields 'FIELD=VALUE FIELD=VALUE'."""
   config = config.copy_and_resolve_references()
   for field in fields.split():
     name, equals, value = field.partition('=')

@@ -57,11 +57,7 @@ def writing(what: str) -> Iterator[None]:
 
 
 def check_writable(folder: str) -> None:
-  """Writes and removes a file in a folder, if there is such a folder.
-
-  Raises:
-    InputError: it cannot be written, or is not a folder.
-  """
+  """Raises an InputError where a folder exists and cannot be written."""
   if not os.path.lexists(folder):
     return
   with (
@@ -72,12 +68,7 @@ def check_writable(folder: str) -> None:
 
 
 def to_json(value: Any, **options: Any) -> str:
-  """Returns JSON text that every parser reads: NaN and infinities are null.
-
-  Args:
-    value: of dicts, lists, tuples, texts and Python's numbers.
-    **options: of `json.dumps`.
-  """
+  """Returns JSON text that every parser reads: NaN and infinities are null."""
 
   def replace(x: Any) -> Any:
     if isinstance(x, float) and not math.isfinite(x):
@@ -94,10 +85,7 @@ def to_json(value: Any, **options: Any) -> str:
 def read_json_lines(path: str) -> list[dict[str, Any]]:
   """Reads a file of JSON objects, one a line; a missing file has none.
 
-  A kill may have left half a line at the end: it is left out.
-
-  Raises:
-    InputError: the file cannot be read, or has another line.
+  Half a line at the end, which a kill leaves behind, is left out.
   """
   try:
     with open(path) as file:
@@ -116,10 +104,9 @@ def read_json_lines(path: str) -> list[dict[str, Any]]:
 
 
 class Lock:
-  """Holds a folder until it is closed, or its process has ended somehow.
+  """Holds a folder until it is closed or its process has ended.
 
-  The kernel drops the lock of a process that was killed, so the file that it
-  leaves behind says nothing; a file system without locks is told.
+  The kernel drops the lock of a killed process, whatever its file says.
   """
 
   def __init__(
@@ -127,13 +114,9 @@ class Lock:
   ):
     """Takes the lock.
 
-    Args:
-      workdir: the folder.
-      advice: what else to do than to wait, for a message.
-
     Raises:
-      InputError: another process has it; the message says which. Or the file
-        of the lock cannot be opened.
+      InputError: another process has it; the message names that process and
+        gives `advice`. Or the file of the lock cannot be opened.
     """
     path = os.path.join(workdir, LOCK_FILE)
     try:

@@ -21,8 +21,7 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 class LastingStream:
   """A text stream whose output is discarded once it cannot be written.
 
-  The reader of a pipe may leave (`... | head`), a terminal may be closed, or a
-  disk may be full: then the output is lost, and the work continues.
+  So work continues when a pipe or a terminal closes or a disk is full.
   """
 
   def __init__(self, stream: Any):
@@ -45,8 +44,7 @@ class LastingStream:
       self._discard()
 
   def _discard(self) -> None:
-    # The descriptor itself, because the interpreter flushes what is buffered
-    # when it ends, and libraries may write to it.
+    # The descriptor: libraries and the ending interpreter write to it too.
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, self._stream.fileno())
     os.close(null)
@@ -69,10 +67,9 @@ def outlive_terminal() -> None:
 
 
 class _Echoes:
-  """What threads cannot raise, shown only where it may be news.
+  """Hides errors of threads once the program has said why it ends.
 
-  After a save has failed, the threads of Orbax and TensorStore tell of it for
-  as long as the process lives, some of them hundreds of times.
+  After a failed save, threads of Orbax and TensorStore report it repeatedly.
   """
 
   def __init__(self):
@@ -83,7 +80,6 @@ class _Echoes:
     threading.excepthook = self._show(threading.__excepthook__)
 
   def end(self) -> None:
-    """From here on nothing is shown: the program says why it ends."""
     with self._lock:
       self._ended = True
 
@@ -115,13 +111,9 @@ def leave(code: int) -> NoReturn:
 def run_to_exit(join: Callable[[], Any], body: Callable[[Any], int]) -> int:
   """Runs a program; its errors become exit codes, after a line on stderr.
 
-  Args:
-    join: returns the `Cluster` of several processes, None where there is one.
-    body: is called with it, and returns the exit code.
-
-  Returns:
-    The exit code. Where threads, or other processes, would keep this one from
-    ending, it ends here.
+  `join` returns the `Cluster` of several processes, or None; `body` takes it
+  and returns the exit code. The process ends here where threads or other
+  processes would keep it from ending.
   """
   # Until training handles it, Ctrl-C ends the program at once.
   signal.signal(signal.SIGINT, signal.SIG_DFL)

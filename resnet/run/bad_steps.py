@@ -52,7 +52,7 @@ class BadSteps:
       self._lines = JsonLines(self._path, first_step=self._first_step)
 
   def check(self, step: int, num_in_row: int) -> list[str]:
-    """Returns what is to be said of a finished step, mostly nothing.
+    """Returns lines about a finished step; records it if it was skipped.
 
     Raises:
       RunError: it is the last of `max_bad_steps` skipped updates in a row.
@@ -108,9 +108,6 @@ def replay(experiment: Experiment, workdir: str, step: int | None) -> int:
 
   Returns:
     The exit code.
-
-  Raises:
-    InputError: there is no such run, no bad step, or its data have changed.
   """
   if jax.process_count() > 1:
     raise InputError('--mode=replay is for one process.')

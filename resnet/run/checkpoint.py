@@ -1,9 +1,4 @@
-"""Checkpoints of a run: Orbax, asynchronous, the latest few and the best.
-
-With each state lies a checksum of its arrays, worked out on the devices before
-they are saved and again after they are restored: Orbax itself does not notice a
-flipped byte, nor a missing file of zeros.
-"""
+"""Checkpoints of a run: Orbax, asynchronous, the latest few and the best."""
 
 from collections.abc import Callable, Iterator
 import contextlib
@@ -47,17 +42,14 @@ class Checkpoints:
     keep: int | None = None,
     say: Callable[[str], None] = print,
   ):
-    """Opens the folder.
+    """Opens the folder; moves checkpoints with damaged metrics out of it.
 
     Args:
       workdir: of the run.
       keep: how many of the latest checkpoints to keep, besides the best by
-        `weights.score`; None opens an existing folder to read only.
-      say: is told of checkpoints whose metrics are damaged: they are moved to
-        `workdir/damaged_checkpoints`.
-
-    Raises:
-      DamagedError: there are such, and the folder is to be read only.
+        `weights.score`; None opens the folder to read, and a damaged one is an
+        error.
+      say: gets a warning for each that is moved.
     """
     self._workdir = os.path.abspath(workdir)
     self._folder = os.path.join(self._workdir, FOLDER)
@@ -114,11 +106,9 @@ class Checkpoints:
       raise integrity.error_of(self._folder, step, error) from error
 
   def save(self, state: TrainState, metrics: dict[str, float] | None) -> None:
-    """Begins to save; the state may be donated as soon as this returns.
+    """Begins to save a state with the evaluation at its step, if any.
 
-    Args:
-      state: to save, under its own step.
-      metrics: of the evaluation at this step, if there was one.
+    The state may be donated as soon as this returns.
 
     Raises:
       RunError: a number is not finite; nothing is written.
@@ -217,11 +207,8 @@ class Checkpoints:
   ) -> TrainState | None:
     """Restores the newest checkpoint that is whole; None: there is none.
 
-    Damaged ones are moved to `workdir/damaged_checkpoints`, and `say` tells.
-
-    Raises:
-      InputError: there were checkpoints, but all of them are damaged; or as
-        `restore`.
+    Damaged ones are moved to `workdir/damaged_checkpoints`, with a warning; it
+    is an InputError if all are damaged.
     """
     for step in reversed(self.all_steps()):
       try:

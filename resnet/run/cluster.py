@@ -1,9 +1,8 @@
-"""Several processes: all there, of one mind, and told when one is gone.
+"""Several processes of one run: they join, compare configs, and end together.
 
-JAX's runtime connects them. Where one is missing or dies it aborts the others
-with a page of C++ log; here they end before, with one line that names it. The
-connections of the roll call carry heartbeats and the reason of a failure; and
-when a connection ends, so has the process.
+JAX's runtime connects them, and aborts all with a page of C++ log when one is
+missing or dies. Our own connections end them earlier, with one line that names
+that process: they carry heartbeats and the reason of a failure.
 """
 
 import collections
@@ -39,20 +38,20 @@ def join(
   """Connects this process with the others; before JAX does anything else.
 
   Args:
-    coordinator_address: 'HOST:PORT' of process 0, which need not be reached by
-      others than the processes; None: JAX finds it, on TPU pods, Slurm, GKE.
-    num_processes: of the run; None as above.
-    process_id: of this one, from 0; None as above.
-    required: without an address, finding nothing is an error.
-    join_seconds: for the others to come.
-    heartbeat_seconds: of silence, after which a process counts as dead.
+    coordinator_address: 'HOST:PORT' of process 0; None: JAX finds this and the
+      next two on TPU pods, Slurm and GKE.
+    num_processes: of the run.
+    process_id: of this process, from 0.
+    required: raise if nothing is found.
+    join_seconds: how long to wait for the others.
+    heartbeat_seconds: a process that is silent for longer counts as dead.
 
   Returns:
-    None where there is one process.
+    None if there is one process.
 
   Raises:
     InputError: the flags, the address or the environment are wrong.
-    RunError: others have not come in time; the message says which.
+    RunError: processes are missing; the message names them.
   """
   given = {
     '--coordinator_address': coordinator_address,
@@ -133,9 +132,8 @@ class Cluster:
     """Compares what should be the same in all processes.
 
     Raises:
-      InputError: in process 0, if it is not; the message says where. The other
-        processes end with it.
-      RunError: some have not come to this point in time.
+      InputError: they differ; in process 0, with which the others end.
+      RunError: processes did not get here in time.
     """
     facts, seconds = json.loads(json.dumps(facts)), self._join_seconds
     if self._index > 0:
@@ -156,18 +154,14 @@ class Cluster:
     self._tell_end(f'{name(self._index)} ended: {message}', code)
 
   def wait_for_news(self) -> None:
-    """After an error that may come of the death of another process.
-
-    The threads end this one, if that is so, when they are sure.
-    """
+    """Gives the threads time to end this process if another one has died."""
     time.sleep(self._heartbeat_seconds + 3 * _BEAT_SECONDS)
 
   def close(self, code: int) -> None:
     """Waits until all are done, and disconnects.
 
-    JAX aborts a process that is without process 0, so no process may be the
-    first to end. Where another one fails or falls silent meanwhile, this one
-    ends with `code`: it has done all that it was to do.
+    JAX aborts a process whose process 0 is gone, so none may end first. If
+    another one fails meanwhile, this one still ends with `code`.
     """
     self._code = code
     if self._index > 0:

@@ -71,11 +71,7 @@ class History:
 
 
 def read_history(workdir: str) -> History:
-  """Reads a workdir; a run without metrics has no lines.
-
-  Raises:
-    InputError: it holds no run, or damaged files.
-  """
+  """Reads a workdir; InputError: it holds no run, or damaged files."""
   saved = read_config(workdir)
   if saved is None:
     raise InputError(f'{workdir} holds no run: there is no config.json.')

@@ -1,9 +1,9 @@
-"""Checkpoints that are not what was saved: how they are noticed and set aside.
+"""Finds damaged checkpoints and sets them aside.
 
-With each state lies a checksum of its arrays, worked out on the devices before
-they are saved and again after they are restored: Orbax itself does not notice a
-flipped byte, nor a missing file of zeros. Metrics have a checksum, too: Orbax
-cannot open a folder at all where those of one checkpoint are no JSON.
+A checksum of the arrays, computed on the devices before a save and after a
+restore, is stored with each state: Orbax notices neither a flipped byte nor a
+missing file of zeros. Metrics have a checksum too: Orbax cannot open a folder
+in which those of one checkpoint are no JSON.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,7 +42,7 @@ class DamagedError(InputError):
 
 
 def error_of(folder: str, step: int, reason: object) -> DamagedError:
-  """Returns the error of a damaged checkpoint in a folder.
+  """Returns the error of a damaged checkpoint.
 
   Raises:
     RunError: instead, where the machine is to blame: the files may be good.
@@ -110,14 +110,13 @@ def set_aside(folder: str, steps: Sequence[int]) -> None:
 def restore(
   manager: ocp.CheckpointManager, folder: str, step: int, target: TrainState
 ) -> TrainState:
-  """Returns the state at `step`, placed as `target` (abstract) says.
+  """Returns the state at `step`, placed like `target`, which is abstract.
 
   All processes return, or all raise.
 
   Raises:
     DamagedError: it cannot be read, or is not what was saved.
-    InputError: what is stored has not the tree, shapes and dtypes of `target`;
-      nothing was read then.
+    InputError: its tree, shapes or dtypes are others than those of `target`.
   """
   failure, restored = None, {}
   try:

@@ -25,15 +25,7 @@ class JsonLines:
   """
 
   def __init__(self, path: str, *, first_step: int):
-    """Drops the lines after `first_step`, which the run writes again.
-
-    Args:
-      path: of the file; each of its lines has 'step', in ascending order.
-      first_step: finished updates of the run.
-
-    Raises:
-      InputError: the file cannot be read, or has another line.
-    """
+    """Drops the lines after `first_step`, which the run writes again."""
     self.path = path
     self.kept = [x for x in read_json_lines(path) if x['step'] <= first_step]
     self._file = open(path, 'ab', buffering=0)  # noqa: SIM115 (until `close`)
@@ -42,11 +34,7 @@ class JsonLines:
     self._file.truncate(size)  # Half a line goes, too.
 
   def write(self, line: Mapping[str, Any]) -> None:
-    """Appends a line.
-
-    Raises:
-      RunError: the line cannot be written; the file is as before.
-    """
+    """Appends a line; on a RunError the file is as before."""
     size = os.fstat(self._file.fileno()).st_size
     data = (to_json(line) + '\n').encode()
     try:

@@ -30,15 +30,14 @@ def abstract_batch(
 
 
 def keep_programs() -> str | None:
-  """Lets JAX find the programs of earlier processes; compiles nothing.
+  """Lets JAX find the compiled programs of earlier processes.
 
-  They lie in $JAX_COMPILATION_CACHE_DIR, or else in a private folder under
-  $XDG_CACHE_HOME or ~/.cache, one for each kind of processor: programs for a
-  CPU fit only that. They are machine code, so a folder that others may write
-  to is not used.
+  They lie in $JAX_COMPILATION_CACHE_DIR, or in a folder for this kind of
+  processor under $XDG_CACHE_HOME or ~/.cache. They are machine code, so a
+  folder that others may write to is not used.
 
   Returns:
-    Why they are not kept, as a line to be shown; None where they are.
+    Why they are not kept, or None.
   """
   config: Any = jax.config  # Environment variables of the same names set it.
   if not config.jax_enable_compilation_cache:

@@ -1,8 +1,6 @@
-"""Whether all processes are there, before JAX connects them.
+"""Connects all processes before JAX does, so that a missing one is named.
 
-Process 0 listens where JAX's coordinator will, and every other one says its
-number there; so a process that is missing can be named, and no wrong address
-is waited for without a word.
+Process 0 listens where JAX's coordinator will; the others register there.
 """
 
 from collections.abc import Mapping
@@ -74,21 +72,15 @@ def name(index: int) -> str:
 def call_roll(
   address: str, count: int, index: int, seconds: float
 ) -> dict[int, Peer]:
-  """Waits until all processes have come.
-
-  Args:
-    address: 'HOST:PORT' of process 0.
-    count: how many processes there are.
-    index: of this one; 0 calls the roll, the others answer.
-    seconds: to wait.
+  """Waits until all `count` processes are there; `index` is this one's.
 
   Returns:
-    Those that this process is connected with, by number: process 0 with all,
-    the others with process 0.
+    The connections by process: process 0 has one with each, the others have
+    one with process 0.
 
   Raises:
-    InputError: the address is wrong or in use, a number is taken.
-    RunError: some have not come; the message, in all that have, says which.
+    InputError: the address is wrong or in use, or two have one number.
+    RunError: some are missing after so many seconds; the message names them.
   """
   host, _, port = address.rpartition(':')
   if not host or not port.isdecimal() or not 0 < int(port) < 65536:

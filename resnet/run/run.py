@@ -90,14 +90,13 @@ def train(
 
   Args:
     experiment: the run.
-    workdir: is made if need be; nothing is written before the first batches
-      of both splits were read and found good.
+    workdir: made if need be; nothing is written before the first batches of
+      both splits have been read.
     start_time: time.time() at which the program began.
-    reference: where the run leaves its band, a warning is shown.
-    allow_config_change: a run that is there may go on with other values of
-      the fields in SAFE_FIELDS.
+    reference: warn when the run leaves its band.
+    allow_config_change: the fields in SAFE_FIELDS may differ from the run's.
     on_leave: see `StopSignal`.
-    draw: draws the curves of the workdir when the run is complete.
+    draw: draws the curves of a workdir, once the run is complete.
 
   Raises:
     InputError: the workdir is of another config, is in use or cannot be
@@ -204,10 +203,7 @@ def _open(
 
 
 def _complete(experiment: Experiment, workdir: str) -> Outcome | None:
-  """Returns how a run ended before; None: there is something left to do.
-
-  (As there is where its last checkpoint is damaged.)
-  """
+  """Returns the end of a run with nothing left to do, or None."""
   if not os.path.isdir(os.path.join(workdir, FOLDER)):
     return None
   try:
@@ -216,7 +212,7 @@ def _complete(experiment: Experiment, workdir: str) -> Outcome | None:
     if outcome:
       checkpoints.restore(outcome.step, experiment.abstract_state())
     return outcome
-  except DamagedError:  # It is mended where the run goes on.
+  except DamagedError:  # An earlier checkpoint is taken, and training repeated.
     return None
 
 

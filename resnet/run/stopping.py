@@ -21,8 +21,7 @@ import numpy as np
 
 from resnet.output import leave
 
-# A step may well take many times the median: evaluation's first batch, a disk
-# that is busy.
+# Some steps take many times the median, as when the disk is busy.
 _MANY_STEPS = 50
 
 
@@ -59,13 +58,10 @@ class Outcome:
 class StopSignal:
   """Stops the run after the step, and saves, on one of `stop_signals`.
 
-  A second signal ends the process at once, and so does the first one where
-  there is nothing to lose (`at_once`), or when `grace_seconds` have passed: it
-  is a thread that waits for signals, because Python's own handlers are only
-  called when the main thread comes back from XLA's compiler.
-
-  One of several processes never leaves by itself before `grace_seconds` have
-  passed: the others would wait for it.
+  The process ends immediately at a second signal, at the first one where there
+  is nothing to lose (`at_once`), and when `grace_seconds` have passed. A thread
+  waits for signals: Python calls handlers only when the main thread returns
+  from XLA's compiler. One of several processes always waits `grace_seconds`.
 
   Attributes:
     received: number of the first signal, None before.
@@ -77,11 +73,7 @@ class StopSignal:
     grace_seconds: float = 30.0,
     on_leave: Callable[[str, int], None] | None = None,
   ):
-    """Of the seconds to save in.
-
-    `on_leave` is told why, and the exit code, before this process ends without
-    the others of its run.
-    """
+    """Calls `on_leave` with reason and exit code before it ends the process."""
     self.received: int | None = None
     self._grace_seconds = grace_seconds
     self._on_leave = on_leave
@@ -157,22 +149,20 @@ class StopSignal:
 
 
 class AgreedSignal:
-  """The signal that all processes know of, from the same step on.
+  """The highest signal that any process received, at the same step in all.
 
-  A signal may come to one of them, or to all at different steps. At each step
-  the highest number is worked out on the devices, and looked at when it has
-  long been there, so that nobody waits for it.
+  The devices compute the maximum at each step; it is read two steps later, so
+  that nobody waits for it.
   """
 
   _LAG = 2
 
   def __init__(self, stop: StopSignal, sharding: jax.sharding.Sharding):
-    """Of signals to this process; `sharding` splits an array over devices."""
     self._stop = stop
     self._sharding = sharding
     self._max = jax.jit(jnp.max)
     self._votes: collections.deque[jax.Array] = collections.deque()
-    # By number: to make an array takes as long as to work out the highest.
+    # By number: making an array takes as long as the maximum.
     self._arrays: dict[int, jax.Array] = {}
     self._agreed: int | None = None
 
@@ -201,11 +191,7 @@ class AgreedSignal:
 
 
 class Watchdog:
-  """Ends the process when it has been silent for too long.
-
-  Too long is more than `seconds`, and more than 50 times the median step. It
-  rests until it is told what to watch, and while the program compiles.
-  """
+  """Ends the process after `seconds`, and 50 median steps, without progress."""
 
   def __init__(self, workdir: str, *, seconds: float | None):
     self._workdir = workdir
@@ -218,10 +204,7 @@ class Watchdog:
       threading.Thread(target=self._watch, daemon=True).start()
 
   def watch(self, what: str | None) -> None:
-    """Begins to count the seconds of `what`, such as 'training step 12'.
-
-    None stops counting: what comes may take any time.
-    """
+    """Starts to time `what`, 'training step 12'; None stops, as to compile."""
     self._what, self._since = what, time.monotonic()
 
   def step_done(self, what: str) -> None:
