@@ -15,7 +15,7 @@ from resnet.data.host.transforms import (
   ten_crop,
 )
 from resnet.errors import InputError
-from resnet.training import step
+from resnet.training import task
 from resnet.weights import Preprocessing
 
 # How many crops of an image are looked at, by name.
@@ -73,7 +73,7 @@ class ImageTransform:
 
 def normalize(images: jax.Array, preprocessing: Preprocessing) -> jax.Array:
   """uint8 [B, H, W, C] -> (images - mean) / std, float32, as in training."""
-  return step.normalize(
+  return task.normalize(
     images,
     [255 * value for value in preprocessing.mean],
     [255 * value for value in preprocessing.std],
