@@ -24,7 +24,6 @@ from configs import fashion_mnist, finetune
 from resnet import experiment
 from resnet.data.prepare import writer
 from resnet.data.prepare.encoding import Encoding
-from resnet.data.prepare.shards import Job
 from resnet.data.sources import idx
 from resnet.data.sources.base import ArrayRecords, Source
 from resnet.run import run as run_lib
@@ -74,7 +73,7 @@ def _prepare(folder, data_dir):
     folder = os.path.join(data_dir, name, writer.VERSION)
     if os.path.isdir(folder):
       continue
-    job = Job(
+    job = writer.Job(
       name=name,
       folder=folder,
       splits={
@@ -90,8 +89,7 @@ def _prepare(folder, data_dir):
       encoding=Encoding(channels=1, resize=None, quality=95, raw=False),
       origin={'from': 'idx', 'labels_a_class': _LABELS_A_CLASS},
     )
-    num_bytes = writer.estimate_bytes(job)
-    writer.write(job, num_bytes, num_threads=2, advance=lambda _: None)
+    writer.write(job, num_threads=2, advance=lambda _: None)
 
 
 def _train(config, workdir):

@@ -13,7 +13,7 @@ archive, cifar-10-binary.tar.gz or cifar-100-binary.tar.gz, or its folder.
 
 Writes ArrayRecord in TFDS's layout to DIR/NAME/1.0.0, which training finds with
 --config.data.name=NAME --config.data.data_dir=DIR. Every image is decoded,
-every shard read back. After a stop or a kill the same command goes on; on a
+every shard read back. After a stop or a kill the same command continues; on a
 finished set it compares the files with the manifest. TensorFlow is not needed.
 """
 
@@ -28,11 +28,10 @@ import tqdm
 from resnet.data.host.decode import decode_record
 from resnet.data.prepare import writer
 from resnet.data.prepare.encoding import Encoding
-from resnet.data.prepare.shards import Job
 from resnet.data.sources import cifar, idx, imagenet, registry
 from resnet.data.sources import folder as folder_lib
 from resnet.errors import InputError, RunError
-from resnet.files import Lock
+from resnet.files import Lock, writing
 from resnet.tools import command
 
 # A function of --source and --name for each --from, which returns the splits.
@@ -43,49 +42,42 @@ _OPENERS = {
   'idx': idx.open_splits,
   'cifar': cifar.open_splits,
 }
-# Names of sets by --source, where it is not the last part of that.
-_NAMES = {
-  'imagenet': lambda _: imagenet.NAME,
-  'cifar': cifar.default_name,
-}
 # Records of a split by which an unfinished set is compared with its source.
 _NUM_COMPARED = 256
 
 
 def main(args: argparse.Namespace) -> None:
-  folder = os.path.join(args.out, _name(args), writer.VERSION)
-  if os.path.isdir(folder):
-    return _verify(args, folder)
-  job = make_job(args)
-  num_bytes = writer.estimate_bytes(job)
-  writer.check_disk(job, num_bytes)
-  parent = os.path.dirname(folder)
-  with writer.disk(parent):
-    os.makedirs(parent, exist_ok=True)
-  with contextlib.closing(Lock(parent, 'or give another --out or --name')):
-    if os.path.isdir(folder):  # Another command has just finished it.
-      return _verify(args, folder)
-    total = sum(map(len, job.splits.values()))
-    with _bar(total, 'prepared') as bar, writer.disk(job.unfinished):
-      manifest = writer.write(
-        job, num_bytes, num_threads=args.threads, advance=bar.update
-      )
-  _check_by_tfds(args, folder, manifest)
-  _say(folder, manifest)
+  parent = os.path.join(args.out, _name(args))
+  folder, manifest = os.path.join(parent, writer.VERSION), None
+  if not os.path.isdir(folder):
+    job = make_job(args)
+    writer.check_disk(job)
+    with writing(parent):
+      os.makedirs(parent, exist_ok=True)
+    with contextlib.closing(Lock(parent, 'or give another --out or --name')):
+      if not os.path.isdir(folder):  # Another command may have finished it.
+        with _bar('prepared', sum(map(len, job.splits.values()))) as bar:
+          manifest = writer.write(
+            job, num_threads=args.threads, advance=bar.update
+          )
+  if manifest is None:
+    with _bar('compared') as bar:
+      manifest = writer.verify(folder, bar.update)
+    print('Prepared already; all files are as the manifest says.')
+  _check_by_tfds(args.out, folder, manifest)
+  for text in manifest['left_out']:
+    print(f'left out: {text}')
+  counts = ', '.join(f'{n:,} {s}' for s, n in manifest['examples'].items())
   print(
-    f'Train on it with: --config.data.name={job.name}'
+    f'{folder}: {counts} images, {manifest["bytes"] / 1e6:,.1f} MB,'
+    f' {len(manifest["shards"])} files, {writer.MANIFEST}\n'
+    f'Train on it with: --config.data.name={manifest["name"]}'
     f' --config.data.data_dir={args.out}'
   )
 
 
-def make_job(args: argparse.Namespace) -> Job:
-  """Returns what the command line asks for; reads the sources' names.
-
-  Raises:
-    InputError: an argument or a source is wrong.
-  """
-  if args.threads < 1:
-    raise InputError(f'--threads={args.threads} is too small: at least 1.')
+def make_job(args: argparse.Namespace) -> writer.Job:
+  """Returns what the command line asks for."""
   if not os.path.exists(args.source):
     raise InputError(
       f'--source={args.source} does not exist. See --help for what each --from'
@@ -94,11 +86,14 @@ def make_job(args: argparse.Namespace) -> Job:
   name = _name(args)
   splits = _OPENERS[args.kind](args.source, name)
   first = next(iter(splits.values()))
-  writer.check_class_names(first.class_names or ())
-  origin = {'from': args.kind, 'source': os.path.abspath(args.source)}
-  for split, source in splits.items():
-    origin[split] = source.fingerprint(_NUM_COMPARED)
-  return Job(
+  for text in first.class_names or ():
+    # TFDS reads the names back from a file of one name a line.
+    if text.encode(errors='ignore').decode().strip().splitlines() != [text]:
+      raise InputError(
+        f'The class name {text!r} is not one line of UTF-8 without blanks'
+        ' around it, and a prepared set cannot hold it: rename the class.'
+      )
+  return writer.Job(
     name=name,
     folder=os.path.join(args.out, name, writer.VERSION),
     splits=splits,
@@ -108,7 +103,11 @@ def make_job(args: argparse.Namespace) -> Job:
       quality=args.quality,
       raw=args.raw,
     ),
-    origin=origin,
+    origin={
+      'from': args.kind,
+      'source': os.path.abspath(args.source),
+      **{name: x.fingerprint(_NUM_COMPARED) for name, x in splits.items()},
+    },
     skip_bad=args.skip_bad,
   )
 
@@ -118,8 +117,10 @@ def _name(args: argparse.Namespace) -> str:
   # Without the version of a prepared set.
   path = re.sub(r'/\d+\.\d+\.\d+$', '', os.path.normpath(args.source))
   name = re.sub('[^a-z0-9]+', '_', os.path.basename(path).lower()).strip('_')
-  if args.kind in _NAMES:
-    name = _NAMES[args.kind](path)
+  if args.kind == 'imagenet':
+    name = imagenet.NAME
+  elif args.kind == 'cifar':
+    name = cifar.default_name(path)
   name = args.name or name
   if not re.fullmatch('[a-z][a-z0-9_]*', name):
     raise InputError(
@@ -129,24 +130,10 @@ def _name(args: argparse.Namespace) -> str:
   return name
 
 
-def _verify(args: argparse.Namespace, folder: str) -> None:
-  with _bar(None, 'compared') as bar:
-    manifest = writer.verify(folder, bar.update)
-  _check_by_tfds(args, folder, manifest)
-  print('Prepared already; all files are as the manifest says.')
-  _say(folder, manifest)
-
-
-def _check_by_tfds(
-  args: argparse.Namespace, folder: str, manifest: dict[str, Any]
-) -> None:
-  """Opens the finished set as training does.
-
-  Raises:
-    RunError: it is not what was written.
-  """
+def _check_by_tfds(out: str, folder: str, manifest: dict[str, Any]) -> None:
+  """Opens the finished set as training does."""
   for split, count in manifest['examples'].items():
-    source = registry.open_source(manifest['name'], split, data_dir=args.out)
+    source = registry.open_source(manifest['name'], split, data_dir=out)
     names = manifest['class_names']
     is_same = names is None or source.class_names == tuple(names)
     if len(source) != count or not is_same:
@@ -156,74 +143,36 @@ def _check_by_tfds(
         ' Delete it and prepare it again.'
       )
     for index in (0, count - 1):
-      (record,) = source.read([index])
-      decode_record(source, index, record)
+      decode_record(source, index, source.read([index])[0])
 
 
-def _say(folder: str, manifest: dict[str, Any]) -> None:
-  counts = ', '.join(f'{n:,} {s}' for s, n in manifest['examples'].items())
-  for text in manifest['left_out']:
-    print(f'left out: {text}')
-  print(
-    f'{folder}: {counts} images, {manifest["bytes"] / 1e6:,.1f} MB,'
-    f' {len(manifest["shards"])} files, {writer.MANIFEST}'
-  )
-
-
-def _bar(total: int | None, what: str) -> tqdm.tqdm:
+def _bar(what: str, total: int | None = None) -> tqdm.tqdm:
   return tqdm.tqdm(total=total, unit=' images', desc=what, smoothing=0.05)
 
 
 def parser() -> command.Parser:
   """Returns the parser of the command line."""
   result = command.Parser(
-    prog='python -m resnet.tools.prepare',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+    prog='python -m resnet.tools.prepare', description=__doc__
   )
-  result.add_argument(
-    '--from',
-    dest='kind',
-    required=True,
-    choices=_OPENERS,
-    help='what the source is',
+  add = result.add_argument
+  needed = {'required': True}
+  add(
+    '--from', dest='kind', choices=_OPENERS, help='the kind of source', **needed
   )
-  for name, metavar, text in (
-    ('--source', 'PATH', 'a folder'),
-    ('--out', 'DIR', 'of prepared sets (data_dir)'),
-  ):
-    result.add_argument(name, metavar=metavar, required=True, help=text)
-  result.add_argument(
-    '--name', help="of the set; default: the source's last part"
-  )
-  result.add_argument(
-    '--resize',
-    metavar='SHORT_SIDE',
-    type=int,
-    help='shrink larger images to this shorter side, pixels, once and for all',
-  )
-  result.add_argument(
-    '--quality',
-    type=int,
-    default=90,
-    help='of JPEG after --resize, 1 to 100; default: %(default)s',
-  )
-  result.add_argument(
-    '--raw',
-    action='store_true',
-    help='store pixels of one size; with --resize, of the central square',
-  )
-  result.add_argument(
-    '--skip-bad',
-    action='store_true',
-    help='leave images that cannot be decoded out, and list them',
-  )
-  result.add_argument(
-    '--threads',
-    type=int,
-    default=os.cpu_count() or 1,
-    help='shards in work at a time; default: %(default)s',
-  )
+  add('--source', metavar='PATH', help='a folder or file', **needed)
+  add('--out', metavar='DIR', help='of prepared sets (data_dir)', **needed)
+  add('--name', help="of the set; default: the source's last part")
+  text = 'shrink larger images to this shorter side, pixels, once and for all'
+  add('--resize', metavar='SHORT_SIDE', type=int, help=text)
+  text = 'of JPEG after --resize, 1 to 100; default: %(default)s'
+  add('--quality', type=int, default=90, help=text)
+  text = 'store pixels of one size; with --resize, of the central square'
+  add('--raw', action='store_true', help=text)
+  text = 'leave images that cannot be decoded out, and list them'
+  add('--skip-bad', action='store_true', help=text)
+  text, cores = 'shards in work at a time; default: %(default)s', os.cpu_count()
+  add('--threads', type=command.positive, default=cores or 1, help=text)
   return result
 
 

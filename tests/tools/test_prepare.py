@@ -14,7 +14,6 @@ import pytest
 import tensorflow_datasets as tfds
 
 from resnet.data.host.decode import decode_image, decode_record
-from resnet.data.prepare.writer import estimate_bytes
 from resnet.data.sources.registry import open_source
 from resnet.errors import InputError
 from resnet.files import Lock
@@ -75,7 +74,7 @@ def open_by_tfds(place):
 def assert_estimated(place, args):
   # ArrayRecord takes at least 64 kB a file.
   num_bytes = read_manifest(place)['bytes']
-  estimate = estimate_bytes(prepare.make_job(args))
+  estimate = prepare.make_job(args).num_bytes
   assert 0 < estimate < num_bytes < estimate + 16 * 2**17
 
 

@@ -21,8 +21,8 @@ class Encoding:
 
   Attributes:
     channels: 1 or 3.
-    resize: pixels of the shorter side to which larger images are shrunk
-      (Lanczos, with antialias). None: none is.
+    resize: larger images are shrunk to this shorter side, pixels (Lanczos, with
+      antialias). None: none is.
     quality: of JPEG, 1 to 100, for images that are shrunk.
     raw: store the pixels; where `resize` is given, of the central square.
   """
@@ -39,36 +39,31 @@ class Encoding:
       raise InputError(f'--quality={self.quality} is not in 1 .. 100.')
 
   def encode(self, image: bytes | np.ndarray) -> bytes | np.ndarray:
-    """Returns what is stored: a file, or uint8 [H, W, channels] for `raw`.
+    """Returns a file, or uint8 [H, W, channels] for `raw`.
 
-    Every image is decoded, so whatever is broken is found here. A file stays as
-    it is, but for CMYK, which plain TFDS cannot read.
-
-    Raises:
-      ValueError: the image cannot be decoded.
+    Every image is decoded, to find those that are broken (a ValueError). A file
+    stays as it is, but for CMYK, which plain TFDS cannot read.
     """
     pixels = decode_image(image, self.channels)
-    if self.raw:
-      if self.resize is None:
-        return pixels
-      return resize_and_center_crop(pixels, self.resize, self.resize, 'lanczos')
     shorter = min(pixels.shape[:2])
+    if self.raw and self.resize is not None:
+      return resize_and_center_crop(pixels, self.resize, self.resize, 'lanczos')
+    if self.raw:
+      return pixels
     if self.resize is not None and shorter > self.resize:
       height, width = (
         round(side * self.resize / shorter) for side in pixels.shape[:2]
       )
-      pixels = resize(pixels, height, width, 'lanczos')
-      return _jpeg(pixels, self.quality)
+      return _jpeg(resize(pixels, height, width, 'lanczos'), self.quality)
     if isinstance(image, np.ndarray):
       return cv2.imencode('.png', pixels[..., ::-1])[1].tobytes()
     return _jpeg(pixels, _FAITHFUL_QUALITY) if is_cmyk(image) else image
 
 
 def _jpeg(pixels: np.ndarray, quality: int) -> bytes:
-  colorspace = 'GRAY' if pixels.shape[-1] == 1 else 'RGB'
   return simplejpeg.encode_jpeg(
     np.ascontiguousarray(pixels),
     quality=quality,
-    colorspace=colorspace,
+    colorspace='GRAY' if pixels.shape[-1] == 1 else 'RGB',
     colorsubsampling='420',
   )

@@ -6,101 +6,114 @@ renamed; then a note records that it is done. So a kill at any moment loses only
 the shards in progress, and the same command continues.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
+import hashlib
+import io
 import json
 import math
 import os
 import pathlib
 import shutil
-import threading
 from typing import Any
 
+from array_record.python import array_record_module  # pyright: ignore
 import numpy as np
 import tensorflow_datasets as tfds
 
-from resnet.data.prepare import shards
+from resnet.data.prepare.encoding import Encoding
+from resnet.data.sources.base import Source
 from resnet.errors import InputError, RunError
-from resnet.files import write_atomically
+from resnet.files import replacing, write_atomically
 
 VERSION = '1.0.0'
 MANIFEST = 'manifest.json'
-# In the folder of an unfinished set: what is to be written.
-_PLAN = 'plan.json'
-_SHARD_BYTES = 2**27
-# So that a small set is written in parallel, too.
-_MIN_SHARDS = 8
-# Of a record besides the image.
-_RECORD_BYTES = 200
-# Share of the estimate that must be free besides.
-_SPARE = 0.05
-_NUM_SAMPLES = 32
+# In the folder of an unfinished set: what is to be written, and the folder of
+# notes, one per finished shard.
+_PLAN, _NOTES = 'plan.json', 'shards'
+# JPEG and PNG do not become smaller, and reading is faster.
+_WRITER_OPTIONS = 'group_size:1,uncompressed'
+# At least so many shards: a small set is written in parallel, too.
+_SHARD_BYTES, _MIN_SHARDS = 2**27, 8
+# For the estimate; the second are bytes of a record besides the image.
+_NUM_SAMPLES, _RECORD_BYTES = 32, 200
+
+Advance = Callable[[int], Any]  # Called with a number of records that are done.
 
 
-@contextlib.contextmanager
-def disk(folder: str) -> Iterator[None]:
-  """Turns errors of the disk into a RunError that says what to do."""
-  try:
-    yield
-  except (OSError, RuntimeError) as error:  # The second is ArrayRecord's.
-    reason = getattr(error, 'strerror', None) or str(error).partition('\n')[0]
-    raise RunError(
-      f'{folder} cannot be written: {reason}. What is done'
-      ' stays; the same command goes on.'
-    ) from None
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+  """A set to be written.
 
-
-def check_class_names(names: Sequence[str]) -> None:
-  """Checks that TFDS can read the names back from a file of one name a line.
-
-  Raises:
-    InputError: a name is empty, has a line break or blanks around it, or is
-      not UTF-8.
+  Attributes:
+    name: of the set, as TFDS has it.
+    folder: NAME/VERSION, where it will be.
+    splits: what to write, by name; all have the same classes.
+    encoding: how images are stored.
+    origin: what the images come from, in words and numbers; an unfinished set
+      is continued only where it is the same.
+    skip_bad: leave broken images out instead of stopping.
   """
-  for name in names:
-    if name.encode(errors='ignore').decode().strip().splitlines() != [name]:
-      raise InputError(
-        f'The class name {name!r} is not one line of UTF-8 without blanks'
-        ' around it, and a prepared set cannot hold it: rename the class.'
+
+  name: str
+  folder: str
+  splits: Mapping[str, Source]
+  encoding: Encoding
+  origin: Mapping[str, Any]
+  skip_bad: bool = False
+
+  @property
+  def unfinished(self) -> pathlib.Path:
+    """The folder of the set until it is complete."""
+    return pathlib.Path(f'{self.folder}.incomplete')
+
+  @property
+  def first(self) -> Source:
+    """The first split, for what all splits have in common."""
+    return next(iter(self.splits.values()))
+
+  @functools.cached_property
+  def num_bytes(self) -> int:
+    """About how much disk the set will take, from a few images."""
+    total = 0.0
+    for source in self.splits.values():
+      indices = np.linspace(0, len(source) - 1, _NUM_SAMPLES).astype(int)
+      sizes = []
+      for record in source.read(sorted(set(indices.tolist()))):
+        # A broken image is reported when it is written.
+        with contextlib.suppress(ValueError):
+          image = memoryview(self.encoding.encode(record['image']))
+          sizes.append(image.nbytes + _RECORD_BYTES)
+      total += len(source) * float(np.mean(sizes or [0]))
+    return int(total)
+
+  @functools.cached_property
+  def features(self) -> Any:
+    """What a record holds, as TFDS has it."""
+    image: Any = tfds.features.Image(shape=(None, None, self.encoding.channels))
+    if self.encoding.raw:
+      pixels: Any = self.encoding.encode(self.first.read([0])[0]['image'])
+      image = tfds.features.Tensor(
+        shape=pixels.shape, dtype=np.uint8, encoding='bytes'
       )
+    names = self.first.class_names
+    label = tfds.features.ClassLabel(
+      names=names and list(names),
+      num_classes=None if names else self.first.num_classes,
+    )
+    return tfds.features.FeaturesDict(
+      {'image': image, 'label': label, 'file_name': tfds.features.Text()}
+    )
 
 
-def estimate_bytes(job: shards.Job) -> int:
-  """Returns about how much disk the set will take, from a few images.
-
-  Raises:
-    InputError: a record cannot be read.
-  """
-  total = 0.0
-  for source in job.splits.values():
-    indices = np.linspace(0, len(source) - 1, _NUM_SAMPLES).astype(int).tolist()
-    sizes = []
-    for record in source.read(sorted(set(indices))):
-      # A broken image is reported when it is written.
-      with contextlib.suppress(ValueError):
-        image = job.encoding.encode(record['image'])
-        size = len(image) if isinstance(image, bytes) else image.nbytes
-        sizes.append(size + _RECORD_BYTES)
-    total += len(source) * float(np.mean(sizes or [0]))
-  return int(total)
-
-
-def check_disk(job: shards.Job, num_bytes: int) -> None:
-  """Checks, before anything is written, that the set will fit.
-
-  Raises:
-    InputError: it will not, or the folder cannot be written.
-  """
-  folder = os.path.abspath(job.folder)
-  while not os.path.exists(folder):
-    folder = os.path.dirname(folder)
-  if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
-    raise InputError(f'{job.folder} cannot be written: see {folder}.')
-  written = pathlib.Path(job.unfinished).glob('*.array_record-*')
-  needed = int(num_bytes * (1 + _SPARE))
-  needed -= sum(path.stat().st_size for path in written)
+def check_disk(job: Job) -> None:
+  """Checks, before anything is written, that the set will fit."""
+  written = job.unfinished.glob('*.array_record-*')
+  needed = 1.05 * job.num_bytes - sum(path.stat().st_size for path in written)
+  folder = next(filter(os.path.exists, job.unfinished.absolute().parents))
   free = shutil.disk_usage(folder).free
   if needed > free:
     raise InputError(
@@ -110,61 +123,40 @@ def check_disk(job: shards.Job, num_bytes: int) -> None:
     )
 
 
-def write(
-  job: shards.Job, num_bytes: int, *, num_threads: int, advance: shards.Advance
-) -> dict[str, Any]:
+def write(job: Job, *, num_threads: int, advance: Advance) -> dict[str, Any]:
   """Writes what is missing, and returns the manifest.
 
   Args:
     job: the set.
-    num_bytes: estimate of its size, which decides the number of shards.
     num_threads: shards written at the same time; decoding and encoding, which
       take most of the time, release Python's lock.
     advance: called with a number of records that are done.
-
-  Raises:
-    InputError: an image cannot be decoded, or the folder holds another job.
-    RunError: the disk failed, or did not give back what was written.
   """
-  plan = _plan(job, num_bytes)
-  _begin(job, plan)
-  features = _features(job)
-  stop = threading.Event()
-
-  def advance_or_stop(num_records: int) -> None:
-    if stop.is_set():
-      raise RunError('Stopped.')
-    advance(num_records)
-
-  def make(place: tuple[str, int, int]) -> dict[str, Any]:
-    return shards.make_shard(job, features, *place, advance_or_stop)
-
-  places = [
-    (split, number, count)
-    for split, count in plan['shards'].items()
-    for number in range(count)
-  ]
-  with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
-    try:
-      notes = list(pool.map(make, places))
-    except BaseException:
-      stop.set()
-      raise
-  return _finish(job, plan, features, notes)
+  try:
+    plan = _begin(job)
+    places = [
+      (split, number, count)
+      for split, count in plan['shards'].items()
+      for number in range(count)
+    ]
+    # After an error the shards in progress are finished, and no others begun.
+    with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
+      notes = list(pool.map(lambda x: _make_shard(job, *x, advance), places))
+    return _finish(job, plan, notes)
+  except (OSError, RuntimeError) as error:  # The second is ArrayRecord's.
+    reason = getattr(error, 'strerror', None) or str(error).partition('\n')[0]
+    raise RunError(
+      f'{job.unfinished} cannot be written: {reason}. Finished shards stay; the'
+      ' same command continues.'
+    ) from None
 
 
-def _plan(job: shards.Job, num_bytes: int) -> dict[str, Any]:
+def _begin(job: Job) -> dict[str, Any]:
   """Returns what decides the bytes of the files; it becomes the manifest."""
+  names, path = job.first.class_names, job.unfinished / _PLAN
   examples = {split: len(source) for split, source in job.splits.items()}
-  num_shards = {}
-  for split, count in examples.items():
-    least = max(
-      _MIN_SHARDS,
-      math.ceil(num_bytes * count / sum(examples.values()) / _SHARD_BYTES),
-    )
-    num_shards[split] = min(count, least)
-  names = job.first.class_names
-  return {
+  record_bytes = job.num_bytes / sum(examples.values())
+  plan = {
     'name': job.name,
     'version': VERSION,
     'origin': dict(job.origin),
@@ -172,110 +164,178 @@ def _plan(job: shards.Job, num_bytes: int) -> dict[str, Any]:
     'skip_bad': job.skip_bad,
     'class_names': names and list(names),
     'examples': examples,
-    'shards': num_shards,
+    'shards': {
+      split: min(
+        count, max(_MIN_SHARDS, math.ceil(record_bytes * count / _SHARD_BYTES))
+      )
+      for split, count in examples.items()
+    },
   }
-
-
-def _begin(job: shards.Job, plan: Mapping[str, Any]) -> None:
-  path = os.path.join(job.unfinished, _PLAN)
-  with contextlib.suppress(FileNotFoundError), open(path) as file:
-    found = json.load(file)
-    if found != json.loads(json.dumps(plan)):
-      keys = [key for key in plan if found.get(key) != plan[key]]
+  if path.exists():
+    found = json.loads(path.read_text())
+    if keys := [key for key in plan if found.get(key) != plan[key]]:
       raise InputError(
         f'{job.unfinished} is half-written by another command: it differs in'
         f' {", ".join(keys)}. Give that command again, or delete the folder.'
       )
+  (job.unfinished / _NOTES).mkdir(parents=True, exist_ok=True)
   # Shards that were in progress when a command was killed.
-  for left_over in pathlib.Path(job.unfinished).rglob('.*.array_record-*'):
+  for left_over in job.unfinished.rglob('.*.array_record-*'):
     left_over.unlink()
-  os.makedirs(os.path.join(job.unfinished, shards.NOTES), exist_ok=True)
-  write_atomically(path, json.dumps(plan, indent=2))
+  write_atomically(str(path), json.dumps(plan, indent=2))
+  return plan
 
 
-def _features(job: shards.Job) -> Any:
-  names, encoding = job.first.class_names, job.encoding
-  if encoding.raw:
-    (record,) = job.first.read([0])
-    pixels: Any = encoding.encode(record['image'])
-    image = tfds.features.Tensor(
-      shape=pixels.shape, dtype=np.uint8, encoding='bytes'
+def _make_shard(
+  job: Job, split: str, number: int, count: int, advance: Advance
+) -> dict[str, Any]:
+  """Writes every `count`-th record from `number` on, unless that is done.
+
+  Returns:
+    The shard's note.
+  """
+  indices = range(number, len(job.splits[split]), count)
+  name = f'{job.name}-{split}.array_record-{number:05}-of-{count:05}'
+  path = job.unfinished / name
+  note_path = job.unfinished / _NOTES / f'{name}.json'
+  if note_path.exists():
+    advance(len(indices))
+    return json.loads(note_path.read_text())
+  digest, left_out = hashlib.sha256(), []
+  with replacing(str(path)) as temporary:
+    writer = array_record_module.ArrayRecordWriter(temporary, _WRITER_OPTIONS)
+    with contextlib.closing(writer):
+      for index in indices:
+        try:
+          data = _serialize(job, split, index)
+        except InputError as error:
+          if not job.skip_bad:
+            raise InputError(
+              f'{error} Repair or remove it, or leave such images out:'
+              ' --skip-bad'
+            ) from None
+          left_out.append(str(error))
+        else:
+          writer.write(data)
+          digest.update(data)
+        advance(1)
+    num_written = len(indices) - len(left_out)
+    _read_back(temporary, digest.hexdigest(), num_written)
+  note = {
+    'split': split,
+    'left_out': left_out,
+    'file': name,
+    'examples': num_written,
+    'bytes': path.stat().st_size,
+    'sha256': _sha256(path),
+  }
+  write_atomically(str(note_path), json.dumps(note))
+  return note
+
+
+def _serialize(job: Job, split: str, index: int) -> bytes:
+  source = job.splits[split]
+  (record,) = source.read([index])
+  key, label = source.key(index, record), int(record['label'])
+  if not 0 <= label < source.num_classes:
+    raise InputError(
+      f'The label of {key} is {label}; expected 0 to {source.num_classes - 1}.'
     )
-  else:
-    image = tfds.features.Image(shape=(None, None, encoding.channels))
-  label = (
-    tfds.features.ClassLabel(names=list(names))
-    if names
-    else tfds.features.ClassLabel(num_classes=job.first.num_classes)
+  try:
+    image: Any = job.encoding.encode(record['image'])
+  except ValueError as error:
+    raise InputError(
+      f'The image of {key} cannot be decoded: {error}.'
+    ) from None
+  if isinstance(image, bytes):
+    image = io.BytesIO(image)
+  elif image.shape != job.features['image'].shape:
+    raise InputError(
+      f'The image of {key} is {image.shape}, others are'
+      f' {job.features["image"].shape}: --raw needs one size: add'
+      ' --resize=SHORT_SIDE.'
+    )
+  # The bytes of a file name, which need not be UTF-8.
+  name = os.fsencode(record.get('file_name', record.get('id', str(index))))
+  return job.features.serialize_example(
+    {'image': image, 'label': label, 'file_name': name}
   )
-  return tfds.features.FeaturesDict(
-    {'image': image, 'label': label, 'file_name': tfds.features.Text()}
-  )
+
+
+def _read_back(path: str, digest: str, count: int) -> None:
+  """Compares the records of a file with what was written."""
+  found, num_records = hashlib.sha256(), 0
+  with contextlib.suppress(RuntimeError):  # Reported below.
+    reader = array_record_module.ArrayRecordReader(path)
+    num_records = reader.num_records()
+    for start in range(0, num_records, 64):
+      for data in reader.read(start, min(start + 64, num_records)):
+        found.update(data)
+  if (found.hexdigest(), num_records) != (digest, count):
+    raise RunError(
+      f'{path} does not hold what was written ({num_records} of {count}'
+      ' records): the disk is failing. Use another one.'
+    )
+
+
+def _sha256(path: pathlib.Path) -> str:
+  with path.open('rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def _finish(
-  job: shards.Job,
-  plan: Mapping[str, Any],
-  features: Any,
-  notes: Sequence[dict[str, Any]],
+  job: Job, plan: Mapping[str, Any], notes: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
   """Writes the metadata, renames the folder and returns the manifest."""
-  left_out = [text for note in notes for text in note.pop('left_out')]
-  by_split = {split: [] for split in job.splits}
-  for note in notes:
-    by_split[note.pop('split')].append(note)
-  splits = [
-    tfds.core.SplitInfo(
-      name=split,
-      shard_lengths=[note['examples'] for note in own],
-      num_bytes=sum(note['bytes'] for note in own),
+  splits = []
+  for split in job.splits:
+    own = [note for note in notes if note['split'] == split]
+    splits.append(
+      tfds.core.SplitInfo(
+        name=split,
+        shard_lengths=[note['examples'] for note in own],
+        num_bytes=sum(note['bytes'] for note in own),
+      )
     )
-    for split, own in by_split.items()
-  ]
-  for split in splits:
-    if not split.num_examples:
-      raise InputError(f'No image of {split.name!r} can be decoded.')
+    if not splits[-1].num_examples:
+      raise InputError(f'No image of {split!r} can be decoded.')
+  files = ('file', 'examples', 'bytes', 'sha256')
   manifest = {
     **plan,
     'examples': {split.name: split.num_examples for split in splits},
     'bytes': sum(split.num_bytes for split in splits),
-    'left_out': left_out,
-    'shards': list(notes),
+    'left_out': [text for note in notes for text in note['left_out']],
+    'shards': [{key: note[key] for key in files} for note in notes],
   }
   tfds.folder_dataset.write_metadata(
-    data_dir=job.unfinished,
-    features=features,
+    data_dir=str(job.unfinished),
+    features=job.features,
     split_infos=splits,
     version=VERSION,
     filename_template='{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
     check_data=False,
     description=f'{job.name}, by resnet.tools.prepare.',
   )
-  path = os.path.join(job.unfinished, MANIFEST)
+  path = str(job.unfinished / MANIFEST)
   write_atomically(path, json.dumps(manifest, indent=2))
-  shutil.rmtree(os.path.join(job.unfinished, shards.NOTES))
-  os.remove(os.path.join(job.unfinished, _PLAN))
-  os.replace(job.unfinished, job.folder)
+  shutil.rmtree(job.unfinished / _NOTES)
+  (job.unfinished / _PLAN).unlink()
+  job.unfinished.rename(job.folder)
   return manifest
 
 
-def verify(folder: str, advance: shards.Advance) -> dict[str, Any]:
-  """Compares a finished set with its manifest, and returns that.
-
-  Raises:
-    InputError: a file is missing or changed, or there is no manifest.
-  """
-  try:
-    with open(os.path.join(folder, MANIFEST)) as file:
-      manifest = json.load(file)
-  except FileNotFoundError:
+def verify(folder: str, advance: Advance) -> dict[str, Any]:
+  """Compares a finished set with its manifest, and returns that."""
+  path = pathlib.Path(folder, MANIFEST)
+  if not path.exists():
     raise InputError(
-      f'{folder} is there and has no {MANIFEST}: another program has made it.'
-      ' Give another --out or --name.'
-    ) from None
+      f'{folder} has no {MANIFEST}: another program has made it. Give another'
+      ' --out or --name.'
+    )
+  manifest = json.loads(path.read_text())
   for shard in manifest['shards']:
-    path = os.path.join(folder, shard['file'])
-    if not os.path.exists(path) or shards.sha256(path) != shard['sha256']:
+    path = pathlib.Path(folder, shard['file'])
+    if not path.exists() or _sha256(path) != shard['sha256']:
       raise InputError(
         f'{path} is missing or not what its manifest says: delete {folder} and'
         ' prepare the set again.'
