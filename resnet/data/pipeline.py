@@ -126,7 +126,6 @@ def _open(config: Any, field: str) -> Source:
     config[field],
     data_dir=config.data_dir and os.path.expanduser(config.data_dir),
     image_size=config.image_size,
-    split_flag=f'--config.data.{field}',
   )
 
 

@@ -43,11 +43,7 @@ def _images_below(folder: str, above: tuple[str, ...]) -> Iterator[str]:
   real = os.path.realpath(folder)
   if real in above:  # A link to a folder that it lies in.
     return
-  try:
-    entries = list(visible_entries(folder))
-  except OSError as error:
-    raise InputError(f'{folder} cannot be read: {error.strerror}.') from None
-  for entry in entries:
+  for entry in list(visible_entries(folder)):
     if entry.is_dir():
       yield from _images_below(entry.path, (*above, real))
     elif entry.name.lower().endswith(IMAGE_SUFFIXES):

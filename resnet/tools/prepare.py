@@ -156,12 +156,11 @@ def parser() -> command.Parser:
     prog='python -m resnet.tools.prepare', description=__doc__
   )
   add = result.add_argument
-  needed = {'required': True}
-  add(
-    '--from', dest='kind', choices=_OPENERS, help='the kind of source', **needed
-  )
-  add('--source', metavar='PATH', help='a folder or file', **needed)
-  add('--out', metavar='DIR', help='of prepared sets (data_dir)', **needed)
+  text = 'the kind of source'
+  add('--from', dest='kind', required=True, choices=_OPENERS, help=text)
+  add('--source', required=True, metavar='PATH', help='a folder or file')
+  text = 'of prepared sets (data_dir)'
+  add('--out', required=True, metavar='DIR', help=text)
   add('--name', help="of the set; default: the source's last part")
   text = 'shrink larger images to this shorter side, pixels, once and for all'
   add('--resize', metavar='SHORT_SIDE', type=int, help=text)

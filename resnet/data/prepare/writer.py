@@ -85,8 +85,8 @@ class Job:
       for record in source.read(sorted(set(indices.tolist()))):
         # A broken image is reported when it is written.
         with contextlib.suppress(ValueError):
-          image = memoryview(self.encoding.encode(record['image']))
-          sizes.append(image.nbytes + _RECORD_BYTES)
+          image: Any = self.encoding.encode(record['image'])
+          sizes.append(memoryview(image).nbytes + _RECORD_BYTES)
       total += len(source) * float(np.mean(sizes or [0]))
     return int(total)
 
@@ -141,7 +141,7 @@ def write(job: Job, *, num_threads: int, advance: Advance) -> dict[str, Any]:
     ]
     # After an error the shards in progress are finished, and no others begun.
     with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
-      notes = list(pool.map(lambda x: _make_shard(job, *x, advance), places))
+      notes = list(pool.map(lambda x: _make_shard(job, advance, *x), places))
     return _finish(job, plan, notes)
   except (OSError, RuntimeError) as error:  # The second is ArrayRecord's.
     reason = getattr(error, 'strerror', None) or str(error).partition('\n')[0]
@@ -187,7 +187,7 @@ def _begin(job: Job) -> dict[str, Any]:
 
 
 def _make_shard(
-  job: Job, split: str, number: int, count: int, advance: Advance
+  job: Job, advance: Advance, split: str, number: int, count: int
 ) -> dict[str, Any]:
   """Writes every `count`-th record from `number` on, unless that is done.
 

@@ -72,9 +72,6 @@ class Source:
     """Returns a checksum of some records, from the first to the last.
 
     Other images, or another order of them, nearly always have another.
-
-    Raises:
-      InputError: a record cannot be read.
     """
     indices = np.linspace(0, len(self) - 1, min(num_records, len(self)))
     digest = hashlib.sha256()

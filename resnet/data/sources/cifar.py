@@ -6,8 +6,8 @@ of 32 x 32 pixels. The pickled version is never read: unpickling runs code.
 """
 
 import os
+import pathlib
 import tarfile
-from typing import NamedTuple
 import zlib
 
 import numpy as np
@@ -18,38 +18,22 @@ from resnet.errors import InputError
 _SIDE = 32
 
 
-class _Version(NamedTuple):
-  """What a set's binary archive holds, and files of its other versions."""
-
-  name: str
-  archive: str
-  splits: dict[str, tuple[str, ...]]
-  class_names: str
-  label_bytes: int
-  others: frozenset[str]
-
-
-_VERSIONS = (
-  _Version(
-    name='cifar10',
-    archive='cifar-10-binary.tar.gz',
-    splits={
-      'train': tuple(f'data_batch_{i}.bin' for i in range(1, 6)),
-      'test': ('test_batch.bin',),
+# The files of each split, the file of the class names, and the bytes of labels.
+_SETS = {
+  'cifar10': (
+    {
+      'train': [f'data_batch_{i}.bin' for i in range(1, 6)],
+      'test': ['test_batch.bin'],
     },
-    class_names='batches.meta.txt',
-    label_bytes=1,
-    others=frozenset({'data_batch_1', 'data_batch_1.mat'}),
+    'batches.meta.txt',
+    1,
   ),
-  _Version(
-    name='cifar100',
-    archive='cifar-100-binary.tar.gz',
-    splits={'train': ('train.bin',), 'test': ('test.bin',)},
-    class_names='fine_label_names.txt',
-    label_bytes=2,
-    others=frozenset({'train', 'train.mat'}),
+  'cifar100': (
+    {'train': ['train.bin'], 'test': ['test.bin']},
+    'fine_label_names.txt',
+    2,
   ),
-)
+}
 
 
 def default_name(path: str) -> str:
@@ -63,34 +47,30 @@ def open_splits(path: str, name: str) -> dict[str, Source]:
   Args:
     path: the archive, or the folder that is in it.
     name: of the set.
-
-  Raises:
-    InputError: it is another version or not whole, or has the name of the other
-      set.
   """
   files = _read(path)
-  version = next((v for v in _VERSIONS if v.class_names in files), None)
-  if version is None:
-    wanted = [v.archive for v in _VERSIONS if v.others & files.keys()]
+  kind = next((kind for kind, own in _SETS.items() if own[1] in files), None)
+  if kind is None:
     raise InputError(
-      f'{path} is {"not the binary version" if wanted else "no CIFAR set"}:'
-      f' fetch {" or ".join(wanted or [v.archive for v in _VERSIONS])} from'
+      f'{path} is not the binary version of CIFAR: fetch'
+      ' cifar-10-binary.tar.gz or cifar-100-binary.tar.gz from'
       ' https://www.cs.toronto.edu/~kriz/cifar.html'
     )
-  if name != version.name and name in (v.name for v in _VERSIONS):
-    raise InputError(f'{path} is {version.name}: --name={version.name}')
-  class_names = tuple(files[version.class_names].decode().split())
+  if name != kind and name in _SETS:
+    raise InputError(f'{path} is {kind}: --name={kind}')
+  splits, names_file, label_bytes = _SETS[kind]
+  class_names = tuple(files[names_file].decode().split())
   return {
     split: Source(
       name=name,
       split=split,
       num_classes=len(class_names),
       channels=3,
-      records=_records(path, files, parts, version.label_bytes),
+      records=_records(path, files, parts, label_bytes),
       class_names=class_names,
       image_shape=(_SIDE, _SIDE, 3),
     )
-    for split, parts in version.splits.items()
+    for split, parts in splits.items()
   }
 
 
@@ -99,10 +79,8 @@ def _read(path: str) -> dict[str, bytes]:
   files = {}
   try:
     if os.path.isdir(path):
-      for entry in os.scandir(path):
-        if entry.is_file():
-          with open(entry.path, 'rb') as file:
-            files[entry.name] = file.read()
+      for entry in filter(pathlib.Path.is_file, pathlib.Path(path).iterdir()):
+        files[entry.name] = entry.read_bytes()
       return files
     with tarfile.open(path) as tar:
       for member in tar:
@@ -117,7 +95,7 @@ def _read(path: str) -> dict[str, bytes]:
 
 
 def _records(
-  path: str, files: dict[str, bytes], names: tuple[str, ...], label_bytes: int
+  path: str, files: dict[str, bytes], names: list[str], label_bytes: int
 ) -> ArrayRecords:
   size = label_bytes + 3 * _SIDE**2
   for name in names:

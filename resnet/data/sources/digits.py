@@ -20,12 +20,10 @@ _EVERY = 5
 class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """8x8 grey images of ten digits, split into 1,437 and 360.
 
-  The split is fixed and needs no random numbers: the images are sorted by
-  label, keeping their order within a label, and every fifth one, beginning
-  with the first, is a test image. So each label has a fifth of its images in
-  the test split, to within one image. Writers are in both splits.
-
-  The pixels 0..16 are scaled to 0..255 and stored as PNG.
+  The images are sorted by label, keeping their order within a label, and every
+  fifth one, beginning with the first, is a test image. So each label has a
+  fifth of its images in the test split, to within one image. Writers are in
+  both splits. The pixels 0..16 are scaled to 0..255 and stored as PNG.
   """
 
   VERSION = tfds.core.Version('1.0.0')
@@ -57,21 +55,14 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     }
 
   def _generate_examples(self, digits, indices):
-    for index in indices:
+    for index in indices.tolist():
       pixels = np.round(digits.images[index] * (255 / 16)).astype(np.uint8)
-      png = cv2.imencode('.png', pixels)[1].tobytes()
-      yield (
-        int(index),
-        {'image': io.BytesIO(png), 'label': int(digits.target[index])},
-      )
+      png = io.BytesIO(cv2.imencode('.png', pixels)[1].tobytes())
+      yield index, {'image': png, 'label': int(digits.target[index])}
 
 
 def prepare(data_dir: str | None) -> None:
-  """Prepares the set, quietly, unless it is prepared already.
-
-  Raises:
-    InputError: the folder cannot be written.
-  """
+  """Prepares the set, quietly, unless it is prepared already."""
 
   def builder() -> tfds.core.DatasetBuilder:
     return Digits(data_dir=data_dir, file_format='array_record')
@@ -87,6 +78,5 @@ def prepare(data_dir: str | None) -> None:
       return  # Another process was faster.
     raise InputError(
       f'digits cannot be written to {builder().data_dir}:'
-      f' {error.strerror or error}.'
-      ' Name a folder that can be: --config.data.data_dir=DIR'
+      f' {error.strerror or error}. Name another --config.data.data_dir=DIR'
     ) from None

@@ -41,11 +41,7 @@ class FakeRecords:
 
 
 def open_split(split: str, *, image_size: int | None, **_: Any) -> Source:
-  """Returns 'train' or 'test', of images of this side, 32 pixels for None.
-
-  Raises:
-    InputError: there is no such split.
-  """
+  """Returns 'train' or 'test', of images of this side, 32 pixels for None."""
   if split not in LENGTHS:
     raise InputError(
       f"'fake' has no split {split!r}. There are: {', '.join(LENGTHS)}"

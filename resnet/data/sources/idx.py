@@ -16,47 +16,37 @@ from resnet.errors import InputError
 
 _SPLITS = {'train': 'train', 'test': 't10k'}
 # Xiao et al. 2017, Table 2.
-_CLASS_NAMES = {
-  'fashion_mnist': 'T-shirt/top, Trouser, Pullover, Dress, Coat, Sandal, Shirt,'
-  ' Sneaker, Bag, Ankle boot',
-}
-
-Splits = dict[str, tuple[np.ndarray, np.ndarray]]
+_FASHION = 'T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag'
+_CLASS_NAMES = {'fashion_mnist': (*_FASHION.split(','), 'Ankle boot')}
 
 
 def read_idx(path: str, num_dims: int) -> np.ndarray:
-  """Returns the uint8 array of a file, gzipped where its name ends in .gz.
-
-  Raises:
-    InputError: it cannot be read, or is no idx file of so many dims.
-  """
+  """Returns the uint8 array of a file, gzipped where its name ends in .gz."""
   try:
     with gzip.open(path) if path.endswith('.gz') else open(path, 'rb') as file:
       header = file.read(4 + 4 * num_dims)
       numbers = file.read()
   except (OSError, EOFError, zlib.error) as error:
     raise InputError(f'{path} cannot be read: {error}') from None
-  whole = header if len(header) == 4 + 4 * num_dims else b''
-  shape = tuple(np.frombuffer(whole[4:], '>i4').tolist())
-  if whole[:4] != bytes([0, 0, 8, num_dims]) or len(numbers) != math.prod(
-    shape
+  shape = np.frombuffer(header[4 : len(header) // 4 * 4], '>i4').tolist()
+  if (
+    header[:4] != bytes([0, 0, 8, num_dims])
+    or len(shape) != num_dims
+    or len(numbers) != math.prod(shape)
   ):
     raise InputError(
       f'{path} is no idx file of uint8 in {num_dims} dims: it begins with'
       f' {header[:4].hex(" ") or "nothing"} and has {len(numbers):,} numbers'
-      f' for the shape {list(shape)}.'
+      f' for the shape {shape}.'
     )
   return np.frombuffer(numbers, np.uint8).reshape(shape)
 
 
-def read_splits(folder: str) -> Splits:
+def read_splits(folder: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
   """Returns images [N, H, W, 1] and labels [N] of 'train' and 'test'.
 
   Args:
     folder: with {train,t10k}-{images-idx3,labels-idx1}-ubyte, or these .gz.
-
-  Raises:
-    InputError: a file is missing or damaged, or counts differ.
   """
   splits = {}
   for split, prefix in _SPLITS.items():
@@ -84,14 +74,8 @@ def open_splits(folder: str, name: str) -> dict[str, Source]:
   Args:
     folder: see `read_splits`.
     name: of the set; some have names for their classes.
-
-  Raises:
-    InputError: a file is missing or damaged, or a label has no name.
   """
-  splits = read_splits(folder)
-  names = (
-    tuple(_CLASS_NAMES[name].split(', ')) if name in _CLASS_NAMES else None
-  )
+  splits, names = read_splits(folder), _CLASS_NAMES.get(name)
   num_classes = 1 + max(int(labels.max()) for _, labels in splits.values())
   if names and num_classes > len(names):
     raise InputError(

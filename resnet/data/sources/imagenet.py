@@ -23,21 +23,7 @@ TRAIN_TAR = 'ILSVRC2012_img_train.tar'
 VALIDATION_TAR = 'ILSVRC2012_img_val.tar'
 SPLITS = {'train': TRAIN_TAR, 'validation': VALIDATION_TAR}
 NUM_CLASSES, NUM_VALIDATION = 1000, 50_000
-# Where people put the tar files, or their content, below the folder they name.
-_PLACES = ('', 'downloads/manual', 'manual', 'downloads', 'ILSVRC/Data/CLS-LOC')
-# What to do with what lies there: ROOT is the place, FOLDER what was named.
-_HINTS = {
-  TRAIN_TAR: f'ROOT/{TRAIN_TAR} is there. With {VALIDATION_TAR} beside it, both'
-  ' are prepared by: python -m resnet.tools.prepare --from=imagenet'
-  ' --source=ROOT --out=FOLDER',
-  'train/n01440764': 'There are extracted folders in ROOT/train: use them as'
-  ' they are with --config.data.name=folder --config.data.data_dir=ROOT, or'
-  ' prepare them: python -m resnet.tools.prepare --from=folder --source=ROOT'
-  ' --out=DIR',
-}
-
-
-# Of an image in a tar: where it begins and its length, bytes.
+# An image in a tar: offset and size are in bytes.
 _MEMBER = [('offset', 'i8'), ('size', 'i8'), ('label', 'i4'), ('name', 'S64')]
 
 
@@ -63,28 +49,19 @@ class TarRecords:
 
 
 @functools.cache
-def class_names() -> tuple[str, ...]:
+def class_names(file: str = 'labels.txt') -> tuple[str, ...]:
   """Returns the 1,000 WordNet ids, in the order of the labels."""
-  return _lines('labels.txt')
+  path = tfds.core.tfds_path(f'datasets/{NAME}/{file}')
+  return tuple(path.read_text().split())
 
 
 def validation_labels() -> tuple[str, ...]:
   """Returns the WordNet ids of the validation images, sorted by file name."""
-  return _lines('validation_labels.txt')
+  return class_names('validation_labels.txt')
 
 
-def _lines(name: str) -> tuple[str, ...]:
-  path = tfds.core.tfds_path(f'datasets/{NAME}/{name}')
-  return tuple(path.read_text().split())
-
-
-def open_splits(folder: str, name: str = NAME) -> dict[str, Source]:
-  """Returns the splits 'train' and 'validation' of a folder of tar files.
-
-  Args:
-    folder: see `open_tar`.
-    name: of the set.
-  """
+def open_splits(folder: str, name: str) -> dict[str, Source]:
+  """Returns the splits 'train' and 'validation' of a folder of tar files."""
   return {
     split: Source(
       name=name,
@@ -99,25 +76,15 @@ def open_splits(folder: str, name: str = NAME) -> dict[str, Source]:
 
 
 def open_tar(folder: str, split: str) -> TarRecords:
-  """Reads the table of contents of a split's tar.
-
-  Args:
-    folder: that holds the tar files, or a folder above as TFDS has it.
-    split: 'train' or 'validation'.
-
-  Raises:
-    InputError: there is no such tar, or it is damaged or another one.
-  """
-  path = _find(folder, SPLITS[split])
-  if path is None:
-    raise InputError(f'{folder} holds no {SPLITS[split]}. {hint(folder)}')
+  """Reads the table of contents of the tar of 'train' or 'validation'."""
+  path = os.path.join(folder, SPLITS[split])
   try:
     with tarfile.open(path, 'r:') as tar:
       members = _train(path, tar) if split == 'train' else _validation(tar)
   except (tarfile.TarError, OSError, EOFError) as error:
     raise InputError(
-      f'{path} is damaged or not whole ({error}): fetch it again and compare'
-      ' its MD5 with the one on image-net.org.'
+      f'{path} is not there or not whole ({error}): fetch it and compare its'
+      ' MD5 with the one on image-net.org.'
     ) from None
   return TarRecords(path, np.array(members, _MEMBER))
 
@@ -129,9 +96,8 @@ def _train(path: str, tar: tarfile.TarFile) -> list[tuple[int, int, int, str]]:
   missing = sorted(set(order) - {name[:-4] for name in classes})
   if missing:
     raise InputError(
-      f'{path} holds {len(classes)} classes of {NUM_CLASSES}; missing are'
-      f' {", ".join(missing[:3])}{" ..." if len(missing) > 3 else ""}: it is'
-      ' not whole, or another file under this name.'
+      f'{path} holds {len(classes)} classes of {NUM_CLASSES}, not'
+      f' {", ".join(missing[:3])} ...: it is not whole, or another file.'
     )
   with open(path, 'rb') as file:
     for name, label in order.items():
@@ -158,18 +124,3 @@ def _validation(tar: tarfile.TarFile) -> list[tuple[int, int, int, str]]:
     (file.offset_data, file.size, order[label], os.path.basename(file.name))
     for file, label in zip(files, labels, strict=True)
   ]
-
-
-def _find(folder: str, name: str) -> str | None:
-  paths = (os.path.join(folder, place, name) for place in _PLACES)
-  return next(filter(os.path.isfile, paths), None)
-
-
-def hint(folder: str) -> str:
-  """Returns what to do with the files of ImageNet in a folder; '': no files."""
-  for name, text in _HINTS.items():
-    for place in _PLACES:
-      root = os.path.join(folder, place)
-      if os.path.exists(os.path.join(root, name)):
-        return text.replace('ROOT', root).replace('FOLDER', folder)
-  return ''

@@ -6,6 +6,7 @@ count.
 """
 
 from collections.abc import Iterator, Sequence
+import itertools
 import json
 import re
 from typing import Any
@@ -26,20 +27,20 @@ _CHUNK = 64
 
 
 def read(path: str) -> Labels:
-  """Reads real.json: a list of labels of each file of the validation images.
-
-  Raises:
-    InputError: it is not that.
-  """
+  """Reads real.json: a list of labels of each file of the validation images."""
   try:
     with open(path, 'rb') as file:
       labels = json.load(file)
   except (OSError, ValueError) as error:
     raise InputError(f'--real_labels={path} cannot be read: {error}.') from None
-  if (
-    not isinstance(labels, list)
-    or len(labels) != imagenet.NUM_VALIDATION
-    or not all(map(_is_entry, labels))
+  if not (
+    isinstance(labels, list)
+    and len(labels) == imagenet.NUM_VALIDATION
+    and all(isinstance(entry, list) for entry in labels)
+    and all(
+      type(label) is int and 0 <= label < imagenet.NUM_CLASSES
+      for label in itertools.chain(*labels)
+    )
   ):
     raise InputError(
       f'--real_labels={path} is not a list of {imagenet.NUM_VALIDATION:,} lists'
@@ -49,21 +50,12 @@ def read(path: str) -> Labels:
   return [tuple(entry) for entry in labels]
 
 
-def _is_entry(value: Any) -> bool:
-  return isinstance(value, list) and all(
-    type(label) is int and 0 <= label < imagenet.NUM_CLASSES for label in value
-  )
-
-
 def by_file_name(source: Source, labels: Labels) -> Labels:
   """Returns the labels of each record, found by the number in its file name.
 
   Args:
     source: validation images of ImageNet, or a part of them.
     labels: by number of the file, from 1.
-
-  Raises:
-    InputError: it has other classes, or records without such a file name.
   """
   names = source.class_names
   if source.num_classes != imagenet.NUM_CLASSES or (
@@ -88,10 +80,7 @@ def by_file_name(source: Source, labels: Labels) -> Labels:
 
 
 def of_records(source: Source) -> Labels | None:
-  """Returns the labels that records bring along; None: they bring none.
-
-  The TFDS set `imagenet2012_real` has them.
-  """
+  """Returns the labels that records of `imagenet2012_real` have, or None."""
   (first,) = source.read([0])
   if REAL_LABEL not in first:
     return None
@@ -113,9 +102,6 @@ def score(predictions: np.ndarray, labels: Sequence[Any]) -> dict[str, Any]:
 
   Returns:
     'top1'; 'num_images' that have labels; 'num_unlabelled', which do not count.
-
-  Raises:
-    InputError: no image counts.
   """
   pairs = list(zip(predictions.tolist(), labels, strict=True))
   is_right = [p in seen for p, seen in pairs if seen and p >= 0]

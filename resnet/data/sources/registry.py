@@ -9,7 +9,7 @@ Images are read undecoded; TensorFlow is never imported.
 from collections.abc import Callable
 import os
 import re
-from typing import Any, NamedTuple
+from typing import Any
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import constants, read_only_builder
@@ -21,22 +21,16 @@ from resnet.data.sources.tfds import LABELS, is_pixels, open_records
 from resnet.errors import InputError, nearest
 
 
-class _Own(NamedTuple):
-  """A source that is not a prepared set of TFDS: its opener, and its splits."""
-
-  open: Callable[..., Source]
-  splits: tuple[str, ...]
-
-
 def _open_digits(split: str, *, data_dir: str | None, **_: Any) -> Source:
   digits.prepare(data_dir)
   return _open_prepared(_find_prepared('digits', data_dir), 'digits', split)
 
 
-_OWN = {
-  'fake': _Own(fake.open_split, tuple(fake.LENGTHS)),
-  'folder': _Own(folder_lib.open_split, ('train', 'val')),
-  'digits': _Own(_open_digits, ('train', 'test')),
+# Those that are not prepared sets of TFDS.
+_OWN: dict[str, Callable[..., Source]] = {
+  'fake': fake.open_split,
+  'folder': folder_lib.open_split,
+  'digits': _open_digits,
 }
 
 
@@ -46,7 +40,6 @@ def open_source(
   *,
   data_dir: str | None = None,
   image_size: int | None = None,
-  split_flag: str | None = None,
 ) -> Source:
   """Opens a split of a data set.
 
@@ -58,25 +51,14 @@ def open_source(
       ($TFDS_DATA_DIR or ~/tensorflow_datasets). For 'folder': what holds
       train/ and val/.
     image_size: of the images that 'fake' makes.
-    split_flag: that gives the split, for a message.
-
-  Raises:
-    InputError: no such set or split, the set is not prepared, or it is not a
-      set of labelled images.
   """
   if name in _OWN:
-    return _OWN[name].open(
-      split, data_dir=data_dir, image_size=image_size, split_flag=split_flag
-    )
+    return _OWN[name](split, data_dir=data_dir, image_size=image_size)
   return _open_prepared(_find_prepared(name, data_dir), name, split)
 
 
 def open_splits(folder: str, _: str) -> dict[str, Source]:
-  """Opens all splits of a prepared set by its folder, DIR/NAME/VERSION.
-
-  Raises:
-    InputError: it is not such a folder, or not a set of labelled images.
-  """
+  """Opens all splits of a prepared set by its folder, DIR/NAME/VERSION."""
   try:
     builder = tfds.builder_from_directory(folder)
   except Exception as error:  # Whatever a damaged folder makes TFDS raise.
@@ -91,25 +73,13 @@ def open_splits(folder: str, _: str) -> dict[str, Source]:
 
 
 def only_split(name: str, data_dir: str | None = None) -> str:
-  """Returns the split of a set that has one.
-
-  Args:
-    name: as of `open_source`.
-    data_dir: likewise.
-
-  Raises:
-    InputError: no such set, or it has several splits.
-  """
-  if name in _OWN:
-    splits = list(_OWN[name].splits)
-  else:
-    splits = list(_find_prepared(name, data_dir).info.splits)
+  """Returns the split of a prepared set that has one."""
+  splits = () if name in _OWN else _find_prepared(name, data_dir).info.splits
   if len(splits) != 1:
     raise InputError(
-      f'{name!r} has the splits {", ".join(splits) or "of no name"}: name one,'
-      f' --split={splits[-1] if splits else "SPLIT"}'
+      f'{name!r} has more than one split: name one, --split=SPLIT'
     )
-  return splits[0]
+  return next(iter(splits))
 
 
 def _open_prepared(builder: Any, name: str, split: str) -> Source:
@@ -128,7 +98,7 @@ def _open_prepared(builder: Any, name: str, split: str) -> Source:
   except NotImplementedError:
     raise InputError(
       f'{name!r} is prepared in {builder.data_dir}, but not for random access.'
-      f' Prepare it again in another folder: {_prepare_command(name, "DIR")}'
+      f' Prepare it again in another folder: {_how_to_prepare(name, "DIR")}'
     ) from None
   names = tuple(label.names)
   # Where a builder gives no names, TFDS counts.
@@ -163,15 +133,9 @@ def _find_prepared(name: str, data_dir: str | None) -> Any:
       f'There is no data set {name!r} in TFDS or in {folder}.'
       f'{nearest(name, known)}'
     )
-  hint = imagenet.hint(folder) if set_name == imagenet.NAME else ''
   raise InputError(
-    f'{name!r} is not prepared in {folder}. '
-    + (
-      hint
-      or f'Prepare it with: {_prepare_command(name, folder)}'
-      ' (many sets need `pip install tensorflow-cpu` for this step, and for it'
-      ' alone).'
-    )
+    f'{name!r} is not prepared in {folder}. Prepare it with:'
+    f' {_how_to_prepare(name, folder)}'
   )
 
 
@@ -179,12 +143,19 @@ def _first_line(error: Exception) -> str:
   return str(error).partition('\n')[0] or repr(error)
 
 
-def _prepare_command(name: str, data_dir: str) -> str:
+def _how_to_prepare(name: str, data_dir: str) -> str:
+  if name == imagenet.NAME:
+    return (
+      'python -m resnet.tools.prepare --from=imagenet --source=FOLDER_OF_TARS'
+      f' --out={data_dir} (extracted class folders are read as they are:'
+      ' --config.data.name=folder --config.data.data_dir=PATH)'
+    )
   # Not `tfds build`, which asks for Apache Beam whatever the set.
   return (
     'python -c "import tensorflow_datasets as tfds;'
     f" tfds.builder('{name}', data_dir='{data_dir}',"
-    " file_format='array_record').download_and_prepare()\""
+    " file_format='array_record').download_and_prepare()\" (many sets need"
+    ' `pip install tensorflow-cpu` for this step, and for it alone)'
   )
 
 
@@ -195,18 +166,17 @@ def _check_features(
   fields: dict[str, Any] = dict(features)
   image: Any = fields.get('image')
   label = next((fields[name] for name in LABELS if name in fields), None)
-  is_image = isinstance(image, tfds.features.Image) or is_pixels(image)
-  if not is_image or not isinstance(label, tfds.features.ClassLabel):
+  shape: Any = getattr(image, 'shape', None)
+  if (
+    not (isinstance(image, tfds.features.Image) or is_pixels(image))
+    or not isinstance(label, tfds.features.ClassLabel)
+    or label.num_classes is None
+    or shape[-1] not in (None, 1, 3)
+  ):
     raise InputError(
       f'{name!r} is not a set of labelled images: it needs the features'
-      f" 'image' (Image, or a uint8 Tensor [H, W, C] with encoding 'bytes')"
-      f" and 'label' (ClassLabel) and has {list(fields)}."
+      f" 'image' (Image, or a uint8 Tensor [H, W, C] with encoding 'bytes'; C"
+      " is 1 or 3) and 'label' (ClassLabel, of a known number of classes)"
+      f' and has {fields}.'
     )
-  shape: Any = image.shape
-  channels = shape[-1] or 3
-  if channels not in (1, 3) or label.num_classes is None:
-    raise InputError(
-      f'{name!r} has {channels} channels and {label.num_classes} classes;'
-      ' expected 1 or 3 channels and a known number of classes.'
-    )
-  return channels, label, None if None in shape else tuple(shape)
+  return shape[-1] or 3, label, None if None in shape else tuple(shape)

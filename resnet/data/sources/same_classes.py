@@ -19,9 +19,6 @@ def open_same_classes(
     name: of the set, as of `open_source`.
     split: of the set; None: the only one.
     data_dir: where the set lies.
-
-  Raises:
-    InputError: there is no such set, or it has other classes or channels.
   """
   split = split or only_split(name, data_dir)
   size = train.image_shape[0] if train.image_shape else None

@@ -34,11 +34,9 @@ class TfdsRecords:
   """
 
   def __init__(self, parts: Sequence[Any], shape: tuple[int, int, int] | None):
-    """Of files that are opened when they are first read.
+    """Takes TFDS's file instructions, and the shape of images that are pixels.
 
-    Args:
-      parts: TFDS's file instructions of the split.
-      shape: of images that are stored as pixels; None: they are files.
+    Files are opened when they are first read.
     """
     # Path, first record and number of records.
     self._parts = [(str(part.filename), part.skip, part.take) for part in parts]
@@ -93,7 +91,11 @@ class TfdsRecords:
     record = {'image': image, 'label': label - ((label >> 63) << 64)}
     if REAL_LABEL in fields:
       start, end, _ = fields[REAL_LABEL]
-      record[REAL_LABEL] = tuple(_varints(data, start, end))
+      values = []
+      while start < end:
+        value, start = _varint(data, start)
+        values.append(value)
+      record[REAL_LABEL] = tuple(values)
     for name in _NAMES:
       start, end, kind = fields.get(name, (0, 0, _BYTES))
       if kind == _BYTES and end > start:
@@ -128,13 +130,6 @@ def is_pixels(feature: Any) -> bool:
     and None not in shape
     and feature.to_json_content().encoding == 'bytes'
   )
-
-
-def _varints(data: bytes, start: int, end: int) -> Iterator[int]:
-  """Yields the numbers of a feature, which may have none."""
-  while start < end:
-    value, start = _varint(data, start)
-    yield value
 
 
 def _features(data: bytes) -> Iterator[tuple[str, tuple[int, int, int]]]:

@@ -76,22 +76,12 @@ def test_an_archive_is_prepared_under_its_name(kind, tmp_path, tool):
     )
 
 
-@pytest.mark.parametrize(
-  ('file', 'archive'),
-  [
-    ('data_batch_1', 'not the binary version: fetch cifar-10-binary.tar.gz'),
-    ('data_batch_1.mat', 'not the binary version: fetch cifar-10-binary'),
-    ('train', 'not the binary version: fetch cifar-100-binary.tar.gz'),
-    ('train.mat', 'not the binary version: fetch cifar-100-binary.tar.gz'),
-    ('x.jpg', 'no CIFAR set: fetch cifar-10-.* or cifar-100-binary.tar.gz'),
-  ],
-)
-def test_another_version_names_the_archive_to_fetch(tmp_path, file, archive):
+def test_another_version_names_the_archives_to_fetch(tmp_path):
   folder = tmp_path / 'cifar'
   folder.mkdir()
-  (folder / file).write_bytes(b'cposix\nsystem')
+  (folder / 'data_batch_1').write_bytes(b'cposix\nsystem')
   for path in (folder, pack(folder, tmp_path / 'cifar.tar.gz')):
-    with pytest.raises(InputError, match=archive):
+    with pytest.raises(InputError, match=r'not the binary version .*: fetch'):
       cifar.open_splits(str(path), 'cifar10')
 
 

@@ -32,12 +32,10 @@ def class_tar(name, count):
 def tars(tmp_path, monkeypatch):
   """1,000 classes, the first of three images; 20 for validation."""
   names = imagenet.class_names()
-  folder = tmp_path / 'downloads' / 'manual'
-  folder.mkdir(parents=True)
-  with tarfile.open(folder / imagenet.TRAIN_TAR, 'w') as tar:
+  with tarfile.open(tmp_path / imagenet.TRAIN_TAR, 'w') as tar:
     for i, name in reversed(list(enumerate(names))):
       add(tar, f'{name}.tar', class_tar(name, 1 if i else 3))
-  with tarfile.open(folder / imagenet.VALIDATION_TAR, 'w') as tar:
+  with tarfile.open(tmp_path / imagenet.VALIDATION_TAR, 'w') as tar:
     for i in reversed(range(20)):
       add(tar, f'ILSVRC2012_val_{i + 1:08}.JPEG', JPEG)
   labels = imagenet.validation_labels()[:20]
@@ -78,35 +76,19 @@ def test_records_are_read_from_the_tars_and_prepared(tars, tool):
   assert len(open_source('imagenet2012', 'validation', data_dir=out)) == 20
 
 
-@pytest.mark.parametrize(
-  ('files', 'message'),
-  [
-    (
-      [f'manual/{imagenet.TRAIN_TAR}'],
-      r'--from=imagenet --source=\S*manual --out=',
-    ),
-    (
-      ['train/n01440764/x.JPEG', 'val/n01440764/x.JPEG'],
-      r'extracted folders in .*--config\.data\.name=folder',
-    ),
-    ([], r"'imagenet2012' is not prepared in .*Prepare it with"),
-  ],
-)
-def test_a_wrong_layout_is_named(tmp_path, files, message):
-  for name in files:
-    path = tmp_path / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-  with pytest.raises(InputError, match=message):
+def test_the_message_says_how_imagenet_is_prepared(tmp_path):
+  with pytest.raises(InputError, match=r'--from=imagenet .*data\.name=folder'):
     open_source('imagenet2012', 'train', data_dir=str(tmp_path))
 
 
 def test_tars_that_are_not_whole_are_refused(tars):
-  path = tars / 'downloads' / 'manual' / imagenet.TRAIN_TAR
+  path = tars / imagenet.TRAIN_TAR
   data = path.read_bytes()
   for length in (len(data) // 3 // 10240 * 10240, 700):
     path.write_bytes(data[:length])
-    with pytest.raises(InputError, match=r'img_train\.tar (holds|is damaged)'):
+    with pytest.raises(
+      InputError, match=r'img_train\.tar (holds|is not there or)'
+    ):
       imagenet.open_tar(str(tars), 'train')
   validation = path.with_name(imagenet.VALIDATION_TAR)
   with tarfile.open(validation, 'w') as tar:

@@ -39,7 +39,7 @@ def test_the_only_split_of_a_set_of_these_classes_is_opened(folder):
 @pytest.mark.parametrize(
   ('changes', 'name', 'split', 'message'),
   [
-    ({}, 'fake', None, 'has the splits train, test: .*--split=test'),
+    ({}, 'fake', None, 'more than one split: .*--split=SPLIT'),
     ({}, 'digits', 'test', 'digits/test has 10 classes, and .* has 1,000'),
     (
       {'class_names': ('n0', *imagenet.class_names()[1:])},
