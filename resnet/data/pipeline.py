@@ -8,12 +8,11 @@ from typing import Any
 
 from resnet.data.augment.crop import DeviceAugment
 from resnet.data.host.loader import LoaderOptions
-from resnet.data.host.reader import Transform
 from resnet.data.host.size_schedule import Pairs, check_schedule
 from resnet.data.host.transforms import (
   EvalTransform,
-  StoredTransform,
   TrainTransform,
+  Transform,
 )
 from resnet.data.normalization import channel_statistics
 from resnet.data.sources.base import Source
@@ -100,7 +99,7 @@ def create_data(config: Any) -> Data:
     eval=eval_,
     image_size=size,
     size_schedule=schedule,
-    train_transform=StoredTransform() if augment else train_transform,
+    train_transform=Transform() if augment else train_transform,
     eval_transform=EvalTransform(
       size=eval_size,
       resize_size=config.eval_resize,

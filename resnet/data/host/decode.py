@@ -31,12 +31,7 @@ def image_size(data: bytes | np.ndarray) -> tuple[int, int] | None:
   """Returns (height, width) as the header says; None: it does not."""
   if isinstance(data, np.ndarray):
     return data.shape[0], data.shape[1]
-  width, height = 0, 0
-  if data.startswith(_JPEG_SIGNATURE):
-    frame = _find_segment(data, len(_JPEG_SIGNATURE), _JPEG_FRAMES)
-    width, height = _frame_size(data, frame)
-  elif data.startswith(_PNG_SIGNATURE):
-    width, height = _png_size(data)
+  width, height, _ = _header(data)
   return (height, width) if width and height else None
 
 
@@ -58,8 +53,8 @@ def decode_image(
   Args:
     data: the bytes of a file, or uint8 [H, W, channels].
     channels: 1 for grey, 3 for RGB, whatever the file holds.
-    rows: only so many, from the top, are needed: a JPEG is not decoded much
-      further, and damage below them may not be found. None: all.
+    rows: only so many, from the top, are needed: the result may end there, and
+      damage below them may not be found. None: all.
     max_pixels: more of them are refused.
 
   Returns:
@@ -67,53 +62,11 @@ def decode_image(
     channels].
 
   Raises:
-    ValueError: the bytes are not an image that can be decoded to its end, or
-      the header claims more than `max_pixels`.
+    ValueError: the bytes are not an image that can be decoded to its end.
   """
   if isinstance(data, np.ndarray):
     return data
-  if data.startswith(_JPEG_SIGNATURE):
-    frame = _find_segment(data, len(_JPEG_SIGNATURE), _JPEG_FRAMES)
-    _check_size(*_frame_size(data, frame), max_pixels)
-    if rows is not None and frame is not None:
-      image = _decode_upper_rows(data, frame, channels, rows)
-      if image is not None:
-        return image
-    return _decode_jpeg(data, channels)
-  if data.startswith(_PNG_SIGNATURE):
-    _check_size(*_png_size(data), max_pixels)
-    _check_png(data)
-    return _decode_by_opencv(data, channels, 'PNG')
-  if not data:
-    raise ValueError('there are no bytes')
-  raise ValueError(
-    f'it is neither PNG nor JPEG: convert it (it begins with {data[:12]!r})'
-  )
-
-
-def decode_record(
-  source: Source, index: int, record: Record, rows: int | None = None
-) -> np.ndarray:
-  """Returns the image of a record, uint8 [H, W, channels].
-
-  Args:
-    source: where the record is from.
-    index: of the record, for the message.
-    record: as it was read.
-    rows: only so many from the top are needed; None: all.
-
-  Raises:
-    InputError: it cannot be decoded; the message names the record.
-  """
-  try:
-    return decode_image(record['image'], source.channels, rows)
-  except ValueError as error:
-    raise InputError(
-      f'The image of {source.key(index, record)} cannot be decoded: {error}.'
-    ) from None
-
-
-def _check_size(width: int, height: int, max_pixels: int) -> None:
+  width, height, frame = _header(data)
   if width * height > max_pixels:
     raise ValueError(
       f'the header claims {width} x {height} pixels, more than {max_pixels:,}'
@@ -124,30 +77,54 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
       f'{width} x {height} pixels are too long and narrow: at most'
       f' {MAX_ASPECT:,} to 1'
     )
+  if data.startswith(_PNG_SIGNATURE):
+    _check_png(data)
+    return _decode_by_opencv(data, channels, 'PNG')
+  if data.startswith(_JPEG_SIGNATURE):
+    image = None
+    if rows is not None and frame is not None:
+      image = _decode_upper_rows(data, frame, channels, rows)
+    return _decode_jpeg(data, channels) if image is None else image
+  if not data:
+    raise ValueError('there are no bytes')
+  raise ValueError(
+    f'it is neither PNG nor JPEG: convert it (it begins with {data[:12]!r})'
+  )
 
 
-def _png_size(data: bytes) -> tuple[int, int]:
-  """Returns (width, height) of IHDR, which is the first chunk."""
-  return int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
+def decode_record(
+  source: Source, index: int, record: Record, rows: int | None = None
+) -> np.ndarray:
+  """Returns the image of a record, or raises an InputError that names it."""
+  try:
+    return decode_image(record['image'], source.channels, rows)
+  except ValueError as error:
+    raise InputError(
+      f'The image of {source.key(index, record)} cannot be decoded: {error}.'
+    ) from None
 
 
-def _frame_size(data: bytes, frame: int | None) -> tuple[int, int]:
-  """Returns (width, height) of the frame of a JPEG; (0, 0): there is none.
+def _header(data: bytes) -> tuple[int, int, int | None]:
+  """Returns width, height and, of a JPEG, where its frame begins.
 
-  Not simplejpeg's: that gives up on rare kinds of subsampling.
+  The sides are 0 where the header does not say them. Not by simplejpeg, which
+  gives up on rare kinds of subsampling.
   """
+  if data.startswith(_PNG_SIGNATURE):  # IHDR is the first chunk.
+    return int.from_bytes(data[16:20]), int.from_bytes(data[20:24]), None
+  frame = None
+  if data.startswith(_JPEG_SIGNATURE):
+    frame = _find_segment(data, len(_JPEG_SIGNATURE), _JPEG_FRAMES)
   if frame is None:
-    return 0, 0
+    return 0, 0, None
   height, width = data[frame + 5 : frame + 7], data[frame + 7 : frame + 9]
-  return int.from_bytes(width), int.from_bytes(height)
+  return int.from_bytes(width), int.from_bytes(height), frame
 
 
 def is_cmyk(data: bytes) -> bool:
   """Whether these are the bytes of a JPEG of four inks."""
-  if not data.startswith(_JPEG_SIGNATURE):
-    return False
-  place = _find_segment(data, len(_JPEG_SIGNATURE), _JPEG_FRAMES)
-  return place is not None and data[place + 9] == 4
+  frame = _header(data)[2]
+  return frame is not None and data[frame + 9] == 4
 
 
 def _find_segment(data: bytes, start: int, kinds: frozenset[int]) -> int | None:
@@ -173,14 +150,13 @@ def _decode_upper_rows(
   """Returns the upper rows of a JPEG, bit for bit; None: decode all of it.
 
   Two thirds of the time go into Huffman codes, which must be read from the top
-  down whatever part is wanted; but the decoder may stop early: it is told that
-  the image is less high. Not for progressive files, of many scans over all
-  rows, nor for CMYK, whose colours are made after the decoder's last word.
+  down; but the decoder stops early where the header says that the image is less
+  high. Not for progressive files, of many scans over all rows, nor for CMYK.
   """
   shorter = _shortened(data, frame, rows)
   if shorter is None:
     return None
-  width, height = _frame_size(shorter, frame)
+  width, height, _ = _header(shorter)
   image = np.empty((height, width, channels), np.uint8)
   colorspace = 'GRAY' if channels == 1 else 'RGB'
   try:
@@ -201,9 +177,7 @@ def _shortened(data: bytes, frame: int, rows: int) -> bytes | None:
   scan = _find_segment(data, frame + 2, frozenset({_JPEG_SCAN}))
   num_components = data[frame + 9]
   factors = data[frame + 11 : frame + 10 + 3 * num_components : 3]
-  if scan is None or data[scan + 4] != num_components:
-    return None
-  if num_components not in (1, 3):
+  if scan is None or not data[scan + 4] == num_components in (1, 3):
     return None
   # The end must be there, or the file is cut off somewhere.
   if data.rfind(_JPEG_END, len(data) - 64) < 0:
@@ -242,11 +216,7 @@ def _decode_by_opencv(data: bytes, channels: int, kind: str) -> np.ndarray:
 
 
 def _check_png(data: bytes) -> None:
-  """Checks the sums of all chunks; libpng would complain on stderr.
-
-  Raises:
-    ValueError: a chunk is damaged, or the file ends too early.
-  """
+  """Checks the sums of all chunks; libpng would complain on stderr."""
   start, kind = len(_PNG_SIGNATURE), b''
   while kind != b'IEND':
     length = int.from_bytes(data[start : start + 4])

@@ -25,8 +25,7 @@ class LoaderOptions:
     num_threads: threads in each process; a thread makes whole batches.
     prefetch_batches: batches that wait, ready, in each process; see
       `max_batches` for the memory.
-    max_worker_restarts: times that reading begins anew, where it was, after
-      the death of a worker.
+    max_worker_restarts: times that dead workers are replaced.
   """
 
   num_workers: int
@@ -57,12 +56,7 @@ def read_ahead(
 ) -> Generator[HostBatch, None, None]:
   """Yields batches first_step .. num_steps - 1, read ahead of their use.
 
-  Args:
-    reader: makes the batches.
-    options: how fast.
-    first_step: of the first batch.
-    num_steps: the number of the batch that is not read any more.
-    notes: is told of a worker that died and was replaced.
+  A worker that died is replaced, and `notes` has a warning.
 
   Raises:
     InputError: from the iterator, for a record that is broken.
@@ -86,7 +80,7 @@ def read_ahead(
       most = options.max_worker_restarts
       if num_deaths == most:
         raise RunError(
-          f'{death}{f" after {most} restarts" if most else ""}. Use fewer'
+          f'{death}, after {most} restarts. Use fewer'
           f' (--config.data.num_workers={options.num_workers - 1}) or less'
           ' read-ahead (--config.data.prefetch_batches=1), or let them be'
           f' replaced: --config.data.max_worker_restarts={most + 10}'
@@ -139,7 +133,6 @@ class DeviceLoader:
     sharding: jax.sharding.Sharding,
     notes: Notes,
   ):
-    """Of the host's `batches`; `notes` is told which images are left out."""
     self._batches = batches
     self._sharding = sharding
     self._notes = notes
@@ -148,23 +141,14 @@ class DeviceLoader:
     self.wait_seconds = 0.0
 
   def start(self) -> None:
-    """Reads the first batch, and ahead from there.
-
-    Raises:
-      InputError: a record of it is broken.
-    """
+    """Reads the first batch, and ahead from there."""
     self._first = next(self._batches)
 
   def __iter__(self) -> Iterator[dict[str, jax.Array]]:
     return self
 
   def __next__(self) -> dict[str, jax.Array]:
-    """Puts the next batch on its way to the devices.
-
-    Raises:
-      InputError: a record is broken, or too many were left out.
-      RunError: workers died.
-    """
+    """Puts the next batch on its way to the devices."""
     start = time.monotonic()
     try:
       batch = self._first or next(self._batches)

@@ -15,10 +15,9 @@ class TrainingOrder:
   "Augment your batch"; Berman et al. 2019, "MultiGrain") each image of an
   order comes r times, one copy after the other, each to be augmented anew. An
   epoch is as long as without: it ends after the first 1/r of the order's
-  images, and the next one takes another order. So have torchvision's and
-  timm's samplers (timm's with selected_round=0), which deal the copies out to
-  different processes: likewise a batch here has its first copies first, then
-  the second ones, and so on, so that groups of batch statistics of up to
+  images, and the next one takes another order. A batch has its first copies
+  first, then the second ones, and so on, as torchvision's and timm's samplers
+  deal the copies out to processes: so groups of batch statistics of up to
   batch_size / r images see no image twice (but for accumulation_steps, whose
   parts take rows that lie apart).
 
@@ -39,24 +38,18 @@ class TrainingOrder:
     records = grain.MapDataset.range(self.length)
     return records.shuffle(seed=self.seed).repeat()
 
+  @functools.cached_property
+  def _places(self) -> list[int]:
+    """The place in the batch of each row, where copies are side by side."""
+    parts = (
+      range(i, self.batch_size, self.repeats) for i in range(self.repeats)
+    )
+    return [place for part in parts for place in part]
+
   def __call__(self, position: int) -> int:
     """Returns the record at a position, of which a batch has batch_size."""
     batch, row = divmod(position, self.batch_size)
-    place = batch * self.batch_size + self._place(row)
+    place = batch * self.batch_size + self._places[row]
     epoch, place = divmod(place, self.length)
     chosen = epoch * self.length + place // self.repeats
     return cast(int, self._shuffled[chosen])
-
-  def _place(self, row: int) -> int:
-    """Returns the place in the batch, copies side by side, of a row.
-
-    Rows take the places 0, r, 2r, ..., then 1, r + 1, ..., and so on.
-    """
-    length, longer = divmod(self.batch_size, self.repeats)
-    # So many of the r parts have one row more.
-    if row < longer * (length + 1):
-      copy, image = divmod(row, length + 1)
-    else:
-      copy, image = divmod(row - longer * (length + 1), length)
-      copy += longer
-    return image * self.repeats + copy

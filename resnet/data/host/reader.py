@@ -44,12 +44,7 @@ def _derive(seed: int, stream: int) -> int:
 
 
 class BatchPlan(NamedTuple):
-  """What a batch is made of.
-
-  Attributes:
-    indices: of the records.
-    draws: uniform numbers of each example, for its transform.
-  """
+  """The records of a batch, and uniform numbers for the transform of each."""
 
   indices: list[int]
   draws: list[list[float]]
@@ -60,16 +55,14 @@ class BatchReader:
   """Reads this process's rows of global batch number `step`.
 
   Global batch k holds the positions k * batch_size + (0 .. batch_size - 1) of
-  the stream of examples. A training stream is an endless row of epochs, each
-  a permutation of the whole set (with `repeats`, of a part of it, see
+  the stream of examples. A training stream is an endless row of epochs (see
   `TrainingOrder`), so batches may span two epochs and no example is dropped. An
   evaluation stream is the set in stored order; rows past its end are zeros with
   mask False.
 
   An image that cannot be decoded is an error, or is left out. Then the next
   record that decodes takes its place in training, whatever its label, and in
-  evaluation its row is zeros with mask False. So a batch depends on the data
-  only, not on who reads it or what was read before.
+  evaluation its row is zeros with mask False.
 
   Attributes:
     source: the records.
@@ -193,7 +186,13 @@ class BatchReader:
           raise problem from None
         left_out.append(str(problem))
       else:
-        return image, self._label(index, record)
+        label = int(record['label'])
+        if 0 <= label < self.num_classes:
+          return image, label
+        raise InputError(
+          f'The label of {self.source.key(index, record)} is {label}; expected'
+          f' 0 to {self.num_classes - 1} (model.num_classes).'
+        )
       count = len(set(left_out))
       if count > self.max_bad_images:
         raise too_many_bad_images(count, self.max_bad_images, left_out[-1])
@@ -203,27 +202,13 @@ class BatchReader:
       (record,) = self.source.read([index])
     raise InputError(f'No image can be decoded. The last one: {left_out[-1]}')
 
-  def _label(self, index: int, record: Record) -> int:
-    label = int(record['label'])
-    if not 0 <= label < self.num_classes:
-      raise InputError(
-        f'The label of {self.source.key(index, record)} is {label}; expected'
-        f' 0 to {self.num_classes - 1} (model.num_classes={self.num_classes}).'
-      )
-    return label
-
   def decode(
     self, draws: Draws, index: int, record: Record
   ) -> tuple[np.ndarray, Box]:
-    """Returns the rows of an image that the transform needs, and its box.
-
-    Raises:
-      InputError: it cannot be decoded; the message names the record.
-    """
+    """Returns the rows of an image that the transform needs, and its box."""
     # The header says the size, where it is sound.
     size = image_size(record['image'])
-    size = size or decode_record(self.source, index, record).shape[:2]
-    height, width = size
+    height, width = size or decode_record(self.source, index, record).shape[:2]
     box = self.transform.box(height, width, draws)
     # Where all rows are wanted, any damage is found.
     rows = box.bottom if box.bottom < height else None
@@ -231,8 +216,8 @@ class BatchReader:
 
   def stack(self, examples: Sequence[Example | None]) -> HostBatch:
     """Returns the batch of these examples; rows without one are zeros."""
-    shape = next((e[0].shape for e in examples if e), None)
-    shape = shape or self._image_shape
+    shapes = (example[0].shape for example in examples if example)
+    shape = next(shapes, None) or self._image_shape
     # Not np.zeros: NumPy asks for huge pages for what is not zeroed, and a
     # batch of small ones costs a tenth of the time in page faults.
     images = np.empty((self.row_count, *shape), np.uint8)

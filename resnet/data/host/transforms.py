@@ -43,7 +43,7 @@ class Box(NamedTuple):
 
 
 class Transform:
-  """Makes images of one shape; here of whole images and without draws.
+  """Makes images of one shape; this one leaves them as they are.
 
   Attributes:
     num_draws: uniform numbers in [0, 1) that an image is given.
@@ -63,7 +63,8 @@ class Transform:
 
   def __call__(self, image: Image, box: Box, draws: Draws) -> Image:
     """Returns uint8 [H, W, C] of an image of at least `box.bottom` rows."""
-    raise NotImplementedError
+    del box, draws
+    return image
 
 
 def resize_shorter_side(
@@ -75,10 +76,8 @@ def resize_shorter_side(
 ) -> Image:
   """Resizes so that the shorter side has `size` pixels, as torchvision does.
 
-  The longer side is rounded down.
-
-  Raises:
-    ValueError: the result would have more than about `max_pixels`.
+  The longer side is rounded down. A result of more than about `max_pixels` is a
+  ValueError.
   """
   height, width = image.shape[:2]
   shorter = min(height, width)
@@ -98,13 +97,10 @@ def center_crop(image: Image, size: int) -> Image:
 
 
 def ten_crop(image: Image, size: int) -> np.ndarray:
-  """Returns the centre and the corners, then those of the mirror image.
+  """Returns centre and corners, then the mirror image's, [10, size, size, C].
 
   Krizhevsky et al. 2012, section 4.1; the crops of torchvision's `TenCrop`,
   with the central ones first.
-
-  Returns:
-    uint8 [10, size, size, C].
   """
   crops = []
   for view in (image, image[:, ::-1]):
@@ -121,11 +117,7 @@ def ten_crop(image: Image, size: int) -> np.ndarray:
 def resize_and_center_crop(
   image: Image, resize_size: int, size: int, interpolation: str = 'bilinear'
 ) -> Image:
-  """Resizes the shorter side to `resize_size`, cuts the central square.
-
-  Raises:
-    ValueError: the image is too long and narrow.
-  """
+  """Resizes the shorter side to `resize_size`, cuts the central square."""
   return center_crop(
     resize_shorter_side(image, resize_size, interpolation), size
   )
@@ -144,14 +136,7 @@ def random_box(
   Szegedy et al. 2015, "Going deeper with convolutions", section 6; the
   distribution is torchvision's `RandomResizedCrop`: area uniform, aspect
   (width / height) log-uniform, ten tries, then the central box of the nearest
-  aspect that is allowed.
-
-  Args:
-    height: of the image, pixels.
-    width: likewise.
-    draws: the first BOX_DRAWS are used.
-    area: least and largest share of the area.
-    aspect: least and largest width / height.
+  aspect that is allowed. The first BOX_DRAWS of `draws` are used.
   """
   low, high = math.log(aspect[0]), math.log(aspect[1])
   for i in range(0, 2 * _TRIES, 2):
@@ -207,15 +192,12 @@ class TrainTransform(Transform):
   flip: bool
   interpolation: str = 'bilinear'
 
-  # Uniform numbers for an image: the flip's, then the crop's.
-  num_draws = 1 + BOX_DRAWS
+  num_draws = 1 + BOX_DRAWS  # The flip's, then the crop's.
 
   def with_size(self, size: int) -> 'TrainTransform':
-    """Returns the same for another size."""
     return dataclasses.replace(self, size=size)
 
   def box(self, height: int, width: int, draws: Draws) -> Box:
-    """Returns the whole image, or a random box."""
     if self.crop != 'random_resized':
       return Box(0, 0, height, width)
     return random_box(
@@ -223,7 +205,6 @@ class TrainTransform(Transform):
     )
 
   def __call__(self, image: Image, box: Box, draws: Draws) -> Image:
-    """Returns [size, size, C] of an image of at least `box.bottom` rows."""
     image = box.of(image)
     if self.crop == 'random_resized':
       image = resize(image, self.size, self.size, self.interpolation)
@@ -253,17 +234,7 @@ class EvalTransform(Transform):
   interpolation: str = 'bilinear'
 
   def __call__(self, image: Image, box: Box, draws: Draws) -> Image:
-    """Returns [size, size, C] of a whole image."""
     del draws
     return resize_and_center_crop(
       box.of(image), self.resize_size, self.size, self.interpolation
     )
-
-
-class StoredTransform(Transform):
-  """Images that all have one size -> as they are; the device does the rest."""
-
-  def __call__(self, image: Image, box: Box, draws: Draws) -> Image:
-    """Returns the image."""
-    del box, draws
-    return image

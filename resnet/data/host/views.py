@@ -20,11 +20,10 @@ _PAPER_SIDES, _PAPER_SIZE = (224, 256, 384, 480, 640), 224
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ViewsTransform(Transform):
-  """Image of any size -> its views, [N, C].
+  """Image of any size -> its square views, one after the other, [N, C].
 
-  The views are squares that lie one after the other, row by row: N is the sum
-  of side * side over the views. So an image is read and decoded once, and a
-  batch is still one array.
+  N is the sum of side * side over the views. So an image is read and decoded
+  once, and a batch is still one array.
 
   Attributes:
     sides: pixels of each view.
@@ -39,7 +38,6 @@ class ViewsTransform(Transform):
   interpolation: str = 'bilinear'
 
   def __call__(self, image: Image, box: Box, draws: Draws) -> Image:
-    """Returns [N, C] of a whole image."""
     del draws
     image = box.of(image)
     if self.resize_size is not None:

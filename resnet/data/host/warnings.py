@@ -9,7 +9,7 @@ def too_many_bad_images(count: int, limit: int, last: str) -> InputError:
   """Returns the error of a run that has left out enough images."""
   return InputError(
     f'{count} broken images were met, more than data.max_bad_images={limit}.'
-    f' The last one: {last} Mend the data, or allow more:'
+    f' The last one: {last} Repair the data, or allow more:'
     ' --config.data.max_bad_images=N'
   )
 
@@ -18,10 +18,8 @@ class Notes:
   """Warnings that wait to be shown, and the broken images met so far.
 
   Workers have no screen, and a bar may be on that of the main process: so
-  lines are kept here until the loop takes them.
-
-  Attributes:
-    max_bad_images: different ones that may be left out; None: none may be.
+  lines are kept here until the loop takes them. At most `max_bad_images`
+  different images may be left out; None: none.
   """
 
   def __init__(self, max_bad_images: int | None = None):
@@ -34,14 +32,7 @@ class Notes:
     self._lines.append(f'warning: {text}')
 
   def leave_out(self, bad_images: Sequence[str]) -> None:
-    """Warns of each image that was not met before.
-
-    Args:
-      bad_images: a sentence on each, which names it.
-
-    Raises:
-      InputError: these are more different ones than may be.
-    """
+    """Warns of each image that was not met before: a sentence that names it."""
     for text in bad_images:
       if text not in self._bad_images:
         self._bad_images.add(text)

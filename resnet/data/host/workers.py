@@ -25,11 +25,7 @@ _QUIET = 'ignore:resource_tracker:UserWarning'
 
 
 def check_shared_memory(num_bytes: int = 0) -> None:
-  """Checks that processes and threads can share so much memory, and locks.
-
-  Raises:
-    InputError: on Linux, /dev/shm is not there, cannot be written or is full.
-  """
+  """Checks that processes and threads can share so much memory, and locks."""
   if sys.platform != 'linux':
     return
   try:
@@ -43,16 +39,15 @@ def check_shared_memory(num_bytes: int = 0) -> None:
     problem = f'cannot be written: {error.strerror}'
   if problem:
     needed = max(num_bytes, _LEAST_SHARED_BYTES)
-    hint = ''
-    if num_bytes:
-      hint = (
-        '; or read without worker processes: --config.data.num_workers=0, or'
-        ' with less read-ahead: --config.data.prefetch_batches=1'
-      )
+    hint = (
+      ', or read without worker processes: --config.data.num_workers=0, or'
+      ' with less read-ahead: --config.data.prefetch_batches=1'
+    )
     raise InputError(
       f'{_SHARED_MEMORY}, the shared memory of processes, {problem};'
       f' {needed / 1e6:,.0f} MB are needed. In a container start it with'
-      f' --shm-size={max(64, math.ceil(2 * needed / 1e6))}m{hint}.'
+      f' --shm-size={max(64, math.ceil(2 * needed / 1e6))}m'
+      f'{hint if num_bytes else ""}.'
     )
 
 
@@ -75,9 +70,8 @@ def _kill() -> None:
 
 
 def end_with_parent(index: int, count: int) -> None:
-  """In a new worker: it ends when the process that began it has ended.
+  """Makes a new worker end with the process that began it, even if killed.
 
-  A killed one cannot end them, and they would wait for ever to be asked.
   Ctrl-C, a closed terminal and schedulers signal all processes of a run at
   once: that is for the one that began it, which saves, and needs batches until
   then.
@@ -101,14 +95,11 @@ def cause_of_death(error: RuntimeError) -> str | None:
   match = re.search(r'terminated unexpectedly.*code (-?\d+)', str(error))
   if match is None:
     return None
-  exit_code = int(match[1])
-  if exit_code >= 0:
-    return f'A data worker process ended with exit code {exit_code}'
-  try:
-    name = signal.Signals(-exit_code).name
-  except ValueError:
-    name = f'signal {-exit_code}'
-  cause = ''
-  if exit_code == -signal.SIGKILL:
+  code, cause = int(match[1]), ''
+  if code >= 0:
+    return f'A data worker process ended with exit code {code}'
+  if code == -signal.SIGKILL:
     cause = ', most likely because the machine ran out of memory'
+  names = {int(number): number.name for number in signal.Signals}
+  name = names.get(-code, f'signal {-code}')
   return f'A data worker process was killed by {name}{cause}'

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from resnet.data.host import loader
-from resnet.data.host.transforms import StoredTransform
+from resnet.data.host.transforms import Transform
 from resnet.data.host.warnings import Notes
 from resnet.errors import InputError
 from tests.data.in_memory import encode, make_source
@@ -141,7 +141,7 @@ def test_reading_ahead_is_bounded(threads, prefetch):
 def test_closing_drops_the_batches_that_were_to_be_read():
   turns = threading.Semaphore(1)
 
-  class Blocked(StoredTransform):
+  class Blocked(Transform):
     def __call__(self, image, *_):
       assert turns.acquire(timeout=TIMEOUT_SECONDS)
       return image
