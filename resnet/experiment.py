@@ -232,9 +232,9 @@ def resolve(
   check_threshold(
     config.loss, num_classes, is_mixed=augmentation.mixing is not None
   )
-  if data.repeats > config.batch_size:
+  if config.data.repeats > config.batch_size:
     raise InputError(
-      f'data.repeats={data.repeats} is more than batch_size='
+      f'data.repeats={config.data.repeats} is more than batch_size='
       f'{config.batch_size}: a batch would have copies of one image only.'
     )
   length = create_run_length(config, len(data.train))
@@ -247,7 +247,7 @@ def resolve(
     num_classes=num_classes,
     max_bad_images=data.max_bad_images,
   )
-  size, eval_size = data.image_size, data.eval_transform.size
+  size, eval_size = config.data.image_size, data.eval_transform.size
   return Experiment(
     config=flat,
     length=length,
@@ -269,7 +269,7 @@ def resolve(
       transform=data.train_transform,
       seed=config.seed,
       batch_size=config.batch_size,
-      repeats=data.repeats,
+      repeats=config.data.repeats,
       sizes=sizes,
     ),
     eval_reader=reader(

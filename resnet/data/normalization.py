@@ -1,7 +1,5 @@
 """Mean and standard deviation of a data set's channels, in pixel units."""
 
-from collections.abc import Iterator, Sequence
-
 import numpy as np
 
 from resnet.data.host.decode import decode_record
@@ -31,9 +29,6 @@ def channel_statistics(
   Published values where the set has them. Otherwise measured on up to 1,024
   images, evenly spaced over the split, so the result is always the same.
   Up to `max_bad_images` of them may be broken and are left out; None: none.
-
-  Raises:
-    InputError: an image cannot be decoded, or a channel is constant.
   """
   name = source.name.partition(':')[0]  # Whatever the version.
   if name in _PUBLISHED:
@@ -41,13 +36,22 @@ def channel_statistics(
     return tuple(mean.tolist()), tuple(std.tolist())
   count = min(len(source), _MAX_IMAGES)
   indices = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
-  sums, num_images = np.zeros((2, source.channels)), 0
-  for image in _decode(source, indices, max_bad_images):
+  sums, num_bad = np.zeros((2, source.channels)), 0
+  for index, record in zip(indices, source.read(indices), strict=True):
+    try:
+      image = decode_record(source, index, record)
+    except InputError as error:
+      if max_bad_images is None:
+        raise
+      num_bad += 1
+      if num_bad > max_bad_images or num_bad == count:
+        last = str(error)
+        raise too_many_bad_images(num_bad, max_bad_images, last) from None
+      continue
     image = resize_and_center_crop(image, image_size, image_size)
     pixels = image.reshape(-1, source.channels).astype(np.float64)
     sums += np.stack([pixels.mean(0), np.square(pixels).mean(0)])
-    num_images += 1
-  mean, mean_of_square = sums / num_images
+  mean, mean_of_square = sums / (count - num_bad)
   std = np.sqrt(mean_of_square - np.square(mean))
   if not np.all(std > 1e-3):
     raise InputError(
@@ -56,20 +60,3 @@ def channel_statistics(
       ' and data.std yourself.'
     )
   return tuple(mean.tolist()), tuple(std.tolist())
-
-
-def _decode(
-  source: Source, indices: Sequence[int], max_bad_images: int | None
-) -> Iterator[np.ndarray]:
-  """Yields the images at `indices`, at least one, but for broken ones."""
-  num_bad = 0
-  for index, record in zip(indices, source.read(indices), strict=True):
-    try:
-      yield decode_record(source, index, record)
-    except InputError as error:
-      num_bad += 1
-      if max_bad_images is None:
-        raise
-      if num_bad > max_bad_images or num_bad == len(indices):
-        last = str(error)
-        raise too_many_bad_images(num_bad, max_bad_images, last) from None

@@ -27,22 +27,18 @@ class Data:
   Attributes:
     train: the source of training images.
     eval: the source of evaluation images.
-    image_size: side of the training images that the network sees, pixels; at
-      the end of the run, where there is a schedule.
     size_schedule: (epoch, side) pairs, from epoch 0 to `image_size`.
     train_transform: to `image_size`.
-    eval_transform: for the latter.
+    eval_transform: for evaluation images.
     mean: of each channel, in units of 0..255 pixels.
-    std: likewise.
+    std: standard deviation of each channel, in the same units.
     loader: how fast to read.
     max_bad_images: broken ones that may be left out; None: none is.
     augment: what the device does with training images; None: nothing.
-    repeats: copies of a training image in a batch.
   """
 
   train: Source
   eval: Source
-  image_size: int
   size_schedule: Pairs
   train_transform: Transform
   eval_transform: EvalTransform
@@ -51,15 +47,10 @@ class Data:
   loader: LoaderOptions
   max_bad_images: int | None
   augment: DeviceAugment | None = None
-  repeats: int = 1
 
 
 def create_data(config: Any) -> Data:
-  """Opens both splits that the section `data` of a config names.
-
-  Raises:
-    InputError: fields do not fit each other, or the data cannot be opened.
-  """
+  """Opens both splits that the section `data` of a config names."""
   size, eval_size = config.image_size, config.eval_size or config.image_size
   schedule = check_schedule(config.size_schedule, image_size=size)
   if not 0 <= config.crop_padding <= schedule[0][1]:
@@ -97,7 +88,6 @@ def create_data(config: Any) -> Data:
   return Data(
     train=train,
     eval=eval_,
-    image_size=size,
     size_schedule=schedule,
     train_transform=Transform() if augment else train_transform,
     eval_transform=EvalTransform(
@@ -115,7 +105,6 @@ def create_data(config: Any) -> Data:
     ),
     max_bad_images=limit,
     augment=augment,
-    repeats=config.repeats,
   )
 
 
@@ -135,20 +124,17 @@ def _device_augment(
   shape, size = source.image_shape, transform.size
   if shape is None:
     raise InputError(
-      f"data.augment_on='device' needs images of one size, and those of"
-      f' {source.name!r} differ: python -m resnet.tools.prepare --raw --resize='
-      f'{size * 8 // 7} stores such.'
+      f"data.augment_on='device' needs images of one size, unlike those of"
+      f' {source.name!r}: prepare them by python -m resnet.tools.prepare --raw'
+      f' --resize={size * 8 // 7}'
     )
-  if transform.crop != 'random_resized' and shape[:2] != (size, size):
+  if transform.crop != 'random_resized' and (
+    shape[:2] != (size, size) or len(schedule) > 1
+  ):
     raise InputError(
-      f"data.augment_on='device' with data.crop={transform.crop!r} needs images"
-      f' of data.image_size={size}, and those of {source.name!r} are'
-      f' {shape[0]}x{shape[1]}: --config.data.image_size={shape[0]}'
-    )
-  if transform.crop != 'random_resized' and len(schedule) > 1:
-    raise InputError(
-      f"data.size_schedule with data.augment_on='device' needs data.crop="
-      f"'random_resized': {transform.crop!r} does not resize."
+      f"data.augment_on='device' needs data.crop='random_resized':"
+      f' {transform.crop!r} does not resize {shape[0]}x{shape[1]} pixels to'
+      f' data.image_size={size}, nor to those of data.size_schedule.'
     )
   if transform.interpolation != 'bilinear':
     raise InputError(

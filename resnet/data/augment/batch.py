@@ -13,7 +13,6 @@ from resnet.data.augment.mixing import Mixing
 from resnet.data.augment.policies import AutoAugment, RandomOperations
 from resnet.errors import InputError, nearest
 
-_ERASING = 'erasing'
 # Of the keys: those of crop and flip are below.
 _FIRST_STREAM = 16
 
@@ -45,8 +44,8 @@ class Augmentation:
     Args:
       images: uint8 [B, H, W, C].
       keys: [B], one an image.
-      mean: of each channel, in units of uint8 pixels.
-      std: likewise.
+      mean: of each channel, in units of uint8 pixels; so is `std`.
+      std: standard deviation.
     """
     for stream, operation in enumerate(self.operations, start=_FIRST_STREAM):
       images = operation(images, fold_in(keys, stream))
@@ -65,13 +64,9 @@ def create_augmentation(
     config: the section.
     channels: of the images.
     mix_group_size: images that are mixed among themselves; None: the batch.
-
-  Raises:
-    InputError: an unknown operation (the nearest names are listed), a wrong
-      order, or one that is not for these images.
   """
   interpolation = config.interpolation
-  created: dict[str, Augment] = {
+  created: dict[str, Any] = {
     'randaugment': RandomOperations(
       num_layers=config.num_layers,
       magnitude=config.magnitude,
@@ -79,32 +74,20 @@ def create_augmentation(
       operation_probability=config.operation_probability,
       interpolation=interpolation,
     ),
-    'trivialaugment_wide': RandomOperations(
-      num_layers=1,
-      magnitude=None,
-      magnitude_std=0.0,
-      operation_probability=1.0,
-      interpolation=interpolation,
-    ),
+    'trivialaugment_wide': RandomOperations(interpolation=interpolation),
     **{
       f'autoaugment_{data}': AutoAugment(data=data, interpolation=interpolation)
       for data in ('imagenet', 'cifar')
     },
     'color_jitter': ColorJitter(strength=tuple(config.jitter)),
     'lighting': Lighting(strength=config.lighting),
+    'erasing': RandomErasing(
+      probability=config.erase_probability,
+      area=tuple(config.erase_area),
+      aspect=tuple(config.erase_aspect),
+      fill=config.erase_fill,
+    ),
   }
-  names = _check_operations(config.operations, (*created, _ERASING))
-  if channels != 3 and 'lighting' in names:
-    raise InputError(
-      f"augment.operations={names}: 'lighting' needs images of red, green and"
-      f' blue, and these have {channels} channel(s): leave it out.'
-    )
-  erasing = RandomErasing(
-    probability=config.erase_probability,
-    area=tuple(config.erase_area),
-    aspect=tuple(config.erase_aspect),
-    fill=config.erase_fill,
-  )
   mixing = Mixing(
     mixup_alpha=config.mixup_alpha,
     cutmix_alpha=config.cutmix_alpha,
@@ -112,32 +95,29 @@ def create_augmentation(
     cutmix_share=config.cutmix_share,
     group_size=mix_group_size,
   )
+  # A command line may bring anything.
+  given = config.operations
+  names = tuple(given) if isinstance(given, tuple | list) else (given,)
+  for name in names:
+    if str(name) not in created:
+      raise InputError(
+        f'augment.operations={given!r} has {name!r}, which there is not.'
+        f'{nearest(str(name), created)}'
+      )
+  if 'erasing' in names[:-1]:
+    raise InputError(
+      f"augment.operations={names}: 'erasing' must be last and once, because it"
+      ' works on normalised images and the others on pixels.'
+    )
+  if channels != 3 and 'lighting' in names:
+    raise InputError(
+      f"augment.operations={names}: 'lighting' needs images of red, green and"
+      f' blue, and these have {channels} channel(s): leave it out.'
+    )
+  chosen = [created[name] for name in names]
+  erasing = chosen.pop() if 'erasing' in names else None
   return Augmentation(
-    operations=tuple(created[name] for name in names if name != _ERASING),
-    erasing=erasing if _ERASING in names else None,
+    operations=tuple(chosen),
+    erasing=erasing,
     mixing=mixing if mixing.is_on else None,
   )
-
-
-def _check_operations(operations: Any, known: Sequence[str]) -> tuple[str, ...]:
-  """Returns the names; a command line may bring anything."""
-  if not isinstance(operations, tuple | list):
-    raise InputError(
-      f'augment.operations={operations!r} is not a list of names: type'
-      f' --config.augment.operations="(\'{_ERASING}\',)"'
-    )
-  names = tuple(operations)
-  for name in names:
-    if name not in known:
-      raise InputError(
-        f'augment.operations has {name!r}, which there is not.'
-        f'{nearest(str(name), known)}'
-      )
-  if _ERASING in names[:-1]:
-    others = tuple(name for name in names if name != _ERASING)
-    raise InputError(
-      f'augment.operations={names}: {_ERASING!r} works on normalised images,'
-      ' once, and the others on pixels, so it must be last:'
-      f' --config.augment.operations="{(*others, _ERASING)}"'
-    )
-  return names

@@ -68,8 +68,8 @@ def draw_boxes(
   Args:
     draws: uniform numbers [B, n]; the first BOX_DRAWS are used: area and aspect
       of each try, then top and left.
-    height: of the images, pixels.
-    width: likewise.
+    height: of the images, pixels; `width` too.
+    width: of the images.
     area: least and largest share of the image's area.
     aspect: least and largest aspect.
     is_tall: the aspect is height / width instead of width / height.
@@ -130,18 +130,10 @@ def random_boxes(
 
 
 def crop_and_resize(images: Images, boxes: jax.Array, size: int) -> Images:
-  """Cuts a box of each image and resizes it, bilinear with antialias.
+  """Cuts a box int32 [B, 4] of each image; bilinear with antialias to `size`.
 
   Two products with matrices of weights, one a side: about 0.15 GFLOP an image
   of 256 x 256, where a training step of ResNet-50 has 24.
-
-  Args:
-    images: uint8 [B, H, W, C].
-    boxes: top, left, height, width, int32 [B, 4].
-    size: side of the result, pixels.
-
-  Returns:
-    uint8 [B, size, size, C].
   """
   _, height, width, _ = images.shape
   rows = jax.vmap(functools.partial(_weights, height, size))(
@@ -151,7 +143,7 @@ def crop_and_resize(images: Images, boxes: jax.Array, size: int) -> Images:
     boxes[:, 1], boxes[:, 3]
   )
   pixels = images.astype(jnp.float32)
-  # Not in the 8 bits that TPUs and GPUs take for float32 unless they are told.
+  # By default TPUs and GPUs multiply float32 with fewer bits.
   product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
   pixels = product('bih,bhwc->biwc', rows, pixels)
   pixels = product('bjw,biwc->bijc', columns, pixels)
@@ -207,11 +199,7 @@ class DeviceAugment:
   Attributes:
     size: side of the result, pixels.
     crop: 'random_resized', 'pad' or 'none'; for the last two the images must
-      be of this size.
-    area: least and largest share of the image, for 'random_resized'.
-    aspect: least and largest width / height, for 'random_resized'.
-    padding: pixels on each side, for 'pad'.
-    flip: mirror half of the images.
+      be of this size. The other fields are those of `TrainTransform`.
   """
 
   size: int

@@ -23,15 +23,8 @@ def erase_boxes(
   """Returns top, left, height, width as int32 [B, 4]; zeros: erase nothing.
 
   As torchvision's `RandomErasing` and timm's: where no box is smaller than the
-  image in both directions, nothing is erased; see `crop.draw_boxes`.
-
-  Args:
-    keys: [B], one an image.
-    height: of the images, pixels.
-    width: likewise.
-    probability: that an image is erased.
-    area: least and largest share of the image's area.
-    aspect: least and largest height / width.
+  image in both directions, nothing is erased. The arguments are those of
+  `crop.draw_boxes`, with the aspect height / width, and of `RandomErasing`.
   """
   draws = uniform(keys, BOX_DRAWS + 1)
   boxes, is_found = draw_boxes(
@@ -52,9 +45,8 @@ def erase_boxes(
 class RandomErasing:
   """Puts noise or the mean colour into a box of some images.
 
-  It belongs after normalisation, where the mean colour is zero and the noise
-  is normal with deviation 1; so for images in other units their mean and
-  standard deviation are asked for, and the result is the same.
+  The published rule is for normalised images, with noise of mean 0 and standard
+  deviation 1; `mean` and `std` scale that to the units of the images.
 
   Attributes:
     probability: that an image is erased.
@@ -101,11 +93,8 @@ class RandomErasing:
     if self.fill == 'noise':
       noise = jax.vmap(lambda key: jax.random.normal(key, shape))(both[:, 1])
       filling += noise * jnp.asarray(std, jnp.float32).reshape(1, 1, 1, -1)
-    return jnp.where(
-      _inside(boxes, *shape[:2])[..., None],
-      filling,
-      images.astype(jnp.float32),
-    )
+    is_inside = _inside(boxes, *shape[:2])[..., None]
+    return jnp.where(is_inside, filling, images.astype(jnp.float32))
 
 
 def _inside(boxes: jax.Array, height: int, width: int) -> jax.Array:

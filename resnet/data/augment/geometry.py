@@ -20,14 +20,8 @@ def grids(
 ) -> jax.Array:
   """Returns [B, 2, 3]: (x, y, 1) of a new pixel -> x, y of the old one.
 
-  Both are measured in pixels from the centre of the image.
-
-  Args:
-    chosen: whether an image has the operation of that name, [B] each; others
-      stay where they are.
-    magnitudes: see `operations`, float32 [B].
-    height: of the images, pixels.
-    width: likewise.
+  Both are measured in pixels from the centre of the image. The `magnitudes`
+  float32 [B] hold where `chosen` says that an image has the operation.
   """
   nothing = jnp.zeros_like(magnitudes)
 

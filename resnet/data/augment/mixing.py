@@ -13,12 +13,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-# Of Beta's alpha: further out float32 has 0 or infinity, and draws are NaN.
-_LEAST, _MOST = 1e-30, 1e30
-
-
-# Scalars by name.
-Draw = dict[str, jax.Array]
+Draw = dict[str, jax.Array]  # Scalars by name.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,16 +64,11 @@ class Mixing:
     key: jax.Array,
     replicate: Callable[[jax.Array], jax.Array] = lambda x: x,
   ) -> Mixed:
-    """Mixes images [B, H, W, C] and labels [B]; one draw a group.
+    """Mixes images [B, H, W, C] and labels int32 [B]; one draw a group.
 
-    Args:
-      images: uint8 or float32.
-      labels: int32.
-      num_classes: K.
-      key: of all draws.
-      replicate: puts a small array on every device, so that each makes all
-        draws: split over devices, a loop of rejections would have a collective
-        in each round.
+    `replicate` puts a small array on every device, so that each makes all
+    draws: split over devices, a loop of rejections would have a collective in
+    each round.
     """
     num_groups = len(images) // (self.group_size or len(images))
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(
@@ -134,16 +124,8 @@ def cutmix_mask(
 
   The box has sides sqrt(1 - share) times those of the image, truncated to
   whole pixels, and is cut off at the edges: so the share that is left is one
-  minus the mean of this, not `share`.
-
-  Args:
-    share: of the area that the image keeps, float32 scalar.
-    center: of the box, int32: row and column.
-    height: of the images, pixels.
-    width: likewise.
-
-  Returns:
-    float32 [height, width].
+  minus the mean of this, float32 [height, width], not `share`. Its `center` is
+  a row and a column.
   """
   ratio = jnp.sqrt(1.0 - share)
 
@@ -158,15 +140,10 @@ def cutmix_mask(
 
 
 def mix_images(images: jax.Array, shares: jax.Array) -> jax.Array:
-  """Returns shares * image + (1 - shares) * the mirrored row's image.
+  """Returns shares * image + (1 - shares) * the mirrored row's image, float32.
 
-  Args:
-    images: [B, H, W, C].
-    shares: what an image of each group keeps of each of its pixels, float32
-      [groups, H, W].
-
-  Returns:
-    float32 [B, H, W, C].
+  The `shares` are what an image of each group keeps of its pixels, float32
+  [groups, H, W].
   """
   groups = images.reshape(len(shares), -1, *images.shape[1:])
   groups = groups.astype(jnp.float32)
@@ -180,13 +157,8 @@ def mix_targets(
 ) -> jax.Array:
   """Returns share * onehot(label) + (1 - share) * that of the mirrored row.
 
-  Args:
-    labels: [B] int32.
-    share: of the own label in each group, float32 [groups].
-    num_classes: K.
-
-  Returns:
-    float32 [B, K].
+  The `share`, float32 [groups], is that of the own label; the result is float32
+  [B, num_classes].
   """
   targets = jax.nn.one_hot(labels.reshape(len(share), -1), num_classes)
   share = share[:, None, None]

@@ -23,11 +23,7 @@ from resnet.data.augment.geometry import round_to_bits
 
 OPERATIONS = (
   'Identity',
-  'ShearX',
-  'ShearY',
-  'TranslateX',
-  'TranslateY',
-  'Rotate',
+  *geometry.OPERATIONS,
   'Brightness',
   'Color',
   'Contrast',
@@ -111,12 +107,9 @@ def _tables(
 ) -> jax.Array | None:
   """Returns what becomes of each value, uint8 [B, 256, C]; None: nothing.
 
-  Args:
-    images: uint8 [B, H, W, C].
-    chosen: whether an image has the operation of that name, [B] each.
-    magnitudes: rounded, float32 [B].
-    thresholds: of 'Solarize', float32 [B], not rounded: many are whole numbers
-      but for the last bit, and that decides.
+  `chosen` says whether an image has the operation of that name. Magnitudes are
+  rounded, but not the thresholds of 'Solarize': many are whole numbers but for
+  the last bit, and that decides.
   """
   values = jnp.arange(256, dtype=jnp.float32)[None, :, None]
   magnitude = magnitudes[:, None, None]

@@ -29,13 +29,8 @@ def space(
 ) -> Space:
   """Returns the magnitudes [bins] of each operation; see `operations`.
 
-  Args:
-    names: of operations.
-    bins: number of magnitudes, evenly spaced.
-    height: of the images, pixels.
-    width: likewise.
-    is_wide: those of Mueller and Hutter 2021, Table 1, instead of Cubuk et al.
-      2019, Table 6.
+  They are evenly spaced: Mueller and Hutter 2021, Table 1, if `is_wide`, else
+  Cubuk et al. 2019, Table 6, for images of [height, width] pixels.
   """
   color, bits = (0.99, 6) if is_wide else (0.9, 4)
   most = {
@@ -76,10 +71,10 @@ class RandomOperations:
     interpolation: of the geometric operations.
   """
 
-  num_layers: int
-  magnitude: int | None
-  magnitude_std: float
-  operation_probability: float
+  num_layers: int = 1
+  magnitude: int | None = None
+  magnitude_std: float = 0.0
+  operation_probability: float = 1.0
   interpolation: str
 
   def draw(
@@ -176,11 +171,7 @@ _POLICIES = {'imagenet': _IMAGENET, 'cifar': _CIFAR}
 
 
 def policies(data: str) -> np.ndarray:
-  """Returns kind, probability in tenths and magnitude, int32 [25, 2, 3].
-
-  Args:
-    data: 'imagenet' or 'cifar'.
-  """
+  """Returns kind, probability in tenths and magnitude, int32 [25, 2, 3]."""
   words = _POLICIES[data].split()
   numbers = [
     (OPERATIONS.index(name), int(tenths), 0 if level == '-' else int(level))
