@@ -1,7 +1,7 @@
 """The command line of a tool: bad input is one line on stderr, exit code 2."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import logging
 import math
 import os
@@ -21,9 +21,14 @@ class Parser(argparse.ArgumentParser):
   it as it is in --out=~/sets.
   """
 
-  def __init__(self, **options: Any):
-    formatter = argparse.RawDescriptionHelpFormatter
-    super().__init__(**{'formatter_class': formatter, **options})
+  def __init__(self, tool: str = '', doc: str | None = None, **options: Any):
+    """Describes `python -m resnet.tools.TOOL` by the docstring `doc`."""
+    defaults = {
+      'prog': f'python -m resnet.tools.{tool}',
+      'description': doc,
+      'formatter_class': argparse.RawDescriptionHelpFormatter,
+    }
+    super().__init__(**defaults | options)
 
   def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
     namespace, rest = super().parse_known_args(args, namespace)
@@ -39,9 +44,9 @@ class Parser(argparse.ArgumentParser):
 class ConfigParser(Parser):
   """A Parser that knows --config and --config.FIELD too, as main.py does."""
 
-  def __init__(self, **options: Any):
-    flags = '--config=FILE and --config.FIELD=VALUE are those of main.py.'
-    super().__init__(**{'epilog': flags, **options})
+  def __init__(self, tool: str = '', doc: str | None = None, **options: Any):
+    epilog = '--config=FILE and --config.FIELD=VALUE are those of main.py.'
+    super().__init__(tool, doc, epilog=epilog, **options)
 
   def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
     """Adds to what was declared: `config`, `config_path`, their `flags`."""
@@ -64,6 +69,22 @@ def size_text(num_bytes: float, digits: int = 1) -> str:
   power = min(int(math.log10(max(abs(num_bytes), 1)) / 3), 4)
   unit = ('B', 'kB', 'MB', 'GB', 'TB')[power]
   return f'{num_bytes / 1000**power:.{digits}f} {unit}'
+
+
+def table(rows: Sequence[Sequence[str]], *, markdown: bool = False) -> str:
+  """Returns a table; the first row are the titles, numbers are to the right."""
+  columns = []
+  for column in zip(*rows, strict=True):
+    width = max(map(len, column))
+    is_number = all(cell[:1].isdigit() for cell in column[1:])
+    justify = str.rjust if is_number else str.ljust
+    cells = [justify(cell, width) for cell in column]
+    if markdown:
+      cells.insert(1, '-' * (width - is_number) + ':' * is_number)
+    columns.append(cells)
+  left, between, right = ('| ', ' | ', ' |') if markdown else ('', '  ', '')
+  lines = zip(*columns, strict=True)
+  return '\n'.join(f'{left}{between.join(x)}{right}'.rstrip() for x in lines)
 
 
 def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> None:

@@ -20,9 +20,8 @@ from resnet.tools import command
 
 def main(args: argparse.Namespace) -> None:
   """Exports and says what was checked."""
-  weights = read_weights(args.weights, args.model)
   manifest = export(
-    weights,
+    read_weights(args.weights, args.model),
     args.out,
     format_=args.format,
     platforms=args.platforms.split(','),
@@ -40,26 +39,17 @@ def main(args: argparse.Namespace) -> None:
 
 def parser() -> command.Parser:
   """Returns the parser of the command line."""
-  result = command.Parser(
-    prog='python -m resnet.tools.export', description=__doc__
-  )
+  result = command.Parser('export', __doc__)
   add = result.add_argument
   add('--weights', metavar='SOURCE', required=True)
   add('--model', help='default: the one that SOURCE names')
   needs = (formats.get_format(name).HELP for name in formats.NAMES)
-  add(
-    '--format',
-    choices=formats.NAMES,
-    required=True,
-    help='; '.join(filter(None, needs)),
-  )
+  needs = '; '.join(filter(None, needs))
+  add('--format', choices=formats.NAMES, required=True, help=needs)
   add('--out', metavar='DIR', required=True, help='a new folder')
   add('--platforms', default='cpu', help='for StableHLO: cpu,cuda,tpu')
-  add(
-    '--with-preprocessing',
-    action='store_true',
-    help='take uint8 pixels, and normalise them inside',
-  )
+  text = 'take uint8 pixels, and normalise them inside'
+  add('--with-preprocessing', action='store_true', help=text)
   return result
 
 

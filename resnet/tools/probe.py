@@ -28,15 +28,12 @@ _BATCH_SIZE = 64
 
 def main(args: argparse.Namespace) -> None:
   """Extracts features of both splits, fits, prints."""
-  if args.seeds < 1:
-    raise InputError('--seeds must be positive.')
   sources = [
     open_source(args.data, split, data_dir=args.data_dir)
     for split in (args.train_split, args.eval_split)
   ]
-  network = create_network(
-    read_weights(args.weights, args.model, dtype=args.dtype)
-  )
+  weights = read_weights(args.weights, args.model, dtype=args.dtype)
+  network = create_network(weights)
   predictor = Predictor(network, ['pooled'], [_BATCH_SIZE])
   transform = ImageTransform(preprocessing=network.preprocessing)
   train, test = (_features(predictor, transform, s) for s in sources)
@@ -57,11 +54,7 @@ def main(args: argparse.Namespace) -> None:
 def _features(
   predictor: Predictor, transform: ImageTransform, source: Source
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns pooled features [N, C] and labels [N] of a split.
-
-  Raises:
-    InputError: an image cannot be decoded.
-  """
+  """Returns pooled features [N, C] and labels [N] of a split."""
 
   def decode(item: tuple[int, Any]) -> np.ndarray:
     index, record = item
@@ -106,29 +99,24 @@ def score(
       [order[labels[order] == label][:count] for label in np.unique(labels)]
     )
     features, labels = features[rows], labels[rows]
-  classifier = make_pipeline(
-    StandardScaler(), LogisticRegression(max_iter=1000)
-  )
+  regression = LogisticRegression(max_iter=1000)
+  classifier = make_pipeline(StandardScaler(), regression)
   classifier.fit(features, labels)
   return float(classifier.score(*test))
 
 
 def parser() -> command.Parser:
   """Returns the parser of the command line."""
-  result = command.Parser(
-    prog='python -m resnet.tools.probe',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  result = command.Parser('probe', __doc__)
   add = result.add_argument
   add_arguments(result)
   add('--data', metavar='NAME', required=True, help='TFDS set')
-  add(
-    '--data-dir', metavar='DIR', help="where TFDS keeps sets; default: TFDS's"
-  )
+  add('--data-dir', metavar='DIR', help="default: TFDS's")
   add('--train-split', default='train')
   add('--eval-split', default='test')
-  add('--seeds', type=int, default=5, help='draws of the few labels')
+  add(
+    '--seeds', type=command.positive, default=5, help='draws of the few labels'
+  )
   return result
 
 

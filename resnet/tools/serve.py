@@ -37,7 +37,15 @@ def main(args: argparse.Namespace) -> None:
     raise InputError(
       f'Serving needs packages ({error}): pip install -r requirements-serve.txt'
     ) from None
-  with _listen(args.host, args.port) as listener:
+  try:  # Take the port before anything is compiled.
+    listener = socket.create_server((args.host, args.port), backlog=1024)
+  except (OSError, OverflowError) as error:
+    text = getattr(error, 'strerror', None) or error
+    raise InputError(
+      f'--host={args.host} --port={args.port} cannot be had: {text}. Name'
+      ' another --port.'
+    ) from None
+  with listener:
     network = open_network(args.weights, args.model, args.dtype)
     outputs = [n for n in ('probabilities', 'cam') if n in network.outputs]
     sizes = [size for size in _SIZES if size <= args.max_batch]
@@ -65,58 +73,22 @@ def main(args: argparse.Namespace) -> None:
       sys.exit(130)
 
 
-def _listen(host: str, port: int) -> socket.socket:
-  """Takes the port, before anything is compiled."""
-  try:
-    return socket.create_server((host, port), backlog=1024)
-  except (OSError, OverflowError) as error:
-    text = getattr(error, 'strerror', None) or error
-    raise InputError(
-      f'--host={host} --port={port} cannot be had: {text}. Name another --port.'
-    ) from None
-
-
 def parser() -> command.Parser:
   """Returns the parser of the command line."""
-  result = command.Parser(
-    prog='python -m resnet.tools.serve', description=__doc__
-  )
+  result = command.Parser('serve', __doc__)
   add = result.add_argument
   add_arguments(result)
   add('--host', default='127.0.0.1', help='0.0.0.0 is for all machines')
   add('--port', type=int, default=8000, help='0: any that is free')
-  add(
-    '--max-batch',
-    type=int,
-    choices=_SIZES,
-    default=16,
-    metavar='MAX_BATCH',
-    help='images predicted at once',
-  )
-  add(
-    '--wait-milliseconds',
-    type=float,
-    default=5.0,
-    help='for more images, after the first of a batch',
-  )
-  add(
-    '--max-waiting',
-    type=command.positive,
-    default=256,
-    help='images; more are answered with 503',
-  )
-  add(
-    '--request-seconds',
-    type=command.positive,
-    default=10,
-    help='that the body of a request may take to come in',
-  )
-  add(
-    '--grace-seconds',
-    type=command.positive,
-    default=30,
-    help='after a signal, to answer what was accepted',
-  )
+  add('--max-batch', type=int, choices=_SIZES, default=16, help='images')
+  text = 'to wait for more images after the first of a batch'
+  add('--wait-milliseconds', type=float, default=5.0, help=text)
+  for name, default, text in (
+    ('max-waiting', 256, 'images; more are answered with 503'),
+    ('request-seconds', 10, 'for the body of a request to arrive'),
+    ('grace-seconds', 30, 'after a signal, to answer what was accepted'),
+  ):
+    add(f'--{name}', type=command.positive, default=default, help=text)
   return result
 
 
