@@ -1,20 +1,17 @@
 """Shows runs side by side: curves, final numbers, where they differ.
 
-  python -m resnet.tools.report runs/digits runs/other --output=report
+  python -m resnet.tools.report runs/digits runs/other --output=report.png
 
-Writes report.png, and report.html: one page with all of it that needs no
-network.
+Prints the tables and writes the curves.
 """
 
 import argparse
-import base64
 from collections.abc import Sequence
-import html
 import os
 import sys
 
 from resnet.errors import InputError
-from resnet.files import write_atomically, writing
+from resnet.files import writing
 from resnet.plots import figures
 from resnet.plots.curves import draw_curves
 from resnet.run.history import History, read_history
@@ -34,30 +31,11 @@ _COLUMNS = (
   ('data wait', 'data_wait', '.1%'),
 )
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<title>{title}</title>
-<style>
-body {{ font: 15px sans-serif; margin: 2em auto; max-width: 95em }}
-table {{ border-collapse: collapse; margin-bottom: 2em }}
-td {{ border-bottom: 1px solid #ccc; padding: .2em .8em }}
-tr:first-child {{ font-weight: bold }}
-img {{ max-width: 100% }}
-</style>
-<h1>{title}</h1>
-<img alt="loss, error, learning rate, speed, data wait"
-  src="data:image/png;base64,{png}">
-<h2>Final numbers</h2>
-{numbers}
-<h2>Where they differ</h2>
-{differences}
-</html>
-"""
-
 
 def main(args: argparse.Namespace) -> None:
   """Reads the runs, draws and prints them."""
+  if not args.output.endswith('.png'):
+    raise InputError(f'--output={args.output} must end in .png.')
   histories = []
   for workdir in args.workdirs:
     try:
@@ -70,31 +48,19 @@ def main(args: argparse.Namespace) -> None:
   if not histories:
     raise InputError('None of these folders has metrics of a run.')
   names = _names([history.workdir for history in histories])
-  numbers = _numbers(histories, names)
-  differences = _differences(histories, names)
-  png = figures.encode(draw_curves(histories, names), 'png')
-  page = _PAGE.format(
-    title=html.escape(', '.join(names)),
-    png=base64.b64encode(png).decode(),
-    numbers=_html_table(numbers),
-    differences=_html_table(differences),
-  )
   with writing(f'--output={args.output}'):
     os.makedirs(os.path.dirname(args.output) or '.', exist_ok=True)
-    write_atomically(f'{args.output}.png', png)
-    write_atomically(f'{args.output}.html', page)
-  print(_text_table(numbers))
+    figures.save(draw_curves(histories, names), args.output)
+  print(command.table(_numbers(histories, names)))
+  differences = _differences(histories, names)
   if len(differences) > 1:
-    print(f'\n{_text_table(differences)}')
-  print(f'\n{args.output}.png, {args.output}.html')
+    print(f'\n{command.table(differences)}')
+  print(f'\n{args.output}')
 
 
 def _names(workdirs: Sequence[str]) -> list[str]:
-  """Returns the last parts of the paths, or more of them where these agree."""
+  """Returns the paths without what they begin with in common."""
   paths = [os.path.abspath(workdir) for workdir in workdirs]
-  last = [os.path.basename(path) for path in paths]
-  if len(set(last)) == len(last):
-    return last
   above = os.path.commonpath([os.path.dirname(path) for path in paths])
   return [os.path.relpath(path, above) for path in paths]
 
@@ -114,8 +80,8 @@ def _numbers(histories: Sequence[History], names: Sequence[str]) -> Rows:
 def _differences(histories: Sequence[History], names: Sequence[str]) -> Rows:
   """Returns the fields of the configs, hardware and commit that differ."""
   sides = [
-    {
-      **{field: repr(value) for field, value in history.config.items()},
+    {field: repr(value) for field, value in history.config.items()}
+    | {
       'hardware': ', '.join(history.hardware) or 'unknown',
       'commit': ', '.join(history.commits) or 'unknown',
     }
@@ -129,34 +95,11 @@ def _differences(histories: Sequence[History], names: Sequence[str]) -> Rows:
   return rows
 
 
-def _text_table(rows: Rows) -> str:
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  lines = [
-    '  '.join(f'{c:<{width}}' for c, width in zip(row, widths, strict=True))
-    for row in rows
-  ]
-  return '\n'.join(map(str.rstrip, lines))
-
-
-def _html_table(rows: Rows) -> str:
-  lines = []
-  for row in rows:
-    cells = ''.join(f'<td>{html.escape(cell)}</td>' for cell in row)
-    lines.append(f'<tr>{cells}</tr>')
-  return '<table>\n' + '\n'.join(lines) + '\n</table>'
-
-
 def parser() -> command.Parser:
   """Returns the parser of the command line."""
-  result = command.Parser(
-    prog='python -m resnet.tools.report',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  result = command.Parser('report', __doc__)
   result.add_argument('workdirs', nargs='+', metavar='WORKDIR')
-  result.add_argument(
-    '--output', default='report', metavar='PATH', help='without .png and .html'
-  )
+  result.add_argument('--output', default='report.png', metavar='PNG')
   return result
 
 

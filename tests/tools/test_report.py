@@ -25,22 +25,15 @@ def finished(folder, seed=0, loss=1.0, tag='', **config):
 
 def test_report_shows_numbers_and_differences(tool, tmp_path):
   paths = [
-    finished(tmp_path / name, seed=i, note='<script>', tag=f'<b>{i}')
-    for i, name in enumerate(('one', 'two'))
+    finished(tmp_path / name, seed=i) for i, name in enumerate(('one', 'two'))
   ]
-  result = tool('report', *paths, f'--output={tmp_path}/out/report')
+  result = tool('report', *paths, f'--output={tmp_path}/out/report.png')
   assert re.search(
     r'^one +20 of 20 +1\.0000 +0\.5000 +1\.5000 +0\.3750', result.stdout, re.M
   )
   assert re.search(r'1,234 +12\.5%', result.stdout)
   assert re.search(r'^seed +0 +1$', result.stdout, re.M)
   assert 'model.name' not in result.stdout
-  page = (tmp_path / 'out' / 'report.html').read_text()
-  assert '<td>seed</td><td>0</td><td>1</td>' in page
-  assert '<b>' not in page and '&lt;b&gt;1' in page
-  # One page that needs no network.
-  assert 'data:image/png;base64,iVBORw0KGgo' in page
-  assert not re.search(r'(src|href)="(?!data:)', page)
   assert (tmp_path / 'out' / 'report.png').read_bytes()[:4] == b'\x89PNG'
 
 
@@ -49,7 +42,7 @@ def test_folders_of_one_name_are_told_apart_and_empty_ones_left_out(
 ):
   paths = [finished(tmp_path / x / 'run') for x in ('a', 'b')]
   begun = write_run(tmp_path / 'begun', [])
-  output = f'--output={tmp_path}/report'
+  output = f'--output={tmp_path}/report.png'
   result = tool('report', tmp_path / 'none', *paths, begun, output)
   names = re.findall(r'^(\S+) +20 of 20', result.stdout, re.M)
   assert names == ['a/run', 'b/run']
@@ -60,9 +53,7 @@ def test_a_reference_is_the_band_of_finished_runs(tool, tmp_path):
   paths = [finished(tmp_path / f'{i}', seed=i, loss=1.0 + i) for i in range(3)]
   target = tmp_path / 'bands' / 'band.json'
   result = tool('reference', *paths, f'--output={target}')
-  assert result.stdout == (
-    f'{target}: 3 seeds, 2 of train/loss, 1 of eval/top1\n'
-  )
+  assert result.stdout == f'{target}: 3 seeds\n'
   bands = read_reference(str(target)).bands
   assert bands['train/loss'] == {10: (4.0, 2.0), 20: (2.0, 1.0)}
   # One image of eight.
