@@ -8,10 +8,7 @@ from typing import Any
 
 from scipy import special
 
-from resnet.errors import InputError
-
-# A good run leaves this band at 0.27 % of the values that are compared.
-MAX_SIGMA = 3.0
+from resnet.weights.metadata import refuse_damage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,8 +28,7 @@ class Reference:
   def sigmas(self, step: int, metric: str, value: float) -> float | None:
     """Returns how many standard deviations `value` is above the mean.
 
-    The deviation of a few seeds is uncertain. Therefore this is Student's t of
-    a new run against the mean of n = `num_seeds` runs,
+    Student's t of a new run against the mean of n = `num_seeds` runs,
 
       t = (value - mean) / (std * sqrt(1 + 1 / n)),
 
@@ -56,7 +52,8 @@ class Reference:
     lines = []
     for metric, value in values.items():
       sigma = self.sigmas(step, metric, value)
-      if sigma is not None and abs(sigma) > MAX_SIGMA:
+      # A good run leaves this band at 0.27 % of the values.
+      if sigma is not None and abs(sigma) > 3:
         lines.append(
           f'warning: epoch {epoch:.1f}: {metric} {value:.4f} is'
           f' {abs(sigma):.1f} sigma {"above" if sigma > 0 else "below"}'
@@ -66,33 +63,16 @@ class Reference:
 
   def describe(self, config: Mapping[str, Any]) -> str:
     """Returns a line with the fields in which `config` differs."""
-    differences = [
-      f'{field} {value!r} there, {config.get(field)!r} here'
-      for field, value in self.config.items()
-      if config.get(field) != value
-    ]
-    other = f'; of another config: {"; ".join(differences)}'
-    return f'Reference of {self.num_seeds} seeds{other if differences else ""}.'
+    fields = [k for k, value in self.config.items() if config.get(k) != value]
+    other = f'; of other {", ".join(fields)}' if fields else ''
+    return f'Reference of {self.num_seeds} seeds{other}.'
 
 
 def read_reference(path: str) -> Reference:
-  """Reads a file of `python -m resnet.tools.reference`.
-
-  Raises:
-    InputError: the file cannot be read, or is another one.
-  """
-  try:
-    with open(path) as file:
-      fields = json.load(file)
-    bands = {}
+  """Reads a file of `python -m resnet.tools.reference`."""
+  with refuse_damage(f'--reference={path} cannot be read'), open(path) as file:
+    fields = json.load(file)
     for metric, band in fields['bands'].items():
       points = zip(band['mean'], band['std'], strict=True)
-      bands[metric] = dict(zip(band['step'], points, strict=True))
-    return Reference(
-      num_seeds=fields['num_seeds'], config=fields['config'], bands=bands
-    )
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-    raise InputError(
-      f'--reference={path} cannot be read as a file of resnet.tools.reference:'
-      f' {error!r}.'
-    ) from None
+      fields['bands'][metric] = dict(zip(band['step'], points, strict=True))
+    return Reference(**fields)

@@ -19,39 +19,34 @@ from resnet.files import write_atomically, writing
 from resnet.run.history import History, read_history
 from resnet.tools import command
 
-# The loss deviates early; the accuracy is the result.
-_METRICS = ('train/loss', 'eval/top1')
-_MIN_SEEDS = 3
-
 
 def main(args: argparse.Namespace) -> None:
   """Checks the runs and writes their band."""
   histories = [read_history(workdir) for workdir in args.workdirs]
-  # Folders and the speed of reading change no result.
-  ignored = {'seed', *FREE_FIELDS}
-  config = {k: v for k, v in histories[0].config.items() if k not in ignored}
+  free = {'seed', *FREE_FIELDS}
+  config = {k: v for k, v in histories[0].config.items() if k not in free}
   for history in histories:
     if not history.is_complete:
       raise InputError(f'{history.workdir} is not complete: train it first.')
     for field, value in config.items():
-      if history.config.get(field) != value:
+      if (other := history.config.get(field)) != value:
         raise InputError(
-          f'The runs differ in {field}: {value!r} and'
-          f' {history.config.get(field)!r}; only their seeds may differ.'
+          f'The runs differ in {field}: {value!r} and {other!r}; only their'
+          ' seeds may differ.'
         )
   seeds = {history.config['seed'] for history in histories}
-  if not _MIN_SEEDS <= len(seeds) == len(histories):
+  if not 3 <= len(seeds) == len(histories):
     raise InputError(
-      f'A band needs at least {_MIN_SEEDS} runs with different seeds; these are'
+      'A band needs at least 3 runs with different seeds; these are'
       f' {len(histories)} runs with {len(seeds)} seeds.'
     )
-  bands = {metric: _band(histories, metric) for metric in _METRICS}
+  # The loss deviates early; the accuracy is the result.
+  bands = {x: _band(histories, x) for x in ('train/loss', 'eval/top1')}
   fields = {'num_seeds': len(seeds), 'config': config, 'bands': bands}
   with writing(f'--output={args.output}'):
     os.makedirs(os.path.dirname(args.output) or '.', exist_ok=True)
     write_atomically(args.output, json.dumps(fields, indent=1) + '\n')
-  points = ', '.join(f'{len(b["step"])} of {m}' for m, b in bands.items())
-  print(f'{args.output}: {len(seeds)} seeds, {points}')
+  print(f'{args.output}: {len(seeds)} seeds')
 
 
 def _band(histories: Sequence[History], metric: str) -> dict[str, Any]:
@@ -61,9 +56,9 @@ def _band(histories: Sequence[History], metric: str) -> dict[str, Any]:
   values = np.array([[curve[step] for step in steps] for curve in curves])
   if not np.isfinite(values).all():
     raise InputError(f'{metric} of a run is not finite: leave that run out.')
-  # An accuracy is known to one image.
-  num_images = histories[0].derived['num_eval_examples']
-  least = 1 / num_images if metric == 'eval/top1' else 1e-9
+  least = 1e-9
+  if metric == 'eval/top1':  # An accuracy is known to one image.
+    least = 1 / histories[0].derived['num_eval_examples']
   return {
     'step': list(map(int, steps)),
     'mean': values.mean(axis=0).tolist(),
@@ -73,11 +68,7 @@ def _band(histories: Sequence[History], metric: str) -> dict[str, Any]:
 
 def parser() -> command.Parser:
   """Returns the parser of the command line."""
-  result = command.Parser(
-    prog='python -m resnet.tools.reference',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  result = command.Parser('reference', __doc__)
   result.add_argument('workdirs', nargs='+', metavar='WORKDIR')
   result.add_argument('--output', required=True, metavar='FILE')
   return result
