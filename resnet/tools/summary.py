@@ -12,22 +12,23 @@ and the inputs and outputs of convolutions, kept for the backward pass.
 """
 
 import argparse
-from collections.abc import Sequence
 from typing import Any
 
-from flax import linen as nn
-import jax
 import jax.numpy as jnp
 import tqdm
 
 from resnet.errors import InputError
 from resnet.models import cost as cost_lib
-from resnet.models import create_model, layers, list_models
+from resnet.models import create_model, list_models
 from resnet.models.cost import Network
-from resnet.models.lecture import Bottleneck
 from resnet.tools import command
 
-_COLUMNS = ('parameters', 'multiply-adds', 'activations', 'training memory')
+_COLUMNS: tuple[str, ...] = (
+  'parameters',
+  'multiply-adds',
+  'activations',
+  'training memory',
+)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -46,28 +47,19 @@ def main(args: argparse.Namespace) -> None:
   }
   if len(networks) == 1:
     ((name, network),) = networks.items()
-    rows = _stage_rows(name, network, args.batch_size)
-    header = ('stage', 'output', 'layers', *_COLUMNS)
+    rows = [('stage', 'output', 'layers', *_COLUMNS)]
+    for part in network.costs:
+      height, width = network.features.get(part, (1, 1))[:2]
+      figures = _figures(network, args.batch_size, part)
+      rows.append((part, f'{height}x{width}', _layers(network, part), *figures))
+    rows.append((name, '', '', *_figures(network, args.batch_size)))
   else:
-    rows = [
-      (name, str(network.image_size), *_figures(network, args.batch_size))
-      for name, network in networks.items()
-    ]
-    header = ('network', 'image', *_COLUMNS)
-  print(_table(header, rows, markdown=args.markdown))
+    rows = [('network', 'image', *_COLUMNS)]
+    for name, network in networks.items():
+      figures = _figures(network, args.batch_size)
+      rows.append((name, str(network.image_size), *figures))
+  print(command.table(rows, markdown=args.markdown))
   print(f'\nTraining memory: batch {args.batch_size}, {args.dtype}, estimated.')
-  print(_bottleneck_note())
-
-
-def _stage_rows(
-  name: str, network: Network, batch_size: int
-) -> list[tuple[str, ...]]:
-  rows = []
-  for part in network.costs:
-    height, width = network.features.get(part, (1, 1))[:2]
-    figures = _figures(network, batch_size, part)
-    rows.append((part, f'{height}x{width}', _layers(network, part), *figures))
-  return [*rows, (name, '', '', *_figures(network, batch_size))]
 
 
 def _figures(
@@ -87,17 +79,11 @@ def _layers(network: Network, part: str) -> str:
   """Returns a cell of Table 1, such as '[1x1 64, 3x3 64, 1x1 256] x 3'."""
   if part == 'head':
     return f'average pool, dense {network.model.num_classes}'
-  modules = {
-    module: tree
-    for module, tree in network.params.items()
-    if module.startswith(f'{part}_')
-  }
-  cells = [_convs({m: t for m, t in modules.items() if '_conv' in m})]
+  params = network.params.items()
+  cells = [_convs({m: t for m, t in params if m.startswith(f'{part}_conv')})]
   if part == 'stage1' and getattr(network.model, 'stem_pool', False):
     cells.append('3x3 max-pool')
-  blocks = [
-    _convs(tree) for module, tree in modules.items() if '_block' in module
-  ]
+  blocks = [_convs(tree) for m, tree in params if m.startswith(f'{part}_block')]
   # Blocks that differ only in what they see are one in Table 1.
   cells += [
     f'[{text}] x {blocks.count(text)}' for text in dict.fromkeys(blocks)
@@ -119,71 +105,16 @@ def _convs(modules: Any) -> str:
   return ', '.join(cells)
 
 
-def _table(
-  header: Sequence[str], rows: Sequence[Sequence[str]], *, markdown: bool
-) -> str:
-  widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-  # Words to the left, numbers to the right.
-  is_number = [cell[:1].isdigit() for cell in rows[-1]]
-  left, right = ('| ', ' |') if markdown else ('', '')
-  between = ' | ' if markdown else '  '
-
-  def line(cells: Sequence[str]) -> str:
-    padded = (
-      cell.rjust(width) if number else cell.ljust(width)
-      for cell, width, number in zip(cells, widths, is_number, strict=True)
-    )
-    return f'{left}{between.join(padded)}{right}'.rstrip()
-
-  rule = [
-    '-' * (width - number) + ':' * number
-    for width, number in zip(widths, is_number, strict=True)
-  ]
-  return '\n'.join(
-    [line(header), *([line(rule)] if markdown else []), *map(line, rows)]
-  )
-
-
-def _bottleneck_note() -> str:
-  """Compares a bottleneck with the 3x3 convolution that it stands for."""
-  channels, reduction = 256, 64
-  x = jax.ShapeDtypeStruct((1, 1, 1, channels), jnp.float32)
-
-  def cost(module: nn.Module) -> int:
-    variables = jax.eval_shape(module.init, jax.random.key(0), x)
-    jaxpr = jax.make_jaxpr(module.apply)(variables, x).jaxpr
-    return sum(c.conv_multiply_adds for c in cost_lib.count(jaxpr).values())
-
-  bottleneck = cost(Bottleneck(reduction, channels))
-  conv = cost(layers.conv(channels, 3, name='conv'))
-  return (
-    f'A bottleneck of {channels} channels costs'
-    f' {bottleneck:,} = {reduction} x {bottleneck // reduction:,} multiply-adds'
-    f' a position,\na 3x3 convolution of as many {conv:,} ='
-    f' {channels} x {conv // channels:,}.'
-  )
-
-
 def parser() -> command.Parser:
   """Returns the parser of the command line."""
-  result = command.Parser(
-    prog='python -m resnet.tools.summary', description=__doc__
-  )
-  result.add_argument('names', nargs='*', metavar='NETWORK')
-  result.add_argument('--all', action='store_true', help='all networks')
-  result.add_argument(
-    '--image-size', type=command.positive, help='pixels; default: its own'
-  )
-  result.add_argument(
-    '--batch-size', type=command.positive, default=32, help='default: 32'
-  )
-  result.add_argument(
-    '--dtype',
-    choices=('float32', 'bfloat16'),
-    default='float32',
-    help='of the computation; default: float32',
-  )
-  result.add_argument('--markdown', action='store_true')
+  result = command.Parser('summary', __doc__)
+  add = result.add_argument
+  add('names', nargs='*', metavar='NETWORK')
+  add('--all', action='store_true', help='all networks')
+  add('--image-size', type=command.positive, help='pixels; default: its own')
+  add('--batch-size', type=command.positive, default=32, help='default: 32')
+  add('--dtype', choices=('float32', 'bfloat16'), default='float32')
+  add('--markdown', action='store_true')
   return result
 
 

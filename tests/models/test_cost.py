@@ -7,6 +7,7 @@ import pytest
 
 from resnet.models import cost as cost_lib
 from resnet.models import layers
+from resnet.models.lecture import Bottleneck
 
 
 @pytest.mark.parametrize(
@@ -95,6 +96,17 @@ def test_a_dense_layer_counts_its_kernel_and_its_biases():
   variables = jax.eval_shape(dense.init, jax.random.key(0), x)
   cost = _total(dense.apply, variables, x)
   assert (cost.conv_multiply_adds, cost.other_operations) == (24, 6)
+
+
+def test_a_bottleneck_of_the_lecture_costs_an_eighth_of_a_convolution():
+  x = jnp.zeros((1, 1, 1, 256))
+  for module, multiply_adds in (
+    (Bottleneck(64, 256), 64 * 1088),
+    (layers.conv(256, 3, name='conv'), 256 * 2304),
+  ):
+    variables = jax.eval_shape(module.init, jax.random.key(0), x)
+    cost = _total(module.apply, variables, x)
+    assert cost.conv_multiply_adds == multiply_adds
 
 
 def test_a_tensor_that_two_layers_see_is_kept_once():
