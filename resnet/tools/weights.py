@@ -10,6 +10,7 @@ best checkpoint. The network is the one that the source names, or --model.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import math
@@ -32,7 +33,9 @@ from resnet.weights import (
   read_source,
   save_weights,
 )
+from resnet.weights.metadata import refuse_damage
 
+_PREPROCESSING = dataclasses.fields(Preprocessing)
 # The part of a tensor's name that is its block: timm's v2, torchvision's, ours.
 _BLOCK = re.compile(r'(stages\.\d+\.blocks|layer\d+)\.\d+|stage\d+_block\d+')
 
@@ -43,19 +46,29 @@ def convert(args: argparse.Namespace) -> None:
     raise InputError(f'{args.target} must end in .safetensors.')
   source = open_source(args.source)
   model = _model(source, args.model)
-  metadata = dataclasses.replace(
-    source.metadata,
-    model=model,
-    preprocessing=_preprocessing(args) or source.metadata.preprocessing,
-    class_names=_class_names(args.class_names) or source.metadata.class_names,
-  )
+  changes: dict[str, Any] = {'model': model}
+  fields = {f.name: getattr(args, f.name) for f in _PREPROCESSING}
+  if missing := [name for name, value in fields.items() if value is None]:
+    if len(missing) < len(fields):
+      flags = ', '.join(f'--{name.replace("_", "-")}' for name in missing)
+      raise InputError(f'Preprocessing is given whole or not at all: {flags}.')
+  else:
+    with refuse_damage('This is no preprocessing'):
+      changes['preprocessing'] = Preprocessing(**fields)
   variables = read_source(source, model, **source.metadata.overrides)
   num_classes = len(variables['params']['head']['bias'])
-  if args.class_names and len(metadata.class_names or ()) != num_classes:
-    raise InputError(
-      f'{args.class_names} has {len(metadata.class_names or ())} class names'
-      f' for {num_classes} classes.'
-    )
+  if args.class_names:
+    with (
+      refuse_damage(f'{args.class_names} cannot be read'),
+      open(args.class_names) as file,
+    ):
+      names = tuple(line.strip() for line in file if line.strip())
+    if len(names) != num_classes:
+      raise InputError(
+        f'{args.class_names} has {len(names)} names for {num_classes} classes.'
+      )
+    changes['class_names'] = names
+  metadata = dataclasses.replace(source.metadata, **changes)
   save_weights(variables, args.target, metadata=metadata, naming=args.naming)
   print(f'{args.target}: {model}, {num_classes} classes')
   _print_metadata(metadata)
@@ -66,16 +79,24 @@ def compare(args: argparse.Namespace) -> None:
   sources = [open_source(source) for source in (args.source, args.other)]
   model = _model(sources[0], args.model or sources[1].metadata.model)
   overrides = sources[0].metadata.overrides or sources[1].metadata.overrides
-  first, second = (
-    _activations(
-      model, overrides, read_source(source, model, **overrides), args
+  shape = (args.batch_size, args.image_size, args.image_size)
+  sides = []
+  for source in sources:
+    variables = read_source(source, model, **overrides)
+    images = np.random.default_rng(0).standard_normal(
+      (*shape, image_channels(variables)), np.float32
     )
-    for source in sources
-  )
+    head = variables['params']['head']
+    network = create_model(model, num_classes=len(head['bias']), **overrides)
+    apply = functools.partial(network.apply, train=False, method='features')
+    features = jax.tree.map(np.asarray, jax.jit(apply)(variables, images))
+    features['logits'] = features['pooled'] @ head['kernel'] + head['bias']
+    sides.append(features)
   print(f'{model}, {args.batch_size} random images, {args.image_size} pixels')
   print('stage   largest difference   relative to the largest activation')
-  for name, ours in first.items():
-    theirs = second[name]
+  stages = sorted(name for name in sides[0] if name.startswith('stage'))
+  for name in ('stem', *stages, 'pooled', 'logits'):
+    ours, theirs = (features[name] for features in sides)
     if ours.shape != theirs.shape:
       print(f'{name:7} not compared: {ours.shape[-1]} and {theirs.shape[-1]}')
       continue
@@ -103,48 +124,21 @@ def _fitting(source: Source) -> list[str]:
   names = []
   for name in list_models():
     # Tracing a network takes long; counting its blocks does not.
-    if sum(create_model(name).stage_sizes) != len(blocks):
-      continue
-    try:
-      check_source(source, name, **source.metadata.overrides)
-    except InputError:
-      continue
-    names.append(name)
+    if sum(create_model(name).stage_sizes) == len(blocks):
+      with contextlib.suppress(InputError):
+        check_source(source, name, **source.metadata.overrides)
+        names.append(name)
   return names
 
 
 def _model(source: Source, given: str | None) -> str:
   name = given or source.metadata.model
   if name is None:
-    fitting = _fitting(source)
     raise InputError(
       f'{source.name} does not say of what network it is: give --model.'
-      f' It fits: {", ".join(fitting) or "none here"}.'
+      f' It fits: {", ".join(_fitting(source)) or "none here"}.'
     )
   return name
-
-
-def _activations(
-  model: str,
-  overrides: dict[str, Any],
-  variables: dict[str, Any],
-  args: argparse.Namespace,
-) -> dict[str, np.ndarray]:
-  params = variables['params']
-  shape = (args.batch_size, args.image_size, args.image_size)
-  images = np.random.default_rng(0).standard_normal(
-    (*shape, image_channels(variables)), np.float32
-  )
-  num_classes = len(params['head']['bias'])
-  network = create_model(model, num_classes=num_classes, **overrides)
-  features = functools.partial(network.apply, train=False, method='features')
-  found = {
-    k: np.asarray(v) for k, v in jax.jit(features)(variables, images).items()
-  }
-  stages = sorted(key for key in found if key.startswith('stage'))
-  logits = found['pooled'] @ params['head']['kernel'] + params['head']['bias']
-  order = ('stem', *stages, 'pooled')
-  return {**{key: found[key] for key in order}, 'logits': logits}
 
 
 def _print_metadata(metadata: Metadata) -> None:
@@ -155,36 +149,8 @@ def _print_metadata(metadata: Metadata) -> None:
     print(f'{name:13} {value if value is not None else "not said"}')
   if metadata.ema is not None:
     print(f'weights       {"moving averages" if metadata.ema else "raw"}')
-  names = metadata.class_names
-  if names:
+  if names := metadata.class_names:
     print(f'class_names   {", ".join(names[:3])} ... ({len(names)})')
-
-
-def _preprocessing(args: argparse.Namespace) -> Preprocessing | None:
-  fields = {
-    field.name: getattr(args, field.name)
-    for field in dataclasses.fields(Preprocessing)
-  }
-  missing = [name for name, value in fields.items() if value is None]
-  if len(missing) == len(fields):
-    return None
-  if missing:
-    flags = ', '.join(f'--{name.replace("_", "-")}' for name in missing)
-    raise InputError(f'Preprocessing is given whole or not at all: {flags}.')
-  try:
-    return Preprocessing(**fields)
-  except ValueError as error:
-    raise InputError(f'No preprocessing has {error}.') from None
-
-
-def _class_names(path: str | None) -> tuple[str, ...] | None:
-  if path is None:
-    return None
-  try:
-    with open(path) as file:
-      return tuple(line.strip() for line in file if line.strip())
-  except (OSError, ValueError) as error:
-    raise InputError(f'{path} cannot be read: {error}') from None
 
 
 def _floats(text: str) -> tuple[float, ...]:
@@ -197,41 +163,33 @@ def main(args: argparse.Namespace) -> None:
 
 def parser() -> command.Parser:
   """Returns the parser of the command line."""
-  result = command.Parser(
-    prog='python -m resnet.tools.weights', description=__doc__
-  )
+  result = command.Parser('weights', __doc__)
   commands = result.add_subparsers(required=True, metavar='COMMAND')
 
-  def add(function: Any) -> argparse.ArgumentParser:
+  def add_command(function: Any) -> Any:
     name = function.__name__
     sub = commands.add_parser(name, help=function.__doc__)
     sub.set_defaults(function=function)
     sub.add_argument('source', metavar='SOURCE')
-    return sub
+    return sub.add_argument
 
-  sub = add(convert)
-  sub.add_argument('target', metavar='OUT.safetensors')
-  sub.add_argument('--model', help='default: the one that SOURCE names')
-  sub.add_argument(
-    '--naming', choices=('torchvision', 'timm'), default='torchvision'
-  )
-  sub.add_argument('--class-names', metavar='FILE', help='a name a line')
-  sub.add_argument('--mean', type=_floats, help='shares of 255: 0.5,0.5,0.5')
-  sub.add_argument('--std', type=_floats, help='likewise')
-  sub.add_argument('--image-size', type=int, help='pixels')
-  sub.add_argument('--crop-share', type=float, help='0.875 is 224 of 256')
-  sub.add_argument('--interpolation', choices=('bilinear', 'bicubic'))
-
-  sub = add(compare)
-  sub.add_argument('other', metavar='SOURCE')
-  sub.add_argument('--model', help='default: the one that a SOURCE names')
-  sub.add_argument('--batch-size', type=command.positive, default=4)
-  sub.add_argument(
-    '--image-size', type=command.positive, default=64, help='pixels'
-  )
-
-  sub = add(inspect)
-  sub.add_argument('--tensors', action='store_true', help='list them all')
+  add = add_command(convert)
+  add('target', metavar='OUT.safetensors')
+  add('--model', help='default: the one that SOURCE names')
+  add('--naming', choices=('torchvision', 'timm'), default='torchvision')
+  add('--class-names', metavar='FILE', help='a name a line')
+  add('--mean', type=_floats, help='shares of 255: 0.5,0.5,0.5')
+  add('--std', type=_floats, help='likewise')
+  add('--image-size', type=int, help='pixels')
+  add('--crop-share', type=float, help='0.875 is 224 of 256')
+  add('--interpolation', choices=('bilinear', 'bicubic'))
+  add = add_command(compare)
+  add('other', metavar='SOURCE')
+  add('--model', help='default: the one that a SOURCE names')
+  add('--batch-size', type=command.positive, default=4)
+  add('--image-size', type=command.positive, default=64, help='pixels')
+  add = add_command(inspect)
+  add('--tensors', action='store_true', help='list them all')
   return result
 
 
