@@ -4,42 +4,35 @@
   python -m resnet.tools.evaluate ... --views=ten_crop --output=report
 
 Prints top-1, top-5, loss, the expected calibration error and the worst classes;
-with --output writes them to OUTPUT.json, with the bins of the reliability
-diagram, draws this to OUTPUT.png, and writes the confusion matrix, label by
-prediction, to OUTPUT.csv.
+--output also writes them to OUTPUT.json, the reliability diagram to OUTPUT.png,
+and the confusion matrix, label by prediction, to OUTPUT.csv. A run that keeps
+moving averages is evaluated with them; --workdir=DIR#raw takes the weights.
 
---views=flip averages the probabilities of the image and its mirror image,
-ten_crop those of the corners and the centre, and of their mirror images, cut
-from the image whose shorter side is data.eval_resize. --views=scales resizes
-the shorter side to each of --scales and applies the network to the central
-square, however large, and to its mirror image (He et al. 2016, section 3.4;
-there to the whole image, but those of a batch differ in shape). Without
---scales they are those of the paper, 224, 256, 384, 480 and 640 pixels, in
-proportion to data.eval_size. All views of an image travel together: where
-memory is short, take a smaller --config.batch_size.
+--views averages the probabilities of several views: flip, the mirror image;
+ten_crop, corners and centre with their mirror images; scales, the central
+square and its mirror image with the shorter side resized to each of --scales
+(by default those of He et al. 2016, section 3.4, in proportion to the size of
+evaluation). Where memory is short, take a smaller --config.batch_size.
 
-A run that keeps moving averages is evaluated with them; --workdir=DIR#raw takes
-the weights themselves.
+--precise_bn=N takes the batch statistics anew, of the first N training images
+(Wu and Johnson 2021, section 3), and shows what changed; the checkpoint stays.
 
---precise_bn=N takes mean and variance of every batch norm anew, of the first N
-training images (rounded up to whole batches), augmented and in groups as in
-training, with the weights fixed (Wu and Johnson 2021, section 3). It evaluates
-with the old and the new ones and shows what changed; the checkpoint stays.
+--on evaluates on another TFDS set of the same classes, such as
+imagenet_v2/matched-frequency (Recht et al. 2019) or imagenet2012_real.
 
---on evaluates on another TFDS set of the same classes, resized and normalised
-as the run's own: imagenet_v2/matched-frequency, .../threshold-0.7 and
-.../topimages (Recht et al. 2019), or imagenet2012_real.
-
---real_labels=real.json adds the ReaL top-1 (Beyer et al. 2020): a prediction is
-right where it is among the labels that the file has for the image, found by the
-name ILSVRC2012_val_... of the image, and an image without labels does not
-count. The set imagenet2012_real brings these labels along.
+--real_labels=real.json adds the ReaL top-1 (Beyer et al. 2020): right is any of
+the labels that the file has for an image; images without labels do not count.
 """
 
 import argparse
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
+import os
+import tempfile
 from typing import Any
+
+import numpy as np
 
 from resnet import experiment as experiment_lib
 from resnet.data.host.views import paper_sides
@@ -47,9 +40,10 @@ from resnet.data.sources import real_labels
 from resnet.data.sources.same_classes import open_same_classes
 from resnet.errors import InputError
 from resnet.evaluation import calibration, precise_bn, views
-from resnet.experiment import Experiment
 from resnet.fields import FIELDS
-from resnet.plots import evaluation
+from resnet.files import to_json, write_atomically, writing
+from resnet.plots import figures
+from resnet.plots.reliability import draw_reliability
 from resnet.run.initialize import open_state
 from resnet.tools import command
 from resnet.weights import split_raw
@@ -58,16 +52,25 @@ from resnet.weights import split_raw
 def main(args: argparse.Namespace) -> None:
   run = experiment_lib.resolve(args.config)
   _check(args)
-  sides = _sides(args, run)
-  run = _with_images(args, run)
-  real = _real_labels(args, run)
+  sides = _sides(args, run.eval_image_shape[0])
+  if args.on is not None:
+    data_dir = args.data_dir or run.config['data.data_dir']
+    source = open_same_classes(
+      run.train_reader.source, args.on, args.split, data_dir=data_dir
+    )
+    reader = dataclasses.replace(run.eval_reader, source=source)
+    run = dataclasses.replace(run, eval_reader=reader)
+  source = run.eval_reader.source
+  if args.real_labels is None:
+    real = real_labels.of_records(source)
+  else:
+    real = real_labels.by_file_name(source, real_labels.read(args.real_labels))
   if args.precise_bn is not None:
     precise_bn.check(run, args.precise_bn)
   workdir, is_raw = split_raw(args.workdir)
   _, state, run = open_state(run, workdir, args.checkpoint)
   is_raw |= state.ema is None
   variables = state.variables if is_raw else state.ema
-  source = run.eval_reader.source
   report: dict[str, Any] = {
     'images': f'{source.name}/{source.split}',
     'weights': 'raw' if is_raw else 'moving averages',
@@ -90,58 +93,36 @@ def main(args: argparse.Namespace) -> None:
     report['real'] = real_labels.score(found.predictions, real)
   confusion = found.sums['confusion']
   report['worst_classes'] = calibration.worst_classes(confusion, args.worst)
-  print('\n'.join(evaluation.lines(report, source.class_names)))
+  _print(report, source.class_names)
   if args.output:
-    model = run.config['model.name']
-    evaluation.save(args.output, report, found.sums, model=model)
+    _save(args.output, report, found.sums, run.config['model.name'])
 
 
 def _check(args: argparse.Namespace) -> None:
-  if args.worst < 0:
-    raise InputError(f'--worst={args.worst} is no number of classes.')
+  """Refuses bad values before all the work."""
   if args.scales is not None and args.views != 'scales':
     raise InputError('--scales is for --views=scales: give that, too.')
   if args.on is None and (args.split, args.data_dir) != (None, None):
     raise InputError('--split and --data_dir are for --on: give that, too.')
-  if args.on is not None and not args.on.strip():
+  if args.output is None:
+    return
+  if os.path.isdir(args.output) or not os.path.basename(args.output):
     raise InputError(
-      f'--on={args.on} is no data set: leave it out, or type'
-      ' --on=imagenet_v2/matched-frequency'
+      f'--output={args.output} names no file: type'
+      f' --output={os.path.join(args.output, "report")}'
     )
-  if args.output is not None:
-    evaluation.check(args.output)
+  folder = os.path.dirname(args.output) or '.'
+  with writing(f'--output={args.output}'):
+    os.makedirs(folder, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
 
 
-def _with_images(args: argparse.Namespace, run: Experiment) -> Experiment:
-  """Returns the run with the images of --on for evaluation."""
-  if args.on is None:
-    return run
-  source = open_same_classes(
-    run.train_reader.source,
-    args.on,
-    args.split,
-    data_dir=args.data_dir or run.config['data.data_dir'],
-  )
-  reader = dataclasses.replace(run.eval_reader, source=source)
-  return dataclasses.replace(run, eval_reader=reader)
-
-
-def _real_labels(
-  args: argparse.Namespace, run: Experiment
-) -> real_labels.Labels | None:
-  """Returns the labels that people see in each image, where they are known."""
-  source = run.eval_reader.source
-  if args.real_labels is None:
-    return real_labels.of_records(source)
-  return real_labels.by_file_name(source, real_labels.read(args.real_labels))
-
-
-def _sides(args: argparse.Namespace, run: Experiment) -> tuple[int, ...]:
+def _sides(args: argparse.Namespace, size: int) -> tuple[int, ...]:
   """Returns the sides of --views=scales; of other views none."""
   if args.views != 'scales':
     return ()
   if args.scales is None:
-    return paper_sides(run.eval_image_shape[0])
+    return paper_sides(size)
   try:
     sides = tuple(map(int, args.scales.split(',')))
   except ValueError:
@@ -154,13 +135,72 @@ def _sides(args: argparse.Namespace, run: Experiment) -> tuple[int, ...]:
   return sides
 
 
+def _print(report: Mapping[str, Any], names: Sequence[str] | None) -> None:
+  def name(label: int) -> str:
+    # A network may have more logits than the set has classes.
+    if names and label < len(names):
+      return names[label]
+    return f'class {label}'
+
+  print(
+    f'{report["num_examples"]:,} images of {report["images"]}, views:'
+    f' {report["views"]}, weights: {report["weights"]}\n'
+    f'  top-1 {report["top1"]:.4f}  top-5 {report["top5"]:.4f}'
+    f'  loss {report["loss"]:.4f}'
+  )
+  if real := report.get('real'):
+    print(
+      f'  ReaL top-1 {real["top1"]:.4f}  ({real["num_images"]:,} images;'
+      f' {real["num_unlabelled"]:,} without labels are not counted)'
+    )
+  if num := report['num_not_finite']:
+    print(
+      f'  warning: the logits of {num:,} images are not finite; they count as'
+      ' wrong'
+    )
+  print(
+    f'  calibration error {report["ece"]:.4f}'
+    f'  (mean confidence {report["confidence"]:.4f})'
+  )
+  if precise := report.get('precise_bn'):
+    before = precise['running_statistics']['top1']
+    print(
+      f'  batch statistics of {precise["num_images"]:,} training images: top-1'
+      f' {report["top1"] - before:+.4f} (the running ones: {before:.4f})'
+    )
+  for entry in report['worst_classes']:
+    text = f'  {name(entry["label"])}: top-1 {entry["top1"]:.4f}'
+    if entry['times']:
+      other = name(entry['taken_for'])
+      text += f', taken for {other} {entry["times"]:,} times'
+    print(f'{text} ({entry["num_examples"]:,} images)')
+
+
+def _save(
+  output: str,
+  report: Mapping[str, Any],
+  sums: Mapping[str, np.ndarray],
+  model: str,
+) -> None:
+  """Writes OUTPUT.json, .csv (confusions) and .png (reliability)."""
+  names = ('count', 'confidence', 'top1')
+  bins = {name: sums[f'bin_{name}'].astype(float) for name in names}
+  lists = {name: values.tolist() for name, values in bins.items()}
+  text = to_json({**report, 'sums_of_bins': lists}, indent=2)
+  rows = [','.join(map(str, row)) for row in sums['confusion'].tolist()]
+  title = (
+    f'{model} on {report["images"]}: top-1 {report["top1"]:.4f},'
+    f' calibration error {report["ece"]:.4f}'
+  )
+  with writing(f'--output={output}'):
+    write_atomically(f'{output}.json', f'{text}\n')
+    write_atomically(f'{output}.csv', '\n'.join(rows) + '\n')
+    figures.save(draw_reliability(bins, title=title), f'{output}.png')
+
+
 def parser() -> command.Parser:
   """Returns the parser of the command line."""
-  result = command.ConfigParser(
-    prog='python -m resnet.tools.evaluate',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  result = command.ConfigParser('evaluate', __doc__)
   add = result.add_argument
   add('--workdir', required=True, metavar='DIR', help='of the run')
   add('--checkpoint', choices=('best', 'latest'), default='best')
@@ -171,7 +211,7 @@ def parser() -> command.Parser:
   add('--real_labels', metavar='FILE', help='real.json of ImageNet-ReaL')
   add('--scales', metavar='N,N,...', help='pixels, for --views=scales')
   add('--precise_bn', type=int, metavar='N', help='of so many training images')
-  add('--worst', type=int, default=5, metavar='N', help='classes to show')
+  add('--worst', type=command.positive, default=5, metavar='N', help='classes')
   add('--output', metavar='FILE', help='without an ending')
   return result
 
