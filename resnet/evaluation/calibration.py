@@ -17,12 +17,11 @@ Sums = dict[str, jax.Array]
 def zeros(num_classes: int) -> Sums:
   """Returns the sums over no images."""
   # Each an array of its own: a step that takes them donates them.
+  scalars = ('loss', 'top5', 'num_not_finite')
   bins = ('bin_count', 'bin_confidence', 'bin_top1')
   return {
-    'loss': jnp.zeros((), jnp.float32),
-    'top5': jnp.zeros((), jnp.float32),
-    'num_not_finite': jnp.zeros((), jnp.float32),
     'confusion': jnp.zeros((num_classes, num_classes), jnp.int32),
+    **{name: jnp.zeros((), jnp.float32) for name in scalars},
     **{name: jnp.zeros((NUM_BINS,), jnp.float32) for name in bins},
   }
 
@@ -33,18 +32,16 @@ def batch_sums(
   """Sums over a batch of what each image that counts adds.
 
   Args:
-    log_probabilities: [B, K] float32; logarithms, because a probability may
-      be too small for float32.
+    log_probabilities: [B, K] float32; a probability may be too small for it.
     labels: [B] int32.
     mask: [B] bool, False where the row does not count.
 
   Returns:
     'loss', the cross entropy; 'top5'; 'num_not_finite', images with NaN among
     their logits, which are never right and in no cell of 'confusion', int32
-    [K, K], counts by label and prediction; and by bin of the largest
-    probability, of 15 equal ones, closed above, 'bin_count', 'bin_confidence',
-    the sum of that probability, and 'bin_top1', the number of images that are
-    right.
+    [K, K], by label and prediction; and by bin of the largest probability, of
+    15 equal ones, closed above, 'bin_count', 'bin_confidence', the sum of that
+    probability, and 'bin_top1', the number of images that are right.
   """
   num_classes = log_probabilities.shape[1]
   is_finite = ~jnp.any(jnp.isnan(log_probabilities), axis=1)
@@ -74,15 +71,11 @@ def batch_sums(
 
 
 def summarize(sums: Mapping[str, Any]) -> dict[str, float]:
-  """Returns numbers of all images.
+  """Returns the metrics of all images; accuracies are fractions.
 
     ece = sum over bins of |confidence - accuracy| * share of the images
 
   (Guo et al. 2017, "On calibration of modern neural networks", equation 3).
-
-  Returns:
-    'loss', 'top1', 'top5', 'ece', 'confidence', all but the first 0 to 1; and
-    'num_examples' and 'num_not_finite'.
   """
   host = {name: np.asarray(value, np.float64) for name, value in sums.items()}
   count = host['bin_count'].sum()
@@ -99,32 +92,22 @@ def summarize(sums: Mapping[str, Any]) -> dict[str, float]:
 
 
 def worst_classes(confusion: np.ndarray, count: int) -> list[dict[str, Any]]:
-  """Returns the classes with the least accuracy, and what they are taken for.
+  """Returns `count` classes with the least accuracy, the worst first.
 
-  Args:
-    confusion: by label and prediction, [K, K].
-    count: number of classes to return; those without images are left out.
-
-  Returns:
-    Of each 'label', 'top1', 'num_examples', 'taken_for' (the other class that
-    is predicted most; None where none is) and 'times'.
+  Classes without images are left out. From the confusion matrix [K, K], by
+  label and prediction: 'label', 'top1', 'num_examples', 'taken_for' (the other
+  class that is predicted most; None where none is) and 'times'.
   """
   totals = confusion.sum(axis=1)
-  labels = np.flatnonzero(totals)
-  shares = np.diag(confusion)[labels] / totals[labels]
-  found = []
-  for i in np.argsort(shares, kind='stable')[:count]:
-    label = int(labels[i])
-    others = confusion[label].copy()
-    others[label] = 0
-    times = int(others.max())
-    found.append(
-      {
-        'label': label,
-        'top1': float(shares[i]),
-        'num_examples': int(totals[label]),
-        'taken_for': int(others.argmax()) if times else None,
-        'times': times,
-      }
-    )
-  return found
+  others = confusion - np.diag(np.diag(confusion))
+  found = [
+    {
+      'label': int(label),
+      'top1': float(confusion[label, label] / totals[label]),
+      'num_examples': int(totals[label]),
+      'taken_for': int(others[label].argmax()) if others[label].any() else None,
+      'times': int(others[label].max()),
+    }
+    for label in np.flatnonzero(totals)
+  ]
+  return sorted(found, key=lambda x: x['top1'])[:count]

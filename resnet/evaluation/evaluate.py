@@ -31,21 +31,15 @@ def evaluate(
     experiment: with the split.
     steps: of the experiment.
     state: to evaluate.
-    notes: is told of images that are left out.
+    notes: collects the images that are left out.
     stop: called after each batch; a signal number ends the evaluation.
     watch: `Watchdog.watch`, called with what is waited for; None: it may take
       any time.
 
   Returns:
     'eval/loss', 'eval/top1', 'eval/top5', 'eval/num_examples'; where broken
-    images may be left out, also their number, 'eval/bad_images'; where the
-    state has averages, the first three of them as 'eval_ema/...'. None where
-    a signal came before the end.
-
-  Raises:
-    InputError: an image is broken, or too many are.
-    RunError: data workers died.
-    RuntimeError: the number of examples counted is not that of the split.
+    images may be left out, their number, 'eval/bad_images'; where the state has
+    averages, the first three as 'eval_ema/...'. None after a signal.
   """
   reader = experiment.eval_reader
   loader = experiment.load(reader, notes)
@@ -80,12 +74,7 @@ def evaluate(
 
 
 def check_count(reader: BatchReader, loader: DeviceLoader, counted: int) -> int:
-  """Returns how many images were broken; all others must have been counted.
-
-  Raises:
-    InputError: all are broken.
-    RuntimeError: the number of examples counted is not that of the split.
-  """
+  """Returns how many images were broken; all others must have been counted."""
   split = f'{reader.source.name}/{reader.source.split}'
   num_bad = sum_over_processes(loader.num_left_out)
   if counted + num_bad != len(reader.source):
@@ -102,8 +91,7 @@ def sum_over_processes(number: int) -> int:
   """Returns the number for all: each process knows of its own rows only."""
   if jax.process_count() == 1:
     return number
-  numbers = multihost_utils.process_allgather(np.int32(number))
-  return int(np.sum(numbers))
+  return int(np.sum(multihost_utils.process_allgather(np.int32(number))))
 
 
 def describe(step: int, values: Mapping[str, float]) -> str:

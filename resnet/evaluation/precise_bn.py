@@ -1,9 +1,7 @@
-"""Batch statistics of the weights as they are: "precise BN".
+"""Batch statistics taken anew, with the weights fixed: "precise BN".
 
-Running statistics are those of weights that moved while they were taken, and
-few batches have a say in them. Here they are taken anew, of training images as
-training sees them, with the weights fixed (Wu and Johnson 2021, "Rethinking
-'batch' in BatchNorm", section 3).
+Wu and Johnson 2021, "Rethinking 'batch' in BatchNorm", section 3. Running
+statistics are those of weights that moved while they were taken.
 """
 
 from collections.abc import Mapping
@@ -21,12 +19,7 @@ from resnet.experiment import Experiment
 from resnet.training import compiler
 from resnet.training.accumulation import split_batch
 from resnet.training.sharding import DataSharding
-from resnet.training.step import (
-  Batch,
-  Task,
-  augment,
-  network_rngs,
-)
+from resnet.training.step import Batch, Task, augment, network_rngs
 
 Variables = Mapping[str, Any]
 
@@ -63,15 +56,8 @@ def recompute(
     mean = E[m],  var = E[v + m * m] - E[m] ** 2
 
   that is the variance over all images, not the mean of those of the groups.
-  Norms that are frozen keep their statistics.
-
-  Args:
-    run: with the images; they are augmented as in training.
-    variables: 'params' and 'batch_stats', of the weights or their averages.
-    at_least: images; rounded up to whole batches.
-
-  Raises:
-    InputError: an image cannot be decoded.
+  Norms that are frozen keep their statistics. The images are augmented as in
+  training; `at_least` so many are taken, rounded up to whole batches.
   """
   # As the run ended, where images have grown.
   run = run.at_last_size()
@@ -87,14 +73,15 @@ def recompute(
   for i, batch in enumerate(run.load(reader, notes, num_steps=count)):
     found = jax.device_get(step(variables, batch, np.int32(i)))
     # Sums of squares need more digits than float32 has.
-    moments = _map_norms(_raw_moments, found)
-    total = moments if i == 0 else jax.tree.map(np.add, total, moments)
+    found = jax.tree.map(lambda x: np.asarray(x, np.float64), found)
+    found = _map_norms(lambda var, mean: var + mean**2, found)
+    total = found if total is None else jax.tree.map(np.add, total, found)
   for line in notes.take():
     print(line)
   means = jax.tree.map(lambda x: x / count, total)
   batch_stats = jax.tree.map(
-    lambda new, old: jax.device_put(new, old.sharding),
-    _map_norms(_central_moments, means),
+    lambda new, old: jax.device_put(new.astype(np.float32), old.sharding),
+    _map_norms(lambda var, mean: np.maximum(var - mean**2, 0.0), means),
     variables['batch_stats'],
   )
   return {**variables, 'batch_stats': batch_stats}
@@ -137,35 +124,20 @@ def _statistics(
   # As in training, one part after the other: they may not fit together.
   found = jax.lax.map(lambda part: jax.vmap(of_group)(*part), (groups, numbers))
   found = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
-  return _map_norms(_over_groups, found)
-
-
-def _over_groups(norm: dict[str, jax.Array]) -> dict[str, jax.Array]:
-  """Statistics of equal groups, [groups, C] -> of their union, [C]."""
-  mean, var = norm['mean'], norm['var']
-  return {
-    'mean': jnp.mean(mean, axis=0),
-    'var': jnp.mean(var, axis=0) + jnp.var(mean, axis=0),
-  }
-
-
-def _raw_moments(norm: dict[str, Any]) -> dict[str, np.ndarray]:
-  """Mean and variance -> mean and mean of squares, float64."""
-  mean = np.asarray(norm['mean'], np.float64)
-  return {'mean': mean, 'var': norm['var'] + mean**2}
-
-
-def _central_moments(norm: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Mean and mean of squares -> mean and variance, float32."""
-  var = np.maximum(norm['var'] - norm['mean'] ** 2, 0.0)
-  return {
-    'mean': norm['mean'].astype(np.float32),
-    'var': var.astype(np.float32),
-  }
-
-
-def _map_norms(fn: Any, batch_stats: Any) -> Any:
-  """Applies fn to what each norm has, a dict of 'mean' and 'var'."""
-  return jax.tree.map(
-    fn, batch_stats, is_leaf=lambda node: set(node) == {'mean', 'var'}
+  return _map_norms(  # Of equal groups, [groups, C], to their union, [C].
+    lambda var, mean: jnp.mean(var, axis=0) + jnp.var(mean, axis=0),
+    found,
+    mean_of=lambda mean: jnp.mean(mean, axis=0),
   )
+
+
+def _map_norms(
+  var_of: Any, batch_stats: Any, mean_of: Any = lambda mean: mean
+) -> Any:
+  """Applies var_of(var, mean) and mean_of(mean) to the norms' statistics."""
+
+  def change(norm: Any) -> Any:
+    mean, var = norm['mean'], norm['var']
+    return {'mean': mean_of(mean), 'var': var_of(var, mean)}
+
+  return jax.tree.map(change, batch_stats, is_leaf=lambda x: 'mean' in x)

@@ -28,8 +28,7 @@ class EvalResult:
 
   Attributes:
     sums: of `calibration`, over all images.
-    predictions: class of each record, in the order of the split, int32 [N];
-      -1 where the image is broken.
+    predictions: class of each record, int32 [N]; -1 where the image is broken.
   """
 
   sums: dict[str, np.ndarray]
@@ -49,9 +48,6 @@ def evaluate(
     variables: of the network.
     views: one of `VIEWS`.
     sides: for 'scales', pixels.
-
-  Raises:
-    InputError: an image cannot be decoded.
   """
   reader = run.eval_reader
   if views == 'ten_crop':
@@ -87,12 +83,9 @@ def evaluate(
   for line in notes.take():
     print(line)
   check_count(reader, loader, int(sums['bin_count'].sum()))
-  return EvalResult(
-    sums=jax.tree.map(np.asarray, jax.device_get(sums)),
-    predictions=np.concatenate(jax.device_get(predictions))[
-      : len(reader.source)
-    ],
-  )
+  labels = np.concatenate(jax.device_get(predictions))[: len(reader.source)]
+  sums = jax.tree.map(np.asarray, jax.device_get(sums))
+  return EvalResult(sums=sums, predictions=labels)
 
 
 def _step(
@@ -123,14 +116,9 @@ def _step(
 
 
 def unpack(images: jax.Array, sides: Sequence[int]) -> list[jax.Array]:
-  """Returns the views of `data.host.scales.ViewsTransform`.
+  """Returns the views of `data.host.views.ViewsTransform`, [B, side, side, C].
 
-  Args:
-    images: [B, N, C], the squares one after the other, N = sum(side * side).
-    sides: of the squares, pixels.
-
-  Returns:
-    [B, side, side, C] for each side.
+  Images are [B, N, C], the squares one after the other, N = sum(side * side).
   """
   views, start = [], 0
   for side in sides:
