@@ -53,7 +53,8 @@ def writing(what: str) -> Iterator[None]:
   try:
     yield
   except OSError as error:
-    raise InputError(f'{what} cannot be written: {error.strerror}.') from None
+    text = error.strerror or error
+    raise InputError(f'{what} cannot be written: {text}.') from None
 
 
 def check_writable(folder: str) -> None:

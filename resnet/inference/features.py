@@ -8,9 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from resnet.errors import InputError, readable
-from resnet.files import replacing
-
-SUFFIXES = ('.npz', '.parquet')
+from resnet.files import replacing, writing
 
 # The names of B files and their features [B, ...].
 Batch = tuple[list[str], np.ndarray]
@@ -23,24 +21,16 @@ def write_features(path: str, batches: Iterable[Batch]) -> None:
   memory until the end. .parquet has the columns 'file' and 'features', a row
   group a batch; the features of an image are one list of float32 in row-major
   order, and their shape is the metadatum 'shape'.
-
-  Raises:
-    InputError: the name has another ending, the file cannot be written, or
-      there is no batch.
   """
-  if not path.endswith(SUFFIXES):
-    raise InputError(f'{path} must end in {" or ".join(SUFFIXES)}.')
+  if not path.endswith(('.npz', '.parquet')):
+    raise InputError(f'{path} must end in .npz or .parquet.')
   write = _write_npz if path.endswith('.npz') else _write_parquet
   batches = iter(batches)
-  try:
-    with replacing(path) as part:
-      first = next(batches, None)
-      if first is None:
-        raise InputError(f'There are no features to write to {path}.')
-      write(part, itertools.chain([first], batches))
-  except OSError as error:
-    text = error.strerror or error
-    raise InputError(f'{path} cannot be written: {text}.') from None
+  with writing(path), replacing(path) as part:
+    first = next(batches, None)
+    if first is None:
+      raise InputError(f'There are no features to write to {path}.')
+    write(part, itertools.chain([first], batches))
 
 
 def _write_npz(path: str, batches: Iterable[Batch]) -> None:
@@ -61,9 +51,7 @@ def _write_parquet(path: str, batches: Iterable[Batch]) -> None:
 def _to_table(batch: Batch) -> pa.Table:
   names, features = batch
   flat = features.reshape(len(features), -1)
-  column = pa.FixedSizeListArray.from_arrays(
-    pa.array(flat.ravel()), flat.shape[1]
-  )
+  column = pa.FixedSizeListArray.from_arrays(flat.ravel(), flat.shape[1])
   table = pa.table({'file': list(map(readable, names)), 'features': column})
   shape = ','.join(map(str, features.shape[1:]))
   return table.replace_schema_metadata({'shape': shape})

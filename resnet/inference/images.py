@@ -1,6 +1,6 @@
 """Image files by name, decoded in threads."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 import os
 
@@ -15,22 +15,16 @@ def list_images(paths: Sequence[str]) -> dict[str, str]:
   """Returns the images at paths, and a name for what is made of each.
 
   A folder gives the files below it that end in .png, .jpg or .jpeg, sorted;
-  their names are their paths in it. The rules are those of training on folders:
-  hidden files are passed over, links are followed.
-
-  Raises:
-    InputError: there is no such path, a folder cannot be read, or holds no
-      image.
+  their names are their paths in it. As in training on folders, hidden files are
+  passed over and links are followed.
   """
   files = {}
   for path in paths:
     if os.path.isdir(path):
       found = sorted(_images_below(path, ()))
       if not found:
-        raise InputError(
-          f'{path} holds no image: no file that ends in'
-          f' {", ".join(IMAGE_SUFFIXES)}.'
-        )
+        endings = ', '.join(IMAGE_SUFFIXES)
+        raise InputError(f'{path} holds no file that ends in {endings}.')
       files |= {file: os.path.relpath(file, path) for file in found}
     elif os.path.isfile(path):
       files[path] = os.path.basename(path)
@@ -50,28 +44,15 @@ def _images_below(folder: str, above: tuple[str, ...]) -> Iterator[str]:
       yield entry.path
 
 
-def check_names_differ(files: Mapping[str, str]) -> None:
-  """Raises InputError where two files of `list_images` have one name."""
-  taken = {}
-  for file, name in files.items():
-    if taken.setdefault(name, file) != file:
-      raise InputError(
-        f'What is made of {taken[name]} and of {file} would both be {name}:'
-        ' take them one by one.'
-      )
-
-
 def decode_files(
   files: Sequence[str],
   decode: Callable[[bytes], np.ndarray],
   pool: ThreadPoolExecutor,
 ) -> Iterator[tuple[str, np.ndarray | InputError]]:
-  """Yields each file with its pixels, in order.
-
-  A file that cannot be read or decoded comes with an error that names it.
+  """Yields each file with its pixels, or with an error that names it.
 
   Args:
-    files: to read, all of them at once.
+    files: to read, in order, all of them at once.
     decode: raises ValueError for what is no image.
     pool: the threads that decode.
   """

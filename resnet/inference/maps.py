@@ -1,6 +1,7 @@
 """Where in an image a network sees a class: CAM and Grad-CAM."""
 
 from collections.abc import Callable
+import functools
 from typing import Any
 
 from flax import linen as nn
@@ -16,16 +17,8 @@ def class_activation_map(
     map[y, x] = sum_c activation[y, x, c] * kernel[c, label]
 
   Exact for a network that ends in a global average pool and a dense layer: the
-  mean of the map plus the bias is the logit.
-
-  Args:
-    model: ends in that.
-    variables: of the model.
-    images: normalised, [B, H, W, C].
-    labels: int32 [B].
-
-  Returns:
-    float32 [B, h, w], with the resolution of the last stage.
+  mean of the map plus the bias is the logit. Normalised images [B, H, W, C] and
+  labels, int32 [B], give float32 [B, h, w] in the resolution of the last stage.
   """
   features, normed = _with_outputs_of(
     'head_bn',
@@ -46,41 +39,26 @@ def grad_cam(
     weight[c] = mean over places of d logit / d activation[c]
     map       = relu(sum_c weight[c] * activation[c])
 
-  Args:
-    model: with `stage_sizes`.
-    variables: of the model.
-    images: normalised, [B, H, W, C].
-    labels: int32 [B].
-    stage: 1 is the first.
-
-  Returns:
-    float32 [B, h, w], with the resolution of the stage.
+  Normalised images [B, H, W, C] and labels, int32 [B], give float32 [B, h, w]
+  in the resolution of the stage, of which 1 is the first.
   """
   if getattr(model, 'scan_blocks', False):
     model = model.clone(scan_blocks=False)  # A loop has no last block.
   block = f'stage{stage}_block{model.stage_sizes[stage - 1]}'
-  features = jax.eval_shape(
-    lambda: model.apply(variables, images, train=False, method='features')
-  )
-  shape = features[f'stage{stage}']
+  apply = functools.partial(model.apply, variables, images, train=False)
+  shape = jax.eval_shape(lambda: apply(method='features'))[f'stage{stage}']
 
   def score(change: jax.Array) -> tuple[jax.Array, jax.Array]:
-    logits, outputs = _with_outputs_of(
-      block,
-      lambda: model.apply(variables, images, train=False),
-      change=lambda y: y + change,
-    )
+    logits, outputs = _with_outputs_of(block, apply, lambda y: y + change)
     chosen = jnp.take_along_axis(logits, labels[:, None], axis=1)
     return jnp.sum(chosen), outputs[0]
 
   # An image has no part in the logits of another one.
-  grads, activations = jax.grad(score, has_aux=True)(
-    jnp.zeros(shape.shape, shape.dtype)
-  )
+  zeros = jnp.zeros(shape.shape, shape.dtype)
+  grads, activations = jax.grad(score, has_aux=True)(zeros)
   weights = jnp.mean(grads.astype(jnp.float32), axis=(1, 2))
-  return nn.relu(
-    jnp.einsum('bhwc,bc->bhw', activations.astype(jnp.float32), weights)
-  )
+  activations = activations.astype(jnp.float32)
+  return nn.relu(jnp.einsum('bhwc,bc->bhw', activations, weights))
 
 
 def _with_outputs_of(

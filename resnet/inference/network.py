@@ -1,7 +1,4 @@
-"""A trained network, ready for use: weights, preprocessing, class names.
-
-Predicting, probing, exporting and serving all begin here.
-"""
+"""A trained network, ready for use: weights, preprocessing, class names."""
 
 import argparse
 from collections.abc import Callable, Mapping
@@ -36,7 +33,7 @@ class Network:
   """What can be asked about images.
 
   Attributes:
-    name: where it comes from, for people.
+    name: where it comes from.
     preprocessing: of its images.
     class_names: of its logits, in order; numbers where the source has none.
     outputs: names of what `compile` can give: 'logits' and 'probabilities'
@@ -51,21 +48,16 @@ class Network:
   outputs: tuple[str, ...]
   compile: Callable[[int, tuple[str, ...]], Function]
 
-  def top_classes(
-    self, probabilities: np.ndarray, count: int
-  ) -> list[dict[str, Any]]:
+  def top_classes(self, row: np.ndarray, count: int) -> list[dict[str, Any]]:
     """Returns index, name and probability of the likeliest classes, in order.
 
-    Of equal ones the first comes first, as argmax has it.
+    The `row` has the probabilities of all classes, [K]; of equal ones the first
+    comes first, as argmax has it.
     """
-    order = np.argsort(-probabilities, kind='stable')[:count]
+    order = np.argsort(-row, kind='stable')[:count].tolist()
     return [
-      {
-        'index': int(index),
-        'name': self.class_names[index],
-        'probability': float(probabilities[index]),
-      }
-      for index in order
+      {'index': i, 'name': self.class_names[i], 'probability': float(row[i])}
+      for i in order
     ]
 
 
@@ -98,11 +90,7 @@ class Weights:
 
 
 def read_weights(
-  source: str,
-  model: str | None = None,
-  *,
-  dtype: str = 'float32',
-  **options: Any,
+  source: str, model: str | None = None, *, dtype: str = 'float32'
 ) -> Weights:
   """Reads the weights of a source that says how its images are prepared.
 
@@ -110,11 +98,6 @@ def read_weights(
     source: as `weights.open_source` takes it.
     model: name of the network; None: the one that the source names.
     dtype: of the computation, one of `DTYPES`.
-    **options: of `create_model`, that leave the variables as they are.
-
-  Raises:
-    InputError: there is no such source, it does not fit the network, or it
-      does not say what must be known.
   """
   found = open_source(source)
   metadata = found.metadata
@@ -127,11 +110,10 @@ def read_weights(
   if metadata.preprocessing is None:
     raise InputError(
       f'{source} does not say how its images are prepared. Write a copy that'
-      f' does: python -m resnet.tools.weights convert {source}'
-      f' NEW.safetensors --model={model} --mean=0.485,0.456,0.406'
-      ' --std=0.229,0.224,0.225 --image-size=224 --crop-share=0.875'
-      ' --interpolation=bilinear (these are the numbers of most ImageNet'
-      ' networks)'
+      ' does, here with the numbers of most ImageNet networks: python -m'
+      f' resnet.tools.weights convert {source} NEW.safetensors --model={model}'
+      ' --mean=0.485,0.456,0.406 --std=0.229,0.224,0.225 --image-size=224'
+      ' --crop-share=0.875 --interpolation=bilinear'
     )
   variables = read_source(found, model, **metadata.overrides)
   # Without PyTorch's counts of updates, which no network reads.
@@ -145,7 +127,6 @@ def read_weights(
       num_classes=num_classes,
       dtype=DTYPES[dtype],
       **metadata.overrides,
-      **options,
     ),
     variables=variables,
     preprocessing=metadata.preprocessing,
@@ -157,20 +138,20 @@ def read_weights(
 def create_network(weights: Weights) -> Network:
   """Returns the network of weights; they are put on the default device."""
   shape = weights.preprocessing.image_shape
-  channels, expected = shape[-1], image_channels(weights.variables)
-  if expected != channels:
+  if (expected := image_channels(weights.variables)) != shape[-1]:
     raise InputError(
       f'{weights.name} has a network for {expected} channels and preprocessing'
-      f' for {channels}.'
+      f' for {shape[-1]}.'
     )
   stages = [f'stage{i + 1}' for i in range(len(weights.model.stage_sizes))]
   variables = jax.device_put(weights.variables)
 
   def compile_(batch_size: int, outputs: tuple[str, ...]) -> Function:
     images = jax.ShapeDtypeStruct((batch_size, *shape), jnp.uint8)
-    function = functools.partial(_forward, weights, outputs)
-    options = compiler.options(jax.default_backend())
-    program = jax.jit(function, compiler_options=options)
+    program = jax.jit(
+      functools.partial(_forward, weights, outputs),
+      compiler_options=compiler.options(jax.default_backend()),
+    )
     compiled = program.lower(variables, images).compile()
     return functools.partial(compiled, variables)
 

@@ -21,9 +21,6 @@ class Predictor:
       network: to ask.
       outputs: names of what is asked for.
       batch_sizes: to compile for; the largest is the most that is taken.
-
-    Raises:
-      InputError: the network has no such output.
     """
     for name in outputs:
       if name not in network.outputs:
@@ -63,10 +60,7 @@ class Predictor:
   def stream(
     self, batches: Iterable[tuple[Any, np.ndarray]]
   ) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
-    """Yields (key, outputs) of each (key, images).
-
-    While the device works on a batch, the next one is already asked for.
-    """
+    """Yields (key, outputs) of each (key, images); asks one batch ahead."""
     last = None
     for key, images in batches:
       result = self.start(images)

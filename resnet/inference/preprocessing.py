@@ -18,9 +18,6 @@ from resnet.errors import InputError
 from resnet.training import task
 from resnet.weights import Preprocessing
 
-# How many crops of an image are looked at, by name.
-VIEWS = {'center': 1, 'flip': 2, 'ten_crop': 10}
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageTransform:
@@ -48,23 +45,18 @@ class ImageTransform:
   @property
   def num_views(self) -> int:
     """Returns the number of crops of an image."""
-    return VIEWS[self.views]
+    return {'center': 1, 'flip': 2, 'ten_crop': 10}[self.views]
 
   def __call__(self, data: bytes) -> np.ndarray:
-    """Decodes, resizes and crops.
-
-    Raises:
-      ValueError: the bytes are no image, or of too many pixels.
-    """
+    """Raises ValueError for what is no image, or has too many pixels."""
+    recorded, limit = self.preprocessing, self.max_pixels
     image = resize_shorter_side(
-      decode_image(
-        data, len(self.preprocessing.mean), max_pixels=self.max_pixels
-      ),
-      self.preprocessing.resize_size,
-      self.preprocessing.interpolation,
-      max_pixels=self.max_pixels,
+      decode_image(data, len(recorded.mean), max_pixels=limit),
+      recorded.resize_size,
+      recorded.interpolation,
+      max_pixels=limit,
     )
-    size = self.preprocessing.image_size
+    size = recorded.image_size
     if self.views == 'ten_crop':
       return ten_crop(image, size)
     crop = center_crop(image, size)
@@ -81,18 +73,12 @@ def normalize(images: jax.Array, preprocessing: Preprocessing) -> jax.Array:
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> bytes:
-  """Lays a map over an image.
+  """Lays a map [h, w] over an image, uint8 [S, S, C].
 
-  Args:
-    image: uint8 [S, S, C], as the network sees it.
-    heat: float32 [h, w]; what is below zero is shown as zero.
-
-  Returns:
-    The bytes of a PNG file, at least 224 pixels wide: half the image, half the
-    map in colours from dark blue (0) to dark red (its largest number).
+  Returns a PNG file, at least 224 pixels wide: half the image, half the map in
+  colours from dark blue (0 and below) to dark red (its largest number).
   """
-  side = len(image) * math.ceil(224 / len(image))
-  size = (side, side)
+  size = (len(image) * math.ceil(224 / len(image)),) * 2
   heat = np.maximum(heat, 0)
   heat = heat / max(float(heat.max()), np.finfo('f4').tiny)
   smooth = cv2.resize(heat.astype(np.float32), size)
@@ -100,9 +86,7 @@ def overlay(image: np.ndarray, heat: np.ndarray) -> bytes:
     np.round(255 * smooth).astype(np.uint8), cv2.COLORMAP_TURBO
   )
   below = cv2.resize(image, size, interpolation=cv2.INTER_NEAREST)
-  if image.shape[2] == 1:
-    below = cv2.cvtColor(below, cv2.COLOR_GRAY2BGR)
-  else:
-    below = cv2.cvtColor(below, cv2.COLOR_RGB2BGR)
-  blend = cv2.addWeighted(below, 0.5, colors, 0.5, 0)
+  is_grey = image.shape[2] == 1
+  code = cv2.COLOR_GRAY2BGR if is_grey else cv2.COLOR_RGB2BGR
+  blend = cv2.addWeighted(cv2.cvtColor(below, code), 0.5, colors, 0.5, 0)
   return cv2.imencode('.png', blend)[1].tobytes()

@@ -13,24 +13,20 @@ with the weights. A line each on stdout.
 """
 
 import argparse
+import collections
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 import os
 import sys
-from typing import Any
 
 import numpy as np
 import tqdm
 
 from resnet.errors import InputError, readable
 from resnet.export.exported import open_network
-from resnet.files import to_json, write_atomically
+from resnet.files import to_json, write_atomically, writing
 from resnet.inference.features import write_features
-from resnet.inference.images import (
-  check_names_differ,
-  decode_files,
-  list_images,
-)
+from resnet.inference.images import decode_files, list_images
 from resnet.inference.network import Network, add_arguments
 from resnet.inference.predictor import Predictor
 from resnet.inference.preprocessing import ImageTransform, overlay
@@ -41,8 +37,12 @@ def main(args: argparse.Namespace) -> None:
   """Predicts, and prints or writes the results."""
   _check(args)
   files = list_images(args.images)
-  if args.explain:
-    check_names_differ(files)
+  name, count = collections.Counter(files.values()).most_common(1)[0]
+  if args.explain and count > 1:
+    raise InputError(
+      f'{count} images are called {name}, as their maps would be: take them one'
+      ' by one.'
+    )
   network = open_network(args.weights, args.model, args.dtype)
   transform = ImageTransform(
     preprocessing=network.preprocessing, views=args.views
@@ -55,13 +55,20 @@ def main(args: argparse.Namespace) -> None:
   batches = _batches(args, transform, list(files))
 
   def results() -> Iterator[tuple[list[str], np.ndarray]]:
-    """Yields names [B] and the first of the outputs; writes the others."""
-    for (names, crops), rows in _predict(predictor, transform, batches):
+    """Yields names [B] and means over the views; writes the maps."""
+    for (names, crops), rows in predictor.stream(batches):
+      by_view = {
+        kind: values.reshape(-1, transform.num_views, *values.shape[1:])
+        for kind, values in rows.items()
+      }
       for kind in outputs[1:]:
-        for name, crop, heat in zip(names, crops, rows[kind], strict=True):
+        heats = by_view[kind][:, 0]
+        for name, crop, heat in zip(names, crops, heats, strict=True):
           path = os.path.join(args.explain, f'{files[name]}.{kind}.png')
-          _write_picture(path, overlay(crop, heat))
-      yield names, rows[outputs[0]]
+          with writing(path):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            write_atomically(path, overlay(crop, heat))
+      yield names, by_view[outputs[0]].mean(1)
 
   if args.features:
     write_features(args.out, results())
@@ -74,14 +81,9 @@ def _batches(
   args: argparse.Namespace, transform: ImageTransform, files: list[str]
 ) -> Iterator[tuple[tuple[list[str], np.ndarray], np.ndarray]]:
   """Yields names [B] and central crops [B, S, S, C], and all crops."""
-  # Only for people: nothing where stderr is a file.
-  is_quiet = len(files) == 1 or not sys.stderr.isatty()
-  with (
-    ThreadPoolExecutor(args.num_threads) as pool,
-    tqdm.tqdm(
-      total=len(files), unit=' images', disable=is_quiet, file=sys.stderr
-    ) as bar,
-  ):
+  # None where stderr is a file.
+  bar = tqdm.tqdm(total=len(files), unit=' images', disable=None)
+  with ThreadPoolExecutor(args.num_threads) as pool, bar:
     for start in range(0, len(files), args.batch_size):
       part = files[start : start + args.batch_size]
       names, images = [], []
@@ -98,37 +100,14 @@ def _batches(
         yield (names, np.stack([i[0] for i in images])), np.concatenate(images)
 
 
-def _predict(
-  predictor: Predictor, transform: ImageTransform, batches: Any
-) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
-  """Yields probabilities as means over the views, the rest of the first."""
-  for key, rows in predictor.stream(batches):
-    by_view = {
-      name: value.reshape(-1, transform.num_views, *value.shape[1:])
-      for name, value in rows.items()
-    }
-    yield (
-      key,
-      {
-        name: value.mean(1) if name == 'probabilities' else value[:, 0]
-        for name, value in by_view.items()
-      },
-    )
-
-
 def _print(
-  args: argparse.Namespace,
-  network: Network,
-  files: list[str],
-  probabilities: np.ndarray,
+  args: argparse.Namespace, network: Network, files: list[str], rows: np.ndarray
 ) -> None:
   """Prints a line for each image: its likeliest classes, the first first."""
-  for file, row in zip(files, probabilities, strict=True):
+  for file, row in zip(files, rows, strict=True):
     if not np.all(np.isfinite(row)):
-      tqdm.tqdm.write(
-        f'warning: the logits of {readable(file)} are not finite',
-        file=sys.stderr,
-      )
+      text = f'warning: the logits of {readable(file)} are not finite'
+      tqdm.tqdm.write(text, file=sys.stderr)
     classes = network.top_classes(row, args.top)
     if args.json:
       line = to_json({'file': readable(file), 'classes': classes})
@@ -154,59 +133,33 @@ def _check(args: argparse.Namespace) -> None:
     raise InputError('--stage needs --explain=DIR.')
 
 
-def _write_picture(path: str, picture: bytes) -> None:
-  try:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    write_atomically(path, picture)
-  except OSError as error:
-    raise InputError(f'{path} cannot be written: {error.strerror}.') from None
-
-
 def parser() -> command.Parser:
   """Returns the parser of the command line."""
-  result = command.Parser(
-    prog='python -m resnet.tools.predict', description=__doc__
-  )
+  result = command.Parser('predict', __doc__)
   add = result.add_argument
   add('images', metavar='IMAGE|FOLDER', nargs='+')
   add_arguments(result)
   add('--top', type=command.positive, default=5, help='classes a line')
   add('--json', action='store_true', help='a JSON object a line')
-  views = result.add_mutually_exclusive_group()
-  views.add_argument(
-    '--flip',
-    action='store_const',
-    const='flip',
-    default='center',
-    dest='views',
-    help='average with the mirror image',
-  )
-  views.add_argument(
-    '--ten-crop',
-    '--ten_crop',
-    action='store_const',
-    const='ten_crop',
-    dest='views',
-    help='average over corners, centre, and their mirror images',
-  )
+  result.set_defaults(views='center')
+  group = result.add_mutually_exclusive_group()
+  for views, text in (
+    ('flip', 'average with the mirror image'),
+    ('ten_crop', 'average over corners, centre, and their mirror images'),
+  ):
+    flags = dict.fromkeys((f'--{views.replace("_", "-")}', f'--{views}'))
+    group.add_argument(
+      *flags, action='store_const', const=views, dest='views', help=text
+    )
   add('--features', metavar='NAME', help='pooled, stem, stage1, ...')
   add('--out', metavar='FILE', help='of the features: .npz or .parquet')
   add('--explain', metavar='DIR', help='for the class activation maps')
-  add(
-    '--stage',
-    action='append',
-    default=[],
-    metavar='stageN',
-    help='with --explain: Grad-CAM of this stage too; may be repeated',
-  )
+  text = 'with --explain: Grad-CAM of this stage too; may be repeated'
+  add('--stage', action='append', default=[], metavar='stageN', help=text)
   add('--batch-size', type=command.positive, default=32, help='images')
   add('--num-threads', type=command.positive, default=4, help='that decode')
-  add(
-    '--on-bad-image',
-    choices=('error', 'skip'),
-    default='error',
-    help='skip: leave out what is no image, and say so on stderr',
-  )
+  text = 'skip: leave out what is no image, and say so on stderr'
+  add('--on-bad-image', choices=('error', 'skip'), default='error', help=text)
   return result
 
 
