@@ -23,12 +23,7 @@ from resnet.models import create_model, list_models
 from resnet.models.cost import Network
 from resnet.tools import command
 
-_COLUMNS: tuple[str, ...] = (
-  'parameters',
-  'multiply-adds',
-  'activations',
-  'training memory',
-)
+_COLUMNS = ['parameters', 'multiply-adds', 'activations', 'training memory']
 
 
 def main(args: argparse.Namespace) -> None:

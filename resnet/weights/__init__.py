@@ -40,28 +40,22 @@ __all__ = [
 def from_state_dict(
   name: str, state: Mapping[str, Any], **overrides: Any
 ) -> dict[str, Any]:
-  """Returns the variables of a state dict of torchvision or timm.
+  """Returns the variables of a state dict of torchvision or timm, copied.
 
   Args:
     name: of the network, as `create_model` takes it.
-    state: tensors or arrays by key; float32, or float16 and bfloat16, which
-      become float32.
+    state: tensors or arrays by key; float16 and bfloat16 become float32.
     **overrides: of `create_model`; the number of classes is that of `state`.
 
   Returns:
-    'params' and 'batch_stats', copied. Where `state` has counted updates
+    'params' and 'batch_stats'. Where `state` has counted updates
     (num_batches_tracked), the counts come along in a collection of that name,
     which networks ignore and `to_state_dict` gives back.
-
-  Raises:
-    InputError: a tensor is missing, is one too many, or has another shape or
-      type; nothing was converted then.
   """
   source = Source(
     name='the state dict',
     is_torch=True,
     tensors={key: fit.describe(value) for key, value in state.items()},
-    metadata=Metadata(),
     read=lambda keys: {key: _numpy(state[key]) for key in keys},
   )
   return read_source(source, name, **overrides)
@@ -83,39 +77,30 @@ def to_state_dict(
 ) -> dict[str, np.ndarray]:
   """Returns the state dict of a network's variables, copied.
 
-  Args:
-    name: of the network.
-    variables: of the network.
-    naming: 'torchvision' (timm's names for layers that only timm has) or
-      'timm'; these are the same but for v2 nets, where 'timm' moves the stem's
-      batch norm into the first block.
-    **overrides: of `create_model`.
-
-  Raises:
-    InputError: the variables are not those of the network, or it is a v2 net
-      that is another one in timm.
+  With `naming` 'torchvision', layers that only timm has are named as there;
+  'timm' differs in v2 nets, where the stem's batch norm moves into the first
+  block.
   """
-  tensors = {
-    '/'.join(path): fit.describe(leaf)
-    for path, leaf in fit.flatten(variables).items()
-  }
-  expected = fit.expected_shapes(name, tensors, overrides)
-  wanted = {'/'.join(path): shape for path, shape in expected.items()}
-  fit.check_fit(f'the variables given for {name}', tensors, wanted)
+  check_source(
+    Source(
+      name=f'the variables given for {name}',
+      is_torch=False,
+      tensors={
+        '/'.join(path): fit.describe(leaf)
+        for path, leaf in fit.flatten(variables).items()
+      },
+    ),
+    name,
+    **overrides,
+  )
   return to_torch(variables, naming)
 
 
 def load_weights(source: str, name: str, **overrides: Any) -> dict[str, Any]:
-  """Returns the variables of a network from wherever they lie.
+  """Returns the variables of the network `name` from an `open_source`.
 
-  Args:
-    source: a .safetensors file, 'hf-hub:owner/name@revision', an Orbax
-      checkpoint or the workdir of a run (see `open_source`).
-    name: of the network.
-    **overrides: of `create_model`; the number of classes is that of the source.
-
-  Raises:
-    InputError: there is no such source, or it does not fit the network.
+  The **overrides are those of `create_model`; the number of classes is that of
+  the source.
   """
   return read_source(open_source(source), name, **overrides)
 
@@ -127,16 +112,10 @@ def save_weights(
   metadata: Metadata | None = None,
   naming: str = 'torchvision',
 ) -> None:
-  """Writes a .safetensors file that torchvision (or timm) loads.
+  """Writes a .safetensors file that torchvision or timm loads.
 
-  Args:
-    variables: of a network.
-    path: of the file; it is written whole or not at all.
-    metadata: travels in the file.
-    naming: as in `to_state_dict`.
-
-  Raises:
-    InputError: the file cannot be written, or as in `to_state_dict`.
+  It is written whole or not at all, with the metadata inside; `naming` is as in
+  `to_state_dict`.
   """
   if not variables.get('params'):
     raise InputError(

@@ -23,23 +23,22 @@ from resnet.weights.sources import Source
 def read_source(source: Source, name: str, **overrides: Any) -> dict[str, Any]:
   """Returns the variables in a source, as `weights.from_state_dict` does."""
   expected = check_source(source, name, **overrides)
-  if not source.is_torch:
+  flat, counts = {}, {}
+  if source.is_torch:
+    layout = state_dict_layout(expected.items(), _naming(source))
+    # One at a time: a source and its copy are all that is ever in memory.
+    for key, tensor in layout.items():
+      array = tensor.from_torch(source.read([key])[key])
+      flat[tensor.path] = np.asarray(array, np.float32)
+    if _naming(source) == 'timm':
+      _check_timm(flat)
+    counters = counter_keys(layout)
+    there = [key for key in counters if key in source.tensors]
+    counts = {counters[key]: value for key, value in source.read(there).items()}
+  else:
     arrays = source.read(list(source.tensors))
-    flat = {
-      path: np.asarray(arrays['/'.join(path)], np.float32) for path in expected
-    }
-    return {'batch_stats': {}, **traverse_util.unflatten_dict(flat)}
-  layout = state_dict_layout(expected.items(), _naming(source))
-  flat = {}
-  # One at a time: a source and its copy are all that is ever in memory.
-  for key, tensor in layout.items():
-    array = tensor.from_torch(source.read([key])[key])
-    flat[tensor.path] = np.asarray(array, np.float32)
-  if _naming(source) == 'timm':
-    _check_timm(flat)
-  counters = counter_keys(layout)
-  there = [key for key in counters if key in source.tensors]
-  counts = {counters[key]: value for key, value in source.read(there).items()}
+    for path in expected:
+      flat[path] = np.asarray(arrays['/'.join(path)], np.float32)
   variables = {'batch_stats': {}, **traverse_util.unflatten_dict(flat)}
   if any(np.any(count) for count in counts.values()):
     variables[COUNTER] = traverse_util.unflatten_dict(counts)
@@ -67,12 +66,9 @@ def to_torch(
 def check_source(
   source: Source, name: str, **overrides: Any
 ) -> dict[Path, fit.Shape]:
-  """Returns the variables of the network that a source is found to fit.
+  """Returns path and shape of the variables of the network that a source fits.
 
   Reads no tensor.
-
-  Raises:
-    InputError: it does not fit.
   """
   _check_same_network(source, name, overrides)
   expected = fit.expected_shapes(name, source.tensors, overrides)
@@ -117,9 +113,8 @@ def _naming(source: Source) -> str:
 def _check_timm(flat: Mapping[Path, Any]) -> None:
   """Raises InputError where timm's v2 net of these variables is another one.
 
-  timm pools before the first batch norm, and does not activate the first
-  shortcut unless it is a projection. With scales from 0 up, batch norm and ReLU
-  keep the order of numbers, so that in evaluation the pooling may come first.
+  timm pools before the first batch norm: the same in evaluation where no scale
+  is negative. It does not activate a first shortcut without projection.
   """
   if ('params', 'stage1_block1', 'conv3', 'kernel') not in flat:
     raise InputError(
@@ -128,6 +123,6 @@ def _check_timm(flat: Mapping[Path, Any]) -> None:
     )
   if np.any(np.asarray(flat['params', 'stem_bn', 'scale']) < 0):
     raise InputError(
-      f"'{TIMM_FIRST_NORM}.weight' has numbers below zero: there timm's v2"
-      ' net, which pools before that batch norm, is another network than this.'
+      f"'{TIMM_FIRST_NORM}.weight' has numbers below zero: timm's v2 net, which"
+      ' pools before that batch norm, is another network then.'
     )

@@ -57,10 +57,7 @@ def expected_shapes(
 ) -> dict[Path, Shape]:
   """Returns path and shape of each variable of a network.
 
-  Args:
-    name: of the network.
-    tensors: tell the number of classes and of the image's channels.
-    overrides: of `create_model`.
+  The tensors give the number of classes and of the image's channels.
   """
   num_classes = _dim(tensors, _CLASSES)
   if num_classes and 'num_classes' not in overrides:
@@ -88,16 +85,13 @@ def check_fit(
   *,
   optional: Collection[str] = (),
 ) -> None:
-  """Compares names, shapes and types.
+  """Raises InputError, with the name of the first tensor that does not fit.
 
   Args:
-    where: the tensors are, for people.
-    tensors: that there are.
-    wanted: shapes by name of those that there should be, of floats.
-    optional: names of integers that there may be besides.
-
-  Raises:
-    InputError: they do not fit; the first tensor that does not is named.
+    where: the tensors are, for messages.
+    tensors: that are there.
+    wanted: shapes by name of the floats that should be.
+    optional: names of integers that may be there besides.
   """
   for key, shape in wanted.items():
     if key not in tensors:

@@ -12,17 +12,11 @@ from resnet.errors import InputError
 
 @contextlib.contextmanager
 def refuse_damage(what: str) -> Iterator[None]:
-  """Raises InputError, beginning with `what`, where parsing fails.
-
-  That is: where a file cannot be read, is no JSON, or has other values or types
-  than expected.
-  """
+  """Raises InputError, beginning with `what`, where a file cannot be parsed."""
+  wrong = (OSError, ValueError, TypeError, KeyError, AttributeError)
   try:
     yield
-  except (
-    *(OSError, ValueError, TypeError, KeyError, AttributeError),
-    *(OverflowError, RecursionError),
-  ) as error:
+  except (*wrong, OverflowError, RecursionError) as error:
     raise InputError(f'{what}: {error!r}.') from None
 
 
@@ -32,7 +26,7 @@ class Preprocessing:
 
   Attributes:
     mean: of each channel, as a share of 255.
-    std: likewise.
+    std: of each channel, as a share of 255.
     image_size: side of the square image, pixels.
     crop_share: image_size / the length to which the shorter side is resized.
     interpolation: of that resize: 'bilinear', 'bicubic', ...
@@ -51,13 +45,10 @@ class Preprocessing:
 
   @property
   def resize_size(self) -> int:
-    """Returns the length to which the shorter side is resized, pixels.
-
-    Rounded down, as timm does; the small term keeps 8 / (8 / 9) at 9.
-    """
-    return max(
-      self.image_size, math.floor(self.image_size / self.crop_share + 1e-6)
-    )
+    """Returns the length to which the shorter side is resized, pixels."""
+    # Rounded down, as timm does; the small term keeps 8 / (8 / 9) at 9.
+    size = math.floor(self.image_size / self.crop_share + 1e-6)
+    return max(self.image_size, size)
 
   def __post_init__(self):
     """Raises ValueError for what cannot be."""
@@ -89,11 +80,7 @@ class Metadata:
   ema: bool | None = None
 
   def names_of(self, num_classes: int) -> tuple[str, ...]:
-    """Returns a name for each logit, its number where it has none.
-
-    Raises:
-      InputError: there are more names than logits.
-    """
+    """Returns a name for each logit, its number where it has none."""
     names = self.class_names or ()
     if len(names) > num_classes:
       raise InputError(
@@ -107,10 +94,7 @@ class Metadata:
     return {'shortcut': self.shortcut} if self.shortcut else {}
 
   def to_header(self) -> dict[str, str]:
-    """Returns the metadata of a safetensors file; see `from_header`.
-
-    Texts are written as they are, other values as JSON, None not at all.
-    """
+    """Returns the metadata of a safetensors file; see `from_header`."""
     return {'format': 'pt'} | {
       name: value if isinstance(value, str) else json.dumps(value)
       for name, value in dataclasses.asdict(self).items()
@@ -170,15 +154,16 @@ def from_workdir(path: str) -> Metadata:
     saved = json.load(file)
     config, derived = saved['config'], saved['derived']
     size = config.get('data.eval_size') or config['data.image_size']
+    preprocessing = Preprocessing(
+      mean=tuple(value / 255 for value in derived['mean']),
+      std=tuple(value / 255 for value in derived['std']),
+      image_size=size,
+      crop_share=size / config['data.eval_resize'],
+      interpolation=config['data.interpolation'],
+    )
     return Metadata(
       model=config['model.name'],
       shortcut=config['model.shortcut'],
-      preprocessing=Preprocessing(
-        mean=tuple(value / 255 for value in derived['mean']),
-        std=tuple(value / 255 for value in derived['std']),
-        image_size=size,
-        crop_share=size / config['data.eval_resize'],
-        interpolation=config['data.interpolation'],
-      ),
+      preprocessing=preprocessing,
       class_names=_names(derived.get('class_names')),
     )

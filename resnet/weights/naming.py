@@ -63,19 +63,12 @@ _LEAVES = {
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-  """One tensor of a state dict, and which variable of ours it is.
+  """One tensor of a state dict, and which variable of ours it is."""
 
-  Attributes:
-    path: of the variable.
-    shape: of the tensor in PyTorch.
-    axes: of ours in the order of PyTorch's.
-    ours: shape of the variable.
-  """
-
-  path: Path
-  shape: tuple[int, ...]
-  axes: tuple[int, ...]
-  ours: tuple[int, ...]
+  path: Path  # Of the variable.
+  shape: tuple[int, ...]  # In PyTorch.
+  axes: tuple[int, ...]  # Of ours in the order of PyTorch's.
+  ours: tuple[int, ...]  # Shape of the variable.
 
   def to_torch(self, array: Any) -> np.ndarray:
     """Returns a copy of our array, laid out as PyTorch's."""
@@ -91,12 +84,7 @@ class Tensor:
 def state_dict_layout(
   shapes: Iterable[tuple[Path, tuple[int, ...]]], naming: str
 ) -> dict[str, Tensor]:
-  """Returns the tensors of a network by key, without the counters.
-
-  Args:
-    shapes: path and shape of every variable.
-    naming: one of `NAMINGS`.
-  """
+  """Returns the tensors of a network by key, without the counters."""
   shapes = list(shapes)
   modules = {path[1] for path, _ in shapes}
   is_v2, is_d = 'head_bn' in modules, 'stem_conv1' in modules
@@ -113,8 +101,7 @@ def state_dict_layout(
   for path, shape in shapes:
     keys = []
     for module in path[1:-1]:
-      match = re.fullmatch(r'stage(\d+)_block(\d+)', module)
-      if match:
+      if match := re.fullmatch(r'stage(\d+)_block(\d+)', module):
         stage, number = (int(group) - 1 for group in match.groups())
         keys.append(block.format(stage + first_stage, number))
       else:
@@ -131,8 +118,7 @@ def state_dict_layout(
 
 def _rename(module: str, names: dict[str, str]) -> str:
   for pattern, name in names.items():
-    match = re.fullmatch(pattern, module)
-    if match:
+    if match := re.fullmatch(pattern, module):
       return match.expand(name)
   raise ValueError(f'no PyTorch name for {module!r}')
 

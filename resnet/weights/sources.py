@@ -20,12 +20,8 @@ from resnet.weights import metadata as metadata_lib
 from resnet.weights.metadata import Metadata
 
 _HUB = 'hf-hub:'
-# safetensors' names of the types that hold weights, and of the counters'.
-_DTYPES = {
-  'F32': 'float32',
-  'F16': 'float16',
-  'BF16': 'bfloat16',
-}
+# safetensors' names of the types that hold weights.
+_DTYPES = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16'}
 # At the end of a folder: its weights themselves, not their moving averages.
 _RAW = '#raw'
 _PICKLES = ('.pth', '.pt', '.bin', '.ckpt', '.pkl', '.pickle', '.tar')
@@ -47,8 +43,8 @@ class Source:
   name: str
   is_torch: bool
   tensors: Mapping[str, tuple[tuple[int, ...], str]]
-  metadata: Metadata
-  read: Callable[[list[str]], dict[str, np.ndarray]]
+  metadata: Metadata = dataclasses.field(default_factory=Metadata)
+  read: Callable[[list[str]], dict[str, np.ndarray]] = lambda _: {}
 
 
 def split_raw(source: str) -> tuple[str, bool]:
@@ -61,8 +57,7 @@ def split_raw(source: str) -> tuple[str, bool]:
 def score(evaluation: Mapping[str, float]) -> float:
   """Returns the number by which the best checkpoint of a run is chosen.
 
-  That is the top-1 accuracy of the moving averages, where the run keeps them,
-  otherwise of the weights.
+  The top-1 accuracy of the moving averages, where the run keeps them.
   """
   return evaluation.get('eval_ema/top1', evaluation['eval/top1'])
 
@@ -72,11 +67,7 @@ def open_source(source: str) -> Source:
 
   A folder is an Orbax checkpoint, or the workdir of a run: then it is the best
   checkpoint by `score`, or the latest where there was no evaluation. Of a run
-  that keeps moving averages these are taken; 'FOLDER#raw' takes the weights
-  themselves.
-
-  Raises:
-    InputError: there is no such source, it is damaged, or it is a pickle.
+  that keeps moving averages these are taken; 'FOLDER#raw' takes the weights.
   """
   source = os.path.expanduser(source)
   if source.startswith(_HUB):
@@ -85,16 +76,18 @@ def open_source(source: str) -> Source:
   if os.path.isdir(source):
     return _open_folder(source, is_raw=is_raw)
   if is_raw:
-    raise InputError(
-      f'{source}{_RAW}: only a folder may have both moving averages and the'
-      f' weights themselves, and {source} is none: leave {_RAW} out.'
-    )
+    raise InputError(f'{source}{_RAW} is not a folder: leave {_RAW} out.')
   if not os.path.exists(source):
     raise InputError(
       f'There are no weights at {source!r}: give a .safetensors file, a'
       f' workdir, an Orbax checkpoint or {_HUB}OWNER/NAME@REVISION.'
     )
-  if source.endswith(_PICKLES) or _is_pickle(source):
+  with open(source, 'rb') as file:
+    start = file.read(9)
+  # A zip, as torch.save writes it, or a pickle of protocol 2 or more. The
+  # header of a safetensors file begins with '{', after its length.
+  is_pickle = start[:1] in (b'P', b'\x80') and start[8:] != b'{'
+  if is_pickle or source.endswith(_PICKLES):
     target = os.path.splitext(os.path.basename(source))[0]
     raise InputError(
       f'{source} is a pickle, which can run any program when it is opened.'
@@ -103,14 +96,6 @@ def open_source(source: str) -> Source:
       f" safetensors.torch.save_file(state, '{target}.safetensors')"
     )
   return _open_safetensors(source, source, metadata_lib.from_header)
-
-
-def _is_pickle(path: str) -> bool:
-  with open(path, 'rb') as file:
-    start = file.read(9)
-  # A zip, as torch.save writes it, or a pickle of protocol 2 or more. The
-  # header of a safetensors file begins with '{', after its length.
-  return start[:1] in (b'P', b'\x80') and start[8:] != b'{'
 
 
 def _open_safetensors(
@@ -177,9 +162,9 @@ def _open_folder(folder: str, *, is_raw: bool) -> Source:
   path = _item_folder(os.path.abspath(folder))
   checkpointer = ocp.PyTreeCheckpointer()
   try:
-    item: Any = checkpointer.metadata(path).item_metadata
-    has_ema = bool(item.tree.get('ema')) and not is_raw
-    saved = item.tree['ema'] if has_ema else item.tree
+    saved: Any = checkpointer.metadata(path).item_metadata.tree
+    has_ema = bool(saved.get('ema')) and not is_raw
+    saved = saved['ema'] if has_ema else saved
     tree = {part: saved.get(part) or {} for part in ('params', 'batch_stats')}
     tensors = {
       name: (tuple(leaf.shape), str(leaf.dtype))
@@ -190,12 +175,11 @@ def _open_folder(folder: str, *, is_raw: bool) -> Source:
 
   def read(keys: list[str]) -> dict[str, np.ndarray]:
     del keys  # They are all of them.
-    wanted = {'ema': tree} if has_ema else tree
+    item = {'ema': tree} if has_ema else tree
+    numpy = ocp.RestoreArgs(restore_type=np.ndarray)
     args = ocp.args.PyTreeRestore(
-      item=wanted,
-      restore_args=jax.tree.map(
-        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted
-      ),
+      item=item,
+      restore_args=jax.tree.map(lambda _: numpy, item),
       partial_restore=True,
     )
     try:
@@ -225,23 +209,20 @@ def _item_folder(folder: str) -> str:
     return folder
   if os.path.isdir(os.path.join(folder, 'default')):
     return os.path.join(folder, 'default')
-  for steps in (os.path.join(folder, 'checkpoints'), folder):
-    if os.path.isdir(steps) and any(n.isdigit() for n in os.listdir(steps)):
-      return os.path.join(steps, str(_best_or_latest(steps)), 'default')
-  raise InputError(f'{folder} is neither a workdir nor an Orbax checkpoint.')
-
-
-def _best_or_latest(folder: str) -> int:
   options = ocp.CheckpointManagerOptions(
     best_fn=score, read_only=True, create=False
   )
-  try:
-    with ocp.CheckpointManager(folder, options=options) as manager:
-      step = manager.best_step()
-      if step is None or manager.metrics(step) is None:
-        step = manager.latest_step()
-  except Exception as error:
-    raise InputError(f'{folder} cannot be read: {error}') from None
-  if step is None:
-    raise InputError(f'{folder} holds no finished checkpoint.')
-  return step
+  for steps in (os.path.join(folder, 'checkpoints'), folder):
+    if not (os.path.isdir(steps) and any(map(str.isdigit, os.listdir(steps)))):
+      continue
+    try:
+      with ocp.CheckpointManager(steps, options=options) as manager:
+        step = manager.best_step()
+        if step is None or manager.metrics(step) is None:
+          step = manager.latest_step()
+    except Exception as error:
+      raise InputError(f'{steps} cannot be read: {error}') from None
+    if step is None:
+      raise InputError(f'{steps} holds no finished checkpoint.')
+    return os.path.join(steps, str(step), 'default')
+  raise InputError(f'{folder} is neither a workdir nor an Orbax checkpoint.')
