@@ -20,7 +20,7 @@ from resnet.errors import InputError, RunError
 from resnet.export.exported import MANIFEST
 from resnet.export.formats import get_format
 from resnet.export.program import Program, current_platform
-from resnet.files import write_atomically
+from resnet.files import write_atomically, writing
 from resnet.inference.network import Weights
 
 # Batches that are compared, and the largest difference that is let pass on
@@ -49,17 +49,19 @@ def export(
 
   Returns:
     The manifest.
-
-  Raises:
-    InputError: the folder is there or cannot be made, a platform is unknown,
-      or a package is missing.
-    RunError: the export does not compute what the network computes.
   """
   if os.path.lexists(folder):
     raise InputError(f'{folder} is there already: name a new --out.')
   module = get_format(format_)
-  if module.PLATFORMS:
-    _check_platforms(platforms, module.PLATFORMS)
+  for platform in platforms:
+    if module.PLATFORMS and platform not in module.PLATFORMS:
+      known = ', '.join(module.PLATFORMS)
+      raise InputError(f'--platforms has {platform!r}, none of {known}.')
+  if module.PLATFORMS and current_platform() not in platforms:
+    raise InputError(
+      'An export is checked here before it is kept: add'
+      f' {current_platform()!r} to --platforms.'
+    )
   program = Program(
     weights=weights,
     with_preprocessing=with_preprocessing,
@@ -72,10 +74,8 @@ def export(
     # CPU.
     program = program.with_fields(conv_backend='xla')
   parent, name = os.path.split(os.path.abspath(folder))
-  try:
+  with writing(folder):
     scratch = tempfile.TemporaryDirectory(dir=parent, prefix=f'.{name}.')
-  except OSError as error:
-    raise InputError(f'{folder} cannot be made: {error.strerror}.') from None
   with scratch:
     whole = os.path.join(scratch.name, name)
     os.mkdir(whole)
@@ -84,19 +84,6 @@ def export(
     write_atomically(path, json.dumps(manifest, indent=2) + '\n')
     os.rename(whole, folder)
   return manifest
-
-
-def _check_platforms(platforms: Sequence[str], possible: Sequence[str]) -> None:
-  for platform in platforms:
-    if platform not in possible:
-      raise InputError(
-        f'--platforms has {platform!r}, none of {", ".join(possible)}.'
-      )
-  if current_platform() not in platforms:
-    raise InputError(
-      f'An export is run here before it is declared done, so --platforms needs'
-      f' {current_platform()!r} too.'
-    )
 
 
 def _write(program: Program, folder: str, module: Any) -> dict[str, Any]:
@@ -145,12 +132,8 @@ def _compare(
 ) -> dict[str, float]:
   """Runs an exported program beside the network, on random images.
 
-  Returns:
-    The largest difference of logits as a share of the largest logit, by batch
-    size.
-
-  Raises:
-    RunError: it is too large.
+  Returns the largest difference of logits as a share of the largest logit, by
+  batch size; raises RunError where it is too large.
   """
   rng = np.random.default_rng(0)
   ours = jax.jit(program.logits)
@@ -163,11 +146,6 @@ def _compare(
       images = rng.standard_normal(shape, np.float32)
     expected = np.asarray(ours(program.weights.variables, images))
     result = np.asarray(exported(images))
-    if result.shape != expected.shape:
-      raise RunError(
-        f'The export gives logits {list(result.shape)}, the network'
-        f' {list(expected.shape)}: it is not kept.'
-      )
     largest = max(float(np.abs(expected).max()), float(np.finfo('f4').tiny))
     difference = float(np.abs(result - expected).max()) / largest
     if not difference <= tolerance:

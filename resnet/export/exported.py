@@ -35,11 +35,7 @@ def open_network(
 
 
 def open_exported(folder: str) -> Network:
-  """Opens what `export` wrote.
-
-  Raises:
-    InputError: it is damaged, for other platforms, or needs a package.
-  """
+  """Opens what `export` wrote, if it is undamaged and for this platform."""
   path = os.path.join(folder, MANIFEST)
   with refuse_damage(f'{path} is damaged'), open(path) as file:
     manifest = json.load(file)

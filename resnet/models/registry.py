@@ -167,16 +167,10 @@ def list_models() -> list[str]:
 
 
 def create_model(name: str, **overrides: Any) -> Any:
-  """Returns the network `name` as a linen module.
+  """Returns the network `name`, one of `list_models()`, as a linen module.
 
-  Args:
-    name: one of `list_models()`.
-    **overrides: attributes of `ResNet` (or `LectureResNet`), such as
-      `num_classes` or `dtype`.
-
-  Raises:
-    InputError: there is no such network (the nearest names are listed), or
-      no such attribute or shortcut.
+  The **overrides are attributes of `ResNet` (or `LectureResNet`), such as
+  `num_classes` or `dtype`.
   """
   if name not in _MODELS:
     raise InputError(
@@ -196,38 +190,42 @@ def create_model(name: str, **overrides: Any) -> Any:
 
 def _check(name: str, model: ResNet) -> None:
   """Raises InputError for fields that have other values than they may."""
-  for field, choices in (
-    ('shortcut', tuple(SHORTCUTS)),
-    ('conv_backend', (None, *CONV_BACKENDS)),
+  num_stages = len(model.stage_sizes)
+  is_plain = model.shortcut == 'none'
+  backends = ', '.join(CONV_BACKENDS)
+  for field, is_bad, why in (
+    (
+      'shortcut',
+      model.shortcut not in SHORTCUTS,
+      f'is none of {", ".join(SHORTCUTS)}',
+    ),
+    (
+      'conv_backend',
+      model.conv_backend not in (None, *CONV_BACKENDS),
+      f'is none of {backends}',
+    ),
+    (
+      'frozen_stages',
+      not 0 <= model.frozen_stages <= num_stages,
+      f'is not in 0 .. {num_stages}, the stages of {name}',
+    ),
+    ('drop_path', not 0 <= model.drop_path < 1, 'is not in [0, 1)'),
+    ('dropout', not 0 <= model.dropout < 1, 'is not in [0, 1)'),
+    (
+      'drop_path',
+      model.drop_path and is_plain,
+      f'leaves nothing of the blocks of {name}, which have no shortcuts',
+    ),
+    (
+      'drop_path',
+      model.drop_path and model.scan_blocks,
+      f'is not for {name}, whose blocks are compiled as one',
+    ),
+    (
+      'zero_init_last_scale',
+      model.zero_init_last_scale and is_plain,
+      f'gives zeros and no gradient in {name} without shortcuts',
+    ),
   ):
-    value = getattr(model, field)
-    if value not in choices:
-      raise InputError(
-        f'model.{field}={value!r} is none of'
-        f' {", ".join(choice for choice in choices if choice)}.'
-      )
-  if not 0 <= model.frozen_stages <= len(model.stage_sizes):
-    raise InputError(
-      f'model.frozen_stages={model.frozen_stages} is not in 0 ..'
-      f' {len(model.stage_sizes)}, the stages of {name}.'
-    )
-  for field in ('drop_path', 'dropout'):
-    if not 0 <= getattr(model, field) < 1:
-      raise InputError(
-        f'model.{field}={getattr(model, field)} is not in [0, 1).'
-      )
-  if model.drop_path and model.shortcut == 'none':
-    raise InputError(
-      f'model.drop_path={model.drop_path} leaves nothing of a block without'
-      f' shortcut, as those of {name} are: leave it out.'
-    )
-  if model.drop_path and model.scan_blocks:
-    raise InputError(
-      f'model.drop_path={model.drop_path} is not for {name}, whose blocks are'
-      ' compiled as one: leave it out.'
-    )
-  if model.shortcut == 'none' and model.zero_init_last_scale:
-    raise InputError(
-      f'{name} without shortcuts and with zero_init_last_scale=True would give'
-      ' zeros and no gradient: leave one of them out.'
-    )
+    if is_bad:
+      raise InputError(f'model.{field}={getattr(model, field)!r} {why}.')

@@ -2,7 +2,7 @@
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 import contextlib
 import pathlib
 import time
@@ -26,38 +26,13 @@ _PAGE = pathlib.Path(__file__).parent / 'page'
 _TOP = 5
 # A header may claim so many; the rest of the process must live beside them.
 MAX_PIXELS = 2**25
-# Of a body, and of all bodies that are held in memory at once.
-_MAX_BYTES = 10_000_000
-_MAX_HELD_BYTES = 32 * _MAX_BYTES
+_MAX_BYTES = 10_000_000  # Of a body.
 # The page is all there is: nothing from elsewhere is loaded.
 _PAGE_HEADERS = {
   'Content-Security-Policy': "default-src 'self'; img-src 'self' data: blob:",
   'X-Content-Type-Options': 'nosniff',
   'Cache-Control': 'no-cache',
 }
-
-
-class Metrics:
-  """What Prometheus is told."""
-
-  def __init__(self, waiting: Callable[[], int]):
-    """Of a server; `waiting` says how many images are not answered yet."""
-    self.registry = prometheus.CollectorRegistry()
-    shared = {'registry': self.registry, 'namespace': 'resnet'}
-    self.requests = prometheus.Counter(
-      'requests', 'Answers of /predict', ['status'], **shared
-    )
-    self.seconds = prometheus.Histogram(
-      'request_seconds', 'From a request for /predict to its answer', **shared
-    )
-    self.batches = prometheus.Histogram(
-      'batch_images',
-      'Images predicted at once',
-      buckets=(1, 2, 4, 8, 16, 32, 64),
-      **shared,
-    )
-    gauge = prometheus.Gauge('waiting_images', 'Not answered yet', **shared)
-    gauge.set_function(waiting)
 
 
 class Server:
@@ -87,16 +62,31 @@ class Server:
     self._waiting = 0
     self._bodies = BodyReader(
       max_bytes=_MAX_BYTES,
-      max_held_bytes=_MAX_HELD_BYTES,
+      max_held_bytes=32 * _MAX_BYTES,
       max_seconds=max_seconds,
     )
+    self._registry = prometheus.CollectorRegistry()
+    shared = {'registry': self._registry, 'namespace': 'resnet'}
+    self._requests = prometheus.Counter(
+      'requests', 'Answers of /predict', ['status'], **shared
+    )
+    self._seconds = prometheus.Histogram(
+      'request_seconds', 'From a request for /predict to its answer', **shared
+    )
+    sizes = prometheus.Histogram(
+      'batch_images',
+      'Images predicted at once',
+      buckets=(1, 2, 4, 8, 16, 32, 64),
+      **shared,
+    )
+    gauge = prometheus.Gauge('waiting_images', 'Not answered yet', **shared)
+    gauge.set_function(lambda: self._waiting)
     self._batcher = Batcher(
       predictor,
       max_batch=predictor.batch_sizes[-1],
       wait_seconds=wait_seconds,
-      on_batch=lambda count: self._metrics.batches.observe(count),
+      on_batch=sizes.observe,
     )
-    self._metrics = Metrics(lambda: self._waiting)
 
   @contextlib.asynccontextmanager
   async def lifespan(self, app: Any) -> AsyncIterator[None]:
@@ -119,8 +109,8 @@ class Server:
       status = error.status_code
       raise
     finally:
-      self._metrics.requests.labels(status).inc()
-      self._metrics.seconds.observe(time.monotonic() - start)
+      self._requests.labels(status).inc()
+      self._seconds.observe(time.monotonic() - start)
 
   async def _answer(self, request: Request) -> dict[str, Any]:
     self._admit(1)  # At once, before anything is read.
@@ -128,9 +118,8 @@ class Server:
     try:
       async with self._bodies.read(request) as files:
         if len(files) > self._max_waiting:
-          raise HTTPException(
-            413, f'A request has at most {self._max_waiting} images.'
-          )
+          text = f'A request has at most {self._max_waiting} images.'
+          raise HTTPException(413, text)
         self._admit(len(files) - 1)
         count = len(files)
         return {'images': await self._predict(request, files)}
@@ -147,7 +136,12 @@ class Server:
     wants_map = request.query_params.get('map') == '1' and 'cam' in rows[0]
     answers = []
     for (name, _), image, row in zip(files, images, rows, strict=True):
-      answer = {'file': name, 'classes': self._classes(row['probabilities'])}
+      probabilities = row['probabilities']
+      if not np.all(np.isfinite(probabilities)):  # JSON has no number for them.
+        text = 'The logits are not finite: the weights are damaged.'
+        raise HTTPException(500, text)
+      classes = self._network.top_classes(probabilities, _TOP)
+      answer: dict[str, Any] = {'file': name, 'classes': classes}
       if wants_map:
         png = await asyncio.to_thread(overlay, image, row['cam'])
         data = base64.b64encode(png).decode()
@@ -157,11 +151,8 @@ class Server:
 
   def _admit(self, count: int) -> None:
     if self._waiting + count > self._max_waiting:
-      raise HTTPException(
-        503,
-        f'{self._waiting} images wait already: try again.',
-        headers={'Retry-After': '1'},
-      )
+      text = f'{self._waiting} images wait already: try again.'
+      raise HTTPException(503, text, {'Retry-After': '1'})
     self._waiting += count
 
   def _decode(self, name: str, data: bytes) -> np.ndarray:
@@ -169,17 +160,8 @@ class Server:
       return self._transform(data)[0]
     except ValueError as error:
       status = 413 if 'the header claims' in str(error) else 400
-      what = name or 'The body'
-      raise HTTPException(
-        status, f'{what} is no image that can be read: {error}.'
-      ) from None
-
-  def _classes(self, probabilities: np.ndarray) -> list[dict[str, Any]]:
-    if not np.all(np.isfinite(probabilities)):  # JSON has no number for them.
-      raise HTTPException(
-        500, 'The logits are not finite: the weights are damaged.'
-      )
-    return self._network.top_classes(probabilities, _TOP)
+      text = f'{name or "The body"} is no image that can be read: {error}.'
+      raise HTTPException(status, text) from None
 
   async def healthz(self, request: Request) -> Response:
     """GET /healthz."""
@@ -190,7 +172,7 @@ class Server:
     """GET /metrics, in Prometheus's text format."""
     del request
     return Response(
-      prometheus.generate_latest(self._metrics.registry),
+      prometheus.generate_latest(self._registry),
       media_type=prometheus.CONTENT_TYPE_LATEST,
     )
 

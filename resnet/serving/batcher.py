@@ -14,8 +14,8 @@ Row = dict[str, np.ndarray]
 class Batcher:
   """Collects images for a moment, then predicts them at once.
 
-  While one batch is predicted, in a thread, the next one is collected, so that
-  the busier the server, the larger the batches. Use it from one event loop.
+  While one batch is predicted, in a thread, the next one is collected: the
+  busier the server, the larger the batches. Use it from one event loop.
   """
 
   def __init__(
@@ -32,7 +32,7 @@ class Batcher:
       predict: images [B, H, W, C] -> arrays [B, ...] by name.
       max_batch: images that are predicted at once.
       wait_seconds: for more, after the first one.
-      on_batch: is told of the images of each batch.
+      on_batch: called with the number of images of each batch.
     """
     self._predict = predict
     self._max_batch = max_batch
@@ -54,11 +54,7 @@ class Batcher:
     self._pool.shutdown()
 
   async def __call__(self, images: Sequence[np.ndarray]) -> list[Row]:
-    """Returns the outputs for each image [H, W, C].
-
-    Raises:
-      Exception: of `predict`.
-    """
+    """Returns the outputs for each image [H, W, C]."""
     loop = asyncio.get_running_loop()
     futures = [loop.create_future() for _ in images]
     for image, future in zip(images, futures, strict=True):

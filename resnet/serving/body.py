@@ -19,13 +19,7 @@ class BodyReader:
   def __init__(
     self, *, max_bytes: int, max_held_bytes: int, max_seconds: float
   ):
-    """Holds nothing yet.
-
-    Args:
-      max_bytes: of a body.
-      max_held_bytes: of the bodies of all requests that are not answered.
-      max_seconds: that a body may take to come in.
-    """
+    """Bounds a body, those of all open requests, and the time of a body."""
     self._max_bytes = max_bytes
     self._max_held_bytes = max_held_bytes
     self._max_seconds = max_seconds
@@ -38,10 +32,6 @@ class BodyReader:
     """Reads name and bytes of each image of a request into memory.
 
     The body counts as held until the context ends.
-
-    Raises:
-      HTTPException: the body is too large or too slow, the type is another
-        one, or the form is damaged or empty.
     """
     size = 0
 

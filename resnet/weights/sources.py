@@ -9,6 +9,7 @@ import dataclasses
 import os
 from typing import Any
 
+from flax import traverse_util
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -168,7 +169,7 @@ def _open_folder(folder: str, *, is_raw: bool) -> Source:
     tree = {part: saved.get(part) or {} for part in ('params', 'batch_stats')}
     tensors = {
       name: (tuple(leaf.shape), str(leaf.dtype))
-      for name, leaf in _by_path(tree).items()
+      for name, leaf in traverse_util.flatten_dict(tree, sep='/').items()
     }
   except Exception as error:  # Whatever damaged files make Orbax raise.
     raise InputError(f'{path} is no Orbax checkpoint: {error}') from None
@@ -186,7 +187,8 @@ def _open_folder(folder: str, *, is_raw: bool) -> Source:
       restored = checkpointer.restore(path, args=args)
     except Exception as error:
       raise InputError(f'{path} cannot be read: {error}') from None
-    return _by_path(restored['ema'] if has_ema else restored)
+    restored = restored['ema'] if has_ema else restored
+    return traverse_util.flatten_dict(restored, sep='/')
 
   return Source(
     name=path,
@@ -195,12 +197,6 @@ def _open_folder(folder: str, *, is_raw: bool) -> Source:
     metadata=dataclasses.replace(metadata, ema=has_ema),
     read=read,
   )
-
-
-def _by_path(tree: Any) -> dict[str, Any]:
-  """Returns the leaves by name, such as 'params/head/bias'."""
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {'/'.join(key.key for key in path): leaf for path, leaf in leaves}
 
 
 def _item_folder(folder: str) -> str:

@@ -174,7 +174,7 @@ def test_bad_input_is_refused(small, tmp_path):
     write(small, tmp_path / 'out', platforms=['cpu', 'vax'])
   with pytest.raises(InputError, match='there already'):
     write(small, tmp_path)
-  with pytest.raises(InputError, match='cannot be made'):
+  with pytest.raises(InputError, match='cannot be written'):
     write(small, tmp_path / 'no' / 'where')
   assert os.listdir(tmp_path) == []
 

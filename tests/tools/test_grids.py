@@ -6,7 +6,7 @@ import pytest
 
 from resnet.config import flatten
 from resnet.models import cost, list_models
-from resnet.tools.reproduce import experiments, gains, grid_figures, grids
+from resnet.tools.reproduce import experiments, grid_figures, grids, results
 
 
 def fields_by_cell(name, data):
@@ -112,7 +112,7 @@ def test_seeds_depths_and_groups_can_be_chosen():
   ],
 )
 def test_a_gain_is_claimed_beyond_both_spreads_only(before, after, says):
-  assert gains.verdict(before, after) == says
+  assert results.verdict(before, after) == says
 
 
 def test_gains_are_against_the_row_before_of_the_same_depth():
@@ -128,7 +128,7 @@ def test_gains_are_against_the_row_before_of_the_same_depth():
     for depth in (20, 56)
     for seed in range(2)
   ]
-  _, *rows = gains.rows(cells)
+  _, *rows = results.gain_rows(cells)
   assert [row[0] for row in rows] == [
     *('resnet20 baseline', 'resnet20 +a', 'resnet20 +b'),
     *('resnet56 baseline', 'resnet56 +a', 'resnet56 +b'),

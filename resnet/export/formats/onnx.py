@@ -44,11 +44,7 @@ _POOLS: dict[Any, Any] = {
 
 
 def convert(program: Program) -> dict[str, bytes]:
-  """Returns the file; its input is 'images', its output 'logits'.
-
-  Raises:
-    InputError: jax2onnx is not installed, or fails.
-  """
+  """Returns the file; its input is 'images', its output 'logits'."""
   try:
     import jax2onnx  # pyright: ignore[reportMissingImports]
   except ImportError as error:
@@ -79,26 +75,18 @@ def convert(program: Program) -> dict[str, bytes]:
 
 
 def load(folder: str) -> Callable[[Any], Any]:
-  """Returns the function in a folder, images -> logits.
-
-  Raises:
-    InputError: onnxruntime is not installed, or does not take the file.
-  """
+  """Returns the function in a folder, images -> logits."""
   path = os.path.join(folder, _FILE)
   try:
     import onnxruntime  # pyright: ignore[reportMissingImports]
+
+    session = onnxruntime.InferenceSession(
+      path, providers=['CPUExecutionProvider']
+    )
   except ImportError:
     raise InputError(
       f'{path} needs onnxruntime: pip install onnxruntime'
     ) from None
-  try:
-    session = onnxruntime.InferenceSession(
-      path, providers=['CPUExecutionProvider']
-    )
   except Exception as error:
     raise InputError(f'{path} is no ONNX file: {error}') from None
-
-  def run(images: np.ndarray) -> Any:
-    return session.run(['logits'], {'images': np.asarray(images)})[0]
-
-  return run
+  return lambda x: session.run(['logits'], {'images': np.asarray(x)})[0]

@@ -2,10 +2,10 @@
 
   python -m resnet.tools.reproduce degradation --workdir=runs/degradation
 
-Each cell of the grid is an ordinary run in WORKDIR/cells. The same command goes
-on after an interruption and skips what is complete; more seeds or depths extend
-a grid. WORKDIR gets results.json, results.md, figure.png and figure.svg, anew
-after every run. Experiments, and their data sets, the default first:
+Each cell of the grid is an ordinary run in WORKDIR/cells. The same command
+continues after an interruption; more seeds or depths extend a grid. WORKDIR
+gets results.json, results.md, figure.png and figure.svg after every run.
+Experiments, and their data sets, the default first:
 
 {experiments}
 """
@@ -55,27 +55,25 @@ def main(args: argparse.Namespace) -> None:
   jax.config.update('jax_compilation_cache_dir', cache)
   done = {}
   for cell in grid.cells:
-    if result := _read(grid, cell, config_of(cell)):
-      done[cell] = result
+    _read(grid, cell, config_of(cell), done)
   with files.writing(args.workdir):
     os.makedirs(args.workdir, exist_ok=True)
     results.write(grid, done)
   for i, cell in enumerate(asked):
-    where = f'[{i + 1}/{len(asked)}] {cell.name}'
-    print(f'{where}: complete' if cell in done else where, flush=True)
+    state = ': complete' if cell in done else ''
+    print(f'[{i + 1}/{len(asked)}] {cell.name}{state}', flush=True)
     if cell in done:
       continue
-    folder = _folder(grid, cell)
+    folder = grid.folder(cell)
     os.makedirs(os.path.dirname(folder), exist_ok=True)
     run = resolve(config_of(cell))
     outcome = run_lib.train(
       run, folder, start_time=time.time(), draw=save_curves
     )
     if outcome.signal is not None:
-      print('Stopped; the same command goes on.')
+      print('Stopped; the same command continues.')
       sys.exit(128 + outcome.signal)
-    if result := _read(grid, cell, config_of(cell)):
-      done[cell] = result
+    _read(grid, cell, config_of(cell), done)
     results.write(grid, done)
   with open(os.path.join(args.workdir, results.TABLE_FILE)) as file:
     print(file.read())
@@ -85,11 +83,7 @@ def main(args: argparse.Namespace) -> None:
 def _open_grid(
   workdir: str, name: str, data: str, asked: Sequence[grids.Cell]
 ) -> grids.Grid:
-  """Returns the grid, with the cells asked for now and before.
-
-  Raises:
-    InputError: the folder holds another grid.
-  """
+  """Returns the grid, with the cells asked for now and before."""
   experiment = experiments.EXPERIMENTS[name]
   path = os.path.join(workdir, results.RESULTS_FILE)
   cells = set(asked)
@@ -117,35 +111,26 @@ def _open_grid(
   )
 
 
-def _folder(grid: grids.Grid, cell: grids.Cell) -> str:
-  return os.path.join(grid.workdir, 'cells', cell.name)
-
-
 def _read(
-  grid: grids.Grid, cell: grids.Cell, config: Any
-) -> dict[str, Any] | None:
-  """Returns the result of a run, or None if it is not complete.
-
-  Raises:
-    InputError: the run has another config.
-  """
-  folder = _folder(grid, cell)
+  grid: grids.Grid, cell: grids.Cell, config: Any, done: dict[Any, Any]
+) -> None:
+  """Adds the result of a run to `done`, if it is complete."""
+  folder = grid.folder(cell)
   if workdir_lib.read_config(folder) is None:
-    return None
+    return
   history = read_history(folder)
   last = os.path.join(folder, checkpoint.FOLDER, str(history.num_steps))
   # After a kill the last checkpoint may be missing.
   if not (history.is_complete and os.path.isdir(last)):
-    return None
+    return
   run = resolve(config)
   # The recipe may have changed since.
   workdir_lib.check_same_config(
     folder, history.config, run.config, ignore=FREE_FIELDS
   )
-  result = results.describe(grid, cell, run, history)
+  done[cell] = results.describe(grid, cell, run, history)
   if grid.experiment.shows == 'responses':
-    result |= responses.measure(run, folder)
-  return result
+    done[cell] |= responses.measure(run, folder)
 
 
 def numbers(text: str) -> list[int]:
@@ -158,29 +143,16 @@ def parser() -> command.Parser:
     f'  {name:12} {experiment.title} ({", ".join(experiment.depths)})'
     for name, experiment in experiments.EXPERIMENTS.items()
   )
-  result = command.Parser(
-    prog='python -m resnet.tools.reproduce',
-    description=(__doc__ or '').format(experiments=listed),
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  doc = (__doc__ or '').format(experiments=listed)
+  result = command.Parser('reproduce', doc)
   add = result.add_argument
-  add(
-    'experiment',
-    metavar='EXPERIMENT',
-    choices=experiments.EXPERIMENTS,
-    help='one of those above',
-  )
+  add('experiment', metavar='EXPERIMENT', choices=experiments.EXPERIMENTS)
   add('--workdir', metavar='DIR', required=True, help='where to')
   add('--data', metavar='NAME', help='default: the first above')
   add('--data-dir', metavar='DIR', help="default: TFDS's")
   for name in ('seeds', 'depths'):
     add(f'--{name}', type=numbers, metavar='N,N,...')
-  add(
-    '--groups',
-    type=lambda text: text.split(','),
-    metavar='NAME,NAME,...',
-    help='sides of the comparison; default: all',
-  )
+  add('--groups', type=lambda text: text.split(','), metavar='NAME,NAME,...')
   return result
 
 

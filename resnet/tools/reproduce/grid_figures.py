@@ -10,8 +10,7 @@ from resnet.tools.reproduce.grids import Experiment, Result, by_net
 
 Nets = dict[tuple[str, int], list[Result]]
 
-# Where the errors of all nets end below this, the figure shows no more, as the
-# paper's do.
+# Where all errors end below this, the figure shows no more, as the paper's do.
 _SMALL_ERROR = 20.0
 _LABELS = {
   'error': ('updates', 'error, %'),
@@ -45,7 +44,10 @@ def draw(experiment: Experiment, results: Sequence[Result]) -> figures.Figure:
   for ax, members in zip(axes, panels.values(), strict=True):
     ax.set_xlabel(x_label)
     if shows == 'gains':
-      _draw_gains(ax, members)
+      errors = [[run['test_error'] for run in x] for x in members.values()]
+      by_seed = list(zip(*errors, strict=False))
+      _draw_mean(ax, range(len(errors)), by_seed, style=0)
+      ax.set_xticks(range(len(errors)), [x for x, _ in members], rotation=30)
       continue
     for (group, depth), runs in members.items():
       style = groups.index(group) if by_depth else depths.index(depth)
@@ -61,8 +63,8 @@ def draw(experiment: Experiment, results: Sequence[Result]) -> figures.Figure:
 def _draw_net(ax: Any, shows: str, runs: Sequence[Result], style: int) -> None:
   label = runs[0]['label']
   if shows == 'responses':
+    layers = range(1, len(runs[0]['responses']) + 1)
     responses = [run['responses'] for run in runs]
-    layers = range(1, len(responses[0]) + 1)
     _draw_mean(ax, layers, responses, style=style, label=label)
     return
   for split in ('train', 'test') if shows == 'error' else ('train',):
@@ -76,16 +78,6 @@ def _draw_net(ax: Any, shows: str, runs: Sequence[Result], style: int) -> None:
       label=label if is_bold else '',
       bold=is_bold,
     )
-
-
-def _draw_gains(ax: Any, nets: Nets) -> None:
-  num_seeds = min(map(len, nets.values()))
-  errors = [
-    [runs[seed]['test_error'] for runs in nets.values()]
-    for seed in range(num_seeds)
-  ]
-  _draw_mean(ax, range(len(nets)), errors, style=0)
-  ax.set_xticks(range(len(nets)), [group for group, _ in nets], rotation=30)
 
 
 def _draw_mean(ax: Any, x: Any, curves: Any, **look: Any) -> None:

@@ -1,11 +1,12 @@
 """Experiments as grids of ordinary runs.
 
 A cell is a run: the recipe of its data set, with the fields of its group, its
-depth and its seed. The cells of a grid differ in nothing else.
+depth and its seed.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
+import os
 from typing import Any
 
 from configs import cifar10, fashion_mnist, imagenet, paper_digits
@@ -56,21 +57,17 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Grid:
-  """A grid in its folder.
-
-  Attributes:
-    workdir: the folder.
-    name: of the experiment.
-    experiment: the comparison.
-    data: name of the data set.
-    cells: asked for, now or before.
-  """
+  """A grid in its folder; `cells` are those asked for, now or before."""
 
   workdir: str
   name: str
   experiment: Experiment
   data: str
   cells: Sequence[Cell]
+
+  def folder(self, cell: Cell) -> str:
+    """Returns the workdir of a run."""
+    return os.path.join(self.workdir, 'cells', cell.name)
 
 
 # Each is the same for all cells of a grid.
@@ -89,16 +86,10 @@ def cells(
   depths: Sequence[int] | None = None,
   seeds: Sequence[int] | None = None,
 ) -> list[Cell]:
-  """Returns the cells of a grid, seed by seed; None takes the default.
-
-  Raises:
-    InputError: the experiment has no such data set or group.
-  """
+  """Returns the cells of a grid, seed by seed; None takes the default."""
   if data not in experiment.depths:
-    raise InputError(
-      f'--data={data} is none of {", ".join(experiment.depths)}, for which the'
-      ' experiment is declared.'
-    )
+    known = ', '.join(experiment.depths)
+    raise InputError(f'--data={data} is none of {known}.')
   for group in groups or ():
     if group not in experiment.groups:
       raise InputError(

@@ -18,14 +18,12 @@ from resnet.run.checkpoint import Checkpoints
 def measure(experiment: Experiment, workdir: str) -> dict[str, Any]:
   """Measures the responses of a finished run.
 
-  Returns:
-    'responses', the deviation of each layer, in order, over all images,
-    positions and channels of the evaluation split; 'mean_response', their mean.
+  Returns 'responses', the deviation of each layer, in order, over all images,
+  positions and channels of the evaluation split; 'mean_response', their mean.
   """
   checkpoints = Checkpoints(workdir)
-  state = checkpoints.restore(
-    experiment.length.num_steps, experiment.abstract_state()
-  )
+  num_steps = experiment.length.num_steps
+  state = checkpoints.restore(num_steps, experiment.abstract_state())
   checkpoints.close()
   task = experiment.task
 
@@ -58,10 +56,8 @@ def measure(experiment: Experiment, workdir: str) -> dict[str, Any]:
     count, total, total_of_squares = sums[name]
     variance = total_of_squares / count - (total / count) ** 2
     deviations.append(float(np.sqrt(np.maximum(variance, 0))))
-  return {
-    'responses': deviations,
-    'mean_response': float(np.mean(deviations)),
-  }
+  mean = float(np.mean(deviations))
+  return {'responses': deviations, 'mean_response': mean}
 
 
 def _place(name: str) -> list[int]:

@@ -14,9 +14,9 @@ from resnet.fields import FREE_FIELDS
 from resnet.files import to_json, write_atomically
 from resnet.plots import figures
 from resnet.run.history import History
-from resnet.tools.reproduce import gains, grid_figures
+from resnet.tools.reproduce import grid_figures
 from resnet.tools.reproduce.experiments import PAPER, PAPER_SOURCE
-from resnet.tools.reproduce.grids import Cell, Grid, Result, label
+from resnet.tools.reproduce.grids import Cell, Grid, Result, by_net, label
 
 RESULTS_FILE, TABLE_FILE = 'results.json', 'results.md'
 # Title, name in results.json, format.
@@ -24,7 +24,6 @@ _COLUMNS = (
   ('test error, %', 'test_error', '.2f'),
   ('training error, %', 'train_error', '.2f'),
   ('first loss', 'first_loss', '.3f'),
-  ('mean response', 'mean_response', '.3f'),
   ('images/s', 'images_per_second', ',.0f'),
 )
 _NOTE = (
@@ -37,11 +36,9 @@ _NOTE = (
 def describe(
   grid: Grid, cell: Cell, run: Experiment, history: History
 ) -> dict[str, Any]:
-  """Returns the result of a complete run.
+  """Returns the result of a complete run; errors are in %.
 
-  Errors are in %. The training error is that of the last log interval, in train
-  mode; the test error is that of the whole evaluation split, with the moving
-  averages if the run keeps them.
+  The test error is that of the moving averages if the run keeps them.
   """
   evaluation = 'eval' if run.task.ema_decay is None else 'eval_ema'
   curves = {}
@@ -72,12 +69,7 @@ def describe(
 
 
 def write(grid: Grid, done: Mapping[Cell, Result]) -> None:
-  """Writes results.json, results.md, and, if any cell is complete, the figure.
-
-  Args:
-    grid: the grid.
-    done: the results of its complete cells.
-  """
+  """Writes results.json, results.md, and the figure of the complete cells."""
   complete = {cell.name: done[cell] for cell in grid.cells if cell in done}
   fields = {
     'experiment': grid.name,
@@ -100,7 +92,7 @@ def write(grid: Grid, done: Mapping[Cell, Result]) -> None:
   if grid.experiment.shows == 'gains' and done:
     text += [
       'Better or worse: mean ± standard deviation of both do not touch.',
-      _table(gains.rows(list(complete.values()))),
+      _table(gain_rows(list(complete.values()))),
     ]
   path = os.path.join(grid.workdir, '')
   write_atomically(path + RESULTS_FILE, to_json(fields, indent=1) + '\n')
@@ -113,11 +105,9 @@ def write(grid: Grid, done: Mapping[Cell, Result]) -> None:
 
 def _rows(grid: Grid, done: Mapping[Cell, Result]) -> list[list[str]]:
   """Returns a row for each net, titles first."""
-  columns = [
-    column
-    for column in _COLUMNS
-    if column[1] != 'mean_response' or grid.experiment.shows == 'responses'
-  ]
+  columns = list(_COLUMNS)
+  if grid.experiment.shows == 'responses':
+    columns.insert(3, ('mean response', 'mean_response', '.3f'))
   titles = [title for title, _, _ in columns]
   rows = [['net', "paper's test error, %", *titles, 'runs']]
   for group, depth in dict.fromkeys((c.group, c.depth) for c in grid.cells):
@@ -148,3 +138,33 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
   """Returns a table in Markdown; the first row are the titles."""
   lines = [rows[0], ['---'] * len(rows[0]), *rows[1:]]
   return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def gain_rows(results: Sequence[Result]) -> list[list[str]]:
+  """Returns a row for each net, depth by depth, titles first."""
+  titles = ['added', 'fall of the test error, points', 'against the row before']
+  table, before = [titles], {}
+  nets = sorted(by_net(results).items(), key=lambda net: net[0][1])
+  for (_, depth), runs in nets:
+    errors = [run['test_error'] for run in runs]
+    row = [runs[0]['label'], '', '']
+    if depth in before:
+      fall = statistics.mean(before[depth]) - statistics.mean(errors)
+      row[1:] = [f'{fall:+.2f}', verdict(before[depth], errors)]
+    table.append(row)
+    before[depth] = errors
+  return table
+
+
+def verdict(before: Sequence[float], after: Sequence[float]) -> str:
+  """Compares test errors, %, one for each seed.
+
+  They are 'better' or 'worse' only where the ranges of mean ± standard
+  deviation do not touch.
+  """
+  if min(len(before), len(after)) < 2:
+    return 'one seed: no claim'
+  gap = statistics.mean(before) - statistics.mean(after)
+  if abs(gap) <= statistics.stdev(before) + statistics.stdev(after):
+    return 'within the spread'
+  return 'better' if gap > 0 else 'worse'
