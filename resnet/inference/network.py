@@ -22,8 +22,6 @@ from resnet.weights import (
   read_source,
 )
 
-DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
-
 # uint8 images [B, S, S, C] -> arrays by name.
 Function = Callable[[np.ndarray], Mapping[str, Any]]
 
@@ -97,7 +95,7 @@ def read_weights(
   Args:
     source: as `weights.open_source` takes it.
     model: name of the network; None: the one that the source names.
-    dtype: of the computation, one of `DTYPES`.
+    dtype: of the computation, 'float32' or 'bfloat16'.
   """
   found = open_source(source)
   metadata = found.metadata
@@ -125,7 +123,7 @@ def read_weights(
     model=create_model(
       model,
       num_classes=num_classes,
-      dtype=DTYPES[dtype],
+      dtype=jnp.dtype(dtype),
       **metadata.overrides,
     ),
     variables=variables,
@@ -197,4 +195,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add = parser.add_argument
   add('--weights', metavar='SOURCE', required=True)
   add('--model', help='default: the one that SOURCE names')
-  add('--dtype', choices=tuple(DTYPES), default='float32')
+  add('--dtype', choices=('float32', 'bfloat16'), default='float32')

@@ -24,12 +24,11 @@ class Block(nn.Module):
   Attributes:
     filters: width of the 3x3 convolutions.
     strides: of the block.
-    conv: (filters, kernel_size, strides, *, name) -> convolution, bound to the
-      dtype of the network.
-    norm: (*, name) -> batch norm, bound to its mode.
+    conv: (filters, kernel_size, strides, *, name) -> convolution.
+    norm: (*, name) -> batch norm.
     shortcut: one of `shortcuts.SHORTCUTS`; None in plain nets.
     zero_init_last: start with F(x) = 0: with zeros in the scale of the last
-      batch norm or, where none follows it, in the last convolution.
+      batch norm or, in v2, in the last convolution.
     drop_rate: share of the images whose F(x) is left out, keyed by 'dropout',
       see `layers.drop_path`; 0 in evaluation.
   """
@@ -44,11 +43,7 @@ class Block(nn.Module):
 
 
 class PreActBlock(Block):
-  """What the blocks of v2 are made with besides.
-
-  Attributes:
-    activate_input: False where x is activated already: after the stem.
-  """
+  """A block of v2; `activate_input` is False where x is activated already."""
 
   activate_input: bool = True
 
@@ -56,9 +51,8 @@ class PreActBlock(Block):
 class BasicBlock(Block):
   """Two 3x3 convolutions (Figure 5, left).
 
-  Attributes: as all, and
-    blur: the first convolution has stride 1, and after its ReLU
-      `layers.blur_pool` halves the resolution where the block does.
+  With `blur`, the first has stride 1, and after its ReLU `layers.blur_pool`
+  halves the resolution where the block does.
   """
 
   blur: bool = False
@@ -80,14 +74,13 @@ class BottleneckBlock(Block):
   """1x1 reduce, 3x3, 1x1 expand by four (Figure 5, right).
 
   Attributes: as all, and
-    stride_in_1x1: v1 (the paper) strides in the first 1x1 convolution, which
-      skips three quarters of its input; v1.5 (torchvision, NVIDIA; the
-      default) in the 3x3.
+    stride_in_1x1: v1 (the paper) strides in the first 1x1 convolution, v1.5
+      (torchvision, NVIDIA; the default) in the 3x3.
     groups: of the 3x3 convolution (Xie et al. 2017, ResNeXt).
     width_per_group: of the 3x3 convolution, where `filters` is 64; it doubles
       when they do. More than 64 is a wide net (Zagoruyko, Komodakis 2016).
-    se_reduction: squeeze-and-excitation before the addition, with a hidden
-      width of so many times less (Hu et al. 2018); None: none.
+    se_reduction: C over the hidden width of a squeeze-and-excitation before the
+      addition (Hu et al. 2018); None: none.
     blur: as in `BasicBlock`, for the 3x3 convolution.
   """
 
@@ -135,9 +128,8 @@ class PreActBasicBlock(PreActBlock):
 class PreActBottleneckBlock(PreActBlock):
   """Batch norm and ReLU before each of 1x1 reduce, 3x3, 1x1 expand by four.
 
-  Attributes: as all, and
-    stride_in_1x1: as in `BottleneckBlock`; True in the CIFAR nets of the
-      paper's authors, False in their ImageNet nets.
+  `stride_in_1x1` is True in the CIFAR nets of the paper's authors, False in
+  their ImageNet nets.
   """
 
   expansion: ClassVar[int] = 4

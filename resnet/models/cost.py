@@ -28,8 +28,8 @@ class Cost:
     other_operations: multiplications and additions besides, one each: batch
       norm (two for each element), additions of shortcuts, averages.
     activations: elements that convolutions and dense layers write.
-    saved_bytes: what the backward pass needs of the forward pass: inputs and
-      outputs of convolutions and dense layers, each tensor once.
+    saved_bytes: inputs and outputs of convolutions and dense layers, each
+      tensor once: the backward pass needs them.
   """
 
   conv_multiply_adds: int = 0
@@ -43,11 +43,8 @@ class Cost:
     return self.conv_multiply_adds + self.other_operations
 
   def __add__(self, other: 'Cost') -> 'Cost':
-    sums = (
-      getattr(self, f.name) + getattr(other, f.name)
-      for f in dataclasses.fields(self)
-    )
-    return Cost(*sums)
+    values = map(dataclasses.astuple, (self, other))
+    return Cost(*map(sum, zip(*values, strict=True)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,30 +81,19 @@ class Network:
   def training_bytes(self, batch_size: int, part: str | None = None) -> int:
     """Returns an estimate of the memory of an update, of all or of one part.
 
-    Parameters, gradients and momentum in float32, and the activations that the
-    backward pass needs. Compilers recompute some and keep others besides.
+    Parameters, gradients and momentum in float32, and `saved_bytes`.
     """
     cost = self.total if part is None else self.costs[part]
     return 3 * 4 * self.num_params(part) + batch_size * cost.saved_bytes
 
 
-def trace(
-  name: str, image_size: int, *, channels: int = 3, **overrides: Any
-) -> Network:
-  """Traces the evaluation of a network on one image.
-
-  Args:
-    name: as `create_model` takes it.
-    image_size: side of the image, pixels.
-    channels: of the image: 3, or 1 for grey.
-    **overrides: of `create_model`.
-  """
+def trace(name: str, image_size: int, **overrides: Any) -> Network:
+  """Traces the evaluation of `create_model(name)` on one image."""
   model = create_model(name, **overrides)
   if isinstance(model, ResNet):
     # So that each block is seen, and the network is the same on any machine.
     model = model.clone(scan_blocks=False, conv_backend='xla')
-  shape = (1, image_size, image_size, channels)
-  images = jax.ShapeDtypeStruct(shape, jnp.float32)
+  images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
   variables = jax.eval_shape(
     functools.partial(model.init, train=False), jax.random.key(0), images
   )

@@ -39,8 +39,7 @@ def conv(
 ) -> nn.Conv:
   """A square convolution without bias, padded by (kernel_size - 1) / 2.
 
-  Maps [B, H, W, C] to [B, H / strides, W / strides, filters], in `dtype`. With
-  `groups`, each group of output channels sees its own group of inputs. The
+  Maps [B, H, W, C] to [B, H / strides, W / strides, filters], in `dtype`. The
   `backend` is one of `convolution.CONV_BACKENDS`.
   """
   return nn.Conv(
@@ -62,16 +61,15 @@ class BatchNorm(nn.Module):
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias
 
-  The statistics of a group are float32 sums of x and x * x in one pass over
-  the activations (float64 for float64); applying them is one multiply-add per
-  element. Parameters
-  and statistics have the names, shapes and meaning of `flax.linen.BatchNorm`,
-  and with `group_size=None` the two are equal.
+  The statistics of a group are sums of x and x * x in one pass over the
+  activations; applying them is one multiply-add per element. Parameters and
+  statistics have the names, shapes and meaning of `flax.linen.BatchNorm`, and
+  with `group_size=None` the two are equal.
 
-  A group is a run of `group_size` neighbouring images, so under `jit`, when
-  the batch is sharded and groups do not straddle devices, no statistic leaves
-  its device in the forward or the backward pass. The running statistics are
-  the mean over groups of each group's mean and (biased) variance.
+  A group is a run of `group_size` neighbouring images, so that no statistic
+  leaves its device, forward or backward, where groups do not straddle devices.
+  The running statistics are the mean over groups of each group's mean and
+  (biased) variance.
 
   Attributes:
     use_running_average: normalise with the running statistics (evaluation).
@@ -91,11 +89,7 @@ class BatchNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Normalises x [B, H, W, C].
-
-    Raises:
-      ValueError: in training, when `group_size` does not divide B.
-    """
+    """Normalises x [B, H, W, C]."""
     channels = x.shape[-1]
     scale = self.param('scale', self.scale_init, (channels,), jnp.float32)
     bias = self.param('bias', nn.initializers.zeros, (channels,), jnp.float32)
@@ -233,9 +227,8 @@ def drop_path(residual: jax.Array, rate: float, key: jax.Array) -> jax.Array:
 
     F(x) * b / (1 - rate),  b = 1 with probability 1 - rate, else 0
 
-  Huang et al. 2016, "Deep networks with stochastic depth", section 3. There it
-  is evaluation that multiplies, by 1 - rate; here the expectation is F(x) in
-  training, so that evaluation is the network as it is.
+  Huang et al. 2016, "Deep networks with stochastic depth", section 3, where
+  evaluation multiplies by 1 - rate instead.
   """
   is_kept = jax.random.bernoulli(key, 1 - rate, (len(residual), 1, 1, 1))
   return jnp.where(is_kept, residual / (1 - rate), 0)
@@ -246,14 +239,8 @@ def head(
 ) -> tuple[jax.Array, jax.Array]:
   """Global average pool, dropout and dense layer; at least float32.
 
-  Args:
-    x: [B, H, W, C].
-    num_classes: number of logits.
-    dropout_rate: share of the pooled features that the dense layer does not
-      see (Srivastava et al. 2014), keyed by 'dropout'; 0 in evaluation.
-
-  Returns:
-    The pooled features [B, C] and the logits [B, num_classes].
+  Maps x [B, H, W, C] to pooled features [B, C], before dropout (Srivastava et
+  al. 2014, keyed by 'dropout'), and logits [B, num_classes].
   """
   dtype = accumulation_dtype(x)
   pooled = jnp.mean(x, axis=(1, 2), dtype=dtype)

@@ -1,9 +1,9 @@
 """The simplified ResNet-50 of lectures: convolutions, biases, ReLUs, additions.
 
-What is left of He et al. 2016 without batch norm: each stage begins with a 3x3
-convolution of stride 2, so that no shortcut ever has to change a shape. Its
-padding is 'SAME' as in the lecture: of an even image, a strided convolution
-sees one more row of zeros at the end than at the beginning.
+He et al. 2016 without batch norm: each stage begins with a 3x3 convolution of
+stride 2, so that no shortcut has to change a shape. Padding is 'SAME' as in the
+lecture: a strided convolution of an even image sees one more row of zeros at
+the end than at the beginning.
 """
 
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ class Bottleneck(nn.Module):
     return nn.relu(self.combine(x, y))
 
   def combine(self, x: jax.Array, y: jax.Array) -> jax.Array:
-    """From the input and the last convolution to the last ReLU."""
+    """Returns what the last ReLU sees."""
     del x
     return y
 

@@ -57,8 +57,7 @@ def _cifar(
 ) -> functools.partial[ResNet]:
   """He et al. 2016, section 4.2: three stages of 16, 32, 64, option A.
 
-  A basic block has two layers and a bottleneck three, and two more are the
-  stem and the head: depth 6n + 2 or 9n + 2.
+  Two layers are the stem and the head: depth 6n + 2, or 9n + 2 of bottlenecks.
   """
   defaults = {
     'stage_sizes': ((depth - 2) // (3 * layers_per_block),) * 3,
@@ -190,42 +189,25 @@ def create_model(name: str, **overrides: Any) -> Any:
 
 def _check(name: str, model: ResNet) -> None:
   """Raises InputError for fields that have other values than they may."""
-  num_stages = len(model.stage_sizes)
-  is_plain = model.shortcut == 'none'
-  backends = ', '.join(CONV_BACKENDS)
-  for field, is_bad, why in (
-    (
-      'shortcut',
-      model.shortcut not in SHORTCUTS,
-      f'is none of {", ".join(SHORTCUTS)}',
-    ),
-    (
-      'conv_backend',
-      model.conv_backend not in (None, *CONV_BACKENDS),
-      f'is none of {backends}',
-    ),
-    (
-      'frozen_stages',
-      not 0 <= model.frozen_stages <= num_stages,
-      f'is not in 0 .. {num_stages}, the stages of {name}',
-    ),
-    ('drop_path', not 0 <= model.drop_path < 1, 'is not in [0, 1)'),
-    ('dropout', not 0 <= model.dropout < 1, 'is not in [0, 1)'),
-    (
-      'drop_path',
-      model.drop_path and is_plain,
-      f'leaves nothing of the blocks of {name}, which have no shortcuts',
-    ),
-    (
-      'drop_path',
-      model.drop_path and model.scan_blocks,
-      f'is not for {name}, whose blocks are compiled as one',
-    ),
-    (
-      'zero_init_last_scale',
-      model.zero_init_last_scale and is_plain,
-      f'gives zeros and no gradient in {name} without shortcuts',
-    ),
-  ):
-    if is_bad:
+
+  def check(field: str, is_good: bool, why: str) -> None:
+    if not is_good:
       raise InputError(f'model.{field}={getattr(model, field)!r} {why}.')
+
+  known = ', '.join(SHORTCUTS)
+  check('shortcut', model.shortcut in SHORTCUTS, f'is none of {known}')
+  backends, known = (None, *CONV_BACKENDS), ', '.join(CONV_BACKENDS)
+  check('conv_backend', model.conv_backend in backends, f'is none of {known}')
+  num = len(model.stage_sizes)
+  text = f'is not in 0 .. {num}, the stages of {name}'
+  check('frozen_stages', 0 <= model.frozen_stages <= num, text)
+  check('drop_path', 0 <= model.drop_path < 1, 'is not in [0, 1)')
+  check('dropout', 0 <= model.dropout < 1, 'is not in [0, 1)')
+  if model.shortcut == 'none':
+    text = f'leaves nothing of a block of {name}, which has no shortcut'
+    check('drop_path', not model.drop_path, text)
+    text = f'gives zeros and no gradient in {name} without shortcuts'
+    check('zero_init_last_scale', not model.zero_init_last_scale, text)
+  if model.scan_blocks:
+    text = f'is not for {name}, whose blocks are compiled as one'
+    check('drop_path', not model.drop_path, text)

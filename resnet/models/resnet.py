@@ -20,37 +20,33 @@ class ResNet(nn.Module):
 
   Attributes:
     stage_sizes: number of blocks in each stage.
-    block_cls: one of `resnet.models.blocks`, or a partial of one. Of those of
-      v2 the stem activates the input of the first, and a batch norm and ReLU
-      follow the last.
+    block_cls: one of `resnet.models.blocks`, or a partial of one. In v2 a
+      batch norm and ReLU follow the last block.
     num_classes: number of logits.
     num_filters: width of the first stage; each further stage doubles it and
       halves the resolution.
     stem: (x, filters, *, conv, norm) -> array.
     stem_filters: width of the stem; None: that of the first stage.
-    stem_pool: x -> max-pooled x, between stem and first stage (the ImageNet
-      nets); None: none.
+    stem_pool: x -> max-pooled x, between stem and first stage; None: none.
     shortcut: 'A', 'B', 'C', 'D' or 'none', see `shortcuts.SHORTCUTS`.
-    zero_init_last_scale: start each block as the identity: the scale of its
-      last batch norm is zero (Goyal et al. 2017, section 5.1); in v2, where no
-      batch norm is last, the kernel of its last convolution.
+    zero_init_last_scale: start each block as the identity (Goyal et al. 2017,
+      section 5.1): the scale of its last batch norm, in v2 the kernel of its
+      last convolution, is zero.
     scan_blocks: compile the equal blocks of a stage once and loop over them:
       for nets of hundreds of layers. The variables have the same tree and give
       the same results, but a key gives other first values.
     drop_path: in training, share of the images whose F(x) the last block
       leaves out; block l of L leaves out l / L times that (Huang et al. 2016,
-      the linear rule). Of the stages that are frozen none is left out.
+      the linear rule), and frozen stages none.
     dropout: in training, share of the pooled features that are left out. Both
       want a key, rngs={'dropout': key}.
     bn_group_size: images per group of batch statistics; None: whole batch.
     bn_momentum: share of the running statistics that one step keeps.
     frozen_stages: no gradient reaches the stem and so many stages, and their
-      batch norms stay as they are; 0: all are trained. (It is the optimizer
-      that leaves out their weight decay.)
+      batch norms stay as they are; 0: all are trained.
     frozen_bn: batch norms normalise with their running statistics in training
       too, and leave them as they are.
-    conv_backend: 'xla' or 'matmul', see `convolution`; None: the faster one on
-      JAX's default backend.
+    conv_backend: 'xla' or 'matmul', see `convolution`; None: the faster one.
     remat: keep of each block only its input for the backward pass, and compute
       it again there (Chen et al. 2016): less memory, a third more arithmetic.
     dtype: of the computation; parameters and statistics are float32, logits
@@ -86,12 +82,10 @@ class ResNet(nn.Module):
     return self._forward(images, train=train)['logits']
 
   def features(self, images: jax.Array, *, train: bool) -> dict[str, jax.Array]:
-    """Activations by name.
+    """Returns activations by name.
 
-    Returns:
-      'stem': after its ReLU, before max-pooling (Table 1 counts the pooling
-        to the first stage); 'stage1' ..: after the last block of the stage,
-        [B, H, W, C] in `dtype`; 'pooled': [B, C] float32.
+    'stem' is after its ReLU, before max-pooling, 'stage1' .. after the last
+    block of the stage, [B, H, W, C] in `dtype`; 'pooled' is [B, C] float32.
     """
     features = self._forward(images, train=train)
     del features['logits']
@@ -121,10 +115,9 @@ class ResNet(nn.Module):
     )
     block_cls: Any = getattr(self.block_cls, 'func', self.block_cls)
     is_preact = issubclass(block_cls, PreActBlock)
-    # A first block of v2 sees activated images, as any block of v1 does.
-    first_block = (
-      functools.partial(block, activate_input=False) if is_preact else block
-    )
+    # A first block of v2 sees an activated stem, as any block of v1 does.
+    options = {'activate_input': False} if is_preact else {}
+    first_block = functools.partial(block, **options)
     features = {}
     x = images.astype(self.dtype)
     filters = self.stem_filters or self.num_filters

@@ -17,22 +17,21 @@ def scan_blocks(
   x: jax.Array,
   names: list[str],
 ) -> jax.Array:
-  """Applies blocks one after the other, but traces and compiles one.
+  """Applies the blocks `names` in order, but traces and compiles one.
 
   To be called in the network's compact method. The variables of the network
   stay what they would be with a call per block: only within this function
-  those of the blocks are stacked, [len(names), ...].
-
-  Args:
-    network: which the blocks are part of.
-    create_block: (*, name) -> a block; its output has the shape of its input.
-    x: input of the first block.
-    names: of the blocks in the network, in order; at least one.
+  those of the blocks are stacked, [len(names), ...]. A block of `create_block`,
+  (*, name) -> block, keeps the shape of its input x.
   """
 
   def stack(variables: Any) -> Any:
     return {
-      collection: {_STACKED: jax.tree.map(_stack, *(tree[n] for n in names))}
+      collection: {
+        _STACKED: jax.tree.map(
+          lambda *leaves: jnp.stack(leaves), *(tree[n] for n in names)
+        )
+      }
       for collection, tree in variables.items()
       if all(n in tree for n in names)
     }
@@ -64,7 +63,3 @@ def scan_blocks(
     init=network.is_initializing(),
     mutable=True,
   )(network, x)
-
-
-def _stack(*leaves: jax.Array) -> jax.Array:
-  return jnp.stack(leaves)

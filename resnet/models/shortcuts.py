@@ -1,10 +1,10 @@
 """The shortcuts of residual blocks.
 
 Each maps (x, activated, filters, strides, *, conv, norm) to what is added to
-the residual. x is the input of the block, `activated` is what its first
-convolution sees: x itself but in pre-activation nets (v2), where a shortcut
-that changes the shape begins after the first activation (He et al. 2016,
-"Identity mappings", appendix) and any other is x. `norm` is None there.
+the residual. x is the input of the block; `activated` is what its first
+convolution sees. They differ in pre-activation nets (v2), where a shortcut that
+changes the shape begins after the first activation (He et al. 2016, "Identity
+mappings", appendix) and `norm` is None.
 """
 
 from collections.abc import Callable
@@ -25,15 +25,11 @@ def _where_shape_changes(shortcut: Shortcut) -> Shortcut:
 
   @functools.wraps(shortcut)
   def identity_or(
-    x: jax.Array,
-    activated: jax.Array,
-    filters: int,
-    strides: int,
-    **kwargs: Any,
+    x: jax.Array, activated: jax.Array, filters: int, strides: int, **kw: Any
   ) -> jax.Array:
     if strides == 1 and x.shape[-1] == filters:
       return x
-    return shortcut(x, activated, filters, strides, **kwargs)
+    return shortcut(x, activated, filters, strides, **kw)
 
   return identity_or
 

@@ -27,12 +27,7 @@ def save_curves(workdir: str) -> None:
 def draw_curves(
   histories: Sequence[History], names: Sequence[str]
 ) -> figures.Figure:
-  """Returns a figure of the curves of runs.
-
-  Args:
-    histories: of the runs.
-    names: of the runs, for the legend.
-  """
+  """Returns a figure of the curves of runs, with their names in the legend."""
   figure, axes = figures.create(
     [title for title, _, _ in _PANELS],
     title=', '.join(names) if len(names) < 4 else f'{len(names)} runs',

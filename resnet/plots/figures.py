@@ -40,19 +40,13 @@ def create(
 ) -> tuple[Figure, list[Any]]:
   """Returns a figure and its axes, one for each of `titles`, row by row.
 
-  Args:
-    titles: of the axes.
-    title: of the figure.
-    note: below the axes, in small type.
-    columns: the most axes in a row.
-    share_y: whether all axes have the same range of y.
+  The `note` is below the axes, in small type; there are at most `columns` in a
+  row, with the same range of y where `share_y`.
   """
   columns = min(columns, len(titles))
   rows = -(-len(titles) // columns)
-  figure = Figure(
-    figsize=(5.2 * columns, 3.6 * rows + 0.6),  # Inches.
-    layout='constrained',
-  )
+  size = (5.2 * columns, 3.6 * rows + 0.6)  # Inches.
+  figure = Figure(figsize=size, layout='constrained')
   axes = list(
     figure.subplots(rows, columns, squeeze=False, sharey=share_y).flat
   )
@@ -77,15 +71,15 @@ def draw_curve(
   spread: np.ndarray | None = None,
   bold: bool = True,
 ) -> None:
-  """Draws a curve, and a band around it.
+  """Draws a curve of x and y [N]; values that are not finite leave gaps.
 
   Args:
     ax: the axes.
-    x: [N].
-    y: [N]; a value that is not finite leaves a gap.
+    x: updates, or layers.
+    y: of the same length.
     style: index of the colour and the dash pattern.
     label: in the legend; '' for none.
-    spread: [N], half the height of the band; None for no band.
+    spread: [N], half the height of a band; None for no band.
     bold: wide, for a test curve; otherwise thin, for a training curve.
   """
   color = COLORS[style % len(COLORS)]

@@ -12,25 +12,19 @@ def draw_reliability(
 ) -> figures.Figure:
   """Returns accuracy over confidence, and the share of images over confidence.
 
-  Guo et al. 2017, "On calibration of modern neural networks", Figure 1.
-
-  Args:
-    bins: of N equal bins of confidence in 0 .. 1, each [N]: 'count', images;
-      'confidence', their sum; 'top1', the number of images that are right.
-    title: above.
+  Guo et al. 2017, "On calibration of modern neural networks", Figure 1. The
+  `bins` are N equal ones of confidence in 0 .. 1, each [N]: 'count', images;
+  'confidence', their sum; 'top1', the number of images that are right.
   """
   count = np.asarray(bins['count'], np.float64)
   # A bin without images has neither accuracy nor confidence.
   images = np.where(count > 0, count, np.nan)
   accuracy = np.asarray(bins['top1'], np.float64) / images
   confidence = np.asarray(bins['confidence'], np.float64) / images
-  figure, axes = figures.create(
-    ['Accuracy', 'Images'],
-    title=title,
-    note='hatched: from accuracy to mean confidence; on the diagonal they are'
-    ' equal',
+  note = 'hatched: from accuracy to mean confidence, equal on the diagonal'
+  figure, (left, right) = figures.create(
+    ['Accuracy', 'Images'], title=title, note=note
   )
-  left, right = axes
   edges = np.linspace(0, 1, len(count) + 1)
   bars = {'x': edges[:-1], 'width': 1 / len(count), 'align': 'edge'}
   area = {**bars, 'color': figures.COLORS[4], 'edgecolor': 'white', 'zorder': 2}
