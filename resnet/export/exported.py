@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import os
+import pathlib
 from typing import Any
 
 import jax
@@ -43,11 +44,11 @@ def open_exported(folder: str) -> Network:
     inside = manifest['input']['preprocessing_inside']
     names = tuple(map(str, manifest['class_names']))
     format_, platforms = manifest['format'], manifest['platforms']
-    damaged = [
-      file
-      for file, checksum in manifest['sha256'].items()
-      if _checksum(os.path.join(folder, os.path.basename(file))) != checksum
-    ]
+    damaged = []
+    for file, checksum in manifest['sha256'].items():
+      data = pathlib.Path(folder, os.path.basename(file)).read_bytes()
+      if hashlib.sha256(data).hexdigest() != checksum:
+        damaged.append(file)
   if damaged or format_ not in formats.NAMES:
     raise InputError(
       f'{folder} is not what was exported: {", ".join(damaged) or format_} has'
@@ -77,8 +78,3 @@ def open_exported(folder: str) -> Network:
     outputs=('logits', 'probabilities'),
     compile=compile_,
   )
-
-
-def _checksum(path: str) -> str:
-  with open(path, 'rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()

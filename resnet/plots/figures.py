@@ -99,15 +99,10 @@ def draw_curve(
 
 
 def save(figure: Figure, path: str) -> None:
-  """Writes a figure atomically, in the format of the path's suffix."""
+  """Writes a .png or .svg atomically; equal figures give equal bytes."""
   kind = os.path.splitext(path)[1].removeprefix('.')
-  write_atomically(path, encode(figure, kind))
-
-
-def encode(figure: Figure, kind: str) -> bytes:
-  """Returns a figure as 'png' or 'svg'; equal figures give equal bytes."""
   buffer = io.BytesIO()
   metadata: dict[str, Any] = {'Date': None} if kind == 'svg' else {}
   with matplotlib.rc_context({'svg.hashsalt': 'resnet'}):
     figure.savefig(buffer, format=kind, dpi=_DPI, metadata=metadata)
-  return buffer.getvalue()
+  write_atomically(path, buffer.getvalue())

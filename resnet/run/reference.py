@@ -15,10 +15,8 @@ from resnet.weights.metadata import refuse_damage
 class Reference:
   """What runs of one config, with different seeds, measured at each step.
 
-  Attributes:
-    num_seeds: number of the runs.
-    config: the fields that the runs have in common, by dotted name.
-    bands: (mean, standard deviation over seeds) by metric and step.
+  `config` has the fields that the runs share, by dotted name; `bands` have mean
+  and standard deviation over the seeds, by metric and step.
   """
 
   num_seeds: int
@@ -51,9 +49,8 @@ class Reference:
     """Returns a line for each value outside of the band."""
     lines = []
     for metric, value in values.items():
-      sigma = self.sigmas(step, metric, value)
-      # A good run leaves this band at 0.27 % of the values.
-      if sigma is not None and abs(sigma) > 3:
+      sigma = self.sigmas(step, metric, value) or 0.0
+      if abs(sigma) > 3:  # A good run is there at 0.27 % of the values.
         lines.append(
           f'warning: epoch {epoch:.1f}: {metric} {value:.4f} is'
           f' {abs(sigma):.1f} sigma {"above" if sigma > 0 else "below"}'

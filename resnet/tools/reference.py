@@ -6,7 +6,6 @@ Training warns when a run leaves it: python main.py --reference=band.json
 """
 
 import argparse
-from collections.abc import Sequence
 import json
 import os
 from typing import Any
@@ -49,21 +48,18 @@ def main(args: argparse.Namespace) -> None:
   print(f'{args.output}: {len(seeds)} seeds')
 
 
-def _band(histories: Sequence[History], metric: str) -> dict[str, Any]:
+def _band(histories: list[History], metric: str) -> dict[str, Any]:
   """Returns mean and deviation of a metric at the steps that all runs have."""
   curves = [dict(zip(*h.series(metric), strict=True)) for h in histories]
-  steps = sorted(set.intersection(*map(set, curves)))
+  steps = sorted(map(int, set.intersection(*map(set, curves))))
   values = np.array([[curve[step] for step in steps] for curve in curves])
   if not np.isfinite(values).all():
     raise InputError(f'{metric} of a run is not finite: leave that run out.')
-  least = 1e-9
-  if metric == 'eval/top1':  # An accuracy is known to one image.
-    least = 1 / histories[0].derived['num_eval_examples']
-  return {
-    'step': list(map(int, steps)),
-    'mean': values.mean(axis=0).tolist(),
-    'std': np.maximum(values.std(axis=0, ddof=1), least).tolist(),
-  }
+  # An accuracy is known to one image.
+  one = 1 / histories[0].derived['num_eval_examples']
+  std = np.maximum(values.std(0, ddof=1), one if 'top1' in metric else 1e-9)
+  mean = values.mean(axis=0)
+  return {'step': steps, 'mean': mean.tolist(), 'std': std.tolist()}
 
 
 def parser() -> command.Parser:
