@@ -163,18 +163,19 @@ def _open_folder(folder: str, *, is_raw: bool) -> Source:
   path = _item_folder(os.path.abspath(folder))
   checkpointer = ocp.PyTreeCheckpointer()
   try:
-    saved: Any = checkpointer.metadata(path).item_metadata.tree
-    has_ema = bool(saved.get('ema')) and not is_raw
-    saved = saved['ema'] if has_ema else saved
+    item: Any = checkpointer.metadata(path).item_metadata
+    has_ema = bool(item.tree.get('ema')) and not is_raw
+    saved = item.tree['ema'] if has_ema else item.tree
     tree = {part: saved.get(part) or {} for part in ('params', 'batch_stats')}
+    leaves: Any = traverse_util.flatten_dict(tree, sep='/')
     tensors = {
       name: (tuple(leaf.shape), str(leaf.dtype))
-      for name, leaf in traverse_util.flatten_dict(tree, sep='/').items()
+      for name, leaf in leaves.items()
     }
   except Exception as error:  # Whatever damaged files make Orbax raise.
     raise InputError(f'{path} is no Orbax checkpoint: {error}') from None
 
-  def read(keys: list[str]) -> dict[str, np.ndarray]:
+  def read(keys: list[str]) -> Any:
     del keys  # They are all of them.
     item = {'ema': tree} if has_ema else tree
     numpy = ocp.RestoreArgs(restore_type=np.ndarray)
