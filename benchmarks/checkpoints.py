@@ -1,22 +1,23 @@
-"""`checkpoint`: how long a save stops the loop, and how fast it is on disk."""
+"""How long a save of a run's state stops the loop; saves and restores in MB/s.
 
-import argparse
+  PYTHONPATH=. python benchmarks/checkpoints.py --config=configs/fake.py
+
+Set TMPDIR to measure another disk.
+"""
+
 import os
 import tempfile
 import time
-from typing import Any
 
 import jax
 
 from resnet.errors import InputError
 from resnet.run.checkpoint import Checkpoints
+from resnet.tools import command
 from resnet.tools.benchmark import programs, timing
 
-HELP = 'saves and restores of the state of a run, in the folder of $TMPDIR'
-COUNTS = {'saves': 10}
 
-
-def main(args: argparse.Namespace) -> dict[str, Any]:
+def main(args):
   """Measures and prints; the first save, which compiles, stands alone."""
   count = args.saves
   if count < 2:
@@ -56,7 +57,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     print(f'  {what} {seconds:.3f} s, {size / 1e6 / seconds:,.0f} MB/s')
   sizes = (f'{size / 1e6:,.0f} after {i}' for i, size in memory.items())
   print(f'  resident memory, MB: {", ".join(sizes)}')
-  return {
+  figures = {
     'network': run.config['model.name'],
     'saves': count,
     'state_bytes': size,
@@ -66,8 +67,19 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     'restore_seconds': restored,
     'resident_bytes': memory,
   }
+  timing.save_figures(args.json, figures)
 
 
-def _resident_bytes() -> int:
+def _resident_bytes():
   with open('/proc/self/statm') as file:
     return int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+
+
+def parser():
+  result = command.ConfigParser(description=__doc__)
+  timing.add_arguments(result, {'saves': 10})
+  return result
+
+
+if __name__ == '__main__':
+  command.run(main, parser())

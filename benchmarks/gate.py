@@ -3,12 +3,13 @@
   PYTHONPATH=. python benchmarks/gate.py
   PYTHONPATH=. python benchmarks/gate.py --write
 
-Runs `resnet.tools.benchmark`, and benchmarks/recipes.py for the plain step as
-against that with augmentation, and compares with benchmarks/baseline.json:
-ratios to another program in the same run, never times. --write writes it anew,
-after a change that was meant: each ratio that was measured. Needs a quarter of
-an hour and a machine that is otherwise idle. Without torchvision its ratios are
-left out, and where torch.compile does not work, its own; that is said.
+Runs `resnet.tools.benchmark step`, benchmarks/loop.py, and
+benchmarks/recipes.py for the plain step against the one with augmentation.
+Compares their ratios to another program in the same run, never times, with
+benchmarks/baseline.json. --write replaces it, after an intended change, by the
+ratios that were measured. Needs a quarter of an hour and a machine that is
+otherwise idle. Without torchvision its ratios are left out, and where
+torch.compile does not work, its own; that is said.
 """
 
 import argparse
@@ -63,17 +64,18 @@ def measure(case):
     words.append(f'--against={",".join(rivals)}')
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder, 'figures.json')
-    module = 'resnet.tools.benchmark'
-    if words[0] == 'recipes':
-      module = f'benchmarks.{words.pop(0)}'
-    command = [sys.executable, '-m', module, *words, f'--json={path}']
+    subject = words.pop(0)
+    module = ['resnet.tools.benchmark', 'step']
+    if subject != 'step':
+      module = [f'benchmarks.{subject}']
+    command = [sys.executable, '-m', *module, *words, f'--json={path}']
     done = subprocess.run(command, check=False)
     if done.returncode:
       sys.exit(f'{case}: the benchmark ended with {done.returncode}.')
     found = json.loads(path.read_text())
-  if module == 'benchmarks.recipes':  # How much longer it takes.
+  if subject == 'recipes':  # How much longer it takes.
     return {f'{case} / {name}': 1 / value for name, value in found.items()}
-  if words[0] == 'loop':
+  if subject == 'loop':
     return {f'{case} / step': found['ratio']['median']}
   return {
     f'{case} / {name}': other['ratio']['median']

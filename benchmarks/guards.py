@@ -6,7 +6,7 @@ The training step of ResNet-20 (CIFAR, batch 128) and of ResNet-50 (64 pixels,
 batch 16), as it is, with what the loop does for the guards around it, against
 the same step without them; the two in turn, the median ratio of pairs. Without:
 updates are not checked, nothing is read back, no watchdog. What a save costs:
-`python -m resnet.tools.benchmark checkpoint`.
+benchmarks/checkpoints.py.
 """
 
 import argparse

@@ -1,29 +1,28 @@
-"""`loop`: what the training loop costs, input aside."""
+"""What the training loop costs: main.py's loop against its step alone.
 
-import argparse
+  PYTHONPATH=. python benchmarks/loop.py --config=configs/cifar10.py:resnet20
+
+Both train on one batch that is on the device: reading images does not count.
+"""
+
 import contextlib
 import io
 import signal
 import tempfile
-from typing import Any
 
 from resnet.data.host.warnings import Notes
 from resnet.errors import InputError
-from resnet.experiment import Experiment
 from resnet.run.checkpoint import Checkpoints
 from resnet.run.loop import Loop
 from resnet.run.stopping import StopSignal
+from resnet.tools import command
 from resnet.tools.benchmark import programs, timing
-from resnet.training.step import JittedSteps, jit_steps
+from resnet.training.step import jit_steps
 
-HELP = "main.py's loop over a batch that is on the device, against the step"
-COUNTS = {'rounds': 5}
-# Of log_every_steps in a round.
-_INTERVALS = 2
+_INTERVALS = 2  # Of log_every_steps in a round.
 
 
-def main(args: argparse.Namespace) -> dict[str, Any]:
-  """Measures, prints and returns the figures."""
+def main(args):
   run = programs.resolve_here(args.config)
   count = _INTERVALS * run.task.log_every_steps
   if count >= run.length.num_steps:
@@ -63,7 +62,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     f' {ratio["median"]:.3f} times the step alone (quartiles'
     f' {ratio["low"]:.3f} to {ratio["high"]:.3f})'
   )
-  return result
+  timing.save_figures(args.json, result)
 
 
 class _Resident:
@@ -72,19 +71,17 @@ class _Resident:
   wait_seconds = 0.0
   num_left_out = 0
 
-  def __init__(self, batch: Any, count: int, stop: StopSignal):
+  def __init__(self, batch, count, stop):
     self._batch, self._left, self._stop = batch, count, stop
 
-  def __next__(self) -> Any:
+  def __next__(self):
     self._left -= 1
     if not self._left:
       self._stop.received = signal.SIGTERM
     return self._batch
 
 
-def _images_per_second(
-  run: Experiment, steps: JittedSteps, batch: Any, count: int
-) -> float:
+def _images_per_second(run, steps, batch, count):
   """Runs the loop and returns its speed, by its own clock.
 
   It stands still while a checkpoint is saved, as in any run.
@@ -100,7 +97,17 @@ def _images_per_second(
   ):
     loop.train = steps.train  # Compiled already.
     # The first step is not counted, nor what comes after the last log line.
-    batches: Any = _Resident(batch, count + 1, stop)
+    batches = _Resident(batch, count + 1, stop)
     outcome = loop.run(run.create_state(), batches, 0.0)
   assert outcome.images_per_second
   return outcome.images_per_second
+
+
+def parser():
+  result = command.ConfigParser(description=__doc__)
+  timing.add_arguments(result, {'rounds': 5})
+  return result
+
+
+if __name__ == '__main__':
+  command.run(main, parser())

@@ -1,14 +1,10 @@
-"""`startup`: from the start of the process to its first finished step.
+"""Seconds from the start of a process to its first finished step, by phase.
 
-  python -m resnet.tools.benchmark.startup FLAGS_OF_MAIN
+  PYTHONPATH=. python benchmarks/startup.py --config=configs/digits.py
 
-is the process that is timed. It runs main.py up to its first step; the last
-line is a JSON object: seconds since the epoch at which main.py said that it was
-there, and the seconds that JAX was tracing and compiling from the first state
-on.
+Takes the flags of main.py. Cold: no program is kept from before. Warm: all are.
 """
 
-import argparse
 import json
 import os
 import pathlib
@@ -18,33 +14,28 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Any
 
 import jax
 
 from resnet.errors import InputError, RunError
+from resnet.tools import command
 from resnet.tools.benchmark import timing
 
-HELP = 'from the start of a process to its first step, cold and warm'
-COUNTS = {'rounds': 3}
-# When main.py says that it came there, and what it had done until then.
+# What main.py has done when it reports a mark.
 _PHASES = {
   'imports': 'imported',
   'config and data': 'data',
   'first state': 'state',
 }
 _PREFIX = '/resnet/'
-_MAIN = pathlib.Path(__file__).parents[3] / 'main.py'
+_TIMED = 'timed'  # First argument of the process that is timed.
+_MAIN = pathlib.Path(__file__).parents[1] / 'main.py'
 
 
-def main(args: argparse.Namespace) -> dict[str, Any]:
-  """Runs main.py up to its first step, several times; prints medians.
-
-  Cold: no program is kept from before. Warm: all are. Data sets are prepared,
-  and files of Python packages read, in a run before that is not timed.
-  """
-  rounds: dict[str, list[dict[str, float]]] = {'cold': [], 'warm': []}
+def main(args):
+  rounds = {'cold': [], 'warm': []}
   with tempfile.TemporaryDirectory() as folder:
+    # Prepares the data set and reads the files of Python packages.
     _run(args.flags, folder, 'warm-up')
     for i in range(args.rounds):
       for found in rounds.values():
@@ -57,12 +48,13 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
   print(f'  {"":16}{"cold":>8}{"warm":>8}')
   for phase, cold in medians['cold'].items():
     print(f'  {phase:16}{cold:8.2f}{medians["warm"][phase]:8.2f}')
-  return {'config': args.config_path, 'seconds': medians, 'rounds': rounds}
+  figures = {'config': args.config_path, 'seconds': medians, 'rounds': rounds}
+  timing.save_figures(args.json, figures)
 
 
-def _run(flags: list[str], folder: str, cache: str) -> dict[str, float]:
+def _run(flags, folder, cache):
   """Returns the seconds of each phase."""
-  environment: dict[str, Any] = {
+  environment = {
     **os.environ,
     'JAX_COMPILATION_CACHE_DIR': os.path.join(folder, cache),
     'JAX_ENABLE_COMPILATION_CACHE': 'true',
@@ -70,7 +62,7 @@ def _run(flags: list[str], folder: str, cache: str) -> dict[str, float]:
   with tempfile.TemporaryDirectory(dir=folder) as workdir:
     start = time.time()
     done = subprocess.run(
-      [sys.executable, '-m', __name__, *flags, f'--workdir={workdir}/run'],
+      [sys.executable, __file__, _TIMED, *flags, f'--workdir={workdir}/run'],
       env=environment,
       capture_output=True,
       text=True,
@@ -91,27 +83,41 @@ def _run(flags: list[str], folder: str, cache: str) -> dict[str, float]:
   return phases
 
 
-def _run_to_first_step() -> None:
+def _run_to_first_step():
+  """Runs main.py to the end of its first step, then prints one JSON line.
+
+  It holds the seconds since the epoch at which main.py reached each mark, and
+  the seconds that JAX traced and compiled between the state and the end of the
+  first step.
+  """
   marks = {'compile_seconds': 0.0}
 
-  def mark(event: str, **_: str | int) -> None:
+  def mark(event, **_):
     if event.startswith(_PREFIX):
       marks[event.removeprefix(_PREFIX)] = time.time()
     if 'first_step' in marks:
       print(json.dumps(marks), flush=True)
       os._exit(0)  # The rest of the run is not asked for.
 
-  def add(event: str, duration_secs: float, **_: str | int) -> None:
-    # Between the state and the end of the first step.
+  def add(event, duration_secs, **_):
     if event.startswith('/jax/core/compile/') and 'state' in marks:
       marks['compile_seconds'] += duration_secs
 
   jax.monitoring.register_event_listener(mark)
   jax.monitoring.register_event_duration_secs_listener(add)
-  sys.argv[0] = str(_MAIN)
+  sys.argv[:2] = [str(_MAIN)]
   sys.path.insert(0, str(_MAIN.parent))
   runpy.run_path(str(_MAIN), run_name='__main__')
 
 
+def parser():
+  result = command.ConfigParser(description=__doc__)
+  timing.add_arguments(result, {'rounds': 3})
+  return result
+
+
 if __name__ == '__main__':
-  _run_to_first_step()
+  if sys.argv[1:2] == [_TIMED]:
+    _run_to_first_step()
+  else:
+    command.run(main, parser())

@@ -98,8 +98,7 @@ TOOLS = (
   'weights',
 )
 SUBCOMMANDS = (
-  *(f'benchmark {x}' for x in ('step', 'eval', 'input', 'loop', 'startup')),
-  'benchmark checkpoint',
+  *(f'benchmark {x}' for x in ('step', 'eval', 'input')),
   *(f'weights {x}' for x in ('convert', 'compare', 'inspect')),
 )
 

@@ -4,45 +4,21 @@
     --against=flax,torch
 
 Takes --config and --config.FIELD=VALUE as main.py does. Everything is measured
-several times, in turn with what it is compared with: what is told are medians,
-quartiles, and ratios of neighbours. See docs/performance.md.
+several times, in turn with what it is compared with. Prints medians, quartiles,
+and ratios of neighbouring measurements. See docs/performance.md.
 """
 
 import argparse
-import json
 from typing import Any
 
-from resnet.files import write_atomically
 from resnet.tools import command
-from resnet.tools.benchmark import (
-  checkpoint,
-  input,
-  loop,
-  startup,
-  step,
-  timing,
-)
+from resnet.tools.benchmark import input, step, timing
 
-_SUBJECTS = {
-  'step': step,
-  'eval': step,
-  'input': input,
-  'loop': loop,
-  'startup': startup,
-  'checkpoint': checkpoint,
-}
-_COUNTS = {
-  'rounds': 'measurements of each, in turn',
-  'batches': 'in a round',
-  'saves': 'of the state',
-}
+_SUBJECTS = {'step': step, 'eval': step, 'input': input}
 
 
 def main(args: argparse.Namespace) -> None:
-  figures = _SUBJECTS[args.subject].main(args)
-  if args.json:
-    text = json.dumps({'machine': timing.machine(), **figures}, indent=2)
-    write_atomically(args.json, text + '\n')
+  timing.save_figures(args.json, _SUBJECTS[args.subject].main(args))
 
 
 def parser() -> command.Parser:
@@ -55,13 +31,8 @@ def parser() -> command.Parser:
   )
   for name, module in _SUBJECTS.items():
     subject = subjects.add_parser(name, help=module.HELP)
-    for count, default in module.COUNTS.items():
-      text = f'{_COUNTS[count]}; default: {default}'
-      subject.add_argument(
-        f'--{count}', type=command.positive, default=default, help=text
-      )
-    if module in (step, input):
-      _add_rivals(subject, module)
+    timing.add_arguments(subject, module.COUNTS)
+    _add_rivals(subject, module)
     if module is step:
       subject.add_argument(
         '--profile',
@@ -69,9 +40,6 @@ def parser() -> command.Parser:
         help='where to leave a trace for xprof or TensorBoard; tells the ten'
         ' most costly operations',
       )
-    subject.add_argument(
-      '--json', metavar='FILE', help='where to write figures'
-    )
   return result
 
 

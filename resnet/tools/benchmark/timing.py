@@ -1,22 +1,50 @@
-"""Measurements in turn, so that a load of the machine hits all alike."""
+"""Measurements in turn, so that other load on the machine affects all alike."""
 
+import argparse
 from collections.abc import Callable, Mapping, Sequence
 import contextlib
+import json
 import os
 import platform
 import re
 import statistics
+from typing import Any
+
+from resnet.files import write_atomically
+from resnet.tools import command
+
+_COUNTS = {
+  'rounds': 'measurements of each, in turn',
+  'batches': 'in a round',
+  'saves': 'of the state',
+}
+
+
+def add_arguments(
+  parser: argparse.ArgumentParser, counts: Mapping[str, int]
+) -> None:
+  """Adds --json and a flag for each count, with its default."""
+  for count, default in counts.items():
+    parser.add_argument(
+      f'--{count}',
+      type=command.positive,
+      default=default,
+      help=f'{_COUNTS[count]}; default: {default}',
+    )
+  parser.add_argument('--json', metavar='FILE', help='where to write figures')
+
+
+def save_figures(path: str | None, figures: dict[str, Any]) -> None:
+  """Writes figures and the name of the machine as JSON, if there is a path."""
+  if path:
+    text = json.dumps({'machine': machine(), **figures}, indent=2)
+    write_atomically(path, text + '\n')
 
 
 def in_turn(
   measurements: Mapping[str, Callable[[], float]], rounds: int
 ) -> dict[str, list[float]]:
-  """Returns what each one measured in each round; every other one backwards.
-
-  Args:
-    measurements: by name, what measures once.
-    rounds: at least 1.
-  """
+  """Returns the values of all rounds by name; odd rounds run in reverse."""
   values: dict[str, list[float]] = {name: [] for name in measurements}
   for i in range(rounds):
     for name in list(measurements)[:: -1 if i % 2 else 1]:
@@ -40,7 +68,7 @@ def pair_ratios(
 
 
 def machine() -> str:
-  """Returns the make of the processor, and the cores that are ours."""
+  """Returns the name of the processor and the number of cores we may use."""
   processor = None
   with contextlib.suppress(OSError), open('/proc/cpuinfo') as file:
     processor = re.search(r'^model name\s*: *(.*?)\s*$', file.read(), re.M)
