@@ -37,8 +37,7 @@ def parser() -> command.Parser:
       subject.add_argument(
         '--profile',
         metavar='DIR',
-        help='where to leave a trace for xprof or TensorBoard; tells the ten'
-        ' most costly operations',
+        help='where to write a trace for xprof or TensorBoard',
       )
   return result
 

@@ -34,13 +34,11 @@ class Program:
     batch_size: images a step.
     seconds: (number of steps) -> what they took.
     facts: what the compiler says; None where nobody asked it.
-    hlo: text of the compiled program.
   """
 
   batch_size: int
   seconds: Callable[[int], float]
   facts: Compiled | None = None
-  hlo: str = ''
 
 
 def resolve_here(config: Any) -> Experiment:
@@ -102,7 +100,6 @@ def ours(run: Experiment, subject: str) -> Program:
     batch_size=len(batch['label']),
     seconds=seconds,
     facts=facts,
-    hlo=step.as_text(),
   )
 
 

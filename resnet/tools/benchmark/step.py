@@ -2,9 +2,7 @@
 
 import argparse
 import contextlib
-import functools
 import os
-import tempfile
 from typing import Any
 
 import jax
@@ -12,7 +10,7 @@ import jax
 from resnet import config as config_lib
 from resnet.errors import InputError
 from resnet.experiment import Experiment
-from resnet.tools.benchmark import programs, timing, traces
+from resnet.tools.benchmark import programs, timing
 from resnet.tools.benchmark.programs import Program
 
 HELP = 'a training step, or a batch of evaluation, of images on the device'
@@ -36,10 +34,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     others = _open_rivals(run, args, cleanup)
     ours = programs.ours(run, args.subject)
     measured = _measure(run, ours, others, args.rounds)
-  with tempfile.TemporaryDirectory() as folder:
-    folder = args.profile or folder
-    traces.record(functools.partial(ours.seconds, _TRACED_STEPS), folder)
-    operations = traces.read(folder, ours.hlo, _TRACED_STEPS)
+  if args.profile:
+    with jax.profiler.trace(args.profile):
+      ours.seconds(_TRACED_STEPS)
   result = {
     'devices': programs.describe_devices(run),
     'jax': jax.__version__,
@@ -48,10 +45,10 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     'image_shape': list(run.image_shape),
     'dtype': run.config['model.dtype'],
     **measured,
-    'time_by_kind': traces.by_kind(operations),
-    'costliest': operations[:10],
   }
-  _show(result, show_operations=bool(args.profile))
+  _show(result)
+  if args.profile:
+    print(f'A trace for xprof or TensorBoard is in {args.profile}')
   return result
 
 
@@ -129,13 +126,10 @@ def _repeated(program: Program) -> Any:
   return lambda: program.seconds(count) / count
 
 
-def _show(result: dict[str, Any], *, show_operations: bool) -> None:
+def _show(result: dict[str, Any]) -> None:
   ms, rate = result['ms'], result['images_per_second']
   share, ceiling = result['share_of_ceiling'], result['ceilings']
   shape = 'x'.join(map(str, result['image_shape']))
-  kinds = ', '.join(
-    f'{kind} {part:.0%}' for kind, part in result['time_by_kind'].items()
-  )
   print(
     f'{result["subject"]} of {result["network"]}, {result["dtype"]}, batch'
     f' {result["batch_size"]}, images {shape}, on {result["devices"]}'
@@ -149,17 +143,11 @@ def _show(result: dict[str, Any], *, show_operations: bool) -> None:
     f' {ceiling["flops_per_second"] / 1e9:,.0f} GFLOP/s (a large matrix'
     ' product)\n'
     f'  traffic {result["accessed_bytes"] / 1e9:,.2f} GB, {share["memory"]:.0%}'
-    f' of {ceiling["bytes_per_second"] / 1e9:,.1f} GB/s (a large copy)\n'
-    f'  time by kind: {kinds}'
+    f' of {ceiling["bytes_per_second"] / 1e9:,.1f} GB/s (a large copy)'
   )
   for name, other in result['against'].items():
     ratio = other['ratio']
     print(
       f'  {ratio["median"]:.2f} times {name} (quartiles {ratio["low"]:.2f} to'
       f' {ratio["high"]:.2f}; {other["images_per_second"]:,.1f} images/s)'
-    )
-  for row in result['costliest'] if show_operations else ():
-    print(
-      f'  {row["ms"]:9.2f} ms {row["share"]:6.1%}  {row["kind"]:14}'
-      f' {row["name"]}  {row["source"]}'
     )
