@@ -1,8 +1,8 @@
 """Prints the tests of what changed since origin/main (else HEAD).
 
 `make check` runs them. A changed test file is run, and for a changed module the
-tests that are named after it or its package (for `resnet/tools/aot/hlo.py`,
-`tests/tools/test_aot.py`) and those of its top folder (`tests/tools`) that
+tests that are named after it or its package (`tests/tools/test_aot.py` for
+`resnet/tools/aot/compiled.py`) and those of its top folder (`tests/tools`) that
 import it; where there are none, all that do. The rest is left to `make test`.
 """
 

@@ -7,8 +7,10 @@ the whole pod. The data set need not be here. TPUs need `pip install 'jax[tpu]'`
 but no TPU; `--topology=cpu:8` needs neither. A compilation takes a minute or
 more. All numbers but the last, which is an estimate, are the compiler's, of one
 chip: memory, arithmetic, traffic and collectives of an update and of a batch of
-evaluation. What is in a loop, as the parts of an accumulated batch, counts each
-time that it runs. --largest compiles on, to find the largest batch that fits.
+evaluation. The compiler counts the body of a loop once: where an update loops
+over micro-batches, arithmetic and traffic are multiplied by their number (exact
+but for the optimizer's part); loops over blocks (cifar_resnet1202) count once.
+--largest compiles on, to find the largest batch that fits.
 """
 
 import argparse

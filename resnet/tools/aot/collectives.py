@@ -1,47 +1,101 @@
 """The collectives of a compiled program, read from its HLO text."""
 
 import collections
+import math
 import re
 from typing import Any
-
-from resnet.tools.aot import hlo
 
 _KINDS = (
   *('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all'),
   'collective-permute',
 )
+_COMPUTATION = re.compile(r'(?P<entry>ENTRY )?%?(?P<name>[\w.-]+) .*\{$')
+_INSTRUCTION = re.compile(
+  r'\s+(?:ROOT )?%?[\w.-]+ = (?P<shape>.*?) (?P<kind>[a-z][\w-]*)\('
+)
+_CALLED = re.compile(
+  r'(?:calls|to_apply|body|condition|\w+_computations?)=(\{.*?\}|%?[\w.-]+)'
+)
+_TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_CONDITION = re.compile(r'condition=%?([\w.-]+)')
+_LIMIT = re.compile(r' = [su]\d+\[\]\S* constant\((\d+)\)')
+_TENSOR = re.compile(r'[a-z]+(\d*)\[([\d,]*)\]')
 _LAYER = re.compile(r'[/(:]((?:stem|stage\d+_block\d+|head)\w*(?:/(?:\w+))?)/')
 
 
-def summarize(module: hlo.Module) -> list[dict[str, Any]]:
+def summarize(text: str) -> list[dict[str, Any]]:
   """Returns a row for each kind, of one layer or of several.
 
-  Bytes are those of results on one device. What is in a loop counts each time
-  that it runs.
+  Bytes are those of results on one device. A collective in a loop counts each
+  time that it runs.
   """
+  computations, entry = _parse(text)
+  times = _count_runs(computations, entry)
   groups = collections.defaultdict(list)
-  times = module.times()
-  for name, instructions in module.computations.items():
-    for x in instructions.values():
-      # Of an asynchronous one the shape of its end is that of the result.
-      kind = x.kind.removesuffix('-done')
+  for name, instructions in computations.items():
+    for x in instructions:
+      # The shape at the end of an asynchronous collective is its result's.
+      kind = x['kind'].removesuffix('-done')
       if kind in _KINDS:
-        groups[kind, _layer(x) is not None].append((times[name], x))
+        sizes = _tensors(x['shape'])
+        layer = _layer(x.string, sizes)
+        groups[kind, layer is not None].append((times[name], sizes, layer))
   return [
     {
       'kind': kind,
       'per_layer': per_layer,
-      'count': sum(count for count, _ in group),
-      'tensors': sum(n * len(hlo.tensors(x.shape)) for n, x in group),
-      'bytes': sum(n * hlo.num_bytes(x.shape) for n, x in group),
-      'largest_bytes': max(hlo.num_bytes(x.shape) for _, x in group),
-      'layers': sorted({_layer(x) for _, x in group if per_layer}),
+      'count': sum(count for count, _, _ in group),
+      'tensors': sum(count * len(sizes) for count, sizes, _ in group),
+      'bytes': sum(count * _num_bytes(sizes) for count, sizes, _ in group),
+      'largest_bytes': max(_num_bytes(sizes) for _, sizes, _ in group),
+      'layers': sorted({layer for _, _, layer in group if layer}),
     }
     for (kind, per_layer), group in groups.items()
   ]
 
 
-def _layer(x: hlo.Instruction) -> Any:
+def _parse(text: str) -> tuple[dict[str, list[re.Match[str]]], str]:
+  """Returns the instructions of each computation; the one that runs once."""
+  computations, entry, name = {}, '', ''
+  for line in text.splitlines():
+    if found := _COMPUTATION.match(line):
+      name = found['name']
+      computations[name] = []
+      entry = name if found['entry'] else entry
+    elif name and (found := _INSTRUCTION.match(line)):
+      computations[name].append(found)
+  return computations, entry
+
+
+def _count_runs(computations: Any, entry: str) -> dict[str, int]:
+  """Returns how often each computation runs; unknown loops run once."""
+  times = collections.Counter()
+
+  def visit(name: str, count: int) -> None:
+    times[name] += count
+    for x in computations.get(name, ()):
+      if x['kind'] in ('async-update', 'async-done'):
+        continue  # They call what their start calls.
+      rounds = _rounds(x, computations) if x['kind'] == 'while' else 1
+      called = ' '.join(_CALLED.findall(x.string))
+      for other in re.findall(r'[\w.-]+', called):
+        visit(other, count * rounds)
+
+  visit(entry, 1)
+  return times
+
+
+def _rounds(loop: re.Match[str], computations: Any) -> int:
+  if known := _TRIP_COUNT.search(loop.string):
+    return int(known[1])
+  # A TPU's program has it in the condition alone: `round < constant(4)`.
+  (condition,) = _CONDITION.findall(loop.string)
+  lines = '\n'.join(x.string for x in computations[condition])
+  limits = _LIMIT.findall(lines)
+  return int(limits[0]) if len(limits) == 1 else 1
+
+
+def _layer(line: str, tensors: list[Any]) -> str | None:
   """Returns the layer of a collective, such as 'stage1_block1/bn1', or None.
 
   None where it moves tensors of many layers, or of none. XLA joins collectives,
@@ -49,8 +103,23 @@ def _layer(x: hlo.Instruction) -> Any:
   all that it moves are alike, as the sums of a batch norm and of the one of a
   shortcut beside it, or two are alike and at most one is besides.
   """
-  layers = collections.Counter(_LAYER.findall(x.line)).most_common(1)
-  shapes = hlo.tensors(x.shape)
-  has_pair = len(set(shapes)) < len(shapes)
-  is_of_one = len(set(shapes)) == 1 or (len(shapes) <= 3 and has_pair)
+  layers = collections.Counter(_LAYER.findall(line)).most_common(1)
+  num_shapes = len(set(tensors))
+  is_of_one = num_shapes == 1 or num_shapes < len(tensors) <= 3
   return layers[0][0] if layers and is_of_one else None
+
+
+def _tensors(shape: str) -> list[tuple[int, tuple[int, ...]]]:
+  """'(f32[2,3]{1,0}, bf16[])' -> [(4, (2, 3)), (2, ())], bytes and dims."""
+  return [
+    # A truth value, 'pred', takes a byte.
+    (
+      max(int(bits or 8) // 8, 1),
+      tuple(map(int, filter(None, dims.split(',')))),
+    )
+    for bits, dims in _TENSOR.findall(shape)
+  ]
+
+
+def _num_bytes(tensors: list[tuple[int, tuple[int, ...]]]) -> int:
+  return sum(size * math.prod(dims) for size, dims in tensors)

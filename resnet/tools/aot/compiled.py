@@ -12,7 +12,7 @@ from resnet.data.sources.fake import FakeRecords
 from resnet.errors import InputError
 from resnet.experiment import Experiment, resolve
 from resnet.run.programs import abstract_batch
-from resnet.tools.aot import collectives, hlo
+from resnet.tools.aot import collectives
 from resnet.tools.aot.topologies import Topology
 from resnet.training import metrics
 from resnet.training.step import jit_steps
@@ -43,14 +43,12 @@ class OutOfMemoryError(Exception):
 class Compiled:
   """What the compiler says of a program; all of one chip.
 
-  Arithmetic, traffic and collectives in a loop count each time that it runs.
-
   Attributes:
     seconds: that it took to compile.
     argument_bytes: what the program is given.
     temporary_bytes: what it needs besides while it runs.
-    peak_bytes: most memory at any time: arguments, temporaries, results that
-      do not take the place of arguments, and code.
+    peak_bytes: arguments, temporaries, code, and results that do not take the
+      place of arguments.
     flops: floating-point operations, a multiply-add being two.
     accessed_bytes: traffic to memory.
     collectives: see `collectives.summarize`.
@@ -69,9 +67,6 @@ def prepare(config: Any, topology: Topology) -> Experiment:
   """Resolves a config for a topology; its data set need not be here.
 
   Where sizes are scheduled it is the run of the largest one.
-
-  Raises:
-    InputError: a value is wrong.
   """
   run = resolve(config, devices=topology.devices, data=_stand_in(config))
   model = run.task.model
@@ -108,26 +103,29 @@ def _stand_in(config: Any) -> pipeline.Data | None:
 
 
 def build_train(run: Experiment) -> tuple[Any, Compiled]:
-  """Returns the update, ready to run, and what the compiler says of it.
-
-  Raises:
-    OutOfMemoryError: a chip has not enough memory.
-  """
-  steps = jit_steps(run.task, run.sharding)
+  """Returns the update, ready to run, and what the compiler says of it."""
+  step = jit_steps(run.task, run.sharding).train
   batch = abstract_batch(run, run.length.batch_size, run.train_image_shape)
-  return build(steps.train, run.abstract_state(), batch)
+  rounds = 1 if run.task.unroll_parts else run.task.accumulation_steps
+  return build(step, run.abstract_state(), batch, rounds=rounds)
 
 
 def build_eval(run: Experiment) -> tuple[Any, Compiled]:
   """As `build_train`, of the evaluation of a batch."""
-  steps = jit_steps(run.task, run.sharding)
+  step = jit_steps(run.task, run.sharding).evaluate
   sums = jax.eval_shape(metrics.zeros)
   batch = abstract_batch(run, run.eval_reader.batch_size, run.eval_image_shape)
-  return build(steps.evaluate, run.abstract_state().variables, sums, batch)
+  return build(step, run.abstract_state().variables, sums, batch)
 
 
-def build(step: Any, *args: Any) -> tuple[Any, Compiled]:
+def build(step: Any, *args: Any, rounds: int = 1) -> tuple[Any, Compiled]:
   """Compiles a jitted function for arguments of these shapes.
+
+  Args:
+    step: the function.
+    *args: shapes, dtypes and shardings of its arguments.
+    rounds: how often the loop runs in which it spends its time: XLA's cost
+      analysis counts the body of a loop once.
 
   Raises:
     OutOfMemoryError: a chip has not enough memory.
@@ -148,8 +146,6 @@ def build(step: Any, *args: Any) -> tuple[Any, Compiled]:
     ) from error
   seconds = time.monotonic() - start
   memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-  module = hlo.parse(compiled.as_text())
-  flops_factor, traffic_factor = module.loop_factors()
   return compiled, Compiled(
     seconds=seconds,
     argument_bytes=memory.argument_size_in_bytes,
@@ -159,7 +155,7 @@ def build(step: Any, *args: Any) -> tuple[Any, Compiled]:
     + memory.output_size_in_bytes
     - memory.alias_size_in_bytes
     + memory.generated_code_size_in_bytes,
-    flops=cost['flops'] * flops_factor,
-    accessed_bytes=cost['bytes accessed'] * traffic_factor,
-    collectives=collectives.summarize(module),
+    flops=cost['flops'] * rounds,
+    accessed_bytes=cost['bytes accessed'] * rounds,
+    collectives=collectives.summarize(compiled.as_text()),
   )
