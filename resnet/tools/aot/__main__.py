@@ -10,7 +10,6 @@ chip: memory, arithmetic, traffic and collectives of an update and of a batch of
 evaluation. The compiler counts the body of a loop once: where an update loops
 over micro-batches, arithmetic and traffic are multiplied by their number (exact
 but for the optimizer's part); loops over blocks (cifar_resnet1202) count once.
---largest compiles on, to find the largest batch that fits.
 """
 
 import argparse
@@ -78,10 +77,9 @@ def _too_large(
   error: OutOfMemoryError, config: Any, topology: Topology, per_chip: int
 ) -> InputError:
   """Returns the error of a batch that does not fit; finds one that does."""
-  share = error.hbm_bytes / error.needed_bytes
-  largest = _search(config, topology, int(per_chip * share))
+  guess = int(per_chip * error.hbm_bytes / error.needed_bytes)
   remedy = 'None that was tried fits.'
-  if largest:
+  if largest := _search(config, topology, guess):
     remedy = (
       f'The largest that was found to fit is {largest}:'
       f' --config.batch_size={largest * len(topology.devices)}'
@@ -95,13 +93,9 @@ def _too_large(
 def _search(config: Any, topology: Topology, guess: int) -> int:
   """Returns the largest batch a chip that fits, 0 if none does; compiles.
 
-  A multiple of the group of batch statistics, so that they stay on a chip, and
-  at most the training set. After _MOST_TRIES it may not be the very largest.
-
-  Args:
-    config: of the run; its batch size is changed.
-    topology: of TPUs.
-    guess: images a chip to try first.
+  Tries multiples of the group of batch statistics, so that they stay on a chip,
+  up to the training set. `guess` is tried first. After _MOST_TRIES the result
+  may not be the very largest.
   """
   chip, count = topology.chip, len(topology.devices)
   assert chip  # A CPU takes any batch.
@@ -116,14 +110,10 @@ def _search(config: Any, topology: Topology, guess: int) -> int:
     run = compiled.prepare(config, topology)
     try:
       _, train = compiled.build_train(run)
-    except OutOfMemoryError as error:
-      fails = batch
-      guess = int(batch * error.hbm_bytes / error.needed_bytes)
-      if not fits:  # Memory may grow in leaps: 128 images as 1 image.
-        guess = min(guess, batch // 2)
+    except OutOfMemoryError:
+      fails, guess = batch, (fits + batch) // 2
     else:
-      fits = batch
-      guess = _estimated_largest(chip, train, run, batch)
+      fits, guess = batch, _estimated_largest(chip, train, run, batch)
   return fits
 
 
@@ -143,12 +133,8 @@ def _roofline(chip: Chip, train: Compiled, run: Experiment) -> dict[str, Any]:
     'memory': train.accessed_bytes / chip.hbm_bytes_per_second,
     'collectives': sent * (count - 1) / count / (chip.ici_bytes_per_second / 2),
   }
-  slowest = max(seconds, key=lambda name: seconds[name])
-  return {
-    'seconds': seconds,
-    'bound_by': slowest,
-    'images_per_second': run.length.batch_size / seconds[slowest],
-  }
+  rate = run.length.batch_size / max(seconds.values())
+  return {'seconds': seconds, 'images_per_second': rate}
 
 
 def _text(report: dict[str, Any]) -> str:
@@ -168,52 +154,41 @@ def _text(report: dict[str, Any]) -> str:
       f'  arithmetic   {program["flops"] / 1e9:,.2f} GFLOP',
       f'  traffic      {program["accessed_bytes"] / 1e9:.2f} GB',
     ]
-    rows = [_collective_line(row) for row in program['collectives']]
-    lines += rows or ['  collectives  none']
-  if 'hbm_bytes' not in report:
-    return '\n'.join(lines)
-  largest = (
-    f'about {report["estimated_largest_batch_size_per_chip"]} images a chip fit'
-    ' (an estimate; --largest compiles to find out)'
-  )
-  if 'largest_batch_size_per_chip' in report:
-    found = report['largest_batch_size_per_chip']
-    largest = f'{found} images a chip fit (compiled)'
-  estimate = report['estimate']
-  times = ', '.join(
-    f'{name} {1000 * seconds:.1f} ms'
-    for name, seconds in estimate['seconds'].items()
-  )
-  lines += [
-    'chip:',
-    f'  headroom     {_size(report["headroom_bytes"])} of'
-    f' {_size(report["hbm_bytes"])} are left by the update',
-    f'  largest      {largest}',
-    f'  ESTIMATE     {estimate["images_per_second"]:,.0f} images/s on'
-    f' all chips, by peak figures of the maker: {times}',
-  ]
+    if not program['collectives']:
+      lines.append('  collectives  none')
+    for row in program['collectives']:
+      where = 'not per layer'
+      if row['per_layer']:
+        where = f'per layer: in {", ".join(row["layers"][:3])}'
+        where += ', ...' if len(row['layers']) > 3 else ''
+      lines.append(
+        f'  {row["kind"]:<12} {row["count"]} of {row["tensors"]} tensors,'
+        f' {_size(row["bytes"])}, the largest {_size(row["largest_bytes"])};'
+        f' {where}'
+      )
+  if estimate := report.get('estimate'):
+    largest, how = report['estimated_largest_batch_size_per_chip'], 'estimated'
+    if 'largest_batch_size_per_chip' in report:
+      largest, how = report['largest_batch_size_per_chip'], 'compiled'
+    times = ', '.join(
+      f'{name} {1000 * seconds:.1f} ms'
+      for name, seconds in estimate['seconds'].items()
+    )
+    lines += [
+      'chip:',
+      f'  headroom     {_size(report["headroom_bytes"])} of'
+      f' {_size(report["hbm_bytes"])} are left by the update',
+      f'  largest      {largest} images a chip fit ({how})',
+      f'  ESTIMATE     {estimate["images_per_second"]:,.0f} images/s on all'
+      f' chips, by peak figures of the maker: {times}',
+    ]
   return '\n'.join(lines)
-
-
-def _collective_line(row: dict[str, Any]) -> str:
-  layers = ', '.join(row['layers'][:3])
-  more = ', ...' if len(row['layers']) > 3 else ''
-  where = f'per layer: in {layers}' if row['per_layer'] else 'not per layer'
-  return (
-    f'  {row["kind"]:<12} {row["count"]} of {row["tensors"]} tensors,'
-    f' {_size(row["bytes"])}, the largest {_size(row["largest_bytes"])};'
-    f' {where}{more}'
-  )
 
 
 def parser() -> command.Parser:
   """Returns the parser of the command line."""
   result = command.ConfigParser(
-    prog='python -m resnet.tools.aot',
-    usage='%(prog)s [--config=FILE] [--config.FIELD=VALUE ...]'
-    ' --topology=NAME:SHAPE [--largest] [--json]',
-    description=__doc__,
-    allow_abbrev=False,
+    prog='python -m resnet.tools.aot', description=__doc__
   )
   result.add_argument(
     '--topology',
@@ -222,7 +197,9 @@ def parser() -> command.Parser:
     help='v5e:16x16, v5p:4x4x4, v6e:2x4, ..., or cpu:8; a wrong one lists all',
   )
   result.add_argument(
-    '--largest', action='store_true', help='compile to find the largest batch'
+    '--largest',
+    action='store_true',
+    help='compile on, to find the largest batch that fits',
   )
   result.add_argument('--json', action='store_true', help='as a JSON object')
   return result

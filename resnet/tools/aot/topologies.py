@@ -58,9 +58,6 @@ def open_topology(name: str) -> Topology:
   """Returns a topology: 'v5e:16x16', 'cpu:8'. To be called before JAX is used.
 
   This process then computes on its CPU, also on a machine with accelerators.
-
-  Raises:
-    InputError: there is no such topology, or no libtpu to compile for it.
   """
   kind, _, shape = name.partition(':')
   jax.config.update('jax_platforms', 'cpu')
@@ -92,7 +89,7 @@ def open_topology(name: str) -> Topology:
 
 
 def _cpu_devices(count: int) -> tuple[Any, ...]:
-  # Where JAX is in use already, it has as many as it has.
+  # Once JAX is in use the number of its devices is fixed.
   with contextlib.suppress(RuntimeError):
     jax.config.update('jax_num_cpu_devices', min(count, _MAX_CPU_DEVICES))
   devices = jax.devices('cpu')
