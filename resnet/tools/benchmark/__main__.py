@@ -43,12 +43,12 @@ def parser() -> command.Parser:
 
 
 def _add_rivals(subject: argparse.ArgumentParser, module: Any) -> None:
+  known = ', '.join(module.RIVALS)
+
   def listed(text: str) -> list[str]:
     names = text.split(',')
-    if unknown := sorted(set(names) - set(module.RIVALS)):
-      raise argparse.ArgumentTypeError(
-        f'{", ".join(unknown)} is none of {", ".join(module.RIVALS)}'
-      )
+    if unknown := ', '.join(sorted(set(names) - set(module.RIVALS))):
+      raise argparse.ArgumentTypeError(f'{unknown} is none of {known}')
     return names
 
   subject.add_argument(
@@ -56,14 +56,15 @@ def _add_rivals(subject: argparse.ArgumentParser, module: Any) -> None:
     type=listed,
     default=[],
     metavar='RIVALS',
-    help=f'of {", ".join(module.RIVALS)}: in turn with ours',
+    help=f'of {known}: in turn with ours',
   )
-  for name, package in module.PACKAGES.items():
-    subject.add_argument(
-      f'--{name}-python',
-      metavar='PYTHON',
-      help=f'an interpreter that has {package}; default: this one',
-    )
+  for name, package in module.RIVALS.items():
+    if package:
+      subject.add_argument(
+        f'--{name}-python',
+        metavar='PYTHON',
+        help=f'an interpreter that has {package}; default: this one',
+      )
   subject.add_argument(
     '--also',
     action='append',

@@ -1,9 +1,7 @@
 """A straightforward step in Flax, to compare with: `--against=flax`.
 
-What one writes first: `nn.Conv`, `nn.BatchNorm`, `jax.value_and_grad`, an Optax
-update. It has our networks' variables, name by name, and their loss, optimizer
-and normalisation; no guard against numbers that are not finite, no sums of
-metrics.
+It has our networks' variables by the same names, their loss, optimizer and
+normalisation, but no guard against numbers that are not finite.
 """
 
 import functools
@@ -18,25 +16,15 @@ from resnet.errors import InputError
 from resnet.models import layers
 from resnet.models.blocks import BasicBlock, BottleneckBlock
 
+_Conv = functools.partial(nn.Conv, use_bias=False)
+_BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
+
 
 def _conv_bn(x, filters, size, strides=1, *, names, train):
-  conv, norm = names
-  x = nn.Conv(
-    filters,
-    (size, size),
-    strides,
-    padding=(size - 1) // 2,
-    use_bias=False,
-    dtype=x.dtype,
-    name=conv,
-  )(x)
-  return nn.BatchNorm(
-    use_running_average=not train,
-    momentum=0.9,
-    epsilon=1e-5,
-    dtype=x.dtype,
-    name=norm,
-  )(x)
+  conv, norm = ({'name': name, 'dtype': x.dtype} for name in names)
+  padding = (size - 1) // 2
+  x = _Conv(filters, (size, size), strides, padding=padding, **conv)(x)
+  return _BatchNorm(use_running_average=not train, **norm)(x)
 
 
 class Block(nn.Module):
@@ -69,7 +57,7 @@ class Block(nn.Module):
 
 
 class Network(nn.Module):
-  """A residual network for ImageNet, or of CIFAR size; `ours` has its sizes."""
+  """A residual network for ImageNet or CIFAR, with the sizes of `ours`."""
 
   ours: Any
 
@@ -97,11 +85,7 @@ class Network(nn.Module):
 
 
 def create_network(ours):
-  """Returns the network with the sizes and the variables of one of ours.
-
-  Raises:
-    InputError: it is none of the plain residual networks.
-  """
+  """Returns the network with the sizes and the variables of one of ours."""
   if (
     getattr(ours, 'block_cls', None) not in (BasicBlock, BottleneckBlock)
     or ours.stem not in (layers.imagenet_stem, layers.cifar_stem)
@@ -125,8 +109,8 @@ def train_step(state, batch, *, model, task):
       train=True,
       mutable=['batch_stats'],
     )
-    losses = task.loss_fn(logits, batch['label'])
-    return jnp.mean(losses), (updates['batch_stats'], logits)
+    loss = jnp.mean(task.loss_fn(logits, batch['label']))
+    return loss, (updates['batch_stats'], logits)
 
   (loss, (batch_stats, logits)), grads = jax.value_and_grad(
     loss_fn, has_aux=True
@@ -149,16 +133,11 @@ def eval_step(variables, batch, *, model, task):
 
 def jit(run, subject):
   """Returns the jitted step of a run: 'step' (donates its state) or 'eval'."""
-  is_eval = subject == 'eval'
-  step = functools.partial(
-    eval_step if is_eval else train_step,
-    model=create_network(run.task.model),
-    task=run.task,
-  )
-  replicated = run.sharding.replicated
+  step, donated = (eval_step, ()) if subject == 'eval' else (train_step, 0)
+  model = create_network(run.task.model)
   return jax.jit(
-    step,
-    in_shardings=(replicated, run.sharding.batch),
-    out_shardings=replicated,
-    donate_argnums=() if is_eval else 0,
+    functools.partial(step, model=model, task=run.task),
+    in_shardings=(run.sharding.replicated, run.sharding.batch),
+    out_shardings=run.sharding.replicated,
+    donate_argnums=donated,
   )

@@ -21,8 +21,8 @@ from resnet.tools.benchmark.rivals import open_rival
 
 HELP = 'from the disk to the device'
 COUNTS = {'rounds': 7, 'batches': 10}
-RIVALS = ('tfdata', 'torchvision')
-PACKAGES = {'tfdata': 'tensorflow', 'torchvision': 'torchvision'}
+# The package that each needs besides ours.
+RIVALS = {'tfdata': 'tensorflow', 'torchvision': 'torchvision'}
 # Images/s that ResNet-50 trains at, batch 256, bfloat16 (docs/input.md).
 _ACCELERATORS = {'H100': 6000, 'TPU v5e chip': 2500}
 _STAGES = ('read', 'decode', 'crop and resize', 'batch', 'transfer')
@@ -35,7 +35,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
   """
   if args.against and args.config.data.name != 'folder':
     raise InputError('--against needs JPEG files: --config.data.name=folder')
-  # Of the largest size, where sizes are scheduled.
+  # Where sizes are scheduled, measure the largest.
   runs = {'config': resolve(args.config).at_last_size()}
   for fields in args.also:
     for field in fields.split():
@@ -47,20 +47,17 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
   for name, run in runs.items():
     stages[name] = _stages(run, args.batches)
     print(f'{name}: one core, microseconds an image and images/s')
-    for stage, value in {**stages[name], 'all': _total(stages[name])}.items():
+    total = sum(stages[name].values())
+    for stage, value in {**stages[name], 'all': total}.items():
       print(f'  {stage:16}{value:8.1f}{1e6 / max(value, 1e-3):12,.0f}')
+  opened = {name: open_reader(run) for name, run in runs.items()}
+  opened |= {name: _open_rival(args, name) for name in args.against}
   with contextlib.ExitStack() as cleanup:
-    measured = {
-      **{name: open_reader(run) for name, run in runs.items()},
-      **{name: _rival(args, name) for name in args.against},
+    measurements = {
+      name: functools.partial(cleanup.enter_context(one), args.batches)
+      for name, one in opened.items()
     }
-    rates = timing.in_turn(
-      {
-        name: functools.partial(cleanup.enter_context(one), args.batches)
-        for name, one in measured.items()
-      },
-      args.rounds,
-    )
+    rates = timing.in_turn(measurements, args.rounds)
   first = args.against[0] if args.against else 'config'
   ratios = {
     f'{name} / {first}': statistics.median(
@@ -69,18 +66,28 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     for name, values in rates.items()
     if name != first
   }
-  ours = runs['config']
-  result = {
-    'batch_size': args.config.batch_size,
-    'threads': args.config.data.num_threads,
+  config, ours = args.config, runs['config']
+  held = ours.loader.max_batches * ours.train_reader.num_batch_bytes
+  print(f'{timing.machine()}, {config.data.num_threads} threads, medians:')
+  for name, values in rates.items():
+    print(
+      f'  {statistics.median(values):9,.0f} images/s'
+      f' ({min(values):,.0f} to {max(values):,.0f})  {name}'
+    )
+  for name, ratio in ratios.items():
+    print(f'  {ratio:9.2f}  {name}')
+  print(f'Read ahead: at most {held / 1e6:,.0f} MB.')
+  for device, rate in _ACCELERATORS.items():
+    cores = rate * sum(stages['config'].values()) / 1e6
+    print(f'ResNet-50 on one {device} ({rate:,} images/s): {cores:.1f} cores.')
+  return {
+    'batch_size': config.batch_size,
+    'threads': config.data.num_threads,
     'stages_us': stages,
     'images_per_second': rates,
     'ratios': ratios,
-    'read_ahead_bytes': ours.loader.max_batches
-    * ours.train_reader.num_batch_bytes,
+    'read_ahead_bytes': held,
   }
-  _show(result)
-  return result
 
 
 def _stages(run: Experiment, count: int) -> dict[str, float]:
@@ -108,10 +115,6 @@ def _stages(run: Experiment, count: int) -> dict[str, float]:
   return times
 
 
-def _total(stages: dict[str, float]) -> float:
-  return sum(stages.values())
-
-
 @contextlib.contextmanager
 def open_reader(run: Experiment) -> Iterator[Callable[[int], float]]:
   """Yields (number of batches) -> images/s at which the run would read them."""
@@ -120,7 +123,7 @@ def open_reader(run: Experiment) -> Iterator[Callable[[int], float]]:
   )
 
   def images_per_second(count: int) -> float:
-    # What had waited, ready, is gone after these; the pace is then steady.
+    # Use up the batches that were read ahead; the pace is then steady.
     for _ in range(max(count, run.loader.max_batches)):
       next(batches)
     start = time.perf_counter()
@@ -132,28 +135,13 @@ def open_reader(run: Experiment) -> Iterator[Callable[[int], float]]:
     yield images_per_second
 
 
-def _rival(args: argparse.Namespace, name: str) -> Any:
+def _open_rival(args: argparse.Namespace, name: str) -> Any:
   data = args.config.data
   folder = os.path.join(data.data_dir, data.train_split)
   return open_rival(
     name,
     'input_rivals.py',
     (name, folder, args.config.batch_size, data.num_threads),
-    package=PACKAGES[name],
+    package=RIVALS[name],
     python=getattr(args, f'{name}_python'),
   )
-
-
-def _show(result: dict[str, Any]) -> None:
-  print(f'{timing.machine()}, {result["threads"]} threads, medians:')
-  for name, values in result['images_per_second'].items():
-    print(
-      f'  {statistics.median(values):9,.0f} images/s'
-      f' ({min(values):,.0f} to {max(values):,.0f})  {name}'
-    )
-  for name, ratio in result['ratios'].items():
-    print(f'  {ratio:9.2f}  {name}')
-  print(f'Read ahead: at most {result["read_ahead_bytes"] / 1e6:,.0f} MB.')
-  for device, rate in _ACCELERATORS.items():
-    cores = rate * _total(result['stages_us']['config']) / 1e6
-    print(f'ResNet-50 on one {device} ({rate:,} images/s): {cores:.1f} cores.')

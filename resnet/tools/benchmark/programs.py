@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Iterator
 import contextlib
-import dataclasses
 import json
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,15 +25,8 @@ _SIZES_OF_ACCELERATORS = (8192, 2**28)
 _REPEATS = 3
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Program:
-  """A step and what it works on.
-
-  Attributes:
-    batch_size: images a step.
-    seconds: (number of steps) -> what they took.
-    facts: what the compiler says; None where nobody asked it.
-  """
+class Program(NamedTuple):
+  """A step and its batch; `seconds` takes the number of steps to be timed."""
 
   batch_size: int
   seconds: Callable[[int], float]
@@ -43,10 +35,8 @@ class Program:
 
 def resolve_here(config: Any) -> Experiment:
   """Resolves a config for the devices at hand; its data need not be here."""
-  devices = tuple(jax.devices())
-  return compiled.prepare(
-    config, Topology(name='here', devices=devices, chip=None)
-  )
+  here = Topology(name='here', devices=tuple(jax.devices()), chip=None)
+  return compiled.prepare(config, here)
 
 
 def describe_devices(run: Experiment) -> str:
@@ -72,7 +62,10 @@ def batch_on_device(run: Experiment, subject: str) -> dict[str, jax.Array]:
 def timed(
   advance: Callable[[Any], tuple[Any, Any]], carry: Any
 ) -> Callable[[int], float]:
-  """Returns what times steps, each with what the one before has left."""
+  """Returns (number of steps) -> seconds; each step takes the last one's carry.
+
+  `advance` is carry -> (carry, result).
+  """
 
   def seconds(count: int) -> float:
     nonlocal carry
@@ -96,19 +89,11 @@ def ours(run: Experiment, subject: str) -> Program:
   else:
     step, facts = compiled.build_train(run)
     seconds = timed(lambda state: step(state, batch), state)
-  return Program(
-    batch_size=len(batch['label']),
-    seconds=seconds,
-    facts=facts,
-  )
+  return Program(len(batch['label']), seconds, facts)
 
 
 def flax(run: Experiment, subject: str) -> Program:
-  """Returns the straightforward step of flax_step.py.
-
-  Raises:
-    InputError: it has no such network.
-  """
+  """Returns the straightforward step of flax_step.py."""
   jitted = flax_step.jit(run, subject)
   batch, state = batch_on_device(run, subject), run.create_state()
   if subject == 'eval':
@@ -118,7 +103,7 @@ def flax(run: Experiment, subject: str) -> Program:
     trained = (state.params, state.batch_stats, state.opt_state)
     step, facts = compiled.build(jitted, trained, batch)
     seconds = timed(lambda trained: step(trained, batch), trained)
-  return Program(batch_size=len(batch['label']), seconds=seconds, facts=facts)
+  return Program(len(batch['label']), seconds, facts)
 
 
 @contextlib.contextmanager
@@ -127,15 +112,7 @@ def torch(
 ) -> Iterator[Program]:
   """Yields torchvision's network of the same name, in a process of its own.
 
-  Args:
-    run: says the rest of the step.
-    subject: 'step' or 'eval'.
-    name: 'torch-eager' or 'torch-compile'.
-    python: interpreter; None: this one.
-
-  Raises:
-    InputError: there is no such network, no torchvision, or more devices; or
-      torch.compile does not work here, as without a C++ compiler.
+  `name` is 'torch-eager' or 'torch-compile', `python` as in `open_rival`.
   """
   device, *others = run.sharding.mesh.devices.flatten()
   if others or device.platform not in ('cpu', 'gpu'):
@@ -156,14 +133,14 @@ def torch(
   with open_rival(
     name, 'torch_step.py', [json.dumps(options)], package=package, python=python
   ) as seconds:
-    yield Program(batch_size=reader.batch_size, seconds=seconds)
+    yield Program(reader.batch_size, seconds)
 
 
 def ceilings(run: Experiment) -> dict[str, Callable[[], float]]:
-  """Returns what measures how much a device can do at most.
+  """Returns what measures FLOP/s and bytes/s that one device can reach.
 
-  These are 'flops_per_second' of a large matrix product, in the dtype of the
-  step, and 'bytes_per_second' of a large copy.
+  These are of a large matrix product, in the dtype of the step, and of a large
+  copy.
   """
   device, dtype = run.sharding.mesh.devices.flat[0], run.task.model.dtype
   side, count = SIZES.get(device.platform, _SIZES_OF_ACCELERATORS)

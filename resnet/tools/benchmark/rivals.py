@@ -1,7 +1,4 @@
-"""Other programs, each in a process of its own, for comparison.
-
-What they import is no requirement of ours: the process may have another Python.
-"""
+"""Other programs, each in a process of its own, for comparison."""
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
@@ -27,13 +24,8 @@ def open_rival(
     script: in benchmarks/. It says 'ready', or what is wrong, then answers
       each number with a number; all as JSON, a line each.
     args: of the script.
-    package: that it needs.
+    package: that it needs, which need not be installed beside ours.
     python: its interpreter; None: this one.
-
-  Raises:
-    InputError: the interpreter has not what it needs, or the script says what
-      is wrong.
-    RunError: from what is yielded: the process ended.
   """
   python = python or sys.executable
   try:

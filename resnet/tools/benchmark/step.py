@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import statistics
 from typing import Any
 
 import jax
@@ -15,28 +16,37 @@ from resnet.tools.benchmark.programs import Program
 
 HELP = 'a training step, or a batch of evaluation, of images on the device'
 COUNTS = {'rounds': 10}
-RIVALS = ('flax', 'torch')
-PACKAGES = {'torch': 'torchvision'}
-# A round takes at least so long, and a step.
-ROUND_SECONDS = 0.5
+# The package that each needs besides ours.
+RIVALS = {'flax': None, 'torch': 'torchvision'}
+ROUND_SECONDS = 0.5  # A round lasts at least so long.
 _TRACED_STEPS = 3
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
   """Measures, prints and returns the figures."""
-  # Nothing comes from a cache; nor is all memory taken where it is shared.
+  # The time to compile is measured, so no program may come from a cache.
   jax.config.update('jax_enable_compilation_cache', False)
-  if 'torch' in args.against:
+  if 'torch' in args.against:  # It needs memory of the same device.
     os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
   run = programs.resolve_here(args.config)
   with contextlib.ExitStack() as cleanup:
     # They may be refused, so they come first.
     others = _open_rivals(run, args, cleanup)
     ours = programs.ours(run, args.subject)
-    measured = _measure(run, ours, others, args.rounds)
+    limits = programs.ceilings(run)
+    steps = {
+      name: _repeated(program)
+      for name, program in {'ours': ours, **others}.items()
+    }
+    found = timing.in_turn({**steps, **limits}, args.rounds)
   if args.profile:
     with jax.profiler.trace(args.profile):
       ours.seconds(_TRACED_STEPS)
+    print(f'A trace for xprof or TensorBoard is in {args.profile}')
+  facts, seconds = ours.facts, timing.spread(found['ours'])
+  assert facts
+  ceilings = {name: max(found[name]) for name in limits}
+  median = seconds['median']
   result = {
     'devices': programs.describe_devices(run),
     'jax': jax.__version__,
@@ -44,11 +54,27 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     'network': run.config['model.name'],
     'image_shape': list(run.image_shape),
     'dtype': run.config['model.dtype'],
-    **measured,
+    'batch_size': ours.batch_size,
+    'compile_seconds': facts.seconds,
+    **_counts(ours),
+    'ms': {name: 1e3 * value for name, value in seconds.items()},
+    'images_per_second': ours.batch_size / median,
+    'ceilings': ceilings,
+    'share_of_ceiling': {
+      'arithmetic': facts.flops / median / ceilings['flops_per_second'],
+      'memory': facts.accessed_bytes / median / ceilings['bytes_per_second'],
+    },
+    'against': {
+      name: {
+        'ratio': timing.spread(timing.pair_ratios(found[name], found['ours'])),
+        'images_per_second': program.batch_size
+        / statistics.median(found[name]),
+        **_counts(program),
+      }
+      for name, program in others.items()
+    },
   }
   _show(result)
-  if args.profile:
-    print(f'A trace for xprof or TensorBoard is in {args.profile}')
   return result
 
 
@@ -74,45 +100,6 @@ def _open_rivals(
   return others
 
 
-def _measure(
-  run: Experiment, ours: Program, others: dict[str, Program], rounds: int
-) -> dict[str, Any]:
-  """Times all in turn; returns figures of ours, limits and ratios."""
-  limits = programs.ceilings(run)
-  steps = {
-    name: _repeated(program)
-    for name, program in {'ours': ours, **others}.items()
-  }
-  found = timing.in_turn({**steps, **limits}, rounds)
-  ms = timing.spread([1e3 * value for value in found['ours']])
-  flops, copied = (max(found[name]) for name in limits)
-  counts, facts = _counts(ours), ours.facts
-  assert facts
-  return {
-    'batch_size': ours.batch_size,
-    'compile_seconds': facts.seconds,
-    **counts,
-    'ms': ms,
-    'images_per_second': timing.spread(
-      [ours.batch_size / value for value in found['ours']]
-    ),
-    'ceilings': {'flops_per_second': flops, 'bytes_per_second': copied},
-    'share_of_ceiling': {
-      'arithmetic': facts.flops / (ms['median'] / 1e3) / flops,
-      'memory': facts.accessed_bytes / (ms['median'] / 1e3) / copied,
-    },
-    'against': {
-      name: {
-        'ratio': timing.spread(timing.pair_ratios(found[name], found['ours'])),
-        'images_per_second': program.batch_size
-        / timing.spread(found[name])['median'],
-        **_counts(program),
-      }
-      for name, program in others.items()
-    },
-  }
-
-
 def _counts(program: Program) -> dict[str, Any]:
   names = ('flops', 'accessed_bytes', 'peak_bytes')
   facts = program.facts
@@ -127,15 +114,15 @@ def _repeated(program: Program) -> Any:
 
 
 def _show(result: dict[str, Any]) -> None:
-  ms, rate = result['ms'], result['images_per_second']
-  share, ceiling = result['share_of_ceiling'], result['ceilings']
+  ms, share = result['ms'], result['share_of_ceiling']
+  ceiling = result['ceilings']
   shape = 'x'.join(map(str, result['image_shape']))
   print(
     f'{result["subject"]} of {result["network"]}, {result["dtype"]}, batch'
     f' {result["batch_size"]}, images {shape}, on {result["devices"]}'
     f' ({timing.machine()}), jax {result["jax"]}\n'
-    f'  {rate["median"]:,.1f} images/s, {ms["median"]:,.2f} ms (quartiles'
-    f' {ms["low"]:,.2f} to {ms["high"]:,.2f}); compiled in'
+    f'  {result["images_per_second"]:,.1f} images/s, {ms["median"]:,.2f} ms'
+    f' (quartiles {ms["low"]:,.2f} to {ms["high"]:,.2f}); compiled in'
     f' {result["compile_seconds"]:.1f} s\n'
     f'  memory {result["peak_bytes"] / 1e9:.2f} GB by the compiler\n'
     f'  arithmetic {result["flops"] / 1e9:,.1f} GFLOP,'
