@@ -9,7 +9,6 @@ of what it writes.
 """
 
 import argparse
-from collections.abc import Callable
 import signal
 import sys
 from typing import Any
@@ -30,19 +29,16 @@ def main(args: argparse.Namespace) -> None:
   check_name(workdir)
   found: dict[str, Finding] = {}
 
-  def run(
-    name: str, check: Callable[..., Finding], *given: Any, needs: str = ''
-  ) -> None:
+  def run(name: str, check: Any, *given: Any, needs: str = '') -> None:
     """Runs a check, unless the one that it `needs` failed, and prints."""
-    if needs and found[needs].status in ('FAIL', 'skip'):
+    try:
       finding = Finding('skip', f'needs {needs}')
-    else:
-      try:
+      if not needs or found[needs].status != 'FAIL':
         finding = check(*given)
-      except InputError as error:
-        finding = Finding('FAIL', str(error))
-      except Exception as error:  # A full disk, a device without memory, ...
-        finding = Finding('FAIL', f'{type(error).__name__}: {error}')
+    except InputError as error:
+      finding = Finding('FAIL', str(error))
+    except Exception as error:  # A full disk, a device without memory, ...
+      finding = Finding('FAIL', f'{type(error).__name__}: {error}')
     found[name] = finding
     text = ' '.join(finding.text.split())
     print(f'{finding.status:4} {name:10} {text}', flush=True)
@@ -53,7 +49,6 @@ def main(args: argparse.Namespace) -> None:
     experiment = resolve(args.config).at_last_size()
     run('disk', checks.disk, experiment, workdir)
     run('data', checks.data, experiment)
-    run('classes', checks.classes, experiment)
     run('checkpoint', checks.checkpoint, experiment, workdir, needs='disk')
     run('step', checks.step, experiment)
     rate = found['step'].rate
@@ -65,20 +60,15 @@ def main(args: argparse.Namespace) -> None:
 def parser() -> command.Parser:
   """Returns the parser of the command line."""
   result = command.ConfigParser(
-    prog='python -m resnet.tools.doctor',
-    usage='%(prog)s [--config=FILE] [--config.FIELD=VALUE ...] [--workdir=DIR]',
-    description=__doc__,
-    allow_abbrev=False,
+    prog='python -m resnet.tools.doctor', description=__doc__
   )
   result.add_argument(
-    '--workdir',
-    metavar='DIR',
-    help='of the run; default: runs/<config name>',
+    '--workdir', metavar='DIR', help='of the run; default: runs/<config name>'
   )
   return result
 
 
 if __name__ == '__main__':
-  # Ctrl-C ends the program at once, but for the check that writes.
+  # Ctrl-C ends the program at once, except in the check that writes.
   signal.signal(signal.SIGINT, signal.SIG_DFL)
   command.run(main, parser())

@@ -1,8 +1,6 @@
-"""Are the machine and the data good for a run? Each check returns a `Finding`.
+"""Checks of the machine and the data of a run; an exception is a FAIL."""
 
-A check raises where it cannot go on; `resnet.tools.doctor` makes that a FAIL.
-"""
-
+from collections.abc import Callable
 import contextlib
 import dataclasses
 import importlib.metadata
@@ -11,6 +9,7 @@ import os
 import pathlib
 import platform
 import shutil
+import statistics
 import sys
 import tempfile
 import time
@@ -25,6 +24,7 @@ from resnet.data.host.decode import decode_record
 from resnet.data.host.reader import BatchReader
 from resnet.errors import InputError
 from resnet.experiment import Experiment
+from resnet.files import writing
 from resnet.run.checkpoint import FOLDER, Checkpoints
 from resnet.run.provenance import commit
 from resnet.run.stopping import StopSignal
@@ -32,47 +32,36 @@ from resnet.tools.benchmark import input, programs
 from resnet.tools.command import size_text
 
 REQUIREMENTS = pathlib.Path(__file__).parents[3] / 'requirements.txt'
-_SHOWN = (
-  *('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain'),
-  *('tensorflow-datasets', 'numpy'),
-)
+_SHOWN = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 _SAMPLE_SIZE = 256  # Records of a split.
-STEP_SECONDS, _MAX_STEPS = 5.0, 50
-INPUT_SECONDS = 3.0
+STEP_SECONDS, INPUT_SECONDS = 5.0, 3.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-  """What a check found.
-
-  Attributes:
-    status: 'skip': a check that this one depends on has failed.
-    text: what was seen, and what to mend.
-    rate: images/s, where that is what was measured.
-  """
+  """What a check found and, for FAIL and warn, what to mend."""
 
   status: Literal['ok', 'warn', 'FAIL', 'skip']
   text: str
-  rate: float | None = None
+  rate: float | None = None  # Images/s, where they were measured.
 
 
 def versions(requirements: pathlib.Path = REQUIREMENTS) -> Finding:
-  """The packages of `requirements`, against what that file asks for."""
-  wrong, found = [], {'Python': platform.python_version()}
-  lines = [x.partition('#')[0] for x in requirements.read_text().splitlines()]
-  required = [Requirement(line) for line in lines if line.strip()]
-  for requirement in [*required, Requirement('jaxlib')]:
-    name = requirement.name
-    try:
-      found[name] = version = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-      wrong.append(f'{name} is missing')
-      continue
-    if not requirement.specifier.contains(version, prereleases=True):
-      wrong.append(f'{name} {version} is not in {requirement}')
-  shown = [f'{x} {found[x]}' for x in ('Python', *_SHOWN) if x in found]
-  code = f'commit {commit()}' if commit() else 'code without git'
-  text = f'{", ".join(shown)}; {code}'
+  """The installed packages, against what `requirements` asks for."""
+  wrong, found = [], {}
+  for line in requirements.read_text().splitlines():
+    if text := line.partition('#')[0].strip():
+      required = Requirement(text)
+      name = required.name
+      try:
+        found[name] = version = importlib.metadata.version(name)
+        if not required.specifier.contains(version, prereleases=True):
+          wrong.append(f'{name} {version} is not in {required}')
+      except importlib.metadata.PackageNotFoundError:
+        wrong.append(f'{name} is missing')
+  shown = [f'{name} {found[name]}' for name in _SHOWN if name in found]
+  text = f'Python {platform.python_version()}, {", ".join(shown)}'
+  text += f'; commit {commit()}' if commit() else '; code without git'
   if wrong:
     mend = f'pip install --requirement {requirements}'
     return Finding('FAIL', f'{", ".join(wrong)}: {mend} ({text})')
@@ -108,7 +97,7 @@ def disk(experiment: Experiment, workdir: str) -> Finding:
   held = sum(path.stat().st_size for path in files if path.is_file())
   needed = max(count * size - held, 0)
   folder = _nearest_folder(workdir)
-  free = free_bytes(folder)
+  free = shutil.disk_usage(folder).free
   text = (
     f'{size_text(free)} free in {folder}, {size_text(needed)} needed'
     f' ({count} checkpoints of {size_text(size)})'
@@ -120,39 +109,25 @@ def disk(experiment: Experiment, workdir: str) -> Finding:
   return Finding('ok', text)
 
 
-def free_bytes(folder: str) -> int:
-  return shutil.disk_usage(folder).free
-
-
 def state_bytes(experiment: Experiment) -> int:
   leaves = jax.tree.leaves(experiment.abstract_state())
   return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
 
 
 def _nearest_folder(path: str) -> str:
-  """Returns the folder, or the nearest above it that there is."""
-  path = os.path.abspath(path)
-  while not os.path.isdir(path):
-    path = os.path.dirname(path)
-  return path
+  """Returns the folder itself or the nearest one above it that exists."""
+  start = pathlib.Path(os.path.abspath(path))
+  return next(str(x) for x in (start, *start.parents) if x.is_dir())
 
 
 def checkpoint(experiment: Experiment, workdir: str) -> Finding:
-  """Saves the first state beside the workdir and reads it back.
-
-  Its checksum is compared, as always. A signal waits until the block has ended:
-  Orbax, interrupted in a save, would go on to write behind our back.
-  """
+  """Saves the first state beside the workdir and reads it back."""
   state, size = experiment.create_state(), state_bytes(experiment)
   beside = _nearest_folder(os.path.dirname(os.path.abspath(workdir)))
-  try:
+  with writing(beside):
     place = tempfile.TemporaryDirectory(prefix='.doctor.', dir=beside)
-  except OSError as error:
-    raise InputError(
-      f'{beside} cannot be written: {error.strerror}. Name another --workdir.'
-    ) from None
   with (
-    StopSignal() as stop,
+    StopSignal() as stop,  # Orbax, interrupted in a save, would go on to write.
     place as folder,
     contextlib.closing(Checkpoints(folder, keep=1)) as checkpoints,
   ):
@@ -165,110 +140,93 @@ def checkpoint(experiment: Experiment, workdir: str) -> Finding:
     restore = time.monotonic() - start - save
   if stop.received:
     sys.exit(128 + stop.received)
-  return Finding(
-    'ok',
-    f'{size_text(size)} saved in {save:.2f} s ({size / save / 1e6:,.1f} MB/s),'
-    f' read in {restore:.2f} s ({size / restore / 1e6:,.1f} MB/s), bit for bit',
-  )
+  text = f'{size_text(size)} saved in {save:.2f} s, read in {restore:.2f} s'
+  return Finding('ok', f'{text} and checked')
 
 
 def data(experiment: Experiment) -> Finding:
   """Both splits: every record of a sample has a good label and an image."""
-  texts, broken = [], []
+  source = experiment.train_reader.source
+  names, count = source.class_names or (), source.num_classes
+  shown = names if len(names) < 7 else (*names[:3], '...', *names[-3:])
+  named = f' ({", ".join(shown)})' if shown else ''
+  texts = [f'{count:,} classes{named}']
+  broken = []
   for reader in (experiment.train_reader, experiment.eval_reader):
-    source = reader.source
     errors, labels = _examine(reader)
     texts.append(
-      f'{len(source):,} {source.split} (labels {min(labels)} to {max(labels)}'
-      f' in {len(labels):,} of them)'
+      f'{len(reader.source):,} {reader.source.split} (labels {min(labels)} to'
+      f' {max(labels)} in {len(labels):,} of them)'
     )
     if errors:
       broken.append(f'{len(errors)} of {len(labels):,} are broken: {errors[0]}')
-  text = f'{experiment.train_reader.source.name}: {", ".join(texts)}'
+  text = f'{source.name}: {", ".join(texts)}'
   if broken:
-    text += f'. {" ".join(broken)} Prepare the set anew.'
-    return Finding('FAIL', text)
+    return Finding('FAIL', f'{text}. {" ".join(broken)} Prepare the set anew.')
+  if count == 1000 and list(names) != sorted(names):
+    # Published weights of ImageNet have their logits in that order.
+    text += '; not sorted: published weights of ImageNet are for sorted synsets'
+    return Finding('warn', text)
   return Finding('ok', f'{text}; all of these decode')
 
 
 def _examine(reader: BatchReader) -> tuple[list[str], list[int]]:
   """Returns what is wrong in a sample, and its labels."""
-  source = reader.source
+  source, errors, labels = reader.source, [], []
   size = min(_SAMPLE_SIZE, len(source))
   indices = np.linspace(0, len(source) - 1, size).astype(int).tolist()
-  errors, labels = [], []
   for index, record in zip(indices, source.read(indices), strict=True):
-    label = int(record['label'])
-    labels.append(label)
-    if not 0 <= label < source.num_classes:
-      errors.append(
-        f'The label of {source.key(index, record)} is {label}; expected 0 to'
-        f' {source.num_classes - 1}.'
-      )
+    labels.append(label := int(record['label']))
     try:
+      if not 0 <= label < source.num_classes:
+        raise InputError(
+          f'The label of {source.key(index, record)} is {label}; expected 0 to'
+          f' {source.num_classes - 1}.'
+        )
       decode_record(source, index, record)
     except InputError as error:
       errors.append(str(error))
   return errors, labels
 
 
-def classes(experiment: Experiment) -> Finding:
-  """The names of the labels, in order."""
-  source = experiment.train_reader.source
-  names, count = source.class_names, source.num_classes
-  if names is None:
-    return Finding('ok', f'{count:,} without names')
-  shown = ', '.join(names if count < 7 else (*names[:3], '...', *names[-3:]))
-  text = f'{count:,}: {shown}'
-  if len(names) != count:
-    return Finding('FAIL', f'{text}, but {len(names):,} names')
-  if repeated := sorted({name for name in names if names.count(name) > 1}):
-    return Finding('warn', f'{text}; more than once: {repeated[0]}')
-  if count == 1000 and list(names) != sorted(names):
-    # Published weights of ImageNet have their logits in that order.
-    text += '; not sorted: published weights of ImageNet are for sorted synsets'
-    return Finding('warn', text)
-  return Finding('ok', text)
-
-
 def step(experiment: Experiment) -> Finding:
   """Compiles the update and times it on noise that is on the devices."""
   program = programs.ours(experiment, 'step')
   assert program.facts
-  # The first step also loads the program: it is not counted.
-  program.seconds(1)
-  seconds: list[float] = []
-  while sum(seconds) < STEP_SECONDS and len(seconds) < _MAX_STEPS:
-    seconds.append(program.seconds(1))
-  median = float(np.median(seconds))
-  rate = program.batch_size / median
+  program.seconds(1)  # The first step also loads the program.
+  seconds = _median(lambda: program.seconds(1), STEP_SECONDS)
+  rate = program.batch_size / seconds
   return Finding(
     'ok',
-    f'{rate:,.0f} images/s, {1000 * median:,.1f} ms a step of'
-    f' {program.batch_size:,} (median of {len(seconds)}), compiled in'
-    f' {program.facts.seconds:.1f} s',
+    f'{rate:,.0f} images/s, {1000 * seconds:,.1f} ms a step of'
+    f' {program.batch_size:,}, compiled in {program.facts.seconds:.1f} s',
     rate,
   )
 
 
 def input_speed(experiment: Experiment, step_rate: float | None) -> Finding:
   """Reads as the run would and compares with `step_rate`, images/s."""
-  loader, rates = experiment.loader, []
-  end = time.monotonic() + INPUT_SECONDS
+  loader = experiment.loader
   with input.open_reader(experiment) as images_per_second:
-    while not rates or time.monotonic() < end:
-      rates.append(images_per_second(loader.max_batches))
-  rate = float(np.median(rates))
+    rate = _median(lambda: images_per_second(loader.max_batches), INPUT_SECONDS)
   text = (
     f'{rate:,.0f} images/s are read with num_workers={loader.num_workers},'
     f' num_threads={loader.num_threads}'
   )
   if step_rate is None:
     return Finding('ok', text)
-  share = rate / step_rate
-  if share < 1:
-    text += f'; the devices take {1 / share:.1f} times as many: raise'
+  if rate < step_rate:
+    text += f'; the devices take {step_rate / rate:.1f} times as many: raise'
     text += ' --config.data.num_workers or --config.data.num_threads'
-    text += f' ({os.cpu_count()} cores)'
-    return Finding('warn', text)
-  return Finding('ok', f'{text}, {share:.1f} times what a step takes')
+    return Finding('warn', f'{text} ({os.cpu_count()} cores)')
+  return Finding(
+    'ok', f'{text}, {rate / step_rate:.1f} times what a step takes'
+  )
+
+
+def _median(measure: Callable[[], float], seconds: float) -> float:
+  """Measures for so many seconds, at least once; returns the median."""
+  values, end = [], time.monotonic() + seconds
+  while not values or time.monotonic() < end:
+    values.append(measure())
+  return statistics.median(values)
