@@ -44,7 +44,7 @@ def main(args):
     },
     args.rounds,
   )
-  ratio = timing.spread(timing.pair_ratios(rates['loop'], rates['step']))
+  ratio = timing.ratio(rates['loop'], rates['step'])
   result = {
     'devices': programs.describe_devices(run),
     'network': run.config['model.name'],

@@ -169,11 +169,11 @@ def main():
     topology = topologies.open_topology(args.topology)
     config.batch_size *= len(topology.devices)
     run = compiled.prepare(config, topology)
-    result = {n: dataclasses.asdict(build(run, n)[2]) for n in NAMES}
+    result = {n: build(run, n)[2]._asdict() for n in NAMES}
   else:
     found = _time(config, args.rounds)
     result = {
-      name: timing.spread(timing.pair_ratios(found['ours'], seconds))
+      name: timing.ratio(found['ours'], seconds)
       for name, seconds in found.items()
     }
   for name, figures in result.items():

@@ -1,6 +1,5 @@
 """The aot tool: what it says of a compiled step, and of devices and memory."""
 
-import dataclasses
 import importlib.util
 import json
 
@@ -70,7 +69,7 @@ def test_groups_on_a_device_leave_only_gradients_to_reduce(tool):
 
 
 def test_the_whole_batch_as_a_group_costs_collectives_in_each_layer():
-  train = dataclasses.asdict(compiled.build_train(prepare('cpu:8'))[1])
+  train = compiled.build_train(prepare('cpu:8'))[1]._asdict()
   layers = [row for row in rows(train, per_layer=True) if row['layers']]
   assert sum(row['count'] for row in layers) == 2 * 7
   names = {name for row in layers for name in row['layers']}
@@ -98,7 +97,7 @@ def test_imagenet_is_not_needed():
 
 def make_pod(**figures):
   """Returns eight chips of a v5e that are CPUs."""
-  chip = dataclasses.replace(CHIPS['v5e'], **figures)
+  chip = CHIPS['v5e']._replace(**figures)
   return Topology(name='v5e:2x4', devices=tuple(jax.devices()), chip=chip)
 
 

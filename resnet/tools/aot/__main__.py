@@ -13,7 +13,6 @@ but for the optimizer's part); loops over blocks (cifar_resnet1202) count once.
 """
 
 import argparse
-import dataclasses
 import functools
 import json
 import math
@@ -38,7 +37,15 @@ def main(args: argparse.Namespace) -> None:
     _, train = compiled.build_train(run)
     _, evaluation = compiled.build_eval(run)
   except OutOfMemoryError as error:
-    raise _too_large(error, args.config, topology, per_chip) from None
+    guess = int(per_chip * error.hbm_bytes / error.needed_bytes)
+    remedy = 'None that was tried fits.'
+    if largest := _search(args.config, topology, guess):
+      remedy = f'The largest that was found to fit is {largest}:'
+      remedy += f' --config.batch_size={largest * len(topology.devices)}'
+    raise InputError(
+      f'A batch of {per_chip} images a chip takes {_size(error.needed_bytes)};'
+      f' a chip of {topology.name} has {_size(error.hbm_bytes)}. {remedy}'
+    ) from None
   report = {
     'config': args.config_path,
     'topology': topology.name,
@@ -46,8 +53,8 @@ def main(args: argparse.Namespace) -> None:
     'sharding': dict(run.sharding.mesh.shape),
     'batch_size': run.length.batch_size,
     'batch_size_per_chip': per_chip,
-    'train': dataclasses.asdict(train),
-    'eval': dataclasses.asdict(evaluation),
+    'train': train._asdict(),
+    'eval': evaluation._asdict(),
   }
   if chip := topology.chip:
     estimated = _estimated_largest(chip, train, run, per_chip)
@@ -71,23 +78,6 @@ def _estimated_largest(
   """
   per_image = train.temporary_bytes / per_chip + math.prod(run.image_shape)
   return per_chip + int((chip.hbm_bytes - train.peak_bytes) // per_image)
-
-
-def _too_large(
-  error: OutOfMemoryError, config: Any, topology: Topology, per_chip: int
-) -> InputError:
-  """Returns the error of a batch that does not fit; finds one that does."""
-  guess = int(per_chip * error.hbm_bytes / error.needed_bytes)
-  remedy = 'None that was tried fits.'
-  if largest := _search(config, topology, guess):
-    remedy = (
-      f'The largest that was found to fit is {largest}:'
-      f' --config.batch_size={largest * len(topology.devices)}'
-    )
-  return InputError(
-    f'A batch of {per_chip} images a chip takes {_size(error.needed_bytes)}; a'
-    f' chip of {topology.name} has {_size(error.hbm_bytes)}. {remedy}'
-  )
 
 
 def _search(config: Any, topology: Topology, guess: int) -> int:

@@ -96,12 +96,11 @@ def _rounds(loop: re.Match[str], computations: Any) -> int:
 
 
 def _layer(line: str, tensors: list[Any]) -> str | None:
-  """Returns the layer of a collective, such as 'stage1_block1/bn1', or None.
+  """Returns the layer of a collective, as 'stage1_block1/bn1', or None.
 
-  None where it moves tensors of many layers, or of none. XLA joins collectives,
-  and for some devices keeps one of the names: an instruction is a layer's if
-  all that it moves are alike, as the sums of a batch norm and of the one of a
-  shortcut beside it, or two are alike and at most one is besides.
+  XLA joins collectives of many layers and may keep one of their names: it is of
+  that layer if all tensors are alike, as the sums of a batch norm and of the
+  shortcut's beside it, or two are alike and at most one is besides.
   """
   layers = collections.Counter(_LAYER.findall(line)).most_common(1)
   num_shapes = len(set(tensors))

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -39,28 +39,17 @@ class OutOfMemoryError(Exception):
     self.needed_bytes, self.hbm_bytes = needed_bytes, hbm_bytes
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Compiled:
-  """What the compiler says of a program; all of one chip.
+class Compiled(NamedTuple):
+  """What the compiler says of a program; all of one chip."""
 
-  Attributes:
-    seconds: that it took to compile.
-    argument_bytes: what the program is given.
-    temporary_bytes: what it needs besides while it runs.
-    peak_bytes: arguments, temporaries, code, and results that do not take the
-      place of arguments.
-    flops: floating-point operations, a multiply-add being two.
-    accessed_bytes: traffic to memory.
-    collectives: see `collectives.summarize`.
-  """
-
-  seconds: float
+  seconds: float  # Of the compilation.
   argument_bytes: int
-  temporary_bytes: int
+  temporary_bytes: int  # What the program needs besides while it runs.
+  # Arguments, temporaries, code, and results that do not replace arguments.
   peak_bytes: int
-  flops: float
-  accessed_bytes: float
-  collectives: list[dict[str, Any]]
+  flops: float  # A multiply-add is two.
+  accessed_bytes: float  # Traffic to memory.
+  collectives: list[dict[str, Any]]  # See `collectives.summarize`.
 
 
 def prepare(config: Any, topology: Topology) -> Experiment:

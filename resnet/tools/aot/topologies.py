@@ -1,10 +1,9 @@
 """Devices that are not there, to compile for: TPU slices and virtual CPUs."""
 
 import contextlib
-import dataclasses
 import importlib.util
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import topologies
@@ -12,23 +11,14 @@ from jax.experimental import topologies
 from resnet.errors import InputError
 
 
-@dataclasses.dataclass(frozen=True)
-class Chip:
-  """What the maker says of a chip (docs.cloud.google.com/tpu/docs/NAME).
+class Chip(NamedTuple):
+  """What the maker says of a chip (docs.cloud.google.com/tpu/docs/NAME)."""
 
-  Attributes:
-    hbm_bytes: of memory that libtpu gives to a program.
-    hbm_bytes_per_second: of its memory.
-    flops_per_second: bfloat16, peak; a multiply-add is two.
-    ici_bytes_per_second: to its neighbours, both directions together.
-    shapes: of the slices that there are, the smallest first.
-  """
-
-  hbm_bytes: float
+  hbm_bytes: float  # Memory that libtpu gives to a program.
   hbm_bytes_per_second: float
-  flops_per_second: float
-  ici_bytes_per_second: float
-  shapes: str
+  flops_per_second: float  # Peak in bfloat16; a multiply-add is two.
+  ici_bytes_per_second: float  # To its neighbours, both directions together.
+  shapes: str  # Of the slices, the smallest first.
 
 
 _SHAPES_2D = '2x2 2x4 4x4 4x8 8x8 8x16 16x16'
@@ -45,8 +35,7 @@ CHIPS = {
 _MAX_CPU_DEVICES = 512
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Topology:
+class Topology(NamedTuple):
   """Devices to compile for; `chip` is None for virtual CPUs."""
 
   name: str

@@ -29,13 +29,9 @@ _STAGES = ('read', 'decode', 'crop and resize', 'batch', 'transfer')
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-  """Measures, prints and returns the figures.
-
-  Ratios are to the first rival, or to what the config says where there is none.
-  """
+  """Measures, prints and returns figures; ratios are to the first rival."""
   if args.against and args.config.data.name != 'folder':
     raise InputError('--against needs JPEG files: --config.data.name=folder')
-  # Where sizes are scheduled, measure the largest.
   runs = {'config': resolve(args.config).at_last_size()}
   for fields in args.also:
     for field in fields.split():
@@ -60,22 +56,17 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     rates = timing.in_turn(measurements, args.rounds)
   first = args.against[0] if args.against else 'config'
   ratios = {
-    f'{name} / {first}': statistics.median(
-      timing.pair_ratios(values, rates[first])
-    )
+    name: timing.ratio(values, rates[first])['median']
     for name, values in rates.items()
-    if name != first
   }
   config, ours = args.config, runs['config']
   held = ours.loader.max_batches * ours.train_reader.num_batch_bytes
   print(f'{timing.machine()}, {config.data.num_threads} threads, medians:')
   for name, values in rates.items():
     print(
-      f'  {statistics.median(values):9,.0f} images/s'
-      f' ({min(values):,.0f} to {max(values):,.0f})  {name}'
+      f'  {statistics.median(values):9,.0f} images/s ({min(values):,.0f} to'
+      f' {max(values):,.0f}), {ratios[name]:.2f} times {first}: {name}'
     )
-  for name, ratio in ratios.items():
-    print(f'  {ratio:9.2f}  {name}')
   print(f'Read ahead: at most {held / 1e6:,.0f} MB.')
   for device, rate in _ACCELERATORS.items():
     cores = rate * sum(stages['config'].values()) / 1e6

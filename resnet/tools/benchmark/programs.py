@@ -19,7 +19,7 @@ from resnet.tools.benchmark import flax_step
 from resnet.tools.benchmark.rivals import open_rival
 from resnet.training import metrics
 
-# Side of the matrices and number of floats that show what a device can do.
+# Side of the matrices and number of floats that `ceilings` works on.
 SIZES = {'cpu': (2048, 2**26)}
 _SIZES_OF_ACCELERATORS = (8192, 2**28)
 _REPEATS = 3
@@ -62,10 +62,7 @@ def batch_on_device(run: Experiment, subject: str) -> dict[str, jax.Array]:
 def timed(
   advance: Callable[[Any], tuple[Any, Any]], carry: Any
 ) -> Callable[[int], float]:
-  """Returns (number of steps) -> seconds; each step takes the last one's carry.
-
-  `advance` is carry -> (carry, result).
-  """
+  """Returns (number of steps) -> seconds; `advance`: carry -> carry, result."""
 
   def seconds(count: int) -> float:
     nonlocal carry
@@ -110,10 +107,7 @@ def flax(run: Experiment, subject: str) -> Program:
 def torch(
   run: Experiment, subject: str, name: str, python: str | None
 ) -> Iterator[Program]:
-  """Yields torchvision's network of the same name, in a process of its own.
-
-  `name` is 'torch-eager' or 'torch-compile', `python` as in `open_rival`.
-  """
+  """Yields torchvision's network of the same name, in a process of its own."""
   device, *others = run.sharding.mesh.devices.flatten()
   if others or device.platform not in ('cpu', 'gpu'):
     raise InputError(f'--against={name} is for one CPU or GPU.')
@@ -137,11 +131,7 @@ def torch(
 
 
 def ceilings(run: Experiment) -> dict[str, Callable[[], float]]:
-  """Returns what measures FLOP/s and bytes/s that one device can reach.
-
-  These are of a large matrix product, in the dtype of the step, and of a large
-  copy.
-  """
+  """Returns what measures FLOP/s of a matrix product and bytes/s of a copy."""
   device, dtype = run.sharding.mesh.devices.flat[0], run.task.model.dtype
   side, count = SIZES.get(device.platform, _SIZES_OF_ACCELERATORS)
   multiply = jax.jit(jnp.matmul)

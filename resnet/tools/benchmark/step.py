@@ -66,7 +66,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     },
     'against': {
       name: {
-        'ratio': timing.spread(timing.pair_ratios(found[name], found['ours'])),
+        'ratio': timing.ratio(found[name], found['ours']),
         'images_per_second': program.batch_size
         / statistics.median(found[name]),
         **_counts(program),

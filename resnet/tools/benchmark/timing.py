@@ -60,11 +60,9 @@ def spread(values: Sequence[float]) -> dict[str, float]:
   return {'median': median, 'low': low, 'high': high}
 
 
-def pair_ratios(
-  values: Sequence[float], others: Sequence[float]
-) -> list[float]:
-  """Returns value / other of each round."""
-  return [a / b for a, b in zip(values, others, strict=True)]
+def ratio(values: Sequence[float], others: Sequence[float]) -> dict[str, float]:
+  """Returns the `spread` of value / other of each round."""
+  return spread([a / b for a, b in zip(values, others, strict=True)])
 
 
 def machine() -> str:

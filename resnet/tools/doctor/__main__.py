@@ -3,9 +3,9 @@
   python -m resnet.tools.doctor --config=configs/resnet50.py --workdir=DIR
 
 Takes the flags of main.py: --config (default: configs/digits.py), --workdir
-and --config.FIELD=VALUE. One line a check: ok, warn, FAIL with what to mend, or
-skip where a check before it failed. Exit code 2 where one FAILs. Nothing stays
-of what it writes.
+and --config.FIELD=VALUE. Prints one line a check: ok, warn, FAIL with what to
+mend, or skip where a check before it failed. Exit code 2 where one FAILs. All
+that it writes is removed.
 """
 
 import argparse
@@ -23,8 +23,6 @@ from resnet.tools.doctor.checks import Finding
 
 
 def main(args: argparse.Namespace) -> None:
-  if args.workdir == '':
-    raise InputError("--workdir='' is no folder: leave it out, or name one.")
   workdir = args.workdir or config_lib.default_workdir(args.config_path)
   check_name(workdir)
   found: dict[str, Finding] = {}

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 import contextlib
-import dataclasses
 import importlib.metadata
 import math
 import os
@@ -13,7 +12,7 @@ import statistics
 import sys
 import tempfile
 import time
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -26,7 +25,6 @@ from resnet.errors import InputError
 from resnet.experiment import Experiment
 from resnet.files import writing
 from resnet.run.checkpoint import FOLDER, Checkpoints
-from resnet.run.provenance import commit
 from resnet.run.stopping import StopSignal
 from resnet.tools.benchmark import input, programs
 from resnet.tools.command import size_text
@@ -37,8 +35,7 @@ _SAMPLE_SIZE = 256  # Records of a split.
 STEP_SECONDS, INPUT_SECONDS = 5.0, 3.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
   """What a check found and, for FAIL and warn, what to mend."""
 
   status: Literal['ok', 'warn', 'FAIL', 'skip']
@@ -61,7 +58,6 @@ def versions(requirements: pathlib.Path = REQUIREMENTS) -> Finding:
         wrong.append(f'{name} is missing')
   shown = [f'{name} {found[name]}' for name in _SHOWN if name in found]
   text = f'Python {platform.python_version()}, {", ".join(shown)}'
-  text += f'; commit {commit()}' if commit() else '; code without git'
   if wrong:
     mend = f'pip install --requirement {requirements}'
     return Finding('FAIL', f'{", ".join(wrong)}: {mend} ({text})')
@@ -71,8 +67,7 @@ def versions(requirements: pathlib.Path = REQUIREMENTS) -> Finding:
 def devices() -> Finding:
   """What JAX computes on, and the memory of the fullest device."""
   found = backend.devices()
-  kind, platform_ = found[0].device_kind, found[0].platform
-  text = f'{len(found)} x {kind} ({platform_})'
+  text = f'{len(found)} x {found[0].device_kind} ({found[0].platform})'
   stats = [device.memory_stats() or {} for device in jax.local_devices()]
   if all('bytes_limit' in x for x in stats):
     free, limit = min(
@@ -81,7 +76,7 @@ def devices() -> Finding:
     text += f', {size_text(free)} of {size_text(limit)} free on each'
   names = {x.metadata['Name'] or '' for x in importlib.metadata.distributions()}
   unused = [x for x in names if x.lower().startswith(('jax-cuda', 'libtpu'))]
-  if platform_ == 'cpu' and unused:
+  if found[0].platform == 'cpu' and unused:
     text += f', but {", ".join(sorted(unused))} is installed: look at the'
     text += ' driver (nvidia-smi) and at JAX_PLATFORMS'
     return Finding('warn', text)
@@ -98,10 +93,8 @@ def disk(experiment: Experiment, workdir: str) -> Finding:
   needed = max(count * size - held, 0)
   folder = _nearest_folder(workdir)
   free = shutil.disk_usage(folder).free
-  text = (
-    f'{size_text(free)} free in {folder}, {size_text(needed)} needed'
-    f' ({count} checkpoints of {size_text(size)})'
-  )
+  text = f'{size_text(free)} free in {folder}, {size_text(needed)} needed'
+  text += f' ({count} checkpoints of {size_text(size)})'
   if free < needed:
     text += ': make room, name another --workdir, or keep fewer:'
     text += ' --config.keep_checkpoints=1'
@@ -196,12 +189,9 @@ def step(experiment: Experiment) -> Finding:
   program.seconds(1)  # The first step also loads the program.
   seconds = _median(lambda: program.seconds(1), STEP_SECONDS)
   rate = program.batch_size / seconds
-  return Finding(
-    'ok',
-    f'{rate:,.0f} images/s, {1000 * seconds:,.1f} ms a step of'
-    f' {program.batch_size:,}, compiled in {program.facts.seconds:.1f} s',
-    rate,
-  )
+  text = f'{rate:,.0f} images/s, {1000 * seconds:,.1f} ms a step of'
+  text += f' {program.batch_size:,}, compiled in {program.facts.seconds:.1f} s'
+  return Finding('ok', text, rate)
 
 
 def input_speed(experiment: Experiment, step_rate: float | None) -> Finding:
@@ -209,10 +199,8 @@ def input_speed(experiment: Experiment, step_rate: float | None) -> Finding:
   loader = experiment.loader
   with input.open_reader(experiment) as images_per_second:
     rate = _median(lambda: images_per_second(loader.max_batches), INPUT_SECONDS)
-  text = (
-    f'{rate:,.0f} images/s are read with num_workers={loader.num_workers},'
-    f' num_threads={loader.num_threads}'
-  )
+  text = f'{rate:,.0f} images/s are read with num_workers={loader.num_workers},'
+  text += f' num_threads={loader.num_threads}'
   if step_rate is None:
     return Finding('ok', text)
   if rate < step_rate:
