@@ -24,10 +24,8 @@ from resnet.training import compiler
 from resnet.training.losses import check_threshold
 from resnet.training.run_length import (
   RunLength,
-  check_batch_size,
-  check_groups,
+  check_batch,
   create_run_length,
-  get_mix_group_size,
 )
 from resnet.training.sharding import DataSharding, create_sharding
 from resnet.training.state import TrainState, create_state
@@ -214,8 +212,7 @@ def resolve(
   fields.check(flat)
   sharding = create_sharding(devices, **config.sharding)
   num_devices = sharding.mesh.devices.size
-  check_batch_size(config, num_devices)
-  check_groups(config, num_devices)
+  check_batch(config, num_devices)
   data = data or create_data(config.data)
   num_classes = config.model.num_classes or data.train.num_classes
   if num_classes < data.train.num_classes:
@@ -227,16 +224,11 @@ def resolve(
   augmentation = create_augmentation(
     config.augment,
     channels=data.train.channels,
-    mix_group_size=get_mix_group_size(config),
+    mix_group_size=config.augment.mix_group_size or config.model.bn_group_size,
   )
   check_threshold(
     config.loss, num_classes, is_mixed=augmentation.mixing is not None
   )
-  if config.data.repeats > config.batch_size:
-    raise InputError(
-      f'data.repeats={config.data.repeats} is more than batch_size='
-      f'{config.batch_size}: a batch would have copies of one image only.'
-    )
   length = create_run_length(config, len(data.train))
   sizes = create_sizes(
     data.size_schedule, steps=length.steps, num_steps=length.num_steps

@@ -4,14 +4,12 @@ The order within an iteration is a contract:
 
   batch, step, log, evaluate, save, stop
 
-A checkpoint of step s is written after everything else that is due at s, so a
-run that goes on from it neither repeats nor forgets a line or an evaluation.
-(But for a signal during an evaluation: then s is saved without it, and the run
-that goes on makes it first.)
+The checkpoint of step s comes after everything else that is due at s, so that a
+resumed run neither repeats nor forgets a line or an evaluation. (A signal
+during an evaluation saves s without it; the resumed run evaluates first.)
 
-The host is at most MAX_STEPS_IN_FLIGHT steps ahead of the device: enough that
-the device never waits for it, and little enough that its clock tells the
-device's speed. Metrics are read when their step is done, while later steps run.
+The host is at most MAX_STEPS_IN_FLIGHT steps ahead of the device, so that the
+device never waits for it and its clock measures the device's speed.
 """
 
 import collections
@@ -41,6 +39,8 @@ from resnet.training.step import jit_steps
 from resnet.weights import score
 
 MAX_STEPS_IN_FLIGHT = 2
+# Metrics by name; None: there was none, or a signal ended it.
+Evaluation = dict[str, float] | None
 
 
 @dataclasses.dataclass
@@ -80,8 +80,7 @@ class Loop:
     self.best_score = score(best) if best else -math.inf
     # The last failed save; cleared by the next success.
     self.save_error: SaveError | None = None
-    # Steps that the device was told to do: (step, its metrics, the number of
-    # broken images met until then).
+    # Dispatched steps: (step, its metrics, broken images met so far).
     self.in_flight = collections.deque[tuple[int, Any, int]]()
     self.num_bad_logged = 0
 
@@ -119,7 +118,7 @@ class Loop:
       if is_best or is_due or self.save_error or self.signal.number:
         with meter.paused(self.finish_steps):
           self.save(state, step, evaluation)
-    if step > self.saved_step:  # The signal came after the last look at it.
+    if step > self.saved_step:  # A signal arrived after the last poll.
       with meter.paused(self.finish_steps):
         self.save(state, step, evaluation)
     self.finish(state, step, evaluation)
@@ -133,7 +132,7 @@ class Loop:
   def first(
     self, state: TrainState, batch: Any, start_time: float
   ) -> tuple[TrainState, Any]:
-    """Compiles and makes the first step; says how long all took until then."""
+    """Compiles and makes the first step."""
     self.watchdog.watch(None)
     with self.stop.at_once():
       state, metrics = self.train(state, batch)
@@ -146,11 +145,7 @@ class Loop:
     return state, metrics
 
   def compile(
-    self,
-    state: TrainState,
-    batch: Any,
-    step: int,
-    evaluation: dict[str, float] | None,
+    self, state: TrainState, batch: Any, step: int, evaluation: Evaluation
   ) -> None:
     """Compiles the update for images of another size, after saving."""
     if step > self.saved_step:
@@ -163,9 +158,7 @@ class Loop:
       train = jit_steps(run.task, run.sharding).train
       self.train = train.lower(state, batch).compile()
 
-  def evaluate(
-    self, state: TrainState, step: int, meter: Meter
-  ) -> dict[str, float] | None:
+  def evaluate(self, state: TrainState, step: int, meter: Meter) -> Evaluation:
     """Evaluates, writes and shows; None: a signal came before the end."""
     with self.keeping(state, step, meter):
       evaluation = evaluate(
@@ -181,9 +174,7 @@ class Loop:
       self.write(step, evaluation)
     return evaluation
 
-  def evaluate_late(
-    self, state: TrainState, meter: Meter
-  ) -> dict[str, float] | None:
+  def evaluate_late(self, state: TrainState, meter: Meter) -> Evaluation:
     """Makes the evaluation that was cut off, if there is one."""
     step = self.first_step
     is_due = self.experiment.is_eval_step(step)
@@ -217,7 +208,7 @@ class Loop:
         try:
           self.checkpoints.check()
         except SaveError as error:
-          if jax.process_count() > 1:  # The others know nothing of it.
+          if jax.process_count() > 1:  # The others did not notice.
             raise
           self.save_error = error
 
@@ -249,9 +240,7 @@ class Loop:
       for line in self.reference.warnings(step, epoch, values):
         self.progress.say(line)
 
-  def save(
-    self, state: TrainState, step: int, evaluation: dict[str, float] | None
-  ) -> None:
+  def save(self, state: TrainState, step: int, evaluation: Evaluation) -> None:
     """Begins to save; what is saved is never ahead of its metrics."""
     self.watchdog.watch(f'saving step {step}')
     if self.writer:
@@ -270,10 +259,9 @@ class Loop:
   def keeping(
     self, state: TrainState, step: int, meter: Meter
   ) -> Iterator[None]:
-    """Within the block, an error of the data saves what is not saved yet.
+    """Saves the state if the block fails on its data; shows their warnings.
 
-    (Not where there are several processes: the others have gone on.) What
-    happened to the data is shown after the block.
+    One of several processes cannot save alone.
     """
     try:
       yield
@@ -289,7 +277,7 @@ class Loop:
         self.progress.say_anywhere(line)
 
   def finish(
-    self, state: TrainState, step: int, evaluation: dict[str, float] | None
+    self, state: TrainState, step: int, evaluation: Evaluation
   ) -> None:
     """Waits until the last checkpoint is on disk."""
     if not self.saved_step:  # A signal came before the first step.

@@ -49,57 +49,42 @@ def create_run_length(config: Any, num_examples: int) -> RunLength:
   )
 
 
-def check_batch_size(config: Any, num_devices: int) -> None:
-  """Checks that devices and micro-batches divide the batch.
+def check_batch(config: Any, num_devices: int) -> None:
+  """Checks how a batch is divided: devices, micro-batches, groups, copies.
 
   Raises:
-    InputError: they do not; the message names sizes that work.
+    InputError: a number does not divide it; the message names some that do.
   """
-  parts = num_devices * config.accumulation_steps
-  if config.batch_size % parts:
-    below = config.batch_size // parts * parts
-    sizes = ' or '.join(str(n) for n in (below, below + parts) if n)
+  batch_size, parts = config.batch_size, config.accumulation_steps
+  divisor = num_devices * parts
+  if batch_size % divisor:
+    below = batch_size // divisor * divisor
+    sizes = ' or '.join(str(n) for n in (below, below + divisor) if n)
     raise InputError(
-      f'batch_size={config.batch_size} is not divisible by {num_devices}'
-      f' devices times accumulation_steps={config.accumulation_steps}. Sizes'
-      f' that work are multiples of {parts}: --config.batch_size={sizes}'
+      f'batch_size={batch_size} is not divisible by {num_devices} devices times'
+      f' accumulation_steps={parts}. Sizes that work are multiples of'
+      f' {divisor}: --config.batch_size={sizes}'
     )
-
-
-def check_groups(config: Any, num_devices: int) -> None:
-  """Checks that groups of batch statistics divide the batch or micro-batch.
-
-  Raises:
-    InputError: they do not.
-  """
-  group, parts = config.model.bn_group_size, config.accumulation_steps
-  if group is None:
-    return
-  images, what = config.batch_size, 'batch_size'
+  images, what = batch_size, 'batch_size'
   if parts > 1:
-    # A group over several devices would move the images of a part, and each
-    # device would then compute the whole part: all cost and no saving.
-    images //= parts * num_devices
+    # A group over several devices would move the images of a micro-batch, and
+    # each device would then compute all of it.
+    images //= divisor
     what = f'batch_size / accumulation_steps / {num_devices} devices'
-  if images % group:
+  group = config.model.bn_group_size
+  if group is not None and images % group:
     raise InputError(
       f'model.bn_group_size={group} does not divide {what}, {images} images:'
       ' take a divisor of that, or fewer accumulation_steps.'
     )
-
-
-def get_mix_group_size(config: Any) -> int | None:
-  """Returns the images that are mixed with each other; None: the whole batch.
-
-  Raises:
-    InputError: the number does not divide the batch.
-  """
-  size = config.augment.mix_group_size
-  if size is None:
-    return config.model.bn_group_size
-  if config.batch_size % size:
+  group = config.augment.mix_group_size
+  if group is not None and batch_size % group:
     raise InputError(
-      f'augment.mix_group_size={size} does not divide batch_size='
-      f'{config.batch_size}: take a divisor of that.'
+      f'augment.mix_group_size={group} does not divide batch_size={batch_size}:'
+      ' take a divisor of that.'
     )
-  return size
+  if config.data.repeats > batch_size:
+    raise InputError(
+      f'data.repeats={config.data.repeats} is more than batch_size='
+      f'{batch_size}: a batch would have copies of one image only.'
+    )
