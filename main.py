@@ -35,14 +35,12 @@ flags.DEFINE_enum(
   'checkpoint',
   'best',
   ['best', 'latest'],
-  'What --mode=eval evaluates; the best is by eval top-1, that of the moving'
-  ' averages where the run keeps them.',
+  'What --mode=eval evaluates; best: by eval top-1, that of any averages.',
 )
 flags.DEFINE_bool(
   'allow_config_change',
   False,
-  'Let a run continue with other values of fields that only say what it logs,'
-  ' keeps and tolerates.',
+  'Let a run go on with other fields of what it logs, keeps and tolerates.',
 )
 flags.DEFINE_integer(
   'replay_step',
@@ -63,8 +61,7 @@ flags.DEFINE_bool(
 flags.DEFINE_string(
   'coordinator_address',
   None,
-  'HOST:PORT of process 0, where several processes are started by hand; with'
-  ' --num_processes and --process_id.',
+  'HOST:PORT of process 0, if the processes are started by hand.',
 )
 flags.DEFINE_integer('num_processes', None, 'How many processes the run has.')
 flags.DEFINE_integer('process_id', None, 'Which of them this one is, from 0.')
@@ -75,12 +72,16 @@ flags.DEFINE_bool(
   ' JAX finds out; --distributed makes it an error to find none.',
 )
 flags.DEFINE_integer(
-  'join_seconds', 300, 'How long to wait for the other processes to come.'
+  'join_seconds',
+  300,
+  'How long to wait for missing processes.',
+  lower_bound=1,
 )
 flags.DEFINE_integer(
   'heartbeat_seconds',
   60,
   'How long another process may be silent before it counts as dead.',
+  lower_bound=1,
 )
 
 FLAGS = flags.FLAGS

@@ -134,14 +134,10 @@ def join(**flags):
 
 
 def test_flags_that_do_not_fit_together_are_refused():
-  with pytest.raises(
-    InputError, match='--coordinator_address and --process_id'
-  ):
+  with pytest.raises(InputError, match='need --coordinator_address=HOST:PORT'):
     join(num_processes=2)
   with pytest.raises(InputError, match='--process_id=2 is none of 2 processes'):
     join(num_processes=2, process_id=2, coordinator_address='127.0.0.1:1')
-  with pytest.raises(InputError, match=r'at least 1'):
-    join(heartbeat_seconds=0)
   with pytest.raises(InputError, match='no TPU pod, Slurm or GKE was found'):
     join()
 

@@ -53,31 +53,18 @@ def join(
     InputError: the flags, the address or the environment are wrong.
     RunError: processes are missing; the message names them.
   """
-  given = {
-    '--coordinator_address': coordinator_address,
-    '--num_processes': num_processes,
-    '--process_id': process_id,
-  }
-  missing = [flag for flag, value in given.items() if value is None]
-  if 0 < len(missing) < len(given):
-    raise InputError(
-      f'{" and ".join(missing)} are missing: several processes need'
-      ' --coordinator_address=HOST:PORT --num_processes=N --process_id=I.'
-    )
-  least = {'join': join_seconds, 'heartbeat': heartbeat_seconds}
-  for flag, value in least.items():
-    if value < 1:
-      raise InputError(f'--{flag}_seconds={value}: at least 1.')
-  found: Any = *given.values(), None
-  if missing:
+  found: Any = coordinator_address, num_processes, process_id, None
+  num_given = sum(value is not None for value in found)
+  if not num_given:
     detect: Any = clusters.ClusterEnv.auto_detect_unset_distributed_params
     found = detect(*found, None, join_seconds)
   address, count, index, device_ids = found
   if address is None or count is None or index is None:
-    if required:
+    if required or num_given:
+      what = '' if num_given else 'no TPU pod, Slurm or GKE was found: '
       raise InputError(
-        '--distributed: no TPU pod, Slurm or GKE was found. Give'
-        ' --coordinator_address=HOST:PORT --num_processes=N --process_id=I.'
+        f'{what}several processes need --coordinator_address=HOST:PORT'
+        ' --num_processes=N --process_id=I.'
       )
     return None
   if index not in range(count):
