@@ -133,11 +133,11 @@ def _run(cluster: Any) -> int:
   import jax
 
   from resnet import experiment
-  from resnet.run import bad_steps, initialize, programs, provenance, reference
+  from resnet.run import bad_steps, compilation_cache, initialize, reference
   from resnet.run import run as run_lib
 
   jax.monitoring.record_event('/resnet/imported')
-  if FLAGS.keep_programs and (problem := programs.keep_programs()):
+  if FLAGS.keep_programs and (problem := compilation_cache.keep_programs()):
     print(f'warning: {problem}', file=sys.stderr)
   path = config_flags.get_config_filename(FLAGS['config'])
   workdir = FLAGS.workdir or config_lib.default_workdir(path)
@@ -152,7 +152,7 @@ def _run(cluster: Any) -> int:
   run = experiment.resolve(FLAGS.config)
   if cluster:
     flag_facts = {'--mode': FLAGS.mode, '--checkpoint': FLAGS.checkpoint}
-    cluster.agree({**run.facts(), **flag_facts, 'code': provenance.code_hash()})
+    cluster.agree({**run.facts(), **flag_facts})
   if FLAGS.mode == 'eval':
     return initialize.evaluate_checkpoint(run, workdir, FLAGS.checkpoint)
   if FLAGS.mode == 'replay':

@@ -17,8 +17,8 @@ import jax
 
 from configs import resnet50
 from resnet.files import write_atomically
-from resnet.run.programs import abstract_batch
 from resnet.tools.aot import compiled, topologies
+from resnet.tools.aot.compiled import abstract_batch
 from resnet.tools.benchmark import flax_step
 
 

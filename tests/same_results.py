@@ -167,7 +167,7 @@ def states(folder):
 def updates(_):
   """The update of two networks, as text without names."""
   step = importlib.import_module('resnet.training.step')
-  programs = importlib.import_module('resnet.run.programs')
+  programs = importlib.import_module('resnet.tools.aot.compiled')
   for name in ('resnet50', 'cifar_resnet20'):
     for kind, fields in (
       ('plain', {'data__image_size': 64, 'data__eval_resize': 64}),

@@ -19,6 +19,7 @@ from jax._src import clusters  # JAX has no public name to detect a cluster.
 
 from resnet.errors import InputError, RunError
 from resnet.output import leave
+from resnet.run.provenance import code_hash
 from resnet.run.roll_call import Peer, call_roll, name
 
 _BEAT_SECONDS = 1.0
@@ -122,7 +123,8 @@ class Cluster:
       InputError: they differ; in process 0, with which the others end.
       RunError: processes did not get here in time.
     """
-    facts, seconds = json.loads(json.dumps(facts)), self._join_seconds
+    facts = json.loads(json.dumps({**facts, 'code': code_hash()}))
+    seconds = self._join_seconds
     if self._index > 0:
       self._tell(facts=facts)
       seconds *= 2  # If others are missing, process 0 says which.

@@ -7,7 +7,7 @@ import stat
 import jax
 import pytest
 
-from resnet.run import programs
+from resnet.run import compilation_cache
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def _settings(monkeypatch, tmp_path):
 def keep_programs(given=None):
   """Returns what is reported, and the folder where programs are kept."""
   jax.config.update('jax_compilation_cache_dir', given)
-  return programs.keep_programs(), jax.config.jax_compilation_cache_dir
+  return compilation_cache.keep_programs(), jax.config.jax_compilation_cache_dir
 
 
 def test_programs_are_kept_in_a_private_folder_for_each_processor(

@@ -6,12 +6,12 @@ import time
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from resnet.data import pipeline
 from resnet.data.sources.fake import FakeRecords
 from resnet.errors import InputError
 from resnet.experiment import Experiment, resolve
-from resnet.run.programs import abstract_batch
 from resnet.tools.aot import collectives
 from resnet.tools.aot.topologies import Topology
 from resnet.training import metrics
@@ -89,6 +89,23 @@ def _stand_in(config: Any) -> pipeline.Data | None:
     records=FakeRecords(length, stream=0, image_size=1),
   )
   return dataclasses.replace(data, train=source, eval=source)
+
+
+def abstract_batch(
+  run: Experiment, batch_size: int, image_shape: tuple[int, int, int]
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns shapes, dtypes and sharding of a batch, all devices together."""
+  fields = {
+    'image': (image_shape, jnp.uint8),
+    'label': ((), jnp.int32),
+    'mask': ((), jnp.bool_),
+  }
+  return {
+    name: jax.ShapeDtypeStruct(
+      (batch_size, *shape), dtype, sharding=run.sharding.batch
+    )
+    for name, (shape, dtype) in fields.items()
+  }
 
 
 def build_train(run: Experiment) -> tuple[Any, Compiled]:

@@ -1,4 +1,4 @@
-"""Shapes of batches, and compiled programs that are kept on disk."""
+"""Compiled programs, kept on disk for later processes."""
 
 import hashlib
 import os
@@ -7,26 +7,6 @@ import stat
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-
-from resnet.experiment import Experiment
-
-
-def abstract_batch(
-  run: Experiment, batch_size: int, image_shape: tuple[int, int, int]
-) -> dict[str, jax.ShapeDtypeStruct]:
-  """Returns shapes, dtypes and sharding of a batch, all devices together."""
-  fields = {
-    'image': (image_shape, jnp.uint8),
-    'label': ((), jnp.int32),
-    'mask': ((), jnp.bool_),
-  }
-  return {
-    name: jax.ShapeDtypeStruct(
-      (batch_size, *shape), dtype, sharding=run.sharding.batch
-    )
-    for name, (shape, dtype) in fields.items()
-  }
 
 
 def keep_programs() -> str | None:
