@@ -1,0 +1,1 @@
+"""Evaluation: every image once, averaged over views, with calibration."""

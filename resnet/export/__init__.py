@@ -1,0 +1,1 @@
+"""Networks for other programs: one module per format in `formats`."""

@@ -1,0 +1,1 @@
+"""Figures of runs and evaluations; the only importers of matplotlib."""

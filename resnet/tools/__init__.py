@@ -1,0 +1,1 @@
+"""Commands: python -m resnet.tools.NAME --help, one module or package each."""

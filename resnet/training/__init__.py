@@ -1,1 +1,5 @@
-"""Training: the update and what it is made of; knows no folder and no run."""
+"""The training step and its parts: pure, jitted, without files or runs.
+
+`task` is what a step needs besides arrays, `state` the arrays that it changes,
+`step` the update itself, `sharding` where the arrays lie.
+"""

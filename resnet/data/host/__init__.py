@@ -1,0 +1,1 @@
+"""The input pipeline on the host: decode, resize, crop, batch, read ahead."""

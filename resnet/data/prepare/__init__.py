@@ -1,0 +1,1 @@
+"""Writes data sets as ArrayRecord shards in the layout of TFDS."""
