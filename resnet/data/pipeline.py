@@ -140,14 +140,9 @@ def _device_augment(
     raise InputError(
       "data.augment_on='device' resizes by data.interpolation='bilinear' only."
     )
-  return DeviceAugment(
-    size=size,
-    crop=transform.crop,
-    area=transform.area,
-    aspect=transform.aspect,
-    padding=transform.padding,
-    flip=transform.flip,
-  )
+  given = dataclasses.asdict(transform)
+  del given['interpolation']
+  return DeviceAugment(**given)
 
 
 def _numbers(

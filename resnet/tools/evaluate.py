@@ -37,7 +37,7 @@ import numpy as np
 from resnet import experiment as experiment_lib
 from resnet.data.host.views import paper_sides
 from resnet.data.sources import real_labels
-from resnet.data.sources.same_classes import open_same_classes
+from resnet.data.sources.registry import open_same_classes
 from resnet.errors import InputError
 from resnet.evaluation import calibration, precise_bn, views
 from resnet.fields import FIELDS

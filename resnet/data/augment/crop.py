@@ -100,35 +100,6 @@ def draw_boxes(
   return (top, left, h, w), is_fitting.any(axis=1)
 
 
-def random_boxes(
-  keys: Keys,
-  height: int,
-  width: int,
-  *,
-  area: tuple[float, float],
-  aspect: tuple[float, float],
-) -> jax.Array:
-  """Returns top, left, height, width as int32 [B, 4].
-
-  As `transforms.random_box`: Szegedy et al. 2015, torchvision's
-  `RandomResizedCrop`; where no try fits, the central box of the nearest aspect.
-  """
-  boxes, is_found = draw_boxes(
-    uniform(keys, BOX_DRAWS),
-    height,
-    width,
-    area=area,
-    aspect=aspect,
-    is_tall=False,
-    fits=lambda h, w: (w > 0) & (w <= width) & (h > 0) & (h <= height),
-  )
-  ratio = min(max(width / height, aspect[0]), aspect[1])
-  h = min(height, max(1, round(width / ratio)))
-  w = min(width, max(1, round(height * ratio)))
-  center = jnp.array([(height - h) // 2, (width - w) // 2, h, w], jnp.int32)
-  return jnp.where(is_found[:, None], jnp.stack(boxes, axis=1), center[None])
-
-
 def crop_and_resize(images: Images, boxes: jax.Array, size: int) -> Images:
   """Cuts a box int32 [B, 4] of each image; bilinear with antialias to `size`.
 
@@ -136,12 +107,9 @@ def crop_and_resize(images: Images, boxes: jax.Array, size: int) -> Images:
   of 256 x 256, where a training step of ResNet-50 has 24.
   """
   _, height, width, _ = images.shape
-  rows = jax.vmap(functools.partial(_weights, height, size))(
-    boxes[:, 0], boxes[:, 2]
-  )
-  columns = jax.vmap(functools.partial(_weights, width, size))(
-    boxes[:, 1], boxes[:, 3]
-  )
+  weights = jax.vmap(_weights, in_axes=(None, None, 0, 0))
+  rows = weights(height, size, boxes[:, 0], boxes[:, 2])
+  columns = weights(width, size, boxes[:, 1], boxes[:, 3])
   pixels = images.astype(jnp.float32)
   # By default TPUs and GPUs multiply float32 with fewer bits.
   product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
@@ -209,12 +177,32 @@ class DeviceAugment:
   padding: int
   flip: bool
 
+  def boxes(self, keys: Keys, height: int, width: int) -> jax.Array:
+    """Returns random boxes: top, left, height, width as int32 [B, 4].
+
+    As `transforms.random_box`: Szegedy et al. 2015, torchvision's
+    `RandomResizedCrop`; where no try fits, the central box of the nearest
+    aspect.
+    """
+    boxes, is_found = draw_boxes(
+      uniform(keys, BOX_DRAWS),
+      height,
+      width,
+      area=self.area,
+      aspect=self.aspect,
+      is_tall=False,
+      fits=lambda h, w: (w > 0) & (w <= width) & (h > 0) & (h <= height),
+    )
+    ratio = min(max(width / height, self.aspect[0]), self.aspect[1])
+    h = min(height, max(1, round(width / ratio)))
+    w = min(width, max(1, round(height * ratio)))
+    center = jnp.array([(height - h) // 2, (width - w) // 2, h, w], jnp.int32)
+    return jnp.where(is_found[:, None], jnp.stack(boxes, axis=1), center[None])
+
   def __call__(self, images: Images, keys: Keys) -> Images:
     crop_keys = fold_in(keys, _CROP)
     if self.crop == 'random_resized':
-      boxes = random_boxes(
-        crop_keys, *images.shape[1:3], area=self.area, aspect=self.aspect
-      )
+      boxes = self.boxes(crop_keys, *images.shape[1:3])
       images = crop_and_resize(images, boxes, self.size)
     elif self.crop == 'pad':
       images = pad_and_crop(images, crop_keys, padding=self.padding)

@@ -11,36 +11,6 @@ import jax.numpy as jnp
 from resnet.data.augment.crop import BOX_DRAWS, draw_boxes, uniform
 
 
-def erase_boxes(
-  keys: jax.Array,
-  height: int,
-  width: int,
-  *,
-  probability: float,
-  area: tuple[float, float],
-  aspect: tuple[float, float],
-) -> jax.Array:
-  """Returns top, left, height, width as int32 [B, 4]; zeros: erase nothing.
-
-  As torchvision's `RandomErasing` and timm's: where no box is smaller than the
-  image in both directions, nothing is erased. The arguments are those of
-  `crop.draw_boxes`, with the aspect height / width, and of `RandomErasing`.
-  """
-  draws = uniform(keys, BOX_DRAWS + 1)
-  boxes, is_found = draw_boxes(
-    draws,
-    height,
-    width,
-    area=area,
-    aspect=aspect,
-    is_tall=True,
-    fits=lambda h, w: (h < height) & (w < width),
-  )
-  is_erased = is_found & (draws[:, -1] < probability)
-  boxes = jnp.stack(boxes, axis=1)
-  return jnp.where(is_erased[:, None], boxes, 0)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RandomErasing:
   """Puts noise or the mean colour into a box of some images.
@@ -60,6 +30,25 @@ class RandomErasing:
   area: tuple[float, float]
   aspect: tuple[float, float]
   fill: str
+
+  def boxes(self, keys: jax.Array, height: int, width: int) -> jax.Array:
+    """Returns top, left, height, width as int32 [B, 4]; zeros: erase nothing.
+
+    As torchvision's `RandomErasing` and timm's: where no box is smaller than
+    the image in both directions, nothing is erased.
+    """
+    draws = uniform(keys, BOX_DRAWS + 1)
+    boxes, is_found = draw_boxes(
+      draws,
+      height,
+      width,
+      area=self.area,
+      aspect=self.aspect,
+      is_tall=True,
+      fits=lambda h, w: (h < height) & (w < width),
+    )
+    is_erased = is_found & (draws[:, -1] < self.probability)
+    return jnp.where(is_erased[:, None], jnp.stack(boxes, axis=1), 0)
 
   def __call__(
     self,
@@ -82,13 +71,7 @@ class RandomErasing:
     """
     shape = images.shape[1:]
     both = jax.vmap(lambda key: jax.random.split(key, 2))(keys)
-    boxes = erase_boxes(
-      both[:, 0],
-      *shape[:2],
-      probability=self.probability,
-      area=self.area,
-      aspect=self.aspect,
-    )
+    boxes = self.boxes(both[:, 0], *shape[:2])
     filling = jnp.asarray(mean, jnp.float32).reshape(1, 1, 1, -1)
     if self.fill == 'noise':
       noise = jax.vmap(lambda key: jax.random.normal(key, shape))(both[:, 1])

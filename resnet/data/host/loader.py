@@ -62,11 +62,26 @@ def read_ahead(
     InputError: from the iterator, for a record that is broken.
     RunError: from the iterator, for workers that die too often.
   """
+  threads = grain.ReadOptions(
+    num_threads=options.num_threads,
+    prefetch_buffer_size=max(options.prefetch_batches, options.num_threads),
+  )
+  processes = grain.MultiprocessingOptions(
+    num_workers=options.num_workers,
+    per_worker_buffer_size=options.prefetch_batches,
+  )
   if options.num_workers:
     workers.check_shared_memory(options.max_batches * reader.num_batch_bytes)
+    workers.prepare()
   step, num_deaths = first_step, 0
   while step < num_steps:
-    iterator = iter(_pipeline(reader, options, step, num_steps))
+    steps = grain.MapDataset.range(step, num_steps).map(reader)
+    batches = steps.to_iter_dataset(threads)
+    if options.num_workers:
+      batches = batches.mp_prefetch(
+        processes, worker_init_fn=workers.end_with_parent
+      )
+    iterator = iter(batches)
     try:
       for batch in iterator:
         if isinstance(batch, InputError):
@@ -92,28 +107,6 @@ def read_ahead(
       )
     finally:
       iterator.close()
-
-
-def _pipeline(
-  reader: BatchReader, options: LoaderOptions, first_step: int, num_steps: int
-) -> grain.IterDataset:
-  steps = grain.MapDataset.range(first_step, num_steps).map(reader)
-  batches = steps.to_iter_dataset(
-    grain.ReadOptions(
-      num_threads=options.num_threads,
-      prefetch_buffer_size=max(options.prefetch_batches, options.num_threads),
-    )
-  )
-  if options.num_workers:
-    workers.prepare()
-    batches = batches.mp_prefetch(
-      grain.MultiprocessingOptions(
-        num_workers=options.num_workers,
-        per_worker_buffer_size=options.prefetch_batches,
-      ),
-      worker_init_fn=workers.end_with_parent,
-    )
-  return batches
 
 
 class DeviceLoader:

@@ -39,15 +39,11 @@ def check_shared_memory(num_bytes: int = 0) -> None:
     problem = f'cannot be written: {error.strerror}'
   if problem:
     needed = max(num_bytes, _LEAST_SHARED_BYTES)
-    hint = (
-      ', or read without worker processes: --config.data.num_workers=0, or'
-      ' with less read-ahead: --config.data.prefetch_batches=1'
-    )
     raise InputError(
       f'{_SHARED_MEMORY}, the shared memory of processes, {problem};'
       f' {needed / 1e6:,.0f} MB are needed. In a container start it with'
-      f' --shm-size={max(64, math.ceil(2 * needed / 1e6))}m'
-      f'{hint if num_bytes else ""}.'
+      f' --shm-size={max(64, math.ceil(2 * needed / 1e6))}m, or read without'
+      ' worker processes: --config.data.num_workers=0'
     )
 
 

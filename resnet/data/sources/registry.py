@@ -72,18 +72,62 @@ def open_splits(folder: str, _: str) -> dict[str, Source]:
   }
 
 
-def only_split(name: str, data_dir: str | None = None) -> str:
-  """Returns the split of a prepared set that has one."""
-  splits = () if name in _OWN else _find_prepared(name, data_dir).info.splits
-  if len(splits) != 1:
-    raise InputError(
-      f'{name!r} has more than one split: name one, --split=SPLIT'
-    )
-  return next(iter(splits))
+def open_same_classes(
+  train: Source, name: str, split: str | None, *, data_dir: str | None
+) -> Source:
+  """Opens a set whose labels mean what those of `train` mean.
+
+  ImageNet-V2 is such a set beside `imagenet2012`: TFDS reads its folders 0 to
+  999 as labels, and gives both the names of labels.txt, the WordNet ids in
+  order. (Folders of these names, sorted as text, would have other labels.)
+
+  Args:
+    train: what the network was trained on.
+    name: of the set, as of `open_source`.
+    split: of the set; None: the only one.
+    data_dir: where the set lies.
+  """
+  if split is None:
+    splits = () if name in _OWN else _find_prepared(name, data_dir).info.splits
+    if len(splits) != 1:
+      raise InputError(
+        f'{name!r} has more than one split: name one, --split=SPLIT'
+      )
+    split = next(iter(splits))
+  size = train.image_shape[0] if train.image_shape else None
+  source = open_source(name, split, data_dir=data_dir, image_size=size)
+  for what in ('num_classes', 'channels', 'class_names'):
+    have, want = getattr(source, what), getattr(train, what)
+    if have != want and have and want:
+      if what == 'class_names':
+        have, want = next(
+          x for x in zip(have, want, strict=True) if len({*x}) > 1
+        )
+      raise InputError(
+        f'{name}/{split} has {what.replace("_", " ")} {have!r}, and'
+        f' {train.name!r}, the training data, has {want!r}: expected the same'
+        ' in the same order.'
+      )
+  return source
 
 
 def _open_prepared(builder: Any, name: str, split: str) -> Source:
-  channels, label, shape = _check_features(name, builder.info.features)
+  fields: dict[str, Any] = dict(builder.info.features)
+  image: Any = fields.get('image')
+  label = next((fields[key] for key in LABELS if key in fields), None)
+  shape: Any = getattr(image, 'shape', None)
+  if (
+    not (isinstance(image, tfds.features.Image) or is_pixels(image))
+    or not isinstance(label, tfds.features.ClassLabel)
+    or label.num_classes is None
+    or shape[-1] not in (None, 1, 3)
+  ):
+    raise InputError(
+      f'{name!r} is not a set of labelled images: it needs the features'
+      f" 'image' (Image, or a uint8 Tensor [H, W, C] with encoding 'bytes'; C"
+      " is 1 or 3) and 'label' (ClassLabel, of a known number of classes)"
+      f' and has {fields}.'
+    )
   try:
     num_examples = builder.info.splits[split].num_examples
   except ValueError as error:
@@ -107,10 +151,10 @@ def _open_prepared(builder: Any, name: str, split: str) -> Source:
     name=name,
     split=split,
     num_classes=label.num_classes,
-    channels=channels,
+    channels=shape[-1] or 3,
     records=records,
     class_names=names if is_named else None,
-    image_shape=shape,
+    image_shape=None if None in shape else tuple(shape),
   )
 
 
@@ -157,26 +201,3 @@ def _how_to_prepare(name: str, data_dir: str) -> str:
     " file_format='array_record').download_and_prepare()\" (many sets need"
     ' `pip install tensorflow-cpu` for this step, and for it alone)'
   )
-
-
-def _check_features(
-  name: str, features: Any
-) -> tuple[int, Any, tuple[int, int, int] | None]:
-  """Returns channels, the feature of the label, the shape of all images."""
-  fields: dict[str, Any] = dict(features)
-  image: Any = fields.get('image')
-  label = next((fields[name] for name in LABELS if name in fields), None)
-  shape: Any = getattr(image, 'shape', None)
-  if (
-    not (isinstance(image, tfds.features.Image) or is_pixels(image))
-    or not isinstance(label, tfds.features.ClassLabel)
-    or label.num_classes is None
-    or shape[-1] not in (None, 1, 3)
-  ):
-    raise InputError(
-      f'{name!r} is not a set of labelled images: it needs the features'
-      f" 'image' (Image, or a uint8 Tensor [H, W, C] with encoding 'bytes'; C"
-      " is 1 or 3) and 'label' (ClassLabel, of a known number of classes)"
-      f' and has {fields}.'
-    )
-  return shape[-1] or 3, label, None if None in shape else tuple(shape)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from resnet.data.augment.erasing import RandomErasing, erase_boxes
+from resnet.data.augment.erasing import RandomErasing
 from tests.data.device import keys_of
 
 AREA, ASPECT = (0.02, 1 / 3), (0.3, 10 / 3)
@@ -22,8 +22,7 @@ def make(**fields):
 
 
 def boxes_of(shape, count=4000, **fields):
-  defaults = {'probability': 1.0, 'area': AREA, 'aspect': ASPECT}
-  draw = jax.jit(lambda k: erase_boxes(k, *shape, **{**defaults, **fields}))
+  draw = jax.jit(lambda keys: make(**fields).boxes(keys, *shape))
   return np.array(draw(keys_of(count)))
 
 

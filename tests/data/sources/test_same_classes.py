@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from resnet.data.sources import imagenet
-from resnet.data.sources.same_classes import open_same_classes
+from resnet.data.sources.registry import open_same_classes
 from resnet.errors import InputError
 from tests.data.imagenet_sets import write_set
 from tests.data.in_memory import make_source
@@ -40,14 +40,14 @@ def test_the_only_split_of_a_set_of_these_classes_is_opened(folder):
   ('changes', 'name', 'split', 'message'),
   [
     ({}, 'fake', None, 'more than one split: .*--split=SPLIT'),
-    ({}, 'digits', 'test', 'digits/test has 10 classes, and .* has 1,000'),
+    ({}, 'digits', 'test', 'digits/test has num classes 10, and .* has 1000'),
     (
       {'class_names': ('n0', *imagenet.class_names()[1:])},
       V2,
       None,
-      r"class 'n01440764' where .*'n0'",
+      r"class names 'n01440764', and .* has 'n0'",
     ),
-    ({'channels': 1}, V2, None, r'has 3 channels, and .* has 1: expected'),
+    ({'channels': 1}, V2, None, r'has channels 3, and .* has 1: expected'),
   ],
 )
 def test_another_set_is_refused(folder, changes, name, split, message):
