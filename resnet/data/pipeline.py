@@ -98,10 +98,7 @@ def create_data(config: Any) -> Data:
     mean=_numbers('mean', mean, train.channels),
     std=std,
     loader=LoaderOptions(
-      num_workers=config.num_workers,
-      num_threads=config.num_threads,
-      prefetch_batches=config.prefetch_batches,
-      max_worker_restarts=config.max_worker_restarts,
+      **{x.name: config[x.name] for x in dataclasses.fields(LoaderOptions)}
     ),
     max_bad_images=limit,
     augment=augment,

@@ -78,11 +78,6 @@ def main(args: argparse.Namespace) -> None:
 
 def make_job(args: argparse.Namespace) -> writer.Job:
   """Returns what the command line asks for."""
-  if not os.path.exists(args.source):
-    raise InputError(
-      f'--source={args.source} does not exist. See --help for what each --from'
-      ' expects.'
-    )
   name = _name(args)
   splits = _OPENERS[args.kind](args.source, name)
   first = next(iter(splits.values()))

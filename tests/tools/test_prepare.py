@@ -230,7 +230,7 @@ def test_too_small_a_disk_is_refused_before_anything_is_written(
 @pytest.mark.parametrize(
   ('words', 'message'),
   [
-    (['--from=folder', '--source=/nowhere'], 'does not exist'),
+    (['--from=folder', '--source=/nowhere'], 'cannot be read as a folder'),
     (['--from=tfds'], 'no prepared TFDS set'),
     (['--from=folder', '--resize=1'], '--resize=1'),
   ],

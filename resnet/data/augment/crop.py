@@ -35,9 +35,7 @@ def step_key(seed: int, step: jax.Array, stream: int) -> jax.Array:
 def example_keys(seed: int, step: jax.Array, batch_size: int) -> Keys:
   """Returns keys [B] that depend on seed, step and row only."""
   key = jax.random.fold_in(jax.random.key(seed), step)
-  return jax.vmap(functools.partial(jax.random.fold_in, key))(
-    jnp.arange(batch_size)
-  )
+  return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch_size))
 
 
 def fold_in(keys: Keys, stream: int) -> Keys:

@@ -8,7 +8,6 @@ images: the average of two is normalised as they are.
 
 from collections.abc import Callable
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -71,9 +70,7 @@ class Mixing:
     each round.
     """
     num_groups = len(images) // (self.group_size or len(images))
-    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(
-      jnp.arange(num_groups)
-    )
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_groups))
     height, width = images.shape[1:3]
     draws = jax.vmap(lambda key: self.draw(key, height, width))(keys)
     shares = jax.vmap(lambda draw: self.shares(draw, height, width))(
@@ -92,13 +89,11 @@ class Mixing:
     """Returns what is random in a group of images [height, width]."""
     keys = jax.random.split(key, 5)
     uniform = jax.random.uniform(keys[0], (2,))
-    chance = 1.0 if not self.mixup_alpha else self.cutmix_share
+    chance = self.cutmix_share if self.mixup_alpha else 1.0
     draws: Draw = {'is_mixed': uniform[1] < self.probability}
-    if self.mixup_alpha:
-      alpha = self.mixup_alpha
+    if alpha := self.mixup_alpha:
       draws['mixup'] = jax.random.beta(keys[1], alpha, alpha)
-    if self.cutmix_alpha:
-      alpha = self.cutmix_alpha
+    if alpha := self.cutmix_alpha:
       draws['is_cutmix'] = uniform[0] < chance
       draws['cutmix'] = jax.random.beta(keys[2], alpha, alpha)
       draws['row'] = jax.random.randint(keys[3], (), 0, height)

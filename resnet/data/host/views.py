@@ -42,11 +42,12 @@ class ViewsTransform(Transform):
     image = box.of(image)
     if self.resize_size is not None:
       image = resize_shorter_side(image, self.resize_size, self.interpolation)
-      return ten_crop(image, self.sides[0]).reshape(-1, image.shape[-1])
-    squares = [
-      resize_and_center_crop(image, side, side, self.interpolation)
-      for side in self.sides
-    ]
+      squares = ten_crop(image, self.sides[0])
+    else:
+      squares = [
+        resize_and_center_crop(image, side, side, self.interpolation)
+        for side in self.sides
+      ]
     return np.concatenate([x.reshape(-1, x.shape[-1]) for x in squares])
 
 

@@ -34,17 +34,18 @@ def check_shared_memory(num_bytes: int = 0) -> None:
       file.flush()
       state = os.statvfs(_SHARED_MEMORY)
     free = state.f_bavail * state.f_frsize
-    problem = f'has {free / 1e6:,.0f} MB free' if free < num_bytes else ''
+    if free >= num_bytes:
+      return
+    problem = f'has {free / 1e6:,.0f} MB free'
   except OSError as error:
     problem = f'cannot be written: {error.strerror}'
-  if problem:
-    needed = max(num_bytes, _LEAST_SHARED_BYTES)
-    raise InputError(
-      f'{_SHARED_MEMORY}, the shared memory of processes, {problem};'
-      f' {needed / 1e6:,.0f} MB are needed. In a container start it with'
-      f' --shm-size={max(64, math.ceil(2 * needed / 1e6))}m, or read without'
-      ' worker processes: --config.data.num_workers=0'
-    )
+  needed = max(num_bytes, _LEAST_SHARED_BYTES)
+  raise InputError(
+    f'{_SHARED_MEMORY}, the shared memory of processes, {problem};'
+    f' {needed / 1e6:,.0f} MB are needed. In a container start it with'
+    f' --shm-size={max(64, math.ceil(2 * needed / 1e6))}m, or read without'
+    ' worker processes: --config.data.num_workers=0'
+  )
 
 
 @functools.cache

@@ -21,9 +21,11 @@ _CLASS_NAMES = {'fashion_mnist': (*_FASHION.split(','), 'Ankle boot')}
 
 
 def read_idx(path: str, num_dims: int) -> np.ndarray:
-  """Returns the uint8 array of a file, gzipped where its name ends in .gz."""
+  """Returns the uint8 array of a file, or of that with .gz after its name."""
+  zipped = f'{path}.gz'
+  path = zipped if os.path.exists(zipped) else path
   try:
-    with gzip.open(path) if path.endswith('.gz') else open(path, 'rb') as file:
+    with (gzip.open if path == zipped else open)(path, 'rb') as file:
       header = file.read(4 + 4 * num_dims)
       numbers = file.read()
   except (OSError, EOFError, zlib.error) as error:
@@ -50,8 +52,9 @@ def read_splits(folder: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
   """
   splits = {}
   for split, prefix in _SPLITS.items():
-    images = read_idx(_find(folder, f'{prefix}-images-idx3-ubyte'), 3)
-    labels = read_idx(_find(folder, f'{prefix}-labels-idx1-ubyte'), 1)
+    path = os.path.join(folder, prefix)
+    images = read_idx(f'{path}-images-idx3-ubyte', 3)
+    labels = read_idx(f'{path}-labels-idx1-ubyte', 1)
     if len(images) != len(labels) or not len(images):
       raise InputError(
         f'{folder} has {len(images)} images and {len(labels)} labels for'
@@ -59,13 +62,6 @@ def read_splits(folder: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
       )
     splits[split] = images[..., None], labels
   return splits
-
-
-def _find(folder: str, name: str) -> str:
-  for path in (os.path.join(folder, f'{name}{end}') for end in ('.gz', '')):
-    if os.path.exists(path):
-      return path
-  raise InputError(f'{folder} has neither {name}.gz nor {name}.')
 
 
 def open_splits(folder: str, name: str) -> dict[str, Source]:

@@ -17,7 +17,7 @@ from tensorflow_datasets.core import constants, read_only_builder
 from resnet.data.sources import digits, fake, imagenet
 from resnet.data.sources import folder as folder_lib
 from resnet.data.sources.base import Source
-from resnet.data.sources.tfds import LABELS, is_pixels, open_records
+from resnet.data.sources.tfds import LABELS, TfdsRecords, is_pixels
 from resnet.errors import InputError, nearest
 
 
@@ -129,21 +129,19 @@ def _open_prepared(builder: Any, name: str, split: str) -> Source:
       f' and has {fields}.'
     )
   try:
-    num_examples = builder.info.splits[split].num_examples
+    part = builder.info.splits[split]
   except ValueError as error:
     raise InputError(
       f'{name!r} has no split {split!r}. There are:'
       f' {", ".join(builder.info.splits) or "none"} ({_first_line(error)})'
     ) from None
-  if num_examples <= 0:
+  if part.num_examples <= 0:
     raise InputError(f'The split {split!r} of {name!r} has no images.')
-  try:
-    records = open_records(builder, split)
-  except NotImplementedError:
+  if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
     raise InputError(
       f'{name!r} is prepared in {builder.data_dir}, but not for random access.'
       f' Prepare it again in another folder: {_how_to_prepare(name, "DIR")}'
-    ) from None
+    )
   names = tuple(label.names)
   # Where a builder gives no names, TFDS counts.
   is_named = names != tuple(map(str, range(len(names))))
@@ -152,7 +150,9 @@ def _open_prepared(builder: Any, name: str, split: str) -> Source:
     split=split,
     num_classes=label.num_classes,
     channels=shape[-1] or 3,
-    records=records,
+    records=TfdsRecords(
+      part.file_instructions, tuple(shape) if is_pixels(image) else None
+    ),
     class_names=names if is_named else None,
     image_shape=None if None in shape else tuple(shape),
   )

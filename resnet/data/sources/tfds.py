@@ -103,22 +103,6 @@ class TfdsRecords:
     return record
 
 
-def open_records(builder: Any, split: str) -> TfdsRecords:
-  """Returns the records of a split of a prepared set; images are undecoded.
-
-  Raises:
-    NotImplementedError: the set is not prepared for random access.
-  """
-  info = builder.info
-  if info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
-    raise NotImplementedError(f'{info.file_format} has no random access')
-  image = info.features['image']
-  return TfdsRecords(
-    info.splits[split].file_instructions,
-    tuple(image.shape) if is_pixels(image) else None,
-  )
-
-
 def is_pixels(feature: Any) -> bool:
   """Whether a TFDS feature is uint8 [H, W, C], stored as bytes."""
   if type(feature) is not tfds.features.Tensor:
