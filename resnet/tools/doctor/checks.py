@@ -128,8 +128,7 @@ def checkpoint(experiment: Experiment, workdir: str) -> Finding:
     checkpoints.save(state, None)
     checkpoints.finish(expected_step=0)
     save = time.monotonic() - start
-    restored = checkpoints.restore(0, experiment.abstract_state())
-    jax.block_until_ready(restored)
+    jax.block_until_ready(checkpoints.restore(0, experiment.abstract_state()))
     restore = time.monotonic() - start - save
   if stop.received:
     sys.exit(128 + stop.received)
@@ -142,8 +141,7 @@ def data(experiment: Experiment) -> Finding:
   source = experiment.train_reader.source
   names, count = source.class_names or (), source.num_classes
   shown = names if len(names) < 7 else (*names[:3], '...', *names[-3:])
-  named = f' ({", ".join(shown)})' if shown else ''
-  texts = [f'{count:,} classes{named}']
+  texts = [f'{count:,} classes' + (f' ({", ".join(shown)})' if shown else '')]
   broken = []
   for reader in (experiment.train_reader, experiment.eval_reader):
     errors, labels = _examine(reader)
@@ -166,15 +164,15 @@ def data(experiment: Experiment) -> Finding:
 def _examine(reader: BatchReader) -> tuple[list[str], list[int]]:
   """Returns what is wrong in a sample, and its labels."""
   source, errors, labels = reader.source, [], []
-  size = min(_SAMPLE_SIZE, len(source))
+  size, last = min(_SAMPLE_SIZE, len(source)), source.num_classes - 1
   indices = np.linspace(0, len(source) - 1, size).astype(int).tolist()
   for index, record in zip(indices, source.read(indices), strict=True):
     labels.append(label := int(record['label']))
     try:
-      if not 0 <= label < source.num_classes:
+      if not 0 <= label <= last:
+        key = source.key(index, record)
         raise InputError(
-          f'The label of {source.key(index, record)} is {label}; expected 0 to'
-          f' {source.num_classes - 1}.'
+          f'The label of {key} is {label}; expected 0 to {last}.'
         )
       decode_record(source, index, record)
     except InputError as error:
