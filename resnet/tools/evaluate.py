@@ -18,7 +18,7 @@ evaluation). Where memory is short, take a smaller --config.batch_size.
 (Wu and Johnson 2021, section 3), and shows what changed; the checkpoint stays.
 
 --on evaluates on another TFDS set of the same classes, such as
-imagenet_v2/matched-frequency (Recht et al. 2019) or imagenet2012_real.
+imagenet_v2/matched-frequency (Recht et al. 2019).
 
 --real_labels=real.json adds the ReaL top-1 (Beyer et al. 2020): right is any of
 the labels that the file has for an image; images without labels do not count.
@@ -61,9 +61,8 @@ def main(args: argparse.Namespace) -> None:
     reader = dataclasses.replace(run.eval_reader, source=source)
     run = dataclasses.replace(run, eval_reader=reader)
   source = run.eval_reader.source
-  if args.real_labels is None:
-    real = real_labels.of_records(source)
-  else:
+  real = None
+  if args.real_labels is not None:
     real = real_labels.by_file_name(source, real_labels.read(args.real_labels))
   if args.precise_bn is not None:
     precise_bn.check(run, args.precise_bn)

@@ -22,7 +22,7 @@ FIELDS = {
   'data.image_size': 8,
   'data.eval_resize': 8,
 }
-COUNT = 20
+COUNT, V2 = 20, 'imagenet_v2/topimages'
 
 
 def draw_images():
@@ -37,8 +37,8 @@ def made(tmp_path_factory):
   """A folder, and lists of labels as ReaL has them, by file.
 
   The folder holds the checkpoint of a network that was never trained; the set
-  imagenet2012, whose labels are all 5; and the set imagenet2012_real, whose
-  original labels are the predictions at odd places.
+  imagenet2012, whose labels are all 5; and a set imagenet_v2, whose labels are
+  the predictions at odd places.
   """
   folder = str(tmp_path_factory.mktemp('imagenet'))
   images = draw_images()
@@ -62,12 +62,11 @@ def made(tmp_path_factory):
     [[], [p], [0, p, 999], [(p + 1) % 1000]][i % 4]
     for i, p in enumerate(predictions)
   ]
-  labels = [p if i % 2 else 5 for i, p in enumerate(predictions)]
-  real = [
-    {**example, 'original_label': label, 'real_label': several}
-    for example, label, several in zip(examples, labels, lists, strict=True)
+  other = [
+    {**example, 'label': p if i % 2 else 5}
+    for i, (example, p) in enumerate(zip(examples, predictions, strict=True))
   ]
-  write_set(folder, 'imagenet2012_real', {'validation': real})
+  write_set(folder, V2, {'test': other})
   return folder, lists
 
 
@@ -87,7 +86,11 @@ def evaluate(tool, made, tmp_path):
   return evaluate
 
 
-def check_real(out, report):
+def test_labels_of_real_json_are_found_by_file_name(evaluate, made, tmp_path):
+  _, lists = made
+  path = tmp_path / 'real.json'
+  path.write_text(json.dumps(lists + [[1]] * (50_000 - COUNT)))
+  out, report = evaluate(f'--real_labels={path}')
   assert report['num_examples'] == COUNT
   assert report['real'] == {
     'top1': pytest.approx(2 / 3),
@@ -95,20 +98,11 @@ def check_real(out, report):
     'num_unlabelled': 5,
   }
   assert 'ReaL top-1 0.6667  (15 images; 5 without labels' in out
-
-
-def test_labels_of_real_json_are_found_by_file_name(evaluate, made, tmp_path):
-  _, lists = made
-  path = tmp_path / 'real.json'
-  path.write_text(json.dumps(lists + [[1]] * (50_000 - COUNT)))
-  out, report = evaluate(f'--real_labels={path}')
-  check_real(out, report)
   assert report['images'] == 'imagenet2012/validation'
   assert report['top1'] == 0
 
 
 def test_another_set_is_evaluated_with_its_own_labels(evaluate):
-  out, report = evaluate('--on=imagenet2012_real')
-  check_real(out, report)
-  assert report['images'] == 'imagenet2012_real/validation'
+  _, report = evaluate(f'--on={V2}')
+  assert report['images'] == f'{V2}/test'
   assert report['top1'] == 0.5

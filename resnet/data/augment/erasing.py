@@ -48,7 +48,8 @@ class RandomErasing:
       fits=lambda h, w: (h < height) & (w < width),
     )
     is_erased = is_found & (draws[:, -1] < self.probability)
-    return jnp.where(is_erased[:, None], jnp.stack(boxes, axis=1), 0)
+    boxes = jnp.stack(boxes, axis=1)
+    return jnp.where(is_erased[:, None], boxes, 0)
 
   def __call__(
     self,

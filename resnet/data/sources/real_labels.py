@@ -5,7 +5,7 @@ images of ImageNet. In some images people saw none of the classes; these do not
 count.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import itertools
 import json
 import re
@@ -14,16 +14,13 @@ from typing import Any
 import numpy as np
 
 from resnet.data.sources import imagenet
-from resnet.data.sources.base import Record, Source
-from resnet.data.sources.tfds import REAL_LABEL
+from resnet.data.sources.base import Source
 from resnet.errors import InputError
 
 # Of each image, maybe none.
 Labels = list[tuple[int, ...]]
 
 _FILE = re.compile(r'ILSVRC2012_val_(\d{8})\.')
-# Records are read so many at a time.
-_CHUNK = 64
 
 
 def read(path: str) -> Labels:
@@ -67,30 +64,17 @@ def by_file_name(source: Source, labels: Labels) -> Labels:
       f' {", ".join(names[:3] if names else ("without names",))} ...'
     )
   found = []
-  for index, record in _records(source):
-    match = _FILE.search(source.key(index, record))
+  for index in range(len(source)):
+    key = source.key(index, source.read([index])[0])
+    match = _FILE.search(key)
     number = int(match[1]) if match else 0
     if not 0 < number <= len(labels):
       raise InputError(
-        f'--real_labels: {source.key(index, record)} is not one of the files'
+        f'--real_labels: {key} is not one of the files'
         f' ILSVRC2012_val_00000001.JPEG to ..._{len(labels):08}.JPEG.'
       )
     found.append(labels[number - 1])
   return found
-
-
-def of_records(source: Source) -> Labels | None:
-  """Returns the labels that records of `imagenet2012_real` have, or None."""
-  (first,) = source.read([0])
-  if REAL_LABEL not in first:
-    return None
-  return [record[REAL_LABEL] for _, record in _records(source)]
-
-
-def _records(source: Source) -> Iterator[tuple[int, Record]]:
-  for start in range(0, len(source), _CHUNK):
-    indices = range(start, min(start + _CHUNK, len(source)))
-    yield from zip(indices, source.read(indices), strict=True)
 
 
 def score(predictions: np.ndarray, labels: Sequence[Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from tensorflow_datasets.core import constants, read_only_builder
 from resnet.data.sources import digits, fake, imagenet
 from resnet.data.sources import folder as folder_lib
 from resnet.data.sources.base import Source
-from resnet.data.sources.tfds import LABELS, TfdsRecords, is_pixels
+from resnet.data.sources.tfds import TfdsRecords, is_pixels
 from resnet.errors import InputError, nearest
 
 
@@ -114,7 +114,7 @@ def open_same_classes(
 def _open_prepared(builder: Any, name: str, split: str) -> Source:
   fields: dict[str, Any] = dict(builder.info.features)
   image: Any = fields.get('image')
-  label = next((fields[key] for key in LABELS if key in fields), None)
+  label: Any = fields.get('label')
   shape: Any = getattr(image, 'shape', None)
   if (
     not (isinstance(image, tfds.features.Image) or is_pixels(image))

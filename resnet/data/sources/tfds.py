@@ -17,9 +17,6 @@ from resnet.errors import InputError
 # Records are fetched one by one, in random order.
 _READER_OPTIONS = 'readahead_buffer_size:0'
 _READER_BUFFER_BYTES = 2**15
-# Where a set keeps the label of an image; `imagenet2012_real` has another name.
-LABELS = ('label', 'original_label')
-REAL_LABEL = 'real_label'
 # Fields by which a person finds a record.
 _NAMES = ('file_name', 'id')
 _BYTES = 1
@@ -28,10 +25,7 @@ _FIELD_1, _FIELD_2 = 0x0A, 0x12
 
 
 class TfdsRecords:
-  """Random access to 'image', 'label', and 'file_name' or 'id' of a split.
-
-  Where the set has REAL_LABEL, a tuple of labels, that too.
-  """
+  """Random access to 'image', 'label', and 'file_name' or 'id' of a split."""
 
   def __init__(self, parts: Sequence[Any], shape: tuple[int, int, int] | None):
     """Takes TFDS's file instructions, and the shape of images that are pixels.
@@ -85,17 +79,9 @@ class TfdsRecords:
     else:
       image = np.frombuffer(data, np.uint8, end - start, start)
       image = image.reshape(self._shape)
-    place = fields.get(LABELS[0]) or fields[LABELS[1]]
-    label, _ = _varint(data, place[0])
+    label, _ = _varint(data, fields['label'][0])
     # Negative numbers, of unlabelled splits, are 64 bits long.
     record = {'image': image, 'label': label - ((label >> 63) << 64)}
-    if REAL_LABEL in fields:
-      start, end, _ = fields[REAL_LABEL]
-      values = []
-      while start < end:
-        value, start = _varint(data, start)
-        values.append(value)
-      record[REAL_LABEL] = tuple(values)
     for name in _NAMES:
       start, end, kind = fields.get(name, (0, 0, _BYTES))
       if kind == _BYTES and end > start:
