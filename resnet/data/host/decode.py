@@ -153,10 +153,24 @@ def _decode_upper_rows(
   down; but the decoder stops early where the header says that the image is less
   high. Not for progressive files, of many scans over all rows, nor for CMYK.
   """
-  shorter = _shortened(data, frame, rows)
-  if shorter is None:
+  scan = _find_segment(data, frame + 2, frozenset({_JPEG_SCAN}))
+  num_components = data[frame + 9]
+  if data[frame + 1] not in _JPEG_SEQUENTIAL or num_components not in (1, 3):
     return None
-  width, height, _ = _header(shorter)
+  if scan is None or data[scan + 4] != num_components:
+    return None
+  # The end must be there, or the file is cut off somewhere.
+  if data.rfind(_JPEG_END, len(data) - 64) < 0:
+    return None
+  factors = data[frame + 11 : frame + 10 + 3 * num_components : 3]
+  factor = max(factor & 15 for factor in factors)
+  # Chroma is interpolated between its rows: one row more than is wanted.
+  block = 8 * factor
+  height = -(-(rows + factor) // max(block, 1)) * block
+  width, old_height, _ = _header(data)
+  if not 0 < height < old_height:
+    return None
+  shorter = data[: frame + 5] + height.to_bytes(2) + data[frame + 7 :]
   image = np.empty((height, width, channels), np.uint8)
   colorspace = 'GRAY' if channels == 1 else 'RGB'
   try:
@@ -168,27 +182,6 @@ def _decode_upper_rows(
     if 'extraneous bytes' not in str(error):
       return None
   return image[:rows]  # The last ones lack the chroma below them.
-
-
-def _shortened(data: bytes, frame: int, rows: int) -> bytes | None:
-  """Returns a JPEG with a frame header of fewer rows; None: it has no more."""
-  if data[frame + 1] not in _JPEG_SEQUENTIAL:
-    return None
-  scan = _find_segment(data, frame + 2, frozenset({_JPEG_SCAN}))
-  num_components = data[frame + 9]
-  factors = data[frame + 11 : frame + 10 + 3 * num_components : 3]
-  if scan is None or not data[scan + 4] == num_components in (1, 3):
-    return None
-  # The end must be there, or the file is cut off somewhere.
-  if data.rfind(_JPEG_END, len(data) - 64) < 0:
-    return None
-  factor = max(factor & 15 for factor in factors)
-  # Chroma is interpolated between its rows: one row more than is wanted.
-  block = 8 * factor
-  height = -(-(rows + factor) // max(block, 1)) * block
-  if not 0 < height < int.from_bytes(data[frame + 5 : frame + 7]):
-    return None
-  return data[: frame + 5] + height.to_bytes(2) + data[frame + 7 :]
 
 
 def _decode_jpeg(data: bytes, channels: int) -> np.ndarray:

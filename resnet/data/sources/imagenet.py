@@ -91,18 +91,15 @@ def open_tar(folder: str, split: str) -> TarRecords:
 
 def _train(path: str, tar: tarfile.TarFile) -> list[tuple[int, int, int, str]]:
   members = []
-  order = {name: label for label, name in enumerate(class_names())}
   classes = {member.name: member for member in tar}
-  missing = sorted(set(order) - {name[:-4] for name in classes})
-  if missing:
+  if missing := sorted({*class_names()} - {name[:-4] for name in classes}):
     raise InputError(
       f'{path} holds {len(classes)} classes of {NUM_CLASSES}, not'
       f' {", ".join(missing[:3])} ...: it is not whole, or another file.'
     )
   with open(path, 'rb') as file:
-    for name, label in order.items():
-      start = classes[f'{name}.tar'].offset_data
-      file.seek(start)
+    for label, name in enumerate(class_names()):
+      file.seek(classes[f'{name}.tar'].offset_data)
       with tarfile.open(fileobj=file, mode='r:') as inner:
         members += [
           (member.offset_data, member.size, label, member.name)
