@@ -99,10 +99,10 @@ def draw_boxes(
 
 
 def crop_and_resize(images: Images, boxes: jax.Array, size: int) -> Images:
-  """Cuts a box int32 [B, 4] of each image; bilinear with antialias to `size`.
+  """Cuts boxes, int32 [B, 4], and resizes them to uint8 [B, size, size, C].
 
-  Two products with matrices of weights, one a side: about 0.15 GFLOP an image
-  of 256 x 256, where a training step of ResNet-50 has 24.
+  Bilinear with antialias, by two products with matrices of weights: about 0.15
+  GFLOP an image of 256 x 256, where a training step of ResNet-50 has 24.
   """
   _, height, width, _ = images.shape
   weights = jax.vmap(_weights, in_axes=(None, None, 0, 0))

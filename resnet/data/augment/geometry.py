@@ -20,8 +20,8 @@ def grids(
 ) -> jax.Array:
   """Returns [B, 2, 3]: (x, y, 1) of a new pixel -> x, y of the old one.
 
-  Both are measured in pixels from the centre of the image. The `magnitudes`
-  float32 [B] hold where `chosen` says that an image has the operation.
+  Both are measured in pixels from the centre of the image. `chosen` says which
+  images have an operation, `magnitudes`, float32 [B], how much of it.
   """
   nothing = jnp.zeros_like(magnitudes)
 

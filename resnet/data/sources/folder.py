@@ -75,7 +75,7 @@ def open_split(split: str, *, data_dir: str | None, **_: Any) -> Source:
   splits = _folders(data_dir)
   if _TRAIN not in splits:
     raise InputError(
-      f'{data_dir} has no train/, but {", ".join(splits[:5]) or "no folders"}.'
+      f'{data_dir} holds {", ".join(splits[:5]) or "no folders"}, not train/.'
       ' Expected PATH/train/CLASS/FILE and PATH/val/CLASS/FILE:'
       ' --config.data.data_dir=PATH'
     )
@@ -89,9 +89,7 @@ def open_split(split: str, *, data_dir: str | None, **_: Any) -> Source:
       ' set: python -m resnet.tools.prepare --help)'
     )
   root = os.path.join(data_dir, name)
-  classes, own = (
-    _folders(os.path.join(data_dir, name), 2) for name in (_TRAIN, name)
-  )
+  classes, own = (_folders(f'{data_dir}/{x}', 2) for x in (_TRAIN, name))
   if odd := sorted({*classes} ^ {*own}):
     raise InputError(
       f'{root} and {_TRAIN}/ differ in {len(odd)} class folder(s):'
@@ -157,8 +155,8 @@ def _file_names(folder: str) -> list[str]:
     (names if is_image and not entry.is_dir() else odd).append(entry.name)
   if odd or not names:
     raise InputError(
-      f'{folder} must hold images ({", ".join(IMAGE_SUFFIXES)}) and nothing'
-      f' else, and holds {", ".join(sorted(odd)[:3]) or "nothing"}: convert it,'
-      ' or move it away; remove an empty class folder from train/ and val/.'
+      f'{folder} must hold only images ({", ".join(IMAGE_SUFFIXES)}), but holds'
+      f' {", ".join(sorted(odd)[:3]) or "nothing"}: convert or move these, or'
+      ' remove an empty class folder from train/ and val/.'
     )
   return sorted(names)

@@ -100,8 +100,11 @@ def test_what_is_wrong_in_a_folder_is_named(folder, added, split, message):
 @pytest.mark.parametrize(
   ('files', 'message'),
   [
-    ([], r'has no train/, but no folders\. '),
-    (['a/x.jpg', 'b/y.jpg'], r'but a, b\. Expected PATH/train/CLASS'),
+    ([], r'holds no folders, not train/'),
+    (
+      ['a/x.jpg', 'b/y.jpg'],
+      r'holds a, b, not train/\. Expected PATH/train/CLASS',
+    ),
     (['train/a/x.jpg'], r'two at least, and holds 1 beside 0 files'),
     (
       ['train/x.jpg', 'train/y.png'],
