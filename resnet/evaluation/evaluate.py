@@ -27,14 +27,9 @@ def evaluate(
 ) -> dict[str, float] | None:
   """Evaluates on the whole evaluation split, the moving averages too.
 
-  Args:
-    experiment: with the split.
-    steps: of the experiment.
-    state: to evaluate.
-    notes: collects the images that are left out.
-    stop: called after each batch; a signal number ends the evaluation.
-    watch: `Watchdog.watch`, called with what is waited for; None: it may take
-      any time.
+  `notes` collects the images that are left out. A signal number from `stop`,
+  called after each batch, ends the evaluation. `watch` is `Watchdog.watch`,
+  called with what is waited for; None: it may take any time.
 
   Returns:
     'eval/loss', 'eval/top1', 'eval/top5', 'eval/num_examples'; where broken

@@ -26,17 +26,13 @@ Variables = Mapping[str, Any]
 
 def check(run: Experiment, at_least: int) -> None:
   """Raises an InputError where `recompute` has no such images or no norms."""
-  most = len(run.train_reader.source)
+  flag, most = f'--precise_bn={at_least}', len(run.train_reader.source)
   if not 0 < at_least <= most:
-    raise InputError(
-      f'--precise_bn={at_least} is not in 1 .. {most}, the training images.'
-    )
+    raise InputError(f'{flag} is not in 1 .. {most}, the training images.')
   shapes = run.abstract_state().batch_stats
   if not jax.tree.leaves(shapes) or getattr(run.task.model, 'frozen_bn', False):
-    raise InputError(
-      f'--precise_bn={at_least}: {run.config["model.name"]} has no batch'
-      ' norms whose statistics training takes; leave it out.'
-    )
+    text = f'{run.config["model.name"]} has no batch norms that training moves'
+    raise InputError(f'{flag}: {text}: leave it out.')
 
 
 def num_images(run: Experiment, at_least: int) -> int:

@@ -43,11 +43,7 @@ def evaluate(
 ) -> EvalResult:
   """Evaluates `run.eval_reader`, every image once; prints what is left out.
 
-  Args:
-    run: with the images.
-    variables: of the network.
-    views: one of `VIEWS`.
-    sides: for 'scales', pixels.
+  The `views` are one of `VIEWS`, the `sides` those of 'scales', pixels.
   """
   reader = run.eval_reader
   if views == 'ten_crop':

@@ -49,12 +49,9 @@ def decode_files(
   decode: Callable[[bytes], np.ndarray],
   pool: ThreadPoolExecutor,
 ) -> Iterator[tuple[str, np.ndarray | InputError]]:
-  """Yields each file with its pixels, or with an error that names it.
+  """Yields each file, in order, with its pixels or with an error that names it.
 
-  Args:
-    files: to read, in order, all of them at once.
-    decode: raises ValueError for what is no image.
-    pool: the threads that decode.
+  All are read at once; `decode` raises ValueError for what is no image.
   """
   cv2.setNumThreads(0)  # The threads are ours.
 

@@ -90,12 +90,10 @@ class Weights:
 def read_weights(
   source: str, model: str | None = None, *, dtype: str = 'float32'
 ) -> Weights:
-  """Reads the weights of a source that says how its images are prepared.
+  """Reads a source of `weights` that says how its images are prepared.
 
-  Args:
-    source: as `weights.open_source` takes it.
-    model: name of the network; None: the one that the source names.
-    dtype: of the computation, 'float32' or 'bfloat16'.
+  The network is `model` or the one that the source names; it computes in
+  `dtype`, 'float32' or 'bfloat16'.
   """
   found = open_source(source)
   metadata = found.metadata
@@ -136,11 +134,9 @@ def read_weights(
 def create_network(weights: Weights) -> Network:
   """Returns the network of weights; they are put on the default device."""
   shape = weights.preprocessing.image_shape
-  if (expected := image_channels(weights.variables)) != shape[-1]:
-    raise InputError(
-      f'{weights.name} has a network for {expected} channels and preprocessing'
-      f' for {shape[-1]}.'
-    )
+  if (count := image_channels(weights.variables)) != shape[-1]:
+    text = f'a network for {count} channels and preprocessing for {shape[-1]}'
+    raise InputError(f'{weights.name} has {text}.')
   stages = [f'stage{i + 1}' for i in range(len(weights.model.stage_sizes))]
   variables = jax.device_put(weights.variables)
 

@@ -15,19 +15,11 @@ class Predictor:
   def __init__(
     self, network: Network, outputs: Sequence[str], batch_sizes: Sequence[int]
   ):
-    """Compiles nothing yet.
-
-    Args:
-      network: to ask.
-      outputs: names of what is asked for.
-      batch_sizes: to compile for; the largest is the most that is taken.
-    """
+    """Compiles nothing yet; takes up to the largest of `batch_sizes` images."""
     for name in outputs:
       if name not in network.outputs:
-        raise InputError(
-          f'{network.name} has no {name!r}. There are:'
-          f' {", ".join(network.outputs)}.'
-        )
+        known = ', '.join(network.outputs)
+        raise InputError(f'{network.name} has no {name!r}. There are: {known}.')
     self.network = network
     self.batch_sizes = tuple(sorted(batch_sizes))
     self._outputs = tuple(outputs)

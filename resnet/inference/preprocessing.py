@@ -35,12 +35,9 @@ class ImageTransform:
   max_pixels: int = MAX_PIXELS
 
   def __post_init__(self):
-    interpolation = self.preprocessing.interpolation
-    if interpolation not in FILTERS:
-      raise InputError(
-        f'The weights were made with {interpolation!r} interpolation, which is'
-        f' none of {", ".join(FILTERS)}.'
-      )
+    if (name := self.preprocessing.interpolation) not in FILTERS:
+      known = ', '.join(FILTERS)
+      raise InputError(f'Interpolation {name!r} of weights is none of {known}.')
 
   @property
   def num_views(self) -> int:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from resnet.models import layers
+from resnet.models.resnet import Network
 
 _conv = functools.partial(nn.Conv, padding='SAME', kernel_init=layers.he_normal)
 
@@ -67,7 +68,7 @@ class ResidualBottleneck(Bottleneck):
     return x + y
 
 
-class LectureResNet(nn.Module):
+class LectureResNet(Network):
   """7x7 convolution, stages of residual bottlenecks, average pool, softmax.
 
   Attributes:
@@ -82,16 +83,6 @@ class LectureResNet(nn.Module):
   stage_sizes: Sequence[int] = (3, 4, 6, 3)
   num_filters: int = 64
   dtype: jax.typing.DTypeLike = jnp.float32
-
-  def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-    """Normalised images [B, H, W, C] -> logits [B, num_classes], float32."""
-    return self._forward(images, train=train)['logits']
-
-  def features(self, images: jax.Array, *, train: bool) -> dict[str, jax.Array]:
-    """Returns 'stem', 'stage1' .., 'pooled', as `ResNet.features`."""
-    features = self._forward(images, train=train)
-    del features['logits']
-    return features
 
   @nn.compact
   def _forward(self, images: jax.Array, *, train: bool) -> dict[str, jax.Array]:

@@ -172,10 +172,8 @@ def create_model(name: str, **overrides: Any) -> Any:
   `num_classes` or `dtype`.
   """
   if name not in _MODELS:
-    raise InputError(
-      f'There is no model {name!r}.{nearest(name, _MODELS)}'
-      ' All names: resnet.models.list_models().'
-    )
+    hint = f'{nearest(name, _MODELS)} All names: resnet.models.list_models().'
+    raise InputError(f'There is no model {name!r}.{hint}')
   fields = {field.name for field in dataclasses.fields(_MODELS[name].func)}
   fields -= {'parent', 'name'}
   for field in overrides:

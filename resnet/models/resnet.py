@@ -15,7 +15,32 @@ from resnet.models.scan import scan_blocks
 from resnet.models.shortcuts import SHORTCUTS
 
 
-class ResNet(nn.Module):
+class Network(nn.Module):
+  """Gives logits or features of what `_forward` computes."""
+
+  def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+    """Normalised images [B, H, W, C] -> logits [B, num_classes], float32.
+
+    With `train`, batch norm uses the statistics of the batch and updates the
+    collection 'batch_stats', which must then be mutable.
+    """
+    return self._forward(images, train=train)['logits']
+
+  def features(self, images: jax.Array, *, train: bool) -> dict[str, jax.Array]:
+    """Returns activations by name.
+
+    'stem' is after its ReLU, before max-pooling, 'stage1' .. after the last
+    block of the stage, [B, H, W, C] in `dtype`; 'pooled' is [B, C] float32.
+    """
+    features = self._forward(images, train=train)
+    del features['logits']
+    return features
+
+  def _forward(self, images: jax.Array, *, train: bool) -> dict[str, jax.Array]:
+    raise NotImplementedError
+
+
+class ResNet(Network):
   """He et al. 2016, "Deep residual learning for image recognition".
 
   Attributes:
@@ -73,24 +98,6 @@ class ResNet(nn.Module):
   remat: bool = False
   dtype: jax.typing.DTypeLike = jnp.float32
 
-  def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-    """Normalised images [B, H, W, C] -> logits [B, num_classes], float32.
-
-    With `train`, batch norm uses the statistics of the batch and updates the
-    collection 'batch_stats', which must then be mutable.
-    """
-    return self._forward(images, train=train)['logits']
-
-  def features(self, images: jax.Array, *, train: bool) -> dict[str, jax.Array]:
-    """Returns activations by name.
-
-    'stem' is after its ReLU, before max-pooling, 'stage1' .. after the last
-    block of the stage, [B, H, W, C] in `dtype`; 'pooled' is [B, C] float32.
-    """
-    features = self._forward(images, train=train)
-    del features['logits']
-    return features
-
   @nn.compact
   def _forward(self, images: jax.Array, *, train: bool) -> dict[str, jax.Array]:
     conv = functools.partial(
@@ -129,7 +136,10 @@ class ResNet(nn.Module):
     for i, num_blocks in enumerate(self.stage_sizes, start=1):
       stage_norm = fixed_norm if i <= self.frozen_stages else norm
       fields = {'filters': self.num_filters * 2 ** (i - 1), 'norm': stage_norm}
-      rates = self._drop_rates(i, train=train)
+      drop_path = self.drop_path if train and i > self.frozen_stages else 0.0
+      first = sum(self.stage_sizes[: i - 1]) + 1
+      numbers = range(first, first + num_blocks)
+      rates = [drop_path * n / sum(self.stage_sizes) for n in numbers]
       x = (first_block if i == 1 else block)(
         strides=1 if i == 1 else 2,
         name=f'stage{i}_block1',
@@ -152,17 +162,6 @@ class ResNet(nn.Module):
       x, self.num_classes, self.dropout if train else 0.0
     )
     return features
-
-  def _drop_rates(self, stage: int, *, train: bool) -> list[float]:
-    """Returns the share of images that each block of a stage leaves out."""
-    num_blocks = self.stage_sizes[stage - 1]
-    if not train or stage <= self.frozen_stages:
-      return [0.0] * num_blocks
-    first = sum(self.stage_sizes[: stage - 1]) + 1
-    return [
-      self.drop_path * number / sum(self.stage_sizes)
-      for number in range(first, first + num_blocks)
-    ]
 
 
 def _remat(block_cls: Any) -> Callable[..., nn.Module]:

@@ -73,14 +73,8 @@ def draw_curve(
 ) -> None:
   """Draws a curve of x and y [N]; values that are not finite leave gaps.
 
-  Args:
-    ax: the axes.
-    x: updates, or layers.
-    y: of the same length.
-    style: index of the colour and the dash pattern.
-    label: in the legend; '' for none.
-    spread: [N], half the height of a band; None for no band.
-    bold: wide, for a test curve; otherwise thin, for a training curve.
+  The `style` is the index of colour and dash pattern, `spread` [N] half the
+  height of a band, and `bold` for a test curve, not a training curve.
   """
   color = COLORS[style % len(COLORS)]
   ax.plot(

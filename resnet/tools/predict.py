@@ -120,15 +120,9 @@ def _print(
 
 def _check(args: argparse.Namespace) -> None:
   if bool(args.features) != bool(args.out):
-    raise InputError(
-      'Features need a file: --features=pooled --out=FILE.npz, or'
-      ' --out=FILE.parquet.'
-    )
+    raise InputError('Features need a file: --features=pooled --out=FILE.npz')
   if args.features and (args.views != 'center' or args.json):
-    raise InputError(
-      '--features writes those of the central crop and prints nothing: leave'
-      ' --flip, --ten_crop and --json out.'
-    )
+    raise InputError('--features goes without --flip, --ten_crop and --json.')
   if args.stage and not args.explain:
     raise InputError('--stage needs --explain=DIR.')
 

@@ -25,10 +25,9 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 def main(args: argparse.Namespace) -> None:
   """Compiles, then serves until a signal."""
-  if not 0 <= args.wait_milliseconds <= 1000:
-    raise InputError(
-      f'--wait-milliseconds={args.wait_milliseconds} is not in 0 .. 1000.'
-    )
+  wait = args.wait_milliseconds
+  if not 0 <= wait <= 1000:
+    raise InputError(f'--wait-milliseconds={wait} is not in 0 .. 1000.')
   try:
     import uvicorn
 
@@ -40,11 +39,9 @@ def main(args: argparse.Namespace) -> None:
   try:  # Take the port before anything is compiled.
     listener = socket.create_server((args.host, args.port), backlog=1024)
   except (OSError, OverflowError) as error:
+    flags = f'--host={args.host} --port={args.port}'
     text = getattr(error, 'strerror', None) or error
-    raise InputError(
-      f'--host={args.host} --port={args.port} cannot be had: {text}. Name'
-      ' another --port.'
-    ) from None
+    raise InputError(f'{flags}: {text}. Name another --port.') from None
   with listener:
     network = open_network(args.weights, args.model, args.dtype)
     outputs = [n for n in ('probabilities', 'cam') if n in network.outputs]
@@ -53,7 +50,7 @@ def main(args: argparse.Namespace) -> None:
     predictor.compile()
     server = Server(
       predictor,
-      wait_seconds=args.wait_milliseconds / 1000,
+      wait_seconds=wait / 1000,
       max_waiting=args.max_waiting,
       max_seconds=args.request_seconds,
     )

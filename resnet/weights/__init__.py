@@ -118,9 +118,7 @@ def save_weights(
   `to_state_dict`.
   """
   if not variables.get('params'):
-    raise InputError(
-      'There are no parameters to save: give the variables of a network.'
-    )
+    raise InputError('Nothing to save: give the variables of a network.')
   state = to_torch(variables, naming)
   header = (metadata or Metadata()).to_header()
   try:

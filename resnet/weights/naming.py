@@ -117,10 +117,8 @@ def state_dict_layout(
 
 
 def _rename(module: str, names: dict[str, str]) -> str:
-  for pattern, name in names.items():
-    if match := re.fullmatch(pattern, module):
-      return match.expand(name)
-  raise ValueError(f'no PyTorch name for {module!r}')
+  found = ((re.fullmatch(x, module), name) for x, name in names.items())
+  return next(match.expand(name) for match, name in found if match)
 
 
 def counter_keys(layout: dict[str, Tensor]) -> dict[str, Path]:

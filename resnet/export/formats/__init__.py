@@ -4,13 +4,9 @@ A module has
 
   convert(program) -> the files of a folder, bytes by name
   load(folder) -> a function from images to logits, NumPy or JAX arrays
-  TOLERANCE: the largest difference from the network on a CPU, as a share of the
-    largest logit
-  PLATFORMS: those that it may be made for, in JAX's words; () where the file is
-    for none in particular
+  TOLERANCE: the largest difference on a CPU, as a share of the largest logit
+  PLATFORMS: those that it may be made for; () where the file is for any
   HELP: what it needs, for the command line; '' for nothing
-
-Nothing else lists the formats.
 """
 
 import importlib

@@ -92,10 +92,8 @@ def _open_grid(
       saved = json.load(file)
     was, now = f'{saved["experiment"]} on {saved["data"]}', f'{name} on {data}'
     if was != now:
-      raise InputError(
-        f'{workdir} holds another grid ({was}, not {now}): give another'
-        ' --workdir.'
-      )
+      text = f'{workdir} holds another grid ({was}, not {now})'
+      raise InputError(f'{text}: give another --workdir.')
     for cell in (*saved['cells'].values(), *saved['not_run']):
       cells.add(grids.Cell(cell['group'], cell['depth'], cell['seed']))
   groups = list(experiment.groups)
