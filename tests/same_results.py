@@ -99,7 +99,7 @@ TOOLS = (
 )
 SUBCOMMANDS = (
   *(f'benchmark {x}' for x in ('step', 'eval', 'input')),
-  *(f'weights {x}' for x in ('convert', 'compare', 'inspect')),
+  *(f'weights {x}' for x in ('convert', 'inspect')),
 )
 
 

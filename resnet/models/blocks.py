@@ -118,7 +118,7 @@ class PreActBasicBlock(PreActBlock):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """[B, H, W, C] -> [B, H / strides, W / strides, filters]."""
-    activated = _activated_input(self, x)
+    activated = nn.relu(self.norm(name='bn1')(x)) if self.activate_input else x
     y = self.conv(self.filters, 3, self.strides, name='conv1')(activated)
     y = nn.relu(self.norm(name='bn2')(y))
     y = _last_conv(self, self.filters, 3, name='conv2')(y)
@@ -142,7 +142,7 @@ class PreActBottleneckBlock(PreActBlock):
     filters_out = self.expansion * self.filters
     strides_1x1 = self.strides if self.stride_in_1x1 else 1
     strides_3x3 = 1 if self.stride_in_1x1 else self.strides
-    activated = _activated_input(self, x)
+    activated = nn.relu(self.norm(name='bn1')(x)) if self.activate_input else x
     y = self.conv(self.filters, 1, strides_1x1, name='conv1')(activated)
     y = nn.relu(self.norm(name='bn2')(y))
     y = self.conv(self.filters, 3, strides_3x3, name='conv2')(y)
@@ -183,7 +183,3 @@ def _last_conv(
 ) -> nn.Module:
   init = initializers.zeros if block.zero_init_last else layers.he_normal
   return block.conv(filters, kernel_size, kernel_init=init, name=name)
-
-
-def _activated_input(block: PreActBlock, x: jax.Array) -> jax.Array:
-  return nn.relu(block.norm(name='bn1')(x)) if block.activate_input else x

@@ -1,8 +1,7 @@
-"""Weights from one place to another: convert, compare, inspect.
+"""Weights from one place to another: convert, inspect.
 
   python -m resnet.tools.weights inspect resnet50.safetensors
   python -m resnet.tools.weights convert runs/digits digits.safetensors
-  python -m resnet.tools.weights compare runs/digits digits.safetensors
 
 A SOURCE is a .safetensors file in the names of torchvision or timm,
 hf-hub:OWNER/NAME@REVISION, an Orbax checkpoint, or the workdir of a run: its
@@ -12,13 +11,9 @@ best checkpoint. The network is the one that the source names, or --model.
 import argparse
 import contextlib
 import dataclasses
-import functools
 import math
 import re
 from typing import Any
-
-import jax
-import numpy as np
 
 from resnet.errors import InputError
 from resnet.models import create_model, list_models
@@ -28,7 +23,6 @@ from resnet.weights import (
   Preprocessing,
   Source,
   check_source,
-  image_channels,
   open_source,
   read_source,
   save_weights,
@@ -72,37 +66,6 @@ def convert(args: argparse.Namespace) -> None:
   save_weights(variables, args.target, metadata=metadata, naming=args.naming)
   print(f'{args.target}: {model}, {num_classes} classes')
   _print_metadata(metadata)
-
-
-def compare(args: argparse.Namespace) -> None:
-  """Prints the largest difference of each stage's activations."""
-  sources = [open_source(source) for source in (args.source, args.other)]
-  model = _model(sources[0], args.model or sources[1].metadata.model)
-  overrides = sources[0].metadata.overrides or sources[1].metadata.overrides
-  shape = (args.batch_size, args.image_size, args.image_size)
-  sides = []
-  for source in sources:
-    variables = read_source(source, model, **overrides)
-    images = np.random.default_rng(0).standard_normal(
-      (*shape, image_channels(variables)), np.float32
-    )
-    head = variables['params']['head']
-    network = create_model(model, num_classes=len(head['bias']), **overrides)
-    apply = functools.partial(network.apply, train=False, method='features')
-    features = jax.tree.map(np.asarray, jax.jit(apply)(variables, images))
-    features['logits'] = features['pooled'] @ head['kernel'] + head['bias']
-    sides.append(features)
-  print(f'{model}, {args.batch_size} random images, {args.image_size} pixels')
-  print('stage   largest difference   relative to the largest activation')
-  stages = sorted(name for name in sides[0] if name.startswith('stage'))
-  for name in ('stem', *stages, 'pooled', 'logits'):
-    ours, theirs = (features[name] for features in sides)
-    if ours.shape != theirs.shape:
-      print(f'{name:7} not compared: {ours.shape[-1]} and {theirs.shape[-1]}')
-      continue
-    difference = np.max(np.abs(ours - theirs))
-    relative = difference / max(np.max(np.abs(ours)), np.finfo('f4').tiny)
-    print(f'{name:7} {difference:18.3e}   {relative:.3e}')
 
 
 def inspect(args: argparse.Namespace) -> None:
@@ -183,11 +146,6 @@ def parser() -> command.Parser:
   add('--image-size', type=int, help='pixels')
   add('--crop-share', type=float, help='0.875 is 224 of 256')
   add('--interpolation', choices=('bilinear', 'bicubic'))
-  add = add_command(compare)
-  add('other', metavar='SOURCE')
-  add('--model', help='default: the one that a SOURCE names')
-  add('--batch-size', type=command.positive, default=4)
-  add('--image-size', type=command.positive, default=64, help='pixels')
   add = add_command(inspect)
   add('--tensors', action='store_true', help='list them all')
   return result

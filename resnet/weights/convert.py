@@ -70,7 +70,21 @@ def check_source(
 
   Reads no tensor.
   """
-  _check_same_network(source, name, overrides)
+  metadata = source.metadata
+  if metadata.model not in (None, name):
+    raise InputError(
+      f'{source.name} holds weights of {metadata.model}, not of {name}.'
+    )
+  # Networks with other shortcuts may have the same shapes.
+  theirs, ours = (
+    getattr(create_model(name, **fields), 'shortcut', None)
+    for fields in (metadata.overrides, overrides)
+  )
+  if metadata.model and theirs != ours:
+    raise InputError(
+      f'{source.name} holds weights of {name} with shortcut {theirs!r}, not'
+      f' {ours!r}.'
+    )
   expected = fit.expected_shapes(name, source.tensors, overrides)
   optional: Collection[str] = ()
   if source.is_torch:
@@ -81,28 +95,6 @@ def check_source(
     wanted = {'/'.join(path): shape for path, shape in expected.items()}
   fit.check_fit(source.name, source.tensors, wanted, optional=optional)
   return expected
-
-
-def _check_same_network(
-  source: Source, name: str, overrides: Mapping[str, Any]
-) -> None:
-  """What the shapes do not tell: resnet50 and resnet50_v1 have the same."""
-  metadata = source.metadata
-  if metadata.model is None:
-    return
-  if metadata.model != name:
-    raise InputError(
-      f'{source.name} holds weights of {metadata.model}, not of {name}.'
-    )
-  theirs, ours = (
-    getattr(create_model(name, **fields), 'shortcut', None)
-    for fields in (metadata.overrides, overrides)
-  )
-  if theirs != ours:
-    raise InputError(
-      f'{source.name} holds weights of {name} with shortcut {theirs!r}, not'
-      f' {ours!r}.'
-    )
 
 
 def _naming(source: Source) -> str:

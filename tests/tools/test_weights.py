@@ -1,4 +1,4 @@
-"""The weights tool: convert, compare, inspect."""
+"""The weights tool: convert, inspect."""
 
 import os
 import re
@@ -16,7 +16,6 @@ from tests.programs import assert_refused
 from tests.runs import resolve, save_run
 
 MODEL = '--model=cifar_resnet8'
-COMPARE = (MODEL, '--image-size=16', '--batch-size=1')
 
 
 @pytest.fixture(scope='module')
@@ -59,29 +58,6 @@ def test_convert_adds_what_the_source_does_not_say(tool, path, tmp_path):
   assert weights.open_source(again).metadata == metadata
 
 
-def test_compare_shows_where_two_networks_differ(tool, path, tmp_path):
-  variables = weights.load_weights(path, 'cifar_resnet8')
-  variables['params']['stage2_block1']['conv1']['kernel'] *= 1.5
-  # Another number of classes cannot be compared.
-  variables['params']['head'] = {
-    'kernel': np.zeros((64, 5), np.float32),
-    'bias': np.zeros(5, np.float32),
-  }
-  other = str(tmp_path / 'other.safetensors')
-  weights.save_weights(variables, other)
-  out = tool('weights', 'compare', path, other, *COMPARE).stdout
-  rows = dict(
-    re.findall(r'^(\w+) +(\d\.\d+e[+-]\d+) ', out, flags=re.MULTILINE)
-  )
-  order = ['stem', 'stage1', 'stage2', 'stage3', 'pooled']
-  assert list(rows) == order
-  is_different = [float(rows[name]) > 0 for name in order]
-  assert is_different == [False, False, True, True, True]
-  assert re.search(r'^logits +not compared: 3 and 5$', out, re.MULTILINE)
-  same = tool('weights', 'compare', path, path, *COMPARE).stdout
-  assert same.count('0.000e+00   0.000e+00') == 6
-
-
 def test_inspect_names_the_networks_that_fit(tool, path, tmp_path):
   out = tool('weights', 'inspect', path, '--tensors').stdout
   assert '44 tensors' in out
@@ -97,8 +73,6 @@ def test_inspect_names_the_networks_that_fit(tool, path, tmp_path):
     ('convert {path} x.safetensors', 'It fits: cifar_resnet8.'),
     ('convert {path} x.pth', 'must end in .safetensors'),
     ('convert {path} x.safetensors {model} --mean=1', '--std'),
-    ('compare {path} {path}', 'give --model'),
-    ('compare {path} {path} {model} --image-size=0', '--image-size'),
   ],
 )
 def test_bad_input_is_refused_and_nothing_is_written(
