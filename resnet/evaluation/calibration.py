@@ -71,11 +71,15 @@ def batch_sums(
 
 
 def summarize(sums: Mapping[str, Any]) -> dict[str, float]:
-  """Returns the metrics of all images; accuracies are fractions.
+  """Returns numbers of all images.
 
     ece = sum over bins of |confidence - accuracy| * share of the images
 
   (Guo et al. 2017, "On calibration of modern neural networks", equation 3).
+
+  Returns:
+    'loss', 'top1', 'top5', 'ece', 'confidence', all but the first 0 to 1; and
+    'num_examples' and 'num_not_finite'.
   """
   host = {name: np.asarray(value, np.float64) for name, value in sums.items()}
   count = host['bin_count'].sum()
@@ -92,11 +96,15 @@ def summarize(sums: Mapping[str, Any]) -> dict[str, float]:
 
 
 def worst_classes(confusion: np.ndarray, count: int) -> list[dict[str, Any]]:
-  """Returns `count` classes with the least accuracy, the worst first.
+  """Returns the classes with the least accuracy, and what they are taken for.
 
-  Classes without images are left out. From the confusion matrix [K, K], by
-  label and prediction: 'label', 'top1', 'num_examples', 'taken_for' (the other
-  class that is predicted most; None where none is) and 'times'.
+  Args:
+    confusion: by label and prediction, [K, K].
+    count: number of classes to return; those without images are left out.
+
+  Returns:
+    Of each 'label', 'top1', 'num_examples', 'taken_for' (the other class that
+    is predicted most; None where none is) and 'times'.
   """
   totals = confusion.sum(axis=1)
   others = confusion - np.diag(np.diag(confusion))

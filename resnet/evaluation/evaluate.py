@@ -27,14 +27,20 @@ def evaluate(
 ) -> dict[str, float] | None:
   """Evaluates on the whole evaluation split, the moving averages too.
 
-  `notes` collects the images that are left out. A signal number from `stop`,
-  called after each batch, ends the evaluation. `watch` is `Watchdog.watch`,
-  called with what is waited for; None: it may take any time.
+  Args:
+    experiment: with the split.
+    steps: of the experiment.
+    state: to evaluate.
+    notes: collects the images that are left out.
+    stop: called after each batch; a signal number ends the evaluation.
+    watch: `Watchdog.watch`, called with what is waited for; None: it may take
+      any time.
 
   Returns:
     'eval/loss', 'eval/top1', 'eval/top5', 'eval/num_examples'; where broken
-    images may be left out, their number, 'eval/bad_images'; where the state has
-    averages, the first three as 'eval_ema/...'. None after a signal.
+    images may be left out, also their number, 'eval/bad_images'; where the
+    state has averages, the first three of them as 'eval_ema/...'. None where
+    a signal came before the end.
   """
   reader = experiment.eval_reader
   loader = experiment.load(reader, notes)

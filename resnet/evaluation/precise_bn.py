@@ -1,7 +1,9 @@
-"""Batch statistics taken anew, with the weights fixed: "precise BN".
+"""Batch statistics of the weights as they are: "precise BN".
 
-Wu and Johnson 2021, "Rethinking 'batch' in BatchNorm", section 3. Running
-statistics are those of weights that moved while they were taken.
+Running statistics are those of weights that moved while they were taken, and
+few batches have a say in them. Here they are taken anew, of training images as
+training sees them, with the weights fixed (Wu and Johnson 2021, "Rethinking
+'batch' in BatchNorm", section 3).
 """
 
 from collections.abc import Mapping
@@ -52,8 +54,12 @@ def recompute(
     mean = E[m],  var = E[v + m * m] - E[m] ** 2
 
   that is the variance over all images, not the mean of those of the groups.
-  Norms that are frozen keep their statistics. The images are augmented as in
-  training; `at_least` so many are taken, rounded up to whole batches.
+  Norms that are frozen keep their statistics.
+
+  Args:
+    run: with the images; they are augmented as in training.
+    variables: 'params' and 'batch_stats', of the weights or their averages.
+    at_least: images; rounded up to whole batches.
   """
   # As the run ended, where images have grown.
   run = run.at_last_size()

@@ -43,7 +43,11 @@ def evaluate(
 ) -> EvalResult:
   """Evaluates `run.eval_reader`, every image once; prints what is left out.
 
-  The `views` are one of `VIEWS`, the `sides` those of 'scales', pixels.
+  Args:
+    run: with the images.
+    variables: of the network.
+    views: one of `VIEWS`.
+    sides: for 'scales', pixels.
   """
   reader = run.eval_reader
   if views == 'ten_crop':
@@ -112,9 +116,14 @@ def _step(
 
 
 def unpack(images: jax.Array, sides: Sequence[int]) -> list[jax.Array]:
-  """Returns the views of `data.host.views.ViewsTransform`, [B, side, side, C].
+  """Returns the views of `data.host.views.ViewsTransform`.
 
-  Images are [B, N, C], the squares one after the other, N = sum(side * side).
+  Args:
+    images: [B, N, C], the squares one after the other, N = sum(side * side).
+    sides: of the squares, pixels.
+
+  Returns:
+    [B, side, side, C] for each side.
   """
   views, start = [], 0
   for side in sides:

@@ -40,8 +40,15 @@ def export(
 ) -> dict[str, Any]:
   """Writes an exported network, whole and checked, or nothing.
 
-  Returns the manifest. There must be no such folder yet; the format is one of
-  `formats.NAMES`, the rest as in `Program`.
+  Args:
+    weights: of the network.
+    folder: that is made; there must be none.
+    format_: one of `formats.NAMES`.
+    platforms: that StableHLO is for; see `Program`.
+    with_preprocessing: take uint8 pixels, not normalised float32 ones.
+
+  Returns:
+    The manifest.
   """
   if os.path.lexists(folder):
     raise InputError(f'{folder} is there already: name a new --out.')

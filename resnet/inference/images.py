@@ -49,9 +49,14 @@ def decode_files(
   decode: Callable[[bytes], np.ndarray],
   pool: ThreadPoolExecutor,
 ) -> Iterator[tuple[str, np.ndarray | InputError]]:
-  """Yields each file, in order, with its pixels or with an error that names it.
+  """Yields each file with its pixels, in order.
 
-  All are read at once; `decode` raises ValueError for what is no image.
+  A file that cannot be read or decoded comes with an error that names it.
+
+  Args:
+    files: to read, all of them at once.
+    decode: raises ValueError for what is no image.
+    pool: the threads that decode.
   """
   cv2.setNumThreads(0)  # The threads are ours.
 

@@ -17,8 +17,16 @@ def class_activation_map(
     map[y, x] = sum_c activation[y, x, c] * kernel[c, label]
 
   Exact for a network that ends in a global average pool and a dense layer: the
-  mean of the map plus the bias is the logit. Normalised images [B, H, W, C] and
-  labels, int32 [B], give float32 [B, h, w] in the resolution of the last stage.
+  mean of the map plus the bias is the logit.
+
+  Args:
+    model: ends in that.
+    variables: of the model.
+    images: normalised, [B, H, W, C].
+    labels: int32 [B].
+
+  Returns:
+    float32 [B, h, w], with the resolution of the last stage.
   """
   features, normed = _with_outputs_of(
     'head_bn',
@@ -39,8 +47,15 @@ def grad_cam(
     weight[c] = mean over places of d logit / d activation[c]
     map       = relu(sum_c weight[c] * activation[c])
 
-  Normalised images [B, H, W, C] and labels, int32 [B], give float32 [B, h, w]
-  in the resolution of the stage, of which 1 is the first.
+  Args:
+    model: with `stage_sizes`.
+    variables: of the model.
+    images: normalised, [B, H, W, C].
+    labels: int32 [B].
+    stage: 1 is the first.
+
+  Returns:
+    float32 [B, h, w], with the resolution of the stage.
   """
   if getattr(model, 'scan_blocks', False):
     model = model.clone(scan_blocks=False)  # A loop has no last block.

@@ -90,10 +90,12 @@ class Weights:
 def read_weights(
   source: str, model: str | None = None, *, dtype: str = 'float32'
 ) -> Weights:
-  """Reads a source of `weights` that says how its images are prepared.
+  """Reads the weights of a source that says how its images are prepared.
 
-  The network is `model` or the one that the source names; it computes in
-  `dtype`, 'float32' or 'bfloat16'.
+  Args:
+    source: as `weights.open_source` takes it.
+    model: name of the network; None: the one that the source names.
+    dtype: of the computation, 'float32' or 'bfloat16'.
   """
   found = open_source(source)
   metadata = found.metadata

@@ -15,7 +15,13 @@ class Predictor:
   def __init__(
     self, network: Network, outputs: Sequence[str], batch_sizes: Sequence[int]
   ):
-    """Compiles nothing yet; takes up to the largest of `batch_sizes` images."""
+    """Compiles nothing yet.
+
+    Args:
+      network: to ask.
+      outputs: names of what is asked for.
+      batch_sizes: to compile for; the largest is the most that is taken.
+    """
     for name in outputs:
       if name not in network.outputs:
         known = ', '.join(network.outputs)
@@ -52,7 +58,10 @@ class Predictor:
   def stream(
     self, batches: Iterable[tuple[Any, np.ndarray]]
   ) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
-    """Yields (key, outputs) of each (key, images); asks one batch ahead."""
+    """Yields (key, outputs) of each (key, images).
+
+    While the device works on a batch, the next one is already asked for.
+    """
     last = None
     for key, images in batches:
       result = self.start(images)

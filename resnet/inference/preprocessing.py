@@ -70,10 +70,15 @@ def normalize(images: jax.Array, preprocessing: Preprocessing) -> jax.Array:
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> bytes:
-  """Lays a map [h, w] over an image, uint8 [S, S, C].
+  """Lays a map over an image.
 
-  Returns a PNG file, at least 224 pixels wide: half the image, half the map in
-  colours from dark blue (0 and below) to dark red (its largest number).
+  Args:
+    image: uint8 [S, S, C], as the network sees it.
+    heat: float32 [h, w]; what is below zero is shown as zero.
+
+  Returns:
+    The bytes of a PNG file, at least 224 pixels wide: half the image, half the
+    map in colours from dark blue (0) to dark red (its largest number).
   """
   size = (len(image) * math.ceil(224 / len(image)),) * 2
   heat = np.maximum(heat, 0)

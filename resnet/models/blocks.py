@@ -74,13 +74,14 @@ class BottleneckBlock(Block):
   """1x1 reduce, 3x3, 1x1 expand by four (Figure 5, right).
 
   Attributes: as all, and
-    stride_in_1x1: v1 (the paper) strides in the first 1x1 convolution, v1.5
-      (torchvision, NVIDIA; the default) in the 3x3.
+    stride_in_1x1: v1 (the paper) strides in the first 1x1 convolution, which
+      skips three quarters of its input; v1.5 (torchvision, NVIDIA; the
+      default) in the 3x3.
     groups: of the 3x3 convolution (Xie et al. 2017, ResNeXt).
     width_per_group: of the 3x3 convolution, where `filters` is 64; it doubles
       when they do. More than 64 is a wide net (Zagoruyko, Komodakis 2016).
-    se_reduction: C over the hidden width of a squeeze-and-excitation before the
-      addition (Hu et al. 2018); None: none.
+    se_reduction: squeeze-and-excitation before the addition, with a hidden
+      width of so many times less (Hu et al. 2018); None: none.
     blur: as in `BasicBlock`, for the 3x3 convolution.
   """
 

@@ -227,8 +227,9 @@ def drop_path(residual: jax.Array, rate: float, key: jax.Array) -> jax.Array:
 
     F(x) * b / (1 - rate),  b = 1 with probability 1 - rate, else 0
 
-  Huang et al. 2016, "Deep networks with stochastic depth", section 3, where
-  evaluation multiplies by 1 - rate instead.
+  Huang et al. 2016, "Deep networks with stochastic depth", section 3. There it
+  is evaluation that multiplies, by 1 - rate; here the expectation is F(x) in
+  training, so that evaluation is the network as it is.
   """
   is_kept = jax.random.bernoulli(key, 1 - rate, (len(residual), 1, 1, 1))
   return jnp.where(is_kept, residual / (1 - rate), 0)
@@ -239,8 +240,14 @@ def head(
 ) -> tuple[jax.Array, jax.Array]:
   """Global average pool, dropout and dense layer; at least float32.
 
-  Maps x [B, H, W, C] to pooled features [B, C], before dropout (Srivastava et
-  al. 2014, keyed by 'dropout'), and logits [B, num_classes].
+  Args:
+    x: [B, H, W, C].
+    num_classes: number of logits.
+    dropout_rate: share of the pooled features that the dense layer does not
+      see (Srivastava et al. 2014), keyed by 'dropout'; 0 in evaluation.
+
+  Returns:
+    The pooled features [B, C] and the logits [B, num_classes].
   """
   dtype = accumulation_dtype(x)
   pooled = jnp.mean(x, axis=(1, 2), dtype=dtype)

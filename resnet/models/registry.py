@@ -166,10 +166,12 @@ def list_models() -> list[str]:
 
 
 def create_model(name: str, **overrides: Any) -> Any:
-  """Returns the network `name`, one of `list_models()`, as a linen module.
+  """Returns the network `name` as a linen module.
 
-  The **overrides are attributes of `ResNet` (or `LectureResNet`), such as
-  `num_classes` or `dtype`.
+  Args:
+    name: one of `list_models()`.
+    **overrides: attributes of `ResNet` (or `LectureResNet`), such as
+      `num_classes` or `dtype`.
   """
   if name not in _MODELS:
     hint = f'{nearest(name, _MODELS)} All names: resnet.models.list_models().'

@@ -45,33 +45,37 @@ class ResNet(Network):
 
   Attributes:
     stage_sizes: number of blocks in each stage.
-    block_cls: one of `resnet.models.blocks`, or a partial of one. In v2 a
-      batch norm and ReLU follow the last block.
+    block_cls: one of `resnet.models.blocks`, or a partial of one. Of those of
+      v2 the stem activates the input of the first, and a batch norm and ReLU
+      follow the last.
     num_classes: number of logits.
     num_filters: width of the first stage; each further stage doubles it and
       halves the resolution.
     stem: (x, filters, *, conv, norm) -> array.
     stem_filters: width of the stem; None: that of the first stage.
-    stem_pool: x -> max-pooled x, between stem and first stage; None: none.
+    stem_pool: x -> max-pooled x, between stem and first stage (the ImageNet
+      nets); None: none.
     shortcut: 'A', 'B', 'C', 'D' or 'none', see `shortcuts.SHORTCUTS`.
-    zero_init_last_scale: start each block as the identity (Goyal et al. 2017,
-      section 5.1): the scale of its last batch norm, in v2 the kernel of its
-      last convolution, is zero.
+    zero_init_last_scale: start each block as the identity: the scale of its
+      last batch norm is zero (Goyal et al. 2017, section 5.1); in v2, where no
+      batch norm is last, the kernel of its last convolution.
     scan_blocks: compile the equal blocks of a stage once and loop over them:
       for nets of hundreds of layers. The variables have the same tree and give
       the same results, but a key gives other first values.
     drop_path: in training, share of the images whose F(x) the last block
       leaves out; block l of L leaves out l / L times that (Huang et al. 2016,
-      the linear rule), and frozen stages none.
+      the linear rule). Of the stages that are frozen none is left out.
     dropout: in training, share of the pooled features that are left out. Both
       want a key, rngs={'dropout': key}.
     bn_group_size: images per group of batch statistics; None: whole batch.
     bn_momentum: share of the running statistics that one step keeps.
     frozen_stages: no gradient reaches the stem and so many stages, and their
-      batch norms stay as they are; 0: all are trained.
+      batch norms stay as they are; 0: all are trained. (It is the optimizer
+      that leaves out their weight decay.)
     frozen_bn: batch norms normalise with their running statistics in training
       too, and leave them as they are.
-    conv_backend: 'xla' or 'matmul', see `convolution`; None: the faster one.
+    conv_backend: 'xla' or 'matmul', see `convolution`; None: the faster one on
+      JAX's default backend.
     remat: keep of each block only its input for the backward pass, and compute
       it again there (Chen et al. 2016): less memory, a third more arithmetic.
     dtype: of the computation; parameters and statistics are float32, logits

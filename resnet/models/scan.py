@@ -17,12 +17,17 @@ def scan_blocks(
   x: jax.Array,
   names: list[str],
 ) -> jax.Array:
-  """Applies the blocks `names` in order, but traces and compiles one.
+  """Applies blocks one after the other, but traces and compiles one.
 
   To be called in the network's compact method. The variables of the network
   stay what they would be with a call per block: only within this function
-  those of the blocks are stacked, [len(names), ...]. A block of `create_block`,
-  (*, name) -> block, keeps the shape of its input x.
+  those of the blocks are stacked, [len(names), ...].
+
+  Args:
+    network: which the blocks are part of.
+    create_block: (*, name) -> a block; its output has the shape of its input.
+    x: input of the first block.
+    names: of the blocks in the network, in order; at least one.
   """
 
   def stack(variables: Any) -> Any:

@@ -40,8 +40,12 @@ def create(
 ) -> tuple[Figure, list[Any]]:
   """Returns a figure and its axes, one for each of `titles`, row by row.
 
-  The `note` is below the axes, in small type; there are at most `columns` in a
-  row, with the same range of y where `share_y`.
+  Args:
+    titles: of the axes.
+    title: of the figure.
+    note: below the axes, in small type.
+    columns: the most axes in a row.
+    share_y: whether all axes have the same range of y.
   """
   columns = min(columns, len(titles))
   rows = -(-len(titles) // columns)
@@ -71,10 +75,16 @@ def draw_curve(
   spread: np.ndarray | None = None,
   bold: bool = True,
 ) -> None:
-  """Draws a curve of x and y [N]; values that are not finite leave gaps.
+  """Draws a curve, and a band around it.
 
-  The `style` is the index of colour and dash pattern, `spread` [N] half the
-  height of a band, and `bold` for a test curve, not a training curve.
+  Args:
+    ax: the axes.
+    x: [N].
+    y: [N]; a value that is not finite leaves a gap.
+    style: index of the colour and the dash pattern.
+    label: in the legend; '' for none.
+    spread: [N], half the height of the band; None for no band.
+    bold: wide, for a test curve; otherwise thin, for a training curve.
   """
   color = COLORS[style % len(COLORS)]
   ax.plot(

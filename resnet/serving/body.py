@@ -19,7 +19,13 @@ class BodyReader:
   def __init__(
     self, *, max_bytes: int, max_held_bytes: int, max_seconds: float
   ):
-    """Bounds a body, those of all open requests, and the time of a body."""
+    """Holds nothing yet.
+
+    Args:
+      max_bytes: of a body.
+      max_held_bytes: of the bodies of all requests that are not answered.
+      max_seconds: that a body may take to come in.
+    """
     self._max_bytes = max_bytes
     self._max_held_bytes = max_held_bytes
     self._max_seconds = max_seconds

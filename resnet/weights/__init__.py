@@ -40,15 +40,16 @@ __all__ = [
 def from_state_dict(
   name: str, state: Mapping[str, Any], **overrides: Any
 ) -> dict[str, Any]:
-  """Returns the variables of a state dict of torchvision or timm, copied.
+  """Returns the variables of a state dict of torchvision or timm.
 
   Args:
     name: of the network, as `create_model` takes it.
-    state: tensors or arrays by key; float16 and bfloat16 become float32.
+    state: tensors or arrays by key; float32, or float16 and bfloat16, which
+      become float32.
     **overrides: of `create_model`; the number of classes is that of `state`.
 
   Returns:
-    'params' and 'batch_stats'. Where `state` has counted updates
+    'params' and 'batch_stats', copied. Where `state` has counted updates
     (num_batches_tracked), the counts come along in a collection of that name,
     which networks ignore and `to_state_dict` gives back.
   """
@@ -77,9 +78,13 @@ def to_state_dict(
 ) -> dict[str, np.ndarray]:
   """Returns the state dict of a network's variables, copied.
 
-  With `naming` 'torchvision', layers that only timm has are named as there;
-  'timm' differs in v2 nets, where the stem's batch norm moves into the first
-  block.
+  Args:
+    name: of the network.
+    variables: of the network.
+    naming: 'torchvision' (timm's names for layers that only timm has) or
+      'timm'; these are the same but for v2 nets, where 'timm' moves the stem's
+      batch norm into the first block.
+    **overrides: of `create_model`.
   """
   check_source(
     Source(
@@ -97,10 +102,13 @@ def to_state_dict(
 
 
 def load_weights(source: str, name: str, **overrides: Any) -> dict[str, Any]:
-  """Returns the variables of the network `name` from an `open_source`.
+  """Returns the variables of a network from wherever they lie.
 
-  The **overrides are those of `create_model`; the number of classes is that of
-  the source.
+  Args:
+    source: a .safetensors file, 'hf-hub:owner/name@revision', an Orbax
+      checkpoint or the workdir of a run (see `open_source`).
+    name: of the network.
+    **overrides: of `create_model`; the number of classes is that of the source.
   """
   return read_source(open_source(source), name, **overrides)
 
@@ -112,10 +120,13 @@ def save_weights(
   metadata: Metadata | None = None,
   naming: str = 'torchvision',
 ) -> None:
-  """Writes a .safetensors file that torchvision or timm loads.
+  """Writes a .safetensors file that torchvision (or timm) loads.
 
-  It is written whole or not at all, with the metadata inside; `naming` is as in
-  `to_state_dict`.
+  Args:
+    variables: of a network.
+    path: of the file; it is written whole or not at all.
+    metadata: travels in the file.
+    naming: as in `to_state_dict`.
   """
   if not variables.get('params'):
     raise InputError('Nothing to save: give the variables of a network.')
