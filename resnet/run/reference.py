@@ -61,7 +61,7 @@ class Reference:
   def describe(self, config: Mapping[str, Any]) -> str:
     """Returns a line with the fields in which `config` differs."""
     fields = [k for k, value in self.config.items() if config.get(k) != value]
-    other = f'; of other {", ".join(fields)}' if fields else ''
+    other = f'; the config differs in {", ".join(fields)}' if fields else ''
     return f'Reference of {self.num_seeds} seeds{other}.'
 
 

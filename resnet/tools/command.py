@@ -72,7 +72,7 @@ def size_text(num_bytes: float, digits: int = 1) -> str:
 
 
 def table(rows: Sequence[Sequence[str]], *, markdown: bool = False) -> str:
-  """Returns a table; the first row are the titles, numbers are to the right."""
+  """Returns a table, titles first; columns of numbers are right-aligned."""
   columns = []
   for column in zip(*rows, strict=True):
     width = max(map(len, column))

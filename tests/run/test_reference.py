@@ -78,5 +78,5 @@ def test_a_file_is_read_and_a_damaged_one_refused(tmp_path):
 def test_another_config_is_shown():
   assert make().describe({'batch_size': 8}) == 'Reference of 3 seeds.'
   assert make().describe({'batch_size': 16}) == (
-    'Reference of 3 seeds; of other batch_size.'
+    'Reference of 3 seeds; the config differs in batch_size.'
   )
