@@ -178,7 +178,7 @@ def test_torch_is_timed():
   ('words', 'part'),
   [
     ('speed', "'speed'"),
-    ('input --also=seed=1', 'is not data.FIELD=VALUE'),
+    ('input --also=seed=1', 'all must be data.FIELD=VALUE'),
     ('input --rounds=0', 'at least 1'),
     ('step --rounds=x', "--rounds: 'x' is no number of at least 1"),
     ('step --against=torch', 'is for one CPU or GPU'),

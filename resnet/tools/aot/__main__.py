@@ -71,10 +71,9 @@ def main(args: argparse.Namespace) -> None:
 def _estimated_largest(
   chip: Chip, train: Compiled, run: Experiment, per_chip: int
 ) -> int:
-  """Returns the images that would fill the memory of a chip.
+  """Returns the images that fill a chip if all temporaries grow with them.
 
-  As if all temporaries grew with the batch, which is a little more than they
-  do. (A small net may need none: then images count.)
+  A small network may need no temporaries: then the images themselves count.
   """
   per_image = train.temporary_bytes / per_chip + math.prod(run.image_shape)
   return per_chip + int((chip.hbm_bytes - train.peak_bytes) // per_image)
@@ -83,9 +82,8 @@ def _estimated_largest(
 def _search(config: Any, topology: Topology, guess: int) -> int:
   """Returns the largest batch a chip that fits, 0 if none does; compiles.
 
-  Tries multiples of the group of batch statistics, so that they stay on a chip,
-  up to the training set. `guess` is tried first. After _MOST_TRIES the result
-  may not be the very largest.
+  Tries `guess`, then other multiples of the group of batch statistics, up to
+  the training set. After _MOST_TRIES the result may not be the very largest.
   """
   chip, count = topology.chip, len(topology.devices)
   assert chip  # A CPU takes any batch.

@@ -60,11 +60,10 @@ def prepare(config: Any, topology: Topology) -> Experiment:
   run = resolve(config, devices=topology.devices, data=_stand_in(config))
   model = run.task.model
   if topology.chip and getattr(model, 'conv_backend', '') is None:
-    # Chosen by the backend at hand, which is not the one compiled for.
+    # None is the choice of the backend at hand, not of the topology's.
     model = model.clone(conv_backend='xla')
-  return dataclasses.replace(
-    run, task=dataclasses.replace(run.task, model=model)
-  ).at_last_size()
+  task = dataclasses.replace(run.task, model=model)
+  return dataclasses.replace(run, task=task).at_last_size()
 
 
 def _stand_in(config: Any) -> pipeline.Data | None:
@@ -127,11 +126,8 @@ def build_eval(run: Experiment) -> tuple[Any, Compiled]:
 def build(step: Any, *args: Any, rounds: int = 1) -> tuple[Any, Compiled]:
   """Compiles a jitted function for arguments of these shapes.
 
-  Args:
-    step: the function.
-    *args: shapes, dtypes and shardings of its arguments.
-    rounds: how often the loop runs in which it spends its time: XLA's cost
-      analysis counts the body of a loop once.
+  XLA's cost analysis counts the body of a loop once: `rounds` is how often the
+  loop runs in which the function spends its time.
 
   Raises:
     OutOfMemoryError: a chip has not enough memory.

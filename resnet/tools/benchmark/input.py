@@ -34,9 +34,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     raise InputError('--against needs JPEG files: --config.data.name=folder')
   runs = {'config': resolve(args.config).at_last_size()}
   for fields in args.also:
-    for field in fields.split():
-      if not field.startswith('data.'):
-        raise InputError(f'--also={fields}: {field} is not data.FIELD=VALUE.')
+    if not all(field.startswith('data.') for field in fields.split()):
+      raise InputError(f'--also={fields}: all must be data.FIELD=VALUE.')
     changed = config_lib.changed(args.config, fields)
     runs[fields] = resolve(changed).at_last_size()
   stages = {}

@@ -19,13 +19,9 @@ def open_rival(
 ) -> Iterator[Callable[[int], float]]:
   """Starts a process; yields what asks it a number and returns its answer.
 
-  Args:
-    name: to tell it by; --NAME-python is its interpreter's flag.
-    script: in benchmarks/. It says 'ready', or what is wrong, then answers
-      each number with a number; all as JSON, a line each.
-    args: of the script.
-    package: that it needs, which need not be installed beside ours.
-    python: its interpreter; None: this one.
+  The script, of benchmarks/, says 'ready' or what is wrong, then answers each
+  number with a number; all as JSON, a line each. `python` is an interpreter
+  that has `package`, by default this one.
   """
   python = python or sys.executable
   try:
