@@ -170,9 +170,8 @@ def get_config() -> ConfigDict:
   # Of shears, translations and rotations: 'nearest' or 'bilinear'.
   augment.interpolation = 'nearest'
   # For 'color_jitter': of brightness, contrast and saturation, whose factor is
-  # uniform in 1 - s .. 1 + s (0.4 in fb.resnet.torch), and of hue, 0 to 0.5,
-  # whose shift is uniform in -h .. h of a turn.
-  augment.jitter = (0.4, 0.4, 0.4, 0.0)
+  # uniform in 1 - s .. 1 + s (0.4 in fb.resnet.torch).
+  augment.jitter = (0.4, 0.4, 0.4)
   # For 'lighting': standard deviation (Krizhevsky et al. 2012, section 4.1).
   augment.lighting = 0.1
   # For 'erasing' (Zhong et al. 2020): of an image, ...

@@ -149,11 +149,7 @@ FIELDS: Mapping[str, Field] = {
   'augment.magnitude_std': _NOT_NEGATIVE,
   'augment.operation_probability': _SHARE,
   'augment.interpolation': Field(choices=('nearest', 'bilinear')),
-  'augment.jitter': Field(
-    # Brightness, contrast, saturation, hue.
-    interval=('[0, 1]', '[0, 1]', '[0, 1]', '[0, 0.5]'),
-    example='(0.4, 0.4, 0.4, 0.0)',
-  ),
+  'augment.jitter': Field(interval=('[0, 1]',) * 3, example='(0.4, 0.4, 0.4)'),
   'augment.lighting': _NOT_NEGATIVE,
   'augment.erase_probability': _SHARE,
   'augment.erase_area': Field(

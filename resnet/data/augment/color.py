@@ -7,93 +7,33 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet.data.augment.crop import uniform
-from resnet.data.augment.geometry import round_to_bits
 from resnet.data.augment.operations import apply_operations
+
+_JITTER = ('Brightness', 'Contrast', 'Color')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ColorJitter:
-  """Brightness, contrast, saturation and hue, at random, in random order.
+  """Brightness, contrast and saturation, at random, in random order.
 
   Attributes:
-    strength: of each of the four: the factor is uniform in 1 - s .. 1 + s, and
-      the shift of the hue in -s .. s of a turn. Without hue (0) nothing is
-      drawn for it.
+    strength: of each of the three: the factor is uniform in 1 - s .. 1 + s.
   """
 
-  strength: tuple[float, float, float, float]
-
-  @property
-  def names(self) -> tuple[str, ...]:
-    """Of the operations that an image gets."""
-    names = ('Brightness', 'Contrast', 'Color', 'Hue')
-    return names if self.strength[3] else names[:3]
+  strength: tuple[float, float, float]
 
   def draw(self, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns kinds int32 [n, B], places in `names`; magnitudes [n, B]."""
-    count = len(self.names)
-    draws = uniform(keys, 2 * count)
-    kinds = jnp.argsort(draws[:, :count], axis=1).astype(jnp.int32).T
+    """Returns kinds int32 [3, B], places in `_JITTER`; magnitudes [3, B]."""
+    draws = uniform(keys, 6)
+    kinds = jnp.argsort(draws[:, :3], axis=1).astype(jnp.int32).T
     strength = jnp.array(self.strength, jnp.float32)[kinds]
-    return kinds, strength * (2.0 * draws[:, count:].T - 1.0)
+    return kinds, strength * (2.0 * draws[:, 3:].T - 1.0)
 
   def __call__(self, images: jax.Array, keys: jax.Array) -> jax.Array:
     """uint8 [B, H, W, C] and keys [B] -> uint8 [B, H, W, C]."""
     for kinds, magnitudes in zip(*self.draw(keys), strict=True):
-      changed = apply_operations(images, kinds, magnitudes, names=self.names)
-      if 'Hue' in self.names:
-        is_hue = (kinds == self.names.index('Hue'))[:, None, None, None]
-        changed = jnp.where(is_hue, shift_hue(images, magnitudes), changed)
-      images = changed
+      images = apply_operations(images, kinds, magnitudes, names=_JITTER)
     return images
-
-
-# With the 12 bits of six times a pixel, and their sum, they fill a float32.
-_SHIFT_BITS = 11
-
-
-def shift_hue(images: jax.Array, shifts: jax.Array) -> jax.Array:
-  """Turns the hue, as torchvision's `adjust_hue`; grey images stay.
-
-  Of the largest channel of a pixel and the range between largest and smallest,
-  each channel has
-
-    largest - range * clip(2 - |(6 * hue + n) mod 6 - 3|, 0, 1)
-
-  where hue is 0 .. 1, and n is 0 for red, 4 for green, 2 for blue. All is
-  counted in units of 1 / range, so that no division rounds.
-
-  Args:
-    images: uint8 [B, H, W, C], of 1 or 3 channels.
-    shifts: of a turn, -0.5 to 0.5, float32 [B].
-
-  Returns:
-    uint8 [B, H, W, C].
-  """
-  if images.shape[-1] == 1:
-    return images
-  red, green, blue = jnp.moveaxis(images.astype(jnp.float32), -1, 0)
-  largest = jnp.maximum(jnp.maximum(red, green), blue)
-  reach = largest - jnp.minimum(jnp.minimum(red, green), blue)
-  hue = jnp.where(
-    largest == red,
-    green - blue,
-    jnp.where(
-      largest == green, 2.0 * reach + blue - red, 4.0 * reach + red - green
-    ),
-  )
-  hue += reach * round_to_bits(6.0 * shifts, _SHIFT_BITS)[:, None, None]
-  turn = 6.0 * jnp.maximum(reach, 1.0)
-  distances = [
-    jnp.abs(jnp.mod(hue + n * reach, turn) - 3.0 * reach) for n in (0, 4, 2)
-  ]
-  values = [
-    largest - jnp.clip(2.0 * reach - distance, 0.0, reach)
-    for distance in distances
-  ]
-  # From 0 .. 1 torchvision goes to whole pixels like this.
-  scaled = jnp.stack(values, axis=-1) * (255.999 / 255.0)
-  return scaled.astype(jnp.uint8)
 
 
 # Of the colours of ImageNet, 0 to 1, as AlexNet's and Torch's code have them.

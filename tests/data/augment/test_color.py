@@ -1,48 +1,25 @@
 """Random colours against those of torchvision and of AlexNet."""
 
-import colorsys
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
 
-from resnet.data.augment.color import ColorJitter, Lighting, shift_hue
+from resnet.data.augment.color import ColorJitter, Lighting
 from tests.data.device import keys_of
 
 
-@pytest.mark.parametrize('strength', [(0.4, 0.3, 0.2, 0), (0.4, 1, 0.2, 0.1)])
-def test_orders_and_factors_are_uniform(strength):
-  count = 12_000
+def test_orders_and_factors_are_uniform():
+  count, strength = 12_000, (0.4, 0.3, 0.2)
   policy = ColorJitter(strength=strength)
   kinds, magnitudes = map(np.array, jax.jit(policy.draw)(keys_of(count)))
   orders, counts = np.unique(kinds, axis=1, return_counts=True)
-  size = len(policy.names)
-  assert size == (4 if strength[3] else 3)
-  assert orders.shape == (size, math.factorial(size))
+  assert orders.shape == (3, 6)
   assert stats.chisquare(counts).pvalue > 0.001
-  for i in range(size):
+  for i in range(3):
     uniform = stats.uniform(-strength[i], 2 * strength[i])
     assert stats.kstest(magnitudes[kinds == i], uniform.cdf).pvalue > 0.001
-
-
-def test_hue_is_turned_as_in_the_hsv_colours():
-  levels = np.arange(0, 256, 51)
-  colors = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(-1, 3)
-  shifts = np.linspace(-0.5, 0.5, 11).astype(np.float32)
-  images = np.tile(colors.astype(np.uint8), (len(shifts), 1, 1, 1))
-  found = np.array(jax.jit(shift_hue)(jnp.array(images), jnp.array(shifts)))
-  assert found.dtype == np.uint8
-  for ours, shift in zip(found, shifts.tolist(), strict=True):
-    for color, pixel in zip(colors / 255, ours[0].astype(int), strict=True):
-      hue, *others = colorsys.rgb_to_hsv(*color)
-      expected = colorsys.hsv_to_rgb((hue + shift) % 1, *others)
-      assert np.abs(pixel - 255 * np.array(expected)).max() <= 1
-  np.testing.assert_array_equal(found[5], images[5])
-  gray = jnp.array(images[..., :1])
-  np.testing.assert_array_equal(shift_hue(gray, jnp.array(shifts)), gray)
 
 
 def test_jitter_is_that_of_torchvision_for_its_draws():
@@ -50,14 +27,13 @@ def test_jitter_is_that_of_torchvision_for_its_draws():
   functional = pytest.importorskip('torchvision.transforms.v2').functional
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (24, 20, 22, 3), np.uint8)
-  policy = ColorJitter(strength=(0.4, 0.4, 0.4, 0.5))
+  policy = ColorJitter(strength=(0.4, 0.4, 0.4))
   kinds, magnitudes = map(np.array, jax.jit(policy.draw)(keys_of(24)))
   found = np.array(jax.jit(policy)(jnp.array(images), keys_of(24)))
   adjust = (
     functional.adjust_brightness,
     functional.adjust_contrast,
     functional.adjust_saturation,
-    functional.adjust_hue,
   )
   differs = []
   for image, ours, order, factors in zip(
@@ -65,7 +41,7 @@ def test_jitter_is_that_of_torchvision_for_its_draws():
   ):
     x = torch.tensor(image.transpose(2, 0, 1))
     for kind, factor in zip(order, factors.tolist(), strict=True):
-      x = adjust[kind](x, factor + (kind < 3))
+      x = adjust[kind](x, factor + 1)
     differs.append(np.abs(x.numpy().transpose(1, 2, 0) - ours.astype(int)) > 1)
   # (Of a dull pixel the next operation may make more of one grey level.)
   assert np.mean(differs) <= 0.005
