@@ -1,10 +1,6 @@
 """Prepares a data set once, so that training reads it fast and safely.
 
-  python -m resnet.tools.prepare --from=imagenet --source=FOLDER --out=DIR
-  python -m resnet.tools.prepare --from=folder --source=PATH --out=DIR
-  python -m resnet.tools.prepare --from=tfds --source=DIR/NAME/VERSION --out=DIR
-  python -m resnet.tools.prepare --from=idx --source=FOLDER --out=DIR
-  python -m resnet.tools.prepare --from=cifar --source=PATH --out=DIR
+  python -m resnet.tools.prepare --from=KIND --source=PATH --out=DIR
 
 imagenet: the folder of ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar.
 folder: PATH/train/CLASS/FILE and PATH/val/CLASS/FILE, JPEG or PNG. tfds: a set

@@ -20,13 +20,10 @@ _AUTO_BINS = 10
 _SIGNED = frozenset(OPERATIONS[1:10])
 _WITHOUT_INVERT = OPERATIONS[:-1]
 
-# Magnitudes of an operation from the first bin to the last.
-Space = dict[str, np.ndarray]
-
 
 def space(
   names: Sequence[str], bins: int, height: int, width: int, *, is_wide: bool
-) -> Space:
+) -> dict[str, np.ndarray]:
   """Returns the magnitudes [bins] of each operation; see `operations`.
 
   They are evenly spaced: Mueller and Hutter 2021, Table 1, if `is_wide`, else

@@ -61,13 +61,7 @@ def check_schedule(given: Any, *, image_size: int) -> Pairs:
 def create_sizes(
   pairs: Pairs, *, steps: Callable[[float], int], num_steps: int
 ) -> Sizes:
-  """Returns the sides by step.
-
-  Args:
-    pairs: from `check_schedule`.
-    steps: from epochs to whole steps.
-    num_steps: of the run.
-  """
+  """Returns the sides by step; `steps` turns epochs into whole steps."""
   starts = tuple((steps(epoch), size) for epoch, size in pairs)
   ends = (*(first for first, _ in starts[1:]), num_steps)
   for (epoch, size), (first, _), end in zip(pairs, starts, ends, strict=True):

@@ -16,8 +16,6 @@ import threading
 from resnet.errors import InputError
 
 _SHARED_MEMORY = '/dev/shm'
-# Locks take a page each.
-_LEAST_SHARED_BYTES = 2**20
 
 # For Python's process that frees what a killed one has left behind: it does so
 # and says so, on stderr, below the one line that a person should read.
@@ -39,7 +37,7 @@ def check_shared_memory(num_bytes: int = 0) -> None:
     problem = f'has {free / 1e6:,.0f} MB free'
   except OSError as error:
     problem = f'cannot be written: {error.strerror}'
-  needed = max(num_bytes, _LEAST_SHARED_BYTES)
+  needed = max(num_bytes, 2**20)  # Locks take a page each.
   raise InputError(
     f'{_SHARED_MEMORY}, the shared memory of processes, {problem};'
     f' {needed / 1e6:,.0f} MB are needed. In a container start it with'

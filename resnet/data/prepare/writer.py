@@ -126,11 +126,7 @@ def check_disk(job: Job) -> None:
 def write(job: Job, *, num_threads: int, advance: Advance) -> dict[str, Any]:
   """Writes what is missing, and returns the manifest.
 
-  Args:
-    job: the set.
-    num_threads: shards written at the same time; decoding and encoding, which
-      take most of the time, release Python's lock.
-    advance: called with a number of records that are done.
+  Each thread writes a shard: decoding and encoding release Python's lock.
   """
   try:
     plan = _begin(job)

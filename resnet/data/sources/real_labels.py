@@ -50,9 +50,7 @@ def read(path: str) -> Labels:
 def by_file_name(source: Source, labels: Labels) -> Labels:
   """Returns the labels of each record, found by the number in its file name.
 
-  Args:
-    source: validation images of ImageNet, or a part of them.
-    labels: by number of the file, from 1.
+  The `source` holds validation images of ImageNet, or a part of them.
   """
   names = source.class_names
   if source.num_classes != imagenet.NUM_CLASSES or (
