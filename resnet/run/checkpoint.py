@@ -18,7 +18,7 @@ from resnet.run import integrity
 from resnet.run.integrity import STATE_FOLDER, DamagedError
 from resnet.run.workdir import CHECKPOINTS as FOLDER
 from resnet.training.state import TrainState
-from resnet.weights import score
+from resnet.weights import best_step, score
 
 # The index of the state, which Orbax writes last.
 _INDEX_FILE = 'manifest.ocdbt'
@@ -94,8 +94,7 @@ class Checkpoints:
 
   def best_step(self) -> int | None:
     """Returns the step of the highest `score`, None without evaluation."""
-    step = self._manager.best_step()
-    return None if step is None or self.metrics(step) is None else step
+    return best_step(self._manager)
 
   def metrics(self, step: int) -> dict[str, Any] | None:
     """Returns the evaluation saved with a step, None if there was none."""

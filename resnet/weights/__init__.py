@@ -18,12 +18,19 @@ from resnet.weights import fit
 from resnet.weights.convert import check_source, read_source, to_torch
 from resnet.weights.fit import image_channels
 from resnet.weights.metadata import Metadata, Preprocessing
-from resnet.weights.sources import Source, open_source, score, split_raw
+from resnet.weights.sources import (
+  Source,
+  best_step,
+  open_source,
+  score,
+  split_raw,
+)
 
 __all__ = [
   'Metadata',
   'Preprocessing',
   'Source',
+  'best_step',
   'check_source',
   'from_state_dict',
   'image_channels',

@@ -63,6 +63,12 @@ def score(evaluation: Mapping[str, float]) -> float:
   return evaluation.get('eval_ema/top1', evaluation['eval/top1'])
 
 
+def best_step(manager: ocp.CheckpointManager) -> int | None:
+  """Returns the step with the highest `score`, None without an evaluation."""
+  step = manager.best_step()
+  return None if step is None or manager.metrics(step) is None else step
+
+
 def open_source(source: str) -> Source:
   """Opens a .safetensors file, 'hf-hub:owner/name[@revision]' or a folder.
 
@@ -214,9 +220,8 @@ def _item_folder(folder: str) -> str:
       continue
     try:
       with ocp.CheckpointManager(steps, options=options) as manager:
-        step = manager.best_step()
-        if step is None or manager.metrics(step) is None:
-          step = manager.latest_step()
+        step = best_step(manager)
+        step = manager.latest_step() if step is None else step
     except Exception as error:
       raise InputError(f'{steps} cannot be read: {error}') from None
     if step is None:
