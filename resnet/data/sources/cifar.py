@@ -42,12 +42,7 @@ def default_name(path: str) -> str:
 
 
 def open_splits(path: str, name: str) -> dict[str, Source]:
-  """Returns the splits 'train' and 'test'; labels are the fine ones.
-
-  Args:
-    path: the archive, or the folder that is in it.
-    name: of the set.
-  """
+  """Returns the splits 'train' and 'test'; labels are the fine ones."""
   files = _read(path)
   kind = next((kind for kind, own in _SETS.items() if own[1] in files), None)
   if kind is None:

@@ -65,12 +65,7 @@ def read_splits(folder: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def open_splits(folder: str, name: str) -> dict[str, Source]:
-  """Returns the splits 'train' and 'test' of a folder of idx files.
-
-  Args:
-    folder: see `read_splits`.
-    name: of the set; some have names for their classes.
-  """
+  """Returns the splits 'train' and 'test' of a folder of idx files."""
   splits, names = read_splits(folder), _CLASS_NAMES.get(name)
   num_classes = 1 + max(int(labels.max()) for _, labels in splits.values())
   if names and num_classes > len(names):

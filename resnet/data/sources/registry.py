@@ -80,12 +80,7 @@ def open_same_classes(
   ImageNet-V2 is such a set beside `imagenet2012`: TFDS reads its folders 0 to
   999 as labels, and gives both the names of labels.txt, the WordNet ids in
   order. (Folders of these names, sorted as text, would have other labels.)
-
-  Args:
-    train: what the network was trained on.
-    name: of the set, as of `open_source`.
-    split: of the set; None: the only one.
-    data_dir: where the set lies.
+  Without a `split` the set must have only one.
   """
   if split is None:
     splits = () if name in _OWN else _find_prepared(name, data_dir).info.splits
