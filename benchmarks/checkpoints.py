@@ -76,7 +76,7 @@ def _resident_bytes():
 
 
 def parser():
-  result = command.ConfigParser(description=__doc__)
+  result = command.ConfigParser(doc=__doc__, prog='benchmarks/checkpoints.py')
   timing.add_arguments(result, {'saves': 10})
   return result
 

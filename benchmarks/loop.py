@@ -104,7 +104,7 @@ def _images_per_second(run, steps, batch, count):
 
 
 def parser():
-  result = command.ConfigParser(description=__doc__)
+  result = command.ConfigParser(doc=__doc__, prog='benchmarks/loop.py')
   timing.add_arguments(result, {'rounds': 5})
   return result
 

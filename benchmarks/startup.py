@@ -111,7 +111,7 @@ def _run_to_first_step():
 
 
 def parser():
-  result = command.ConfigParser(description=__doc__)
+  result = command.ConfigParser(doc=__doc__, prog='benchmarks/startup.py')
   timing.add_arguments(result, {'rounds': 3})
   return result
 

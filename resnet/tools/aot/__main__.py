@@ -175,9 +175,7 @@ def _text(report: dict[str, Any]) -> str:
 
 def parser() -> command.Parser:
   """Returns the parser of the command line."""
-  result = command.ConfigParser(
-    prog='python -m resnet.tools.aot', description=__doc__
-  )
+  result = command.ConfigParser('aot', __doc__)
   result.add_argument(
     '--topology',
     required=True,

@@ -23,9 +23,7 @@ def main(args: argparse.Namespace) -> None:
 
 def parser() -> command.Parser:
   """Returns the parser of the command line."""
-  result = command.ConfigParser(
-    prog='python -m resnet.tools.benchmark', description=__doc__
-  )
+  result = command.ConfigParser('benchmark', __doc__)
   subjects = result.add_subparsers(
     dest='subject', required=True, parser_class=command.Parser
   )

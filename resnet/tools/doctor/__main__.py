@@ -57,9 +57,7 @@ def main(args: argparse.Namespace) -> None:
 
 def parser() -> command.Parser:
   """Returns the parser of the command line."""
-  result = command.ConfigParser(
-    prog='python -m resnet.tools.doctor', description=__doc__
-  )
+  result = command.ConfigParser('doctor', __doc__)
   result.add_argument(
     '--workdir', metavar='DIR', help='of the run; default: runs/<config name>'
   )
