@@ -24,6 +24,7 @@ from configs import fashion_mnist, finetune
 from resnet import experiment
 from resnet.data.prepare import writer
 from resnet.data.prepare.encoding import Encoding
+from resnet.data.prepare.job import Job
 from resnet.data.sources import idx
 from resnet.data.sources.base import ArrayRecords, Source
 from resnet.run import run as run_lib
@@ -73,7 +74,7 @@ def _prepare(folder, data_dir):
     folder = os.path.join(data_dir, name, writer.VERSION)
     if os.path.isdir(folder):
       continue
-    job = writer.Job(
+    job = Job(
       name=name,
       folder=folder,
       splits={

@@ -24,6 +24,7 @@ import tqdm
 from resnet.data.host.decode import decode_record
 from resnet.data.prepare import writer
 from resnet.data.prepare.encoding import Encoding
+from resnet.data.prepare.job import Job, check_disk
 from resnet.data.sources import cifar, idx, imagenet, registry
 from resnet.data.sources import folder as folder_lib
 from resnet.errors import InputError, RunError
@@ -47,7 +48,7 @@ def main(args: argparse.Namespace) -> None:
   folder, manifest = os.path.join(parent, writer.VERSION), None
   if not os.path.isdir(folder):
     job = make_job(args)
-    writer.check_disk(job)
+    check_disk(job)
     with writing(parent):
       os.makedirs(parent, exist_ok=True)
     with contextlib.closing(Lock(parent, 'or give another --out or --name')):
@@ -72,7 +73,7 @@ def main(args: argparse.Namespace) -> None:
   )
 
 
-def make_job(args: argparse.Namespace) -> writer.Job:
+def make_job(args: argparse.Namespace) -> Job:
   """Returns what the command line asks for."""
   name = _name(args)
   splits = _OPENERS[args.kind](args.source, name)
@@ -84,7 +85,7 @@ def make_job(args: argparse.Namespace) -> writer.Job:
         f'The class name {text!r} is not one line of UTF-8 without blanks'
         ' around it, and a prepared set cannot hold it: rename the class.'
       )
-  return writer.Job(
+  return Job(
     name=name,
     folder=os.path.join(args.out, name, writer.VERSION),
     splits=splits,
