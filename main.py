@@ -22,7 +22,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 flags.DEFINE_string(
   'workdir',
   None,
-  'Folder of the run, made if need be; a run that is there goes on.'
+  'Folder of the run, made if need be; a run in it is resumed.'
   ' Default: runs/<config name>.',
 )
 flags.DEFINE_enum(

@@ -92,7 +92,7 @@ def compare(baseline, found):
 
   Args:
     baseline: ratios by name.
-    found: likewise; those of other names are told too.
+    found: likewise; those of other names are reported too.
   """
   lines, fallen = [], []
   for name, before in baseline.items():

@@ -94,7 +94,7 @@ def _prepare(folder, data_dir):
 
 
 def _train(config, workdir):
-  """Trains, or goes on; returns the last top-1."""
+  """Trains or resumes; returns the last top-1."""
   run = experiment.resolve(config)
   if run_lib.run(run, workdir, start_time=time.time()):
     raise SystemExit('stopped')

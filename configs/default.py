@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
   """Returns the fields; a placeholder is a field that may stay None."""
   config = ConfigDict()
 
-  # Of initialisation, data order and augmentation.
+  # Seed of initialisation, data order and augmentation.
   config.seed = 0
   # Weights to begin with, for fine-tuning: a .safetensors file,
   # 'hf-hub:OWNER/NAME@REVISION', a workdir or an Orbax checkpoint; None: random
@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
   config.batch_size = 256
   # Passes over the training split; may be a fraction.
   config.num_epochs = 90.0
-  # Parts in which a batch is worked off to save memory; 1 is all at once.
+  # Micro-batches per update (gradient accumulation).
   config.accumulation_steps = 1
   # Updates from one metrics line to the next.
   config.log_every_steps = 100
@@ -55,7 +55,7 @@ def get_config() -> ConfigDict:
   model.name = 'resnet50'
   # Number of logits; None: the classes of the data set.
   model.num_classes = config_dict.placeholder(int)
-  # Of the computation: 'float32' or 'bfloat16'. Parameters are float32.
+  # Dtype of the computation, 'float32' or 'bfloat16'; parameters are float32.
   model.dtype = 'float32'
   # Start every residual block as the identity (Goyal et al. 2017, 5.1); None:
   # the network's own, which is False.
@@ -125,7 +125,7 @@ def get_config() -> ConfigDict:
   data.repeats = 1
   # Evaluation: the shorter side is resized to this, then the centre is cut.
   data.eval_resize = 256
-  # Of all resizing, with antialias as in torchvision: 'bilinear' or 'bicubic'.
+  # Of resizing, with antialias as in torchvision: 'bilinear' or 'bicubic'.
   data.interpolation = 'bilinear'
   # Where training images are cropped and flipped: on the 'host', or on the
   # 'device', for images that are stored in one size (resnet.tools.prepare
@@ -167,7 +167,7 @@ def get_config() -> ConfigDict:
   # magnitude ends at 10); and the chance that an operation is done, 0 to 1.
   augment.magnitude_std = 0.0
   augment.operation_probability = 1.0
-  # Of shears, translations and rotations: 'nearest' or 'bilinear'.
+  # Interpolation of shears, translations, rotations: 'nearest' or 'bilinear'.
   augment.interpolation = 'nearest'
   # For 'color_jitter': of brightness, contrast and saturation, whose factor is
   # uniform in 1 - s .. 1 + s (0.4 in fb.resnet.torch).

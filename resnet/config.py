@@ -128,7 +128,7 @@ def explain(error: Exception) -> str:
       f' {given.partition(":")[0]}'
     )
   if isinstance(error, (AttributeError, KeyError)):
-    # ml_collections: the name, and the nearest one that there is.
+    # ml_collections names the nearest field.
     cause = error.args[0] if error.args else error
     while isinstance(cause, Exception) and cause.args:
       cause = cause.args[0]
@@ -140,7 +140,7 @@ def explain(error: Exception) -> str:
     missing := re.search(r'Attempted.*?: \'?([^\s\']+\.py)', str(error), re.S)
   ):
     return f'There is no config file {missing[1]}.'
-  # Of a traceback that ml_collections put into the message, the last line.
+  # Keep the last line of a traceback in the message.
   message, _, trace = str(error).partition('Traceback')
   last_line = trace.strip().rpartition('\n')[2].strip()
   kind = '' if isinstance(error, flags.Error) else f'{type(error).__name__}:'

@@ -1,4 +1,4 @@
-"""The errors that are told in one line, without a traceback."""
+"""Errors that are printed as one line, without a traceback."""
 
 from collections.abc import Iterable
 import difflib

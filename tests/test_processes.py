@@ -169,7 +169,7 @@ def interrupt(workdir, *, signalled, victim):
   survivor = finish(*running)[1 - victim]
   assert survivor.returncode == 1, survivor
   assert f'error: Process {victim} ' in survivor.stderr
-  assert 'The same commands go on from the newest' in survivor.stderr
+  assert 'The same commands continue from the newest' in survivor.stderr
 
 
 @pytest.mark.slow
@@ -219,7 +219,7 @@ def test_a_process_that_stands_still_is_named(tmp_path):
   assert end.returncode == 1
   (line,) = end.stderr.splitlines()
   assert line.startswith(f'error: Process 1 ({socket.gethostname()}, ')
-  assert '(--heartbeat_seconds). The same commands go on' in line
+  assert '(--heartbeat_seconds). The same commands continue' in line
 
 
 @pytest.mark.slow

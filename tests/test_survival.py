@@ -175,7 +175,7 @@ def test_a_signal_while_compiling_ends_the_run_at_once(tmp_path):
   result = run(*at_call(2, AT_ONCE, action), *args, keep_programs=False)
   assert result.returncode == 143, result.stderr
   assert 'Stopped by SIGTERM; there was nothing to save.' in result.stdout
-  assert 'The same command goes on.' in result.stdout
+  assert 'The same command continues.' in result.stdout
   assert 'First step done' not in result.stdout
 
 
@@ -343,7 +343,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(tmp_path):
   error = result.stderr.splitlines()[-1]
   assert error.startswith('error: ')
   assert 'o space left' in error
-  assert 'the same command goes on' in error
+  assert 'the same command continues' in error
   assert re.search(r'^0000000 +\\n$', result.stdout, re.MULTILINE)
   assert re.search(r'^checkpoints: .*\d', result.stdout, re.MULTILINE)
 

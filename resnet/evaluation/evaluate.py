@@ -89,7 +89,7 @@ def check_count(reader: BatchReader, loader: DeviceLoader, counted: int) -> int:
 
 
 def sum_over_processes(number: int) -> int:
-  """Returns the number for all: each process knows of its own rows only."""
+  """Returns the sum: each process counts its own rows only."""
   if jax.process_count() == 1:
     return number
   return int(np.sum(multihost_utils.process_allgather(np.int32(number))))

@@ -118,7 +118,7 @@ def _write(program: Program, folder: str, module: Any) -> dict[str, Any]:
     'sha256': {
       file: hashlib.sha256(data).hexdigest() for file, data in files.items()
     },
-    # Of the files, as whoever gets them will read them.
+    # Computed from the files, as their users will load them.
     'largest_relative_difference': _compare(
       program,
       module.load(folder),

@@ -21,7 +21,7 @@ _ELEMENTWISE = {'add', 'sub', 'mul', 'div'}
 
 @dataclasses.dataclass
 class Cost:
-  """Of one image.
+  """The cost of one image.
 
   Attributes:
     conv_multiply_adds: multiply-adds of convolutions and dense layers.

@@ -65,7 +65,7 @@ def average_pool_projection(
 ) -> jax.Array:
   """A projection after 2x2 averages, which take the place of the stride.
 
-  At an odd border the mean is over the pixels that there are.
+  At an odd border the mean is over the pixels inside the image.
   """
   if strides > 1:
     pads = tuple((0, -size % strides) for size in x.shape[1:3])

@@ -166,7 +166,7 @@ class Checkpoints:
     except SaveError as again:
       raise SaveError(
         f'{again} The newest checkpoint is of step {self.latest_step()}.'
-        ' Mend that, and the same command goes on from there.'
+        ' Fix that; the same command continues from there.'
       ) from again
 
   @contextlib.contextmanager

@@ -209,7 +209,7 @@ class Cluster:
       leave(self._code)
     self._tell_end(message, code)  # Process 0 tells the others.
     if code == 1:
-      message += '. The same commands go on from the newest checkpoint.'
+      message += '. The same commands continue from the newest checkpoint.'
     print('error:', message, file=sys.stderr)
     leave(code)
 

@@ -45,8 +45,8 @@ class JsonLines:
       with contextlib.suppress(OSError):
         self._file.truncate(size)
       raise RunError(
-        f'{self.path} cannot be written: {error.strerror}. Mend that, and the'
-        ' same command goes on from the newest checkpoint.'
+        f'{self.path} cannot be written: {error.strerror}. Fix that; the'
+        ' same command continues from the newest checkpoint.'
       ) from error
 
   def sync(self) -> None:

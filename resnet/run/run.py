@@ -45,9 +45,9 @@ def _tell(
 ) -> None:
   """Prints how a run ended."""
   if outcome.signal is not None:
-    saved = 'it is saved. The same command goes on.'
+    saved = 'it is saved. The same command continues.'
     if not outcome.step:
-      saved = 'there was nothing to save. The same command goes on.'
+      saved = 'there was nothing to save. The same command continues.'
     elif outcome.step == num_steps and outcome.metrics:
       saved = 'the run is complete.'
     print(

@@ -121,7 +121,7 @@ class StopSignal:
         if self._may_leave:
           print(
             f'Stopped by {name}; there was nothing to save. The same command'
-            ' goes on.'
+            ' continues.'
           )
           leave(128 + number)
         if self._timer:
@@ -137,7 +137,7 @@ class StopSignal:
     self._leave(
       f'Not saved within {self._grace_seconds:g} s of'
       f' {signal.Signals(number).name} (preemption_grace_seconds). The same'
-      ' command goes on from the checkpoint before.',
+      ' command continues from the checkpoint before.',
       number,
     )
 
@@ -168,7 +168,7 @@ class AgreedSignal:
 
   @property
   def number(self) -> int | None:
-    """Of the signal; None: there was none."""
+    """The number of the signal; None: there was none."""
     is_alone = jax.process_count() == 1
     return self._stop.received if is_alone else self._agreed
 
@@ -246,7 +246,7 @@ class Watchdog:
     print(
       f'error: {what} has hung for {seconds:.0f} s, longer than'
       f' {self._limit():.0f} s (watchdog_seconds): the run ends. What its'
-      f' threads did is in {path}. The same command goes on from the newest'
+      f' threads did is in {path}. The same command continues from the newest'
       ' checkpoint.',
       file=sys.stderr,
     )

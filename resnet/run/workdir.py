@@ -153,8 +153,8 @@ def check(
   if saved is None:
     if os.path.isdir(os.path.join(workdir, CHECKPOINTS)):
       raise InputError(
-        f'{workdir} has checkpoints but no config.json, so nobody can tell of'
-        ' what run they are: give another --workdir.'
+        f'{workdir} has checkpoints but no config.json, so nobody knows'
+        ' of which run they are: give another --workdir.'
       )
   else:
     if experiment.config['init_from'] is not None:

@@ -72,7 +72,7 @@ class Batcher:
         for i, (_, future) in enumerate(batch):
           if not future.done():  # Whoever asked may have gone.
             future.set_result({name: rows[i] for name, rows in outputs.items()})
-      except Exception as error:  # Whoever asked is told.
+      except Exception as error:  # It is raised in the request.
         for _, future in batch:
           if not future.done():
             future.set_exception(error)

@@ -19,7 +19,7 @@ from resnet.inference.network import add_arguments
 from resnet.inference.predictor import Predictor
 from resnet.tools import command
 
-# Of compiled batches, up to --max-batch.
+# Sizes of compiled batches, up to --max-batch.
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 

@@ -19,7 +19,7 @@ XLA_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     ),
   },
   'gpu': {
-    # Gradients are reduced over the devices while the backward pass goes on.
+    # Gradients are reduced over the devices during the backward pass.
     # On one device it changes nothing. Not measured.
     'xla_gpu_enable_latency_hiding_scheduler': True,
   },

@@ -163,7 +163,7 @@ def uphill_gradients(
 
   These are w + rho * g / |g|, of the weights w with the gradients g, all of
   them together: sharpness-aware minimization, Foret et al. 2021, Algorithm 1.
-  The paper takes g on each device for itself, here it is of the whole batch.
+  The paper takes g per device; here it is that of the whole batch.
   """
   scale = rho / jnp.maximum(optax.tree.norm(grads), 1e-12)
   params = jax.tree.map(lambda w, g: w + scale * g, state.params, grads)

@@ -13,7 +13,7 @@ from resnet.data.augment.mixing import Mixing
 from resnet.data.augment.policies import AutoAugment, RandomOperations
 from resnet.errors import InputError, nearest
 
-# Of the keys: those of crop and flip are below.
+# The first key stream; those of crop and flip are below.
 _FIRST_STREAM = 16
 
 

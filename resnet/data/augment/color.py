@@ -36,7 +36,7 @@ class ColorJitter:
     return images
 
 
-# Of the colours of ImageNet, 0 to 1, as AlexNet's and Torch's code have them.
+# Principal components of ImageNet's colours, 0 to 1, as in AlexNet's code.
 _LIGHTING_STD = (0.2175, 0.0188, 0.0045)
 _LIGHTING_AXES = (
   (-0.5675, 0.7192, 0.4009),

@@ -22,7 +22,7 @@ Augment = Callable[[Images, Keys], Images]
 _TRIES = 10
 BOX_DRAWS = 2 * _TRIES + 2
 _CROP, _FLIP = 0, 1
-# Of keys for a whole batch: no row has such a number.
+# Key streams for a whole batch: no row has such a number.
 MIXING, NETWORK = 2**32 - 1, 2**32 - 2
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 OPERATIONS = ('ShearX', 'ShearY', 'TranslateX', 'TranslateY', 'Rotate')
-# Of places between pixels: two weights and a pixel fill a float32.
+# Bits of a position between pixels: two weights and a pixel fill a float32.
 _PLACE_BITS = 8
 
 

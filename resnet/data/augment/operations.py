@@ -1,6 +1,6 @@
 """The image operations of AutoAugment and its followers, on the device.
 
-Each image of a batch has an operation and a magnitude of its own. To choose
+Each image of a batch has its own operation and magnitude. To choose
 between whole images would cost as much as all operations together; but of most
 of them the result is a table of 256 entries, and the others are one blend and
 one walk along a straight grid. So an image goes through table, blend and grid,
@@ -34,7 +34,7 @@ OPERATIONS = (
   'Equalize',
   'Invert',
 )
-# Of red, green and blue: the luma of ITU-R 601.
+# Weights of red, green and blue in the luma of ITU-R 601.
 _LUMA = (0.2989, 0.587, 0.114)
 # A pixel has 8 bits and a float32 24: so many are left for a factor up to 2.
 _FACTOR_BITS = 14
@@ -157,7 +157,7 @@ def _equalize(images: jax.Array) -> jax.Array:
   below = lax.platform_dependent(
     images, cpu=below_by_counting, default=below_by_comparing
   )
-  # Pixels below the largest value that there is.
+  # Pixels below the largest value of the channel.
   others = jnp.max(jnp.where(below < count, below, 0), axis=-1, keepdims=True)
   step = others // 255
   table = (below + step // 2) // jnp.maximum(step, 1)

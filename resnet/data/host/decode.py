@@ -44,7 +44,7 @@ def decode_image(
 ) -> np.ndarray:
   """Decodes PNG or JPEG bytes; an array passes as it is.
 
-  What the bytes are is told by the bytes, not by a file's name. The pixels
+  The format is read from the bytes, not from a file's name. The pixels
   stay as they are stored: EXIF orientation is ignored, as it is by Pillow's
   `open` and `tf.io.decode_image`, with which the published networks were
   trained. CMYK is taken as inverted, as Adobe writes it and Pillow reads it;

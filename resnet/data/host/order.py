@@ -9,7 +9,7 @@ import grain.python as grain
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingOrder:
-  """A row of epochs, each with an order of its own.
+  """A sequence of epochs, each with its own order.
 
   With `repeats` r of more than 1 (repeated augmentation: Hoffer et al. 2020,
   "Augment your batch"; Berman et al. 2019, "MultiGrain") each image of an

@@ -238,7 +238,7 @@ class BatchReader:
 
   @functools.cached_property
   def _image_shape(self) -> tuple[int, ...]:
-    """Of a batch without images: the shape of the first one that there is."""
+    """The shape of the first image that can be decoded."""
     for index in range(len(self.source)):
       (record,) = self.source.read([index])
       (draws,) = self._draws(range(1))

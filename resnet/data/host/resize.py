@@ -12,7 +12,7 @@ import cykooz_resizer as resizer
 import numpy as np
 from PIL import Image
 
-# Of images [H, W, C] by C.
+# Pixel types by number of channels.
 _PIXEL_TYPES = {1: resizer.PixelType.U8, 3: resizer.PixelType.U8x3}
 _PILLOW_FILTERS = {
   'bicubic': Image.Resampling.BICUBIC,

@@ -21,7 +21,7 @@ Image = np.ndarray
 Draws = Sequence[float]
 
 _TRIES = 10
-# Of random_box: area and aspect of each try, then top and left.
+# Draws of random_box: area and aspect of each try, then top and left.
 BOX_DRAWS = 2 * _TRIES + 2
 
 

@@ -1,4 +1,4 @@
-"""What a person should know of the data while a run goes on."""
+"""Warnings about the data during a run."""
 
 from collections.abc import Sequence
 

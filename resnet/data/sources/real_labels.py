@@ -17,7 +17,7 @@ from resnet.data.sources import imagenet
 from resnet.data.sources.base import Source
 from resnet.errors import InputError
 
-# Of each image, maybe none.
+# The labels of each image; an image may have none.
 Labels = list[tuple[int, ...]]
 
 _FILE = re.compile(r'ILSVRC2012_val_(\d{8})\.')

@@ -52,7 +52,7 @@ class TfdsRecords:
     nth = int(np.searchsorted(self._ends, key, side='right'))
     try:
       return self._parse(self._read(nth, key))
-    # Of ArrayRecord, of the disk, and of bytes that are no example.
+    # Raised by ArrayRecord, by the disk, and for bytes that are no example.
     except (RuntimeError, OSError, ValueError, LookupError) as error:
       reason = str(error).splitlines()[0] if str(error) else repr(error)
       raise InputError(

@@ -107,7 +107,7 @@ def flax(run: Experiment, subject: str) -> Program:
 def torch(
   run: Experiment, subject: str, name: str, python: str | None
 ) -> Iterator[Program]:
-  """Yields torchvision's network of the same name, in a process of its own."""
+  """Yields torchvision's network of the same name, in another process."""
   device, *others = run.sharding.mesh.devices.flatten()
   if others or device.platform not in ('cpu', 'gpu'):
     raise InputError(f'--against={name} is for one CPU or GPU.')

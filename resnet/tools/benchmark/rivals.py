@@ -1,4 +1,4 @@
-"""Other programs, each in a process of its own, for comparison."""
+"""Other programs to compare with, each in its own process."""
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib

@@ -13,7 +13,7 @@ from configs import cifar10, fashion_mnist, imagenet, paper_digits
 from resnet.errors import InputError, nearest
 
 Fields = dict[str, Any]
-# Of a cell, as in results.json.
+# The result of a cell, as in results.json.
 Result = Mapping[str, Any]
 
 
