@@ -1,1 +1,1 @@
-"""Figures of runs and evaluations; the only importers of matplotlib."""
+"""Figures of runs and evaluations; `figures` alone imports matplotlib."""
