@@ -35,12 +35,12 @@ flags.DEFINE_enum(
   'checkpoint',
   'best',
   ['best', 'latest'],
-  'What --mode=eval evaluates; best: by eval top-1, that of any averages.',
+  'What --mode=eval evaluates: the best by eval top-1, or the latest.',
 )
 flags.DEFINE_bool(
   'allow_config_change',
   False,
-  'Let a run go on with other fields of what it logs, keeps and tolerates.',
+  'Let fields of logging, checkpoints and watchdogs differ from the run.',
 )
 flags.DEFINE_integer(
   'replay_step',

@@ -19,7 +19,7 @@ from resnet.tools import command
 from resnet.tools.benchmark import programs, timing
 from resnet.training.step import jit_steps
 
-_INTERVALS = 2  # Of log_every_steps in a round.
+_INTERVALS = 2  # Rounds of log_every_steps per measurement.
 
 
 def main(args):

@@ -125,7 +125,7 @@ def get_config() -> ConfigDict:
   data.repeats = 1
   # Evaluation: the shorter side is resized to this, then the centre is cut.
   data.eval_resize = 256
-  # Of resizing, with antialias as in torchvision: 'bilinear' or 'bicubic'.
+  # Resizing, with antialias as in torchvision: 'bilinear' or 'bicubic'.
   data.interpolation = 'bilinear'
   # Where training images are cropped and flipped: on the 'host', or on the
   # 'device', for images that are stored in one size (resnet.tools.prepare

@@ -7,7 +7,8 @@ hf-hub:OWNER/NAME@REVISION. Network, image size, mean and standard deviation are
 those of the weights where they say so; otherwise ResNet-50 at 224 pixels.
 DATASET is a TFDS name, or 'folder' with --config.data.data_dir. It is evaluated
 on the split 'test', a folder on 'val', unless --config.data.eval_split says
-otherwise. A run that has begun needs SOURCE no more: configs/saved.py.
+otherwise. A run that has begun continues without SOURCE by
+--config=configs/saved.py:DIR --workdir=DIR.
 
   --config.model.frozen_stages=2              keep the stem and two stages
   --config.model.frozen_bn=True               keep the running statistics

@@ -50,7 +50,11 @@ class Data:
 
 
 def create_data(config: Any) -> Data:
-  """Opens both splits that the section `data` of a config names."""
+  """Opens both splits that the section `data` of a config names.
+
+  Raises:
+    InputError: fields do not fit each other, or the data cannot be opened.
+  """
   size, eval_size = config.image_size, config.eval_size or config.image_size
   schedule = check_schedule(config.size_schedule, image_size=size)
   if not 0 <= config.crop_padding <= schedule[0][1]:

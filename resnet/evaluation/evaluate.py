@@ -41,6 +41,11 @@ def evaluate(
     images may be left out, also their number, 'eval/bad_images'; where the
     state has averages, the first three of them as 'eval_ema/...'. None where
     a signal came before the end.
+
+  Raises:
+    InputError: an image is broken, or too many are.
+    RunError: data workers died.
+    RuntimeError: the number of examples counted is not that of the split.
   """
   reader = experiment.eval_reader
   loader = experiment.load(reader, notes)

@@ -49,6 +49,11 @@ def export(
 
   Returns:
     The manifest.
+
+  Raises:
+    InputError: the folder exists or cannot be made, a platform is unknown, or
+      a package is missing.
+    RunError: the export does not compute what the network computes.
   """
   if os.path.lexists(folder):
     raise InputError(f'{folder} is there already: name a new --out.')
@@ -146,6 +151,11 @@ def _compare(
       images = rng.standard_normal(shape, np.float32)
     expected = np.asarray(ours(program.weights.variables, images))
     result = np.asarray(exported(images))
+    if result.shape != expected.shape:
+      raise RunError(
+        f'The export gives logits {list(result.shape)}, the network'
+        f' {list(expected.shape)}: it is not kept.'
+      )
     largest = max(float(np.abs(expected).max()), float(np.finfo('f4').tiny))
     difference = float(np.abs(result - expected).max()) / largest
     if not difference <= tolerance:

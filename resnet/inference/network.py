@@ -96,6 +96,10 @@ def read_weights(
     source: as `weights.open_source` takes it.
     model: name of the network; None: the one that the source names.
     dtype: of the computation, 'float32' or 'bfloat16'.
+
+  Raises:
+    InputError: there is no such source, it does not fit the network, or it
+      does not name its network or its preprocessing.
   """
   found = open_source(source)
   metadata = found.metadata

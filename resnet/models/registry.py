@@ -172,6 +172,10 @@ def create_model(name: str, **overrides: Any) -> Any:
     name: one of `list_models()`.
     **overrides: attributes of `ResNet` (or `LectureResNet`), such as
       `num_classes` or `dtype`.
+
+  Raises:
+    InputError: there is no such network (the nearest names are listed), or
+      no such attribute or shortcut.
   """
   if name not in _MODELS:
     hint = f'{nearest(name, _MODELS)} All names: resnet.models.list_models().'

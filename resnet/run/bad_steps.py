@@ -30,6 +30,7 @@ from resnet.training.step import (
   jit_steps,
   network_rngs,
   targets,
+  uphill_gradients,
 )
 
 FILE = 'bad_steps.jsonl'
@@ -144,7 +145,7 @@ def replay(experiment: Experiment, workdir: str, step: int | None) -> int:
 
 def _check_step(experiment: Experiment, workdir: str, given: int | None) -> int:
   path = os.path.join(workdir, FILE)
-  bad = {line['step']: line for line in read_json_lines(path)}
+  bad = {line.get('step', 0): line for line in read_json_lines(path)}
   if given is None and not bad:
     raise InputError(
       f'{workdir} has no bad step (no {FILE}); --replay_step=N replays any.'
@@ -195,18 +196,23 @@ def _print_not_finite(
       rngs=network_rngs(task, state.step),
     )
     grads, batch_stats, _ = gradients(state, batch, task=task)
-    return task.loss_fn(logits, targets(batch)), grads, batch_stats
+    trees = {'gradients': grads, 'batch_stats': batch_stats}
+    if rho := task.sam_rho:
+      uphill = uphill_gradients(state, grads, batch, rho, task=task)
+      trees['gradients uphill'] = uphill
+    return task.loss_fn(logits, targets(batch)), trees
 
-  losses, grads, batch_stats = jax.device_get(compute(state, batch))
+  losses, trees = jax.device_get(compute(state, batch))
   keys = record_keys(experiment, step)
   bad_rows = np.flatnonzero(~np.isfinite(losses))
   print(
-    f'loss {losses.mean():.4g}, gradient norm {optax.tree.norm(grads):.4g}\n'
+    f'loss {losses.mean():.4g}, gradient norm'
+    f' {optax.tree.norm(trees["gradients"]):.4g}\n'
     f'{len(bad_rows)} of {len(keys)} losses are not finite',
     *(f'  {keys[row]}' for row in bad_rows[:_MOST_SHOWN]),
     sep='\n',
   )
-  for name, tree in (('gradients', grads), ('batch_stats', batch_stats)):
+  for name, tree in trees.items():
     bad = [
       jax.tree_util.keystr(path, simple=True, separator='/')
       for path, leaf in jax.tree_util.tree_leaves_with_path(tree)

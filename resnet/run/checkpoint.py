@@ -94,7 +94,7 @@ class Checkpoints:
 
   def best_step(self) -> int | None:
     """Returns the step of the highest `score`, None without evaluation."""
-    return best_step(self._manager)
+    return best_step(self._manager, self.metrics)
 
   def metrics(self, step: int) -> dict[str, Any] | None:
     """Returns the evaluation saved with a step, None if there was none."""

@@ -102,6 +102,8 @@ class Loop:
         if self.experiment.sizes.at(step) != self.size:
           with meter.paused(self.finish_steps):
             self.compile(state, batch, step, evaluation)
+          if self.signal.number:
+            break
         state, metrics = self.train(state, batch)
       step += 1
       is_last = step == length.num_steps
@@ -147,10 +149,15 @@ class Loop:
   def compile(
     self, state: TrainState, batch: Any, step: int, evaluation: Evaluation
   ) -> None:
-    """Compiles the update for images of another size, after saving."""
+    """Saves, then compiles the update for images of another size.
+
+    Compiles nothing once a signal has come; a later one ends the process.
+    """
     if step > self.saved_step:
       self.save(state, step, evaluation)
     self.finish(state, step, evaluation)
+    if self.signal.number:
+      return
     run = self.experiment.at(step)
     self.size = run.sizes.at(step)
     self.progress.say(f'Compiling for images of {self.size} pixels.')

@@ -67,7 +67,8 @@ class Reference:
 
 def read_reference(path: str) -> Reference:
   """Reads a file of `python -m resnet.tools.reference`."""
-  with refuse_damage(f'--reference={path} cannot be read'), open(path) as file:
+  what = f'--reference={path} is no file of resnet.tools.reference'
+  with refuse_damage(what), open(path) as file:
     fields = json.load(file)
     for metric, band in fields['bands'].items():
       points = zip(band['mean'], band['std'], strict=True)

@@ -114,9 +114,8 @@ def check_same_config(
     remedy += '; --allow_config_change lets the run go on with the new ones'
   elif fields == ['num_epochs'] and config['num_epochs'] > saved['num_epochs']:
     remedy += (
-      '; the learning rate of the steps so far depends on the length, so train'
-      f' these weights further in another run: --config.init_from={workdir}'
-      ' with a new --workdir'
+      '; a run keeps its length, so train these weights further in another one:'
+      f' --config.init_from={workdir} with a new --workdir'
     )
   raise InputError(
     f'{workdir} holds a run of another config ({"; ".join(differences)}).'
@@ -192,7 +191,7 @@ def check_not_lost(workdir: str, save_every_steps: int) -> None:
   """Refuses a run that has no checkpoint left but was once saved."""
   step = read_last_step(workdir)
   lines = read_json_lines(os.path.join(workdir, METRICS_FILE))
-  logged = max((line['step'] for line in lines), default=0)
+  logged = max((line.get('step', 0) for line in lines), default=0)
   # The second save waits until the first is on disk.
   if logged > 2 * save_every_steps:
     step = max(step, logged)

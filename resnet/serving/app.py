@@ -26,7 +26,7 @@ _PAGE = pathlib.Path(__file__).parent / 'page'
 _TOP = 5
 # A header may claim so many; the rest of the process must live beside them.
 MAX_PIXELS = 2**25
-_MAX_BYTES = 10_000_000  # Of a body.
+_MAX_BYTES = 10_000_000  # The largest body.
 # The page is all there is: nothing from elsewhere is loaded.
 _PAGE_HEADERS = {
   'Content-Security-Policy': "default-src 'self'; img-src 'self' data: blob:",

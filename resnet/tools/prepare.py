@@ -144,9 +144,7 @@ def _bar(what: str, total: int | None = None) -> tqdm.tqdm:
 
 def parser() -> command.Parser:
   """Returns the parser of the command line."""
-  result = command.Parser(
-    prog='python -m resnet.tools.prepare', description=__doc__
-  )
+  result = command.Parser('prepare', __doc__)
   add = result.add_argument
   text = 'the kind of source'
   add('--from', dest='kind', required=True, choices=_OPENERS, help=text)

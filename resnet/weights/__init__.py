@@ -59,6 +59,10 @@ def from_state_dict(
     'params' and 'batch_stats', copied. Where `state` has counted updates
     (num_batches_tracked), the counts come along in a collection of that name,
     which networks ignore and `to_state_dict` gives back.
+
+  Raises:
+    InputError: a tensor is missing, unexpected, or of another shape or type;
+      nothing was converted then.
   """
   source = Source(
     name='the state dict',
@@ -116,6 +120,9 @@ def load_weights(source: str, name: str, **overrides: Any) -> dict[str, Any]:
       checkpoint or the workdir of a run (see `open_source`).
     name: of the network.
     **overrides: of `create_model`; the number of classes is that of the source.
+
+  Raises:
+    InputError: there is no such source, or it does not fit the network.
   """
   return read_source(open_source(source), name, **overrides)
 

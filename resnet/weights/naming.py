@@ -63,12 +63,19 @@ _LEAVES = {
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-  """One tensor of a state dict, and which variable of ours it is."""
+  """One tensor of a state dict, and which variable of ours it is.
 
-  path: Path  # Of the variable.
-  shape: tuple[int, ...]  # In PyTorch.
-  axes: tuple[int, ...]  # Of ours in the order of PyTorch's.
-  ours: tuple[int, ...]  # Shape of the variable.
+  Attributes:
+    path: path of the variable.
+    shape: shape of the tensor in PyTorch.
+    axes: our axes in the order of PyTorch's.
+    ours: shape of the variable.
+  """
+
+  path: Path
+  shape: tuple[int, ...]
+  axes: tuple[int, ...]
+  ours: tuple[int, ...]
 
   def to_torch(self, array: Any) -> np.ndarray:
     """Returns a copy of our array, laid out as PyTorch's."""
@@ -118,7 +125,10 @@ def state_dict_layout(
 
 def _rename(module: str, names: dict[str, str]) -> str:
   found = ((re.fullmatch(x, module), name) for x, name in names.items())
-  return next(match.expand(name) for match, name in found if match)
+  key = next((match.expand(name) for match, name in found if match), None)
+  if key is None:
+    raise ValueError(f'no PyTorch name for {module!r}')
+  return key
 
 
 def counter_keys(layout: dict[str, Tensor]) -> dict[str, Path]:

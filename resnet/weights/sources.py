@@ -63,10 +63,12 @@ def score(evaluation: Mapping[str, float]) -> float:
   return evaluation.get('eval_ema/top1', evaluation['eval/top1'])
 
 
-def best_step(manager: ocp.CheckpointManager) -> int | None:
+def best_step(
+  manager: ocp.CheckpointManager, metrics: Callable[[int], Any]
+) -> int | None:
   """Returns the step with the highest `score`, None without an evaluation."""
   step = manager.best_step()
-  return None if step is None or manager.metrics(step) is None else step
+  return None if step is None or metrics(step) is None else step
 
 
 def open_source(source: str) -> Source:
@@ -75,6 +77,9 @@ def open_source(source: str) -> Source:
   A folder is an Orbax checkpoint, or the workdir of a run: then it is the best
   checkpoint by `score`, or the latest where there was no evaluation. Of a run
   that keeps moving averages these are taken; 'FOLDER#raw' takes the weights.
+
+  Raises:
+    InputError: there is no such source, it is damaged, or it is a pickle.
   """
   source = os.path.expanduser(source)
   if source.startswith(_HUB):
@@ -220,7 +225,7 @@ def _item_folder(folder: str) -> str:
       continue
     try:
       with ocp.CheckpointManager(steps, options=options) as manager:
-        step = best_step(manager)
+        step = best_step(manager, manager.metrics)
         step = manager.latest_step() if step is None else step
     except Exception as error:
       raise InputError(f'{steps} cannot be read: {error}') from None

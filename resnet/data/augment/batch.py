@@ -39,13 +39,10 @@ class Augmentation:
     mean: Sequence[float],
     std: Sequence[float],
   ) -> jax.Array:
-    """Does all but the mixing; uint8 [B, H, W, C], or float32 if erased.
+    """Applies operations and erasing to uint8 images [B, H, W, C], keys [B].
 
-    Args:
-      images: uint8 [B, H, W, C].
-      keys: [B], one an image.
-      mean: of each channel, in units of uint8 pixels; so is `std`.
-      std: standard deviation.
+    Mean and standard deviation of each channel are in units of uint8 pixels.
+    Returns uint8 [B, H, W, C], or float32 if erasing is on.
     """
     for stream, operation in enumerate(self.operations, start=_FIRST_STREAM):
       images = operation(images, fold_in(keys, stream))

@@ -95,7 +95,7 @@ def read_ahead(
       most = options.max_worker_restarts
       if num_deaths == most:
         raise RunError(
-          f'{death}, after {most} restarts. Use fewer'
+          f'{death}{f", after {most} restarts" if most else ""}. Use fewer'
           f' (--config.data.num_workers={options.num_workers - 1}) or less'
           ' read-ahead (--config.data.prefetch_batches=1), or let them be'
           f' replaced: --config.data.max_worker_restarts={most + 10}'

@@ -41,8 +41,8 @@ def check_shared_memory(num_bytes: int = 0) -> None:
   raise InputError(
     f'{_SHARED_MEMORY}, the shared memory of processes, {problem};'
     f' {needed / 1e6:,.0f} MB are needed. In a container start it with'
-    f' --shm-size={max(64, math.ceil(2 * needed / 1e6))}m, or read without'
-    ' worker processes: --config.data.num_workers=0'
+    f' --shm-size={max(64, math.ceil(2 * needed / 1e6))}m'
+    + ('' if not num_bytes else ', or read with --config.data.num_workers=0')
   )
 
 

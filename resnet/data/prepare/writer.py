@@ -51,10 +51,14 @@ def write(job: Job, *, num_threads: int, advance: Advance) -> dict[str, Any]:
       for split, count in plan['shards'].items()
       for number in range(count)
     ]
-    # After an error the shards in progress are finished, and no others begun.
-    with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
-      notes = list(pool.map(lambda x: _make_shard(job, advance, *x), places))
-    return _finish(job, plan, notes)
+    pool = concurrent.futures.ThreadPoolExecutor(num_threads)
+    try:
+      shards = [pool.submit(_make_shard, job, advance, *x) for x in places]
+      for shard in concurrent.futures.as_completed(shards):
+        shard.result()
+    finally:  # After an error no other shard is begun.
+      pool.shutdown(cancel_futures=True)
+    return _finish(job, plan, [shard.result() for shard in shards])
   except (OSError, RuntimeError) as error:  # The second is ArrayRecord's.
     reason = getattr(error, 'strerror', None) or str(error).partition('\n')[0]
     raise RunError(

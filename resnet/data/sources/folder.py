@@ -76,17 +76,16 @@ def open_split(split: str, *, data_dir: str | None, **_: Any) -> Source:
   if _TRAIN not in splits:
     raise InputError(
       f'{data_dir} holds {", ".join(splits[:5]) or "no folders"}, not train/.'
-      ' Expected PATH/train/CLASS/FILE and PATH/val/CLASS/FILE:'
-      ' --config.data.data_dir=PATH'
+      ' Expected PATH/train/CLASS/FILE and PATH/val/CLASS/FILE.'
     )
   # TFDS and the configs say 'validation'.
   name = 'val' if split == 'validation' and split not in splits else split
   if name not in splits:
     raise InputError(
       f'{data_dir} has no folder for the split {split!r}. There are:'
-      f' {", ".join(splits)}. Name one: --config.data.train_split and'
-      ' --config.data.eval_split. (Parts, such as train[:9%], need a prepared'
-      ' set: python -m resnet.tools.prepare --help)'
+      f' {", ".join(splits)}. A run names them by --config.data.train_split and'
+      ' --config.data.eval_split; parts of a split, such as train[:9%], need a'
+      ' prepared set: python -m resnet.tools.prepare --help'
     )
   root = os.path.join(data_dir, name)
   classes, own = (_folders(f'{data_dir}/{x}', 2) for x in (_TRAIN, name))
@@ -131,7 +130,8 @@ def visible_entries(folder: str) -> Iterator[os.DirEntry[str]]:
           yield entry
   except OSError as error:
     raise InputError(
-      f'{folder} cannot be read as a folder: {error.strerror or error}.'
+      f'{folder} cannot be read as a folder: {error.strerror or error}. Images'
+      ' to train on lie in PATH/train/CLASS and PATH/val/CLASS.'
     ) from None
 
 

@@ -83,10 +83,11 @@ def open_same_classes(
   Without a `split` the set must have only one.
   """
   if split is None:
-    splits = () if name in _OWN else _find_prepared(name, data_dir).info.splits
+    splits = [] if name in _OWN else _find_prepared(name, data_dir).info.splits
     if len(splits) != 1:
       raise InputError(
-        f'{name!r} has more than one split: name one, --split=SPLIT'
+        f'{name!r} has not just one split: name one, --split=SPLIT. There are:'
+        f' {", ".join(splits) or "train and others, see README.md"}'
       )
     split = next(iter(splits))
   size = train.image_shape[0] if train.image_shape else None

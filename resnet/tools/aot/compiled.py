@@ -40,16 +40,26 @@ class OutOfMemoryError(Exception):
 
 
 class Compiled(NamedTuple):
-  """What the compiler says of a program; all of one chip."""
+  """The compiler's figures of a program on one chip.
 
-  seconds: float  # Of the compilation.
+  Attributes:
+    seconds: compilation time.
+    argument_bytes: memory of the arguments.
+    temporary_bytes: memory that the program needs besides while it runs.
+    peak_bytes: arguments, temporaries, code, and results that do not replace
+      arguments.
+    flops: floating-point operations; a multiply-add is two.
+    accessed_bytes: traffic to memory.
+    collectives: see `collectives.summarize`.
+  """
+
+  seconds: float
   argument_bytes: int
-  temporary_bytes: int  # What the program needs besides while it runs.
-  # Arguments, temporaries, code, and results that do not replace arguments.
+  temporary_bytes: int
   peak_bytes: int
-  flops: float  # A multiply-add is two.
-  accessed_bytes: float  # Traffic to memory.
-  collectives: list[dict[str, Any]]  # See `collectives.summarize`.
+  flops: float
+  accessed_bytes: float
+  collectives: list[dict[str, Any]]
 
 
 def prepare(config: Any, topology: Topology) -> Experiment:

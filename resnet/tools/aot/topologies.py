@@ -12,13 +12,21 @@ from resnet.errors import InputError
 
 
 class Chip(NamedTuple):
-  """What the maker says of a chip (docs.cloud.google.com/tpu/docs/NAME)."""
+  """The maker's figures of a chip (docs.cloud.google.com/tpu/docs/NAME).
 
-  hbm_bytes: float  # Memory that libtpu gives to a program.
+  Attributes:
+    hbm_bytes: memory that libtpu gives to a program.
+    hbm_bytes_per_second: bandwidth of that memory.
+    flops_per_second: peak in bfloat16; a multiply-add is two.
+    ici_bytes_per_second: to its neighbours, both directions together.
+    shapes: the slices that exist, the smallest first.
+  """
+
+  hbm_bytes: float
   hbm_bytes_per_second: float
-  flops_per_second: float  # Peak in bfloat16; a multiply-add is two.
-  ici_bytes_per_second: float  # To its neighbours, both directions together.
-  shapes: str  # Of the slices, the smallest first.
+  flops_per_second: float
+  ici_bytes_per_second: float
+  shapes: str
 
 
 _SHAPES_2D = '2x2 2x4 4x4 4x8 8x8 8x16 16x16'
