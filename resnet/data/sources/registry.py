@@ -83,13 +83,14 @@ def open_same_classes(
   Without a `split` the set must have only one.
   """
   if split is None:
-    splits = [] if name in _OWN else _find_prepared(name, data_dir).info.splits
+    found = [] if name in _OWN else _find_prepared(name, data_dir).info.splits
+    splits = list(map(str, found))
     if len(splits) != 1:
+      known = f' There are: {", ".join(splits)}.' if splits else ''
       raise InputError(
-        f'{name!r} has not just one split: name one, --split=SPLIT. There are:'
-        f' {", ".join(splits) or "train and others, see README.md"}'
+        f'{name!r} has not just one split: name one, --split=SPLIT.{known}'
       )
-    split = next(iter(splits))
+    split = splits[0]
   size = train.image_shape[0] if train.image_shape else None
   source = open_source(name, split, data_dir=data_dir, image_size=size)
   for what in ('num_classes', 'channels', 'class_names'):

@@ -88,7 +88,7 @@ def test_another_image_or_order_or_label_has_another_fingerprint(folder):
       r'b must hold .*\.jpg, \.jpeg, \.png.* notes\.txt:',
     ),
     ('.keep', 'test', r"'test'\. There .*val\. .*data\.eval_split"),
-    ('.keep', 'train[9:]', r'Parts, .* need a prepared set'),
+    ('.keep', 'train[9:]', r'parts of a split, .* need a prepared set'),
   ],
 )
 def test_what_is_wrong_in_a_folder_is_named(folder, added, split, message):

@@ -39,7 +39,7 @@ def test_the_only_split_of_a_set_of_these_classes_is_opened(folder):
 @pytest.mark.parametrize(
   ('changes', 'name', 'split', 'message'),
   [
-    ({}, 'fake', None, 'more than one split: .*--split=SPLIT'),
+    ({}, 'fake', None, 'not just one split: .*--split=SPLIT'),
     ({}, 'digits', 'test', 'digits/test has num classes 10, and .* has 1000'),
     (
       {'class_names': ('n0', *imagenet.class_names()[1:])},
