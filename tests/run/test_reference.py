@@ -70,7 +70,8 @@ def test_a_file_is_read_and_a_damaged_one_refused(tmp_path):
   path.write_text(json.dumps(fields))
   for broken in (path, '/nowhere.json'):
     with pytest.raises(
-      InputError, match=f'--reference={broken} cannot be read'
+      InputError,
+      match=f'--reference={broken} is no file of resnet.tools.reference',
     ):
       read_reference(str(broken))
 
