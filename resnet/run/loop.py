@@ -149,10 +149,7 @@ class Loop:
   def compile(
     self, state: TrainState, batch: Any, step: int, evaluation: Evaluation
   ) -> None:
-    """Saves, then compiles the update for images of another size.
-
-    Compiles nothing once a signal has come; a later one ends the process.
-    """
+    """Saves, then compiles for images of another size, unless stopped."""
     if step > self.saved_step:
       self.save(state, step, evaluation)
     self.finish(state, step, evaluation)
@@ -266,14 +263,11 @@ class Loop:
   def keeping(
     self, state: TrainState, step: int, meter: Meter
   ) -> Iterator[None]:
-    """Saves the state if the block fails on its data; shows their warnings.
-
-    One of several processes cannot save alone.
-    """
+    """Saves the state if the block fails on its data; shows their warnings."""
     try:
       yield
     except (InputError, RunError):
-      if jax.process_count() == 1:
+      if jax.process_count() == 1:  # One of several cannot save alone.
         self.finish_steps(meter)
         if step > self.saved_step:
           self.save(state, step, None)
@@ -298,7 +292,6 @@ class Loop:
 
   def close(self) -> None:
     """Ends the threads, and closes the files."""
-    parts = (self.bad_steps, self.watchdog, self.progress, self.writer)
-    for part in parts:
+    for part in (self.bad_steps, self.watchdog, self.progress, self.writer):
       if part:
         part.close()
