@@ -47,7 +47,6 @@ class Experiment:
     eval_reader: batches of evaluation images.
     loader: how fast to read.
     sharding: over the devices.
-    notices: lines to show when the run starts.
   """
 
   config: Mapping[str, Any]
@@ -60,7 +59,6 @@ class Experiment:
   eval_reader: BatchReader
   loader: LoaderOptions
   sharding: DataSharding
-  notices: tuple[str, ...] = ()
 
   @property
   def train_image_shape(self) -> Any:
@@ -273,7 +271,6 @@ def resolve(
     ),
     loader=data.loader,
     sharding=sharding,
-    notices=tuple(fields.notices(flat)),
   )
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from configs import default
 from resnet import config as config_lib
-from resnet import experiment
+from resnet import experiment, fields
 from resnet.config import flatten
 from resnet.data import pipeline
 from resnet.data.sources import registry
@@ -266,7 +266,7 @@ def test_evaluations_are_at_the_nearest_step_of_each_interval():
   ],
 )
 def test_a_field_without_effect_is_no_error_but_a_notice(changes, field, cause):
-  (notice,) = resolve(**changes).notices
+  (notice,) = fields.notices(resolve(**changes).config)
   assert field in notice and 'no effect' in notice and cause in notice
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from resnet import files
+from resnet import fields, files
 from resnet.data.host.loader import DeviceLoader
 from resnet.data.host.warnings import Notes
 from resnet.data.host.workers import check_shared_memory
@@ -173,7 +173,7 @@ def _train(
   cleanup.callback(loop.close)
   for line in (
     _describe(experiment, first_step),
-    *experiment.notices,
+    *fields.notices(experiment.config),
     *changed,
     initial and initial.describe(),
     reference and reference.describe(experiment.config),

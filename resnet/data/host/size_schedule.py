@@ -45,10 +45,10 @@ def check_schedule(given: Any, *, image_size: int) -> Pairs:
       and all(type(size) is int for size in sizes)
       and (epochs[0], sizes[-1]) == (0, image_size)
       and sizes[0] >= 1
-      and math.isfinite(epochs[-1])
+      and all(map(math.isfinite, epochs))
     ):
       return tuple(zip(epochs, sizes, strict=True))
-  except (TypeError, ValueError, IndexError):
+  except (TypeError, ValueError, IndexError, OverflowError):
     pass
   example = ((0.0, max(1, image_size // 2)), (10.0, image_size))
   raise InputError(

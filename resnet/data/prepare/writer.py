@@ -33,7 +33,8 @@ MANIFEST = 'manifest.json'
 _PLAN, _NOTES = 'plan.json', 'shards'
 # JPEG and PNG do not become smaller, and reading is faster.
 _WRITER_OPTIONS = 'group_size:1,uncompressed'
-# At least so many shards: a small set is written in parallel, too.
+# Bytes of a shard, and the least number of shards: a small set has several,
+# so that it is written in parallel.
 _SHARD_BYTES, _MIN_SHARDS = 2**27, 8
 
 Advance = Callable[[int], Any]  # Called with a number of records that are done.

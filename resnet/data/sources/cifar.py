@@ -16,8 +16,6 @@ from resnet.data.sources.base import ArrayRecords, Source
 from resnet.errors import InputError
 
 _SIDE = 32
-
-
 # The files of each split, the file of the class names, and the bytes of labels.
 _SETS = {
   'cifar10': (

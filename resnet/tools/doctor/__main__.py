@@ -4,7 +4,7 @@
 
 Takes the flags of main.py: --config (default: configs/digits.py), --workdir
 and --config.FIELD=VALUE. Prints one line a check: ok, warn, FAIL with what to
-mend, or skip where a check before it failed. Exit code 2 where one FAILs. All
+fix, or skip where a check before it failed. Exit code 2 where one FAILs. All
 that it writes is removed.
 """
 

@@ -36,7 +36,7 @@ STEP_SECONDS, INPUT_SECONDS = 5.0, 3.0
 
 
 class Finding(NamedTuple):
-  """What a check found and, for FAIL and warn, what to mend."""
+  """What a check found and, for FAIL and warn, what to fix."""
 
   status: Literal['ok', 'warn', 'FAIL', 'skip']
   text: str
