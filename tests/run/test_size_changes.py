@@ -99,3 +99,20 @@ def test_all_is_saved_before_another_size_is_compiled(tmp_path, monkeypatch):
   monkeypatch.setattr(loop, 'jit_steps', jit_steps)
   train(tmp_path, **{**ON_DEVICE, 'save_every_steps': 100})
   assert (sizes, saved) == ([8, 12, 16], [None, 6, 12])
+
+
+def test_a_signal_before_a_compilation_ends_the_run_saved(
+  tmp_path, monkeypatch
+):
+  compiled, real = [], loop.jit_steps
+
+  def jit_steps(task, sharding):
+    compiled.append(task.augment.size)
+    return real(task, sharding)
+
+  monkeypatch.setattr(loop, 'jit_steps', jit_steps)
+  at_batch(monkeypatch, 7)  # The first of 12 pixels.
+  outcome = train(tmp_path, **{**ON_DEVICE, 'save_every_steps': 100})
+  assert (outcome.signal, outcome.step) == (signal.SIGTERM, 6)
+  assert Checkpoints(str(tmp_path)).latest_step() == 6
+  assert compiled == [8]
