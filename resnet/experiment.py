@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from resnet import config as config_lib
 from resnet import fields
 from resnet.data.augment.batch import create_augmentation
-from resnet.data.augment.crop import DeviceAugment
+from resnet.data.augment.crop import DeviceCrop
 from resnet.data.host.loader import DeviceLoader, LoaderOptions, read_ahead
 from resnet.data.host.reader import BatchReader
 from resnet.data.host.size_schedule import Sizes, create_sizes
@@ -62,19 +62,19 @@ class Experiment:
 
   @property
   def train_image_shape(self) -> Any:
-    """[H, W, C] of the images of training batches, before `task.augment`."""
+    """[H, W, C] of training images, before `task.device_crop`."""
     stored = self.train_reader.source.image_shape
-    return self.image_shape if self.task.augment is None else stored
+    return self.image_shape if self.task.device_crop is None else stored
 
   def at(self, step: int) -> 'Experiment':
     """Returns this run with one size throughout: that of batch `step`."""
-    size, augment = self.sizes.at(step), self.task.augment
+    size, crop = self.sizes.at(step), self.task.device_crop
     sizes = Sizes(((0, size),))
-    if isinstance(augment, DeviceAugment):
-      augment = dataclasses.replace(augment, size=size)
+    if isinstance(crop, DeviceCrop):
+      crop = dataclasses.replace(crop, size=size)
     return dataclasses.replace(
       self,
-      task=dataclasses.replace(self.task, augment=augment),
+      task=dataclasses.replace(self.task, device_crop=crop),
       sizes=sizes,
       image_shape=(size, size, self.image_shape[-1]),
       train_reader=dataclasses.replace(self.train_reader, sizes=sizes),
@@ -248,7 +248,7 @@ def resolve(
       model=_create_model(config.model, num_classes),
       mean=data.mean,
       std=data.std,
-      augment=data.augment,
+      device_crop=data.device_crop,
       augmentation=augmentation,
     ),
     sizes=sizes,

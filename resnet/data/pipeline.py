@@ -6,7 +6,7 @@ import math
 import os
 from typing import Any
 
-from resnet.data.augment.crop import DeviceAugment
+from resnet.data.augment.crop import DeviceCrop
 from resnet.data.host.loader import LoaderOptions
 from resnet.data.host.size_schedule import Pairs, check_schedule
 from resnet.data.host.transforms import (
@@ -34,7 +34,7 @@ class Data:
     std: standard deviation of each channel, in the same units.
     loader: how fast to read.
     max_bad_images: broken ones that may be left out; None: none is.
-    augment: what the device does with training images; None: nothing.
+    device_crop: what the device does with training images; None: nothing.
   """
 
   train: Source
@@ -46,7 +46,7 @@ class Data:
   std: tuple[float, ...]
   loader: LoaderOptions
   max_bad_images: int | None
-  augment: DeviceAugment | None = None
+  device_crop: DeviceCrop | None = None
 
 
 def create_data(config: Any) -> Data:
@@ -77,9 +77,9 @@ def create_data(config: Any) -> Data:
     interpolation=config.interpolation,
   )
   train, eval_ = _open(config, 'train_split'), _open(config, 'eval_split')
-  augment = None
+  device_crop = None
   if config.augment_on == 'device':
-    augment = _device_augment(train_transform, train, schedule)
+    device_crop = _device_crop(train_transform, train, schedule)
   limit = config.max_bad_images if config.on_bad_image == 'skip' else None
   mean, std = config.mean, config.std
   if mean is None or std is None:
@@ -93,7 +93,7 @@ def create_data(config: Any) -> Data:
     train=train,
     eval=eval_,
     size_schedule=schedule,
-    train_transform=Transform() if augment else train_transform,
+    train_transform=Transform() if device_crop else train_transform,
     eval_transform=EvalTransform(
       size=eval_size,
       resize_size=config.eval_resize,
@@ -105,7 +105,7 @@ def create_data(config: Any) -> Data:
       **{x.name: config[x.name] for x in dataclasses.fields(LoaderOptions)}
     ),
     max_bad_images=limit,
-    augment=augment,
+    device_crop=device_crop,
   )
 
 
@@ -118,9 +118,9 @@ def _open(config: Any, field: str) -> Source:
   )
 
 
-def _device_augment(
+def _device_crop(
   transform: TrainTransform, source: Source, schedule: Pairs
-) -> DeviceAugment:
+) -> DeviceCrop:
   """Returns what the device does instead of `transform`."""
   shape, size = source.image_shape, transform.size
   if shape is None:
@@ -143,7 +143,7 @@ def _device_augment(
     )
   given = dataclasses.asdict(transform)
   del given['interpolation']
-  return DeviceAugment(**given)
+  return DeviceCrop(**given)
 
 
 def _numbers(

@@ -21,7 +21,7 @@ from resnet.experiment import Experiment
 from resnet.training import compiler
 from resnet.training.accumulation import split_batch
 from resnet.training.sharding import DataSharding
-from resnet.training.step import Batch, Task, augment, network_rngs
+from resnet.training.step import Batch, Task, augment_batch, network_rngs
 
 Variables = Mapping[str, Any]
 
@@ -100,7 +100,7 @@ def _statistics(
   """Returns mean and variance of each norm over a batch, as 'batch_stats'."""
   variables = sharding.gather(variables)
   group_size = getattr(task.model, 'bn_group_size', None)
-  batch = augment(batch, step, task=task, sharding=sharding)
+  batch = augment_batch(batch, step, task=task, sharding=sharding)
   parts = split_batch(batch, task.accumulation_steps, group_size)
   images = parts['image']
   if task.accumulation_steps == 1:

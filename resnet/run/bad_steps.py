@@ -25,7 +25,7 @@ from resnet.training import compiler
 from resnet.training.state import TrainState
 from resnet.training.step import (
   Batch,
-  augment,
+  augment_batch,
   gradients,
   jit_steps,
   network_rngs,
@@ -187,7 +187,7 @@ def _print_not_finite(
 
   @functools.partial(jax.jit, compiler_options=options)
   def compute(state: TrainState, batch: Batch) -> Any:
-    batch = augment(batch, state.step, task=task)
+    batch = augment_batch(batch, state.step, task=task)
     logits, _ = task.model.apply(
       state.variables,
       task.normalize(batch['image']),

@@ -22,7 +22,7 @@ from resnet.training.state import TrainState, update_ema
 from resnet.training.task import Task
 
 # 'image' uint8 [B, H, W, C], 'label' int32 [B], 'mask' bool [B]; and what
-# `augment` makes of it.
+# `augment_batch` makes of it.
 Batch = Mapping[str, jax.Array]
 
 
@@ -46,7 +46,7 @@ def train_step(
   whole = state
   if sharding:
     whole = state.replace(params=sharding.gather(state.params))
-  batch = augment(batch, state.step, task=task, sharding=sharding)
+  batch = augment_batch(batch, state.step, task=task, sharding=sharding)
   grads, batch_stats, sums = _gradients_in_parts(whole, batch, task)
   if task.sam_rho is not None:
     # Statistics and metrics stay those of the weights themselves. Where the
@@ -86,7 +86,7 @@ def train_step(
   }
 
 
-def augment(
+def augment_batch(
   batch: Batch,
   step: jax.Array,
   *,
@@ -101,8 +101,8 @@ def augment(
   """
   images = batch['image']
   keys = example_keys(task.seed, step, len(batch['label']))
-  if task.augment is not None:
-    images = task.augment(images, keys)
+  if task.device_crop is not None:
+    images = task.device_crop(images, keys)
   images = task.augmentation(images, keys, mean=task.mean, std=task.std)
   mixing = task.augmentation.mixing
   if mixing is None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from resnet.data.augment.batch import Augmentation
-from resnet.data.augment.crop import Augment
+from resnet.data.augment.crop import ImageOperation
 from resnet.training import losses
 from resnet.training.accumulation import MOST_UNROLLED_PARTS
 from resnet.training.optimizers import create_optimizer
@@ -34,7 +34,7 @@ class Task:
     ema_decay: share of the moving averages that their update keeps; None: no
       averages.
     ema_every_steps: updates of the weights per update of the averages.
-    augment: crop and flip of training images, on the device; None: the host
+    device_crop: crop and flip of training images, on the device; None: the host
       has done it.
     augmentation: what else is done to training images, always on the device.
     seed: of everything random in a step.
@@ -54,7 +54,7 @@ class Task:
   log_every_steps: int
   ema_decay: float | None = None
   ema_every_steps: int = 1
-  augment: Augment | None = None
+  device_crop: ImageOperation | None = None
   augmentation: Augmentation = dataclasses.field(default_factory=Augmentation)
   seed: int = 0
   sam_rho: float | None = None

@@ -92,7 +92,7 @@ def test_all_is_saved_before_another_size_is_compiled(tmp_path, monkeypatch):
   sizes, saved, real = [], [], loop.jit_steps
 
   def jit_steps(task, sharding):
-    sizes.append(task.augment.size)
+    sizes.append(task.device_crop.size)
     saved.append(Checkpoints(str(tmp_path)).latest_step())
     return real(task, sharding)
 
@@ -107,7 +107,7 @@ def test_a_signal_before_a_compilation_ends_the_run_saved(
   compiled, real = [], loop.jit_steps
 
   def jit_steps(task, sharding):
-    compiled.append(task.augment.size)
+    compiled.append(task.device_crop.size)
     return real(task, sharding)
 
   monkeypatch.setattr(loop, 'jit_steps', jit_steps)

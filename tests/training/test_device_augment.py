@@ -11,7 +11,7 @@ import pytest
 
 from resnet.data.augment.crop import example_keys
 from resnet.errors import InputError
-from resnet.training.step import augment, jit_steps
+from resnet.training.step import augment_batch, jit_steps
 from tests import runs
 from tests.runs import assert_close, batch_of, train_steps
 
@@ -23,7 +23,7 @@ def resolve(**changes):
 
 def seen(run, step=0):
   """Returns a batch as the network sees it."""
-  see = jax.jit(functools.partial(augment, task=run.task))
+  see = jax.jit(functools.partial(augment_batch, task=run.task))
   return see(batch_of(run), jnp.int32(step))
 
 
@@ -35,11 +35,11 @@ def test_the_step_sees_what_the_augmentation_makes():
   for row, record in enumerate(stored.read(plan.indices[:4])):
     np.testing.assert_array_equal(batch['image'][row], record['image'])
   keys = example_keys(3, jnp.int32(0), len(batch['label']))
-  expected = jax.jit(run.task.augment)(batch['image'], keys)
+  expected = jax.jit(run.task.device_crop)(batch['image'], keys)
   augmented = seen(run)
   np.testing.assert_array_equal(augmented['image'], expected)
   assert (np.array(augmented['image']) != np.array(batch['image'])).any()
-  plain = dataclasses.replace(run.task, augment=None)
+  plain = dataclasses.replace(run.task, device_crop=None)
   (state, metrics), (other, others) = (
     jit_steps(task, run.sharding).train(run.create_state(), images)
     for task, images in ((run.task, batch), (plain, augmented))

@@ -137,7 +137,7 @@ def test_each_step_and_each_part_of_a_batch_drops_paths_of_its_own():
   [
     (
       {'augment__operations': ('erase',)},
-      "'erase', which there is not. Did you mean: erasing",
+      "'erase' is not an augmentation. Did you mean: erasing",
     ),
     (
       {**ALL, 'loss__target_threshold': 0.5},

@@ -6,15 +6,15 @@ from typing import Any
 
 import jax
 
-from resnet.data.augment.color import ColorJitter, Lighting
-from resnet.data.augment.crop import Augment, fold_in
+from resnet.data.augment import color, erasing, policies
+from resnet.data.augment.crop import ImageOperation, fold_in
 from resnet.data.augment.erasing import RandomErasing
 from resnet.data.augment.mixing import Mixing
-from resnet.data.augment.policies import AutoAugment, RandomOperations
 from resnet.errors import InputError, nearest
 
 # The first key stream; those of crop and flip are below.
 _FIRST_STREAM = 16
+_CREATE = {**policies.CREATE, **color.CREATE, 'erasing': erasing.create}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Augmentation:
     mixing: of images with each other, last; None: none.
   """
 
-  operations: tuple[Augment, ...] = ()
+  operations: tuple[ImageOperation, ...] = ()
   erasing: RandomErasing | None = None
   mixing: Mixing | None = None
 
@@ -62,29 +62,6 @@ def create_augmentation(
     channels: of the images.
     mix_group_size: images that are mixed among themselves; None: the batch.
   """
-  interpolation = config.interpolation
-  created: dict[str, Any] = {
-    'randaugment': RandomOperations(
-      num_layers=config.num_layers,
-      magnitude=config.magnitude,
-      magnitude_std=config.magnitude_std,
-      operation_probability=config.operation_probability,
-      interpolation=interpolation,
-    ),
-    'trivialaugment_wide': RandomOperations(interpolation=interpolation),
-    **{
-      f'autoaugment_{data}': AutoAugment(data=data, interpolation=interpolation)
-      for data in ('imagenet', 'cifar')
-    },
-    'color_jitter': ColorJitter(strength=tuple(config.jitter)),
-    'lighting': Lighting(strength=config.lighting),
-    'erasing': RandomErasing(
-      probability=config.erase_probability,
-      area=tuple(config.erase_area),
-      aspect=tuple(config.erase_aspect),
-      fill=config.erase_fill,
-    ),
-  }
   mixing = Mixing(
     mixup_alpha=config.mixup_alpha,
     cutmix_alpha=config.cutmix_alpha,
@@ -96,10 +73,10 @@ def create_augmentation(
   given = config.operations
   names = tuple(given) if isinstance(given, tuple | list) else (given,)
   for name in names:
-    if str(name) not in created:
+    if str(name) not in _CREATE:
       raise InputError(
-        f'augment.operations={given!r} has {name!r}, which there is not.'
-        f'{nearest(str(name), created)}'
+        f'augment.operations={given!r}: {name!r} is not an augmentation.'
+        f'{nearest(str(name), _CREATE)}'
       )
   if 'erasing' in names[:-1]:
     raise InputError(
@@ -111,10 +88,10 @@ def create_augmentation(
       f"augment.operations={names}: 'lighting' needs images of red, green and"
       f' blue, and these have {channels} channel(s): leave it out.'
     )
-  chosen = [created[name] for name in names]
-  erasing = chosen.pop() if 'erasing' in names else None
+  chosen: list[Any] = [_CREATE[name](config) for name in names]
+  last = chosen.pop() if 'erasing' in names else None
   return Augmentation(
     operations=tuple(chosen),
-    erasing=erasing,
+    erasing=last,
     mixing=mixing if mixing.is_on else None,
   )

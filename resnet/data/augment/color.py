@@ -67,3 +67,10 @@ class Lighting:
     color = jnp.sum(axes * (self.strength * alpha)[:, None], axis=2)
     pixels = images.astype(jnp.float32) + color[:, None, None]
     return jnp.clip(jnp.round(pixels), 0.0, 255.0).astype(jnp.uint8)
+
+
+# By name in `augment.operations`, from that section of the config.
+CREATE = {
+  'color_jitter': lambda config: ColorJitter(strength=tuple(config.jitter)),
+  'lighting': lambda config: Lighting(strength=config.lighting),
+}

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 Images = jax.Array
 Keys = jax.Array
-Augment = Callable[[Images, Keys], Images]
+ImageOperation = Callable[[Images, Keys], Images]
 
 _TRIES = 10
 BOX_DRAWS = 2 * _TRIES + 2
@@ -157,7 +157,7 @@ def random_flip(images: Images, keys: Keys) -> Images:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DeviceAugment:
+class DeviceCrop:
   """(images [B, H, W, C], keys [B]) -> augmented [B, size, size, C].
 
   What `transforms.TrainTransform` of the same fields does on the host.

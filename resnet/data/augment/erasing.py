@@ -4,6 +4,7 @@ augmentation", Algorithm 1.
 
 from collections.abc import Sequence
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,6 +80,16 @@ class RandomErasing:
       filling += noise * jnp.asarray(std, jnp.float32).reshape(1, 1, 1, -1)
     is_inside = _inside(boxes, *shape[:2])[..., None]
     return jnp.where(is_inside, filling, images.astype(jnp.float32))
+
+
+def create(config: Any) -> RandomErasing:
+  """Returns the erasing that the section `augment` of a config asks for."""
+  return RandomErasing(
+    probability=config.erase_probability,
+    area=tuple(config.erase_area),
+    aspect=tuple(config.erase_aspect),
+    fill=config.erase_fill,
+  )
 
 
 def _inside(boxes: jax.Array, height: int, width: int) -> jax.Array:

@@ -7,6 +7,7 @@ and probabilities.
 
 from collections.abc import Sequence
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -219,3 +220,28 @@ class AutoAugment:
         interpolation=self.interpolation,
       )
     return images
+
+
+def _randaugment(config: Any) -> RandomOperations:
+  return RandomOperations(
+    num_layers=config.num_layers,
+    magnitude=config.magnitude,
+    magnitude_std=config.magnitude_std,
+    operation_probability=config.operation_probability,
+    interpolation=config.interpolation,
+  )
+
+
+# By name in `augment.operations`, from that section of the config.
+CREATE = {
+  'randaugment': _randaugment,
+  'trivialaugment_wide': lambda config: RandomOperations(
+    interpolation=config.interpolation
+  ),
+  'autoaugment_imagenet': lambda config: AutoAugment(
+    data='imagenet', interpolation=config.interpolation
+  ),
+  'autoaugment_cifar': lambda config: AutoAugment(
+    data='cifar', interpolation=config.interpolation
+  ),
+}

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from resnet.data.augment import crop as crop_lib
-from resnet.data.augment.crop import DeviceAugment
+from resnet.data.augment.crop import DeviceCrop
 from resnet.data.host import transforms
 from tests.data.device import assert_images_depend_on_their_keys_only, keys_of
 from tests.data.in_memory import smooth_image
@@ -31,7 +31,7 @@ def test_boxes_are_those_of_the_host_for_equal_draws(shape, area):
     transforms.random_box(*shape, numbers, area=area, aspect=ASPECT)
     for numbers in np.array(draws).tolist()
   ]
-  device = DeviceAugment(
+  device = DeviceCrop(
     size=8,
     crop='random_resized',
     area=area,
@@ -89,7 +89,7 @@ def test_every_window_and_half_of_the_mirrors_are_taken():
   ('crop', 'size'), [('random_resized', 12), ('pad', 16)]
 )
 def test_an_image_depends_on_its_key_only(crop, size):
-  device = DeviceAugment(size=size, crop=crop, **FIELDS)
+  device = DeviceCrop(size=size, crop=crop, **FIELDS)
   rng = np.random.default_rng(0)
   images = jnp.array(rng.integers(0, 256, (16, 16, 16, 3), np.uint8))
   whole = assert_images_depend_on_their_keys_only(device, images)
@@ -100,7 +100,7 @@ def test_the_mean_of_many_crops_is_that_of_the_host():
   image, count = smooth_image(32, 32), 3000
   fields = {'size': 16, 'crop': 'random_resized', **FIELDS}
   images = jnp.array(np.repeat(image[None], count, 0))
-  ours = np.array(jax.jit(DeviceAugment(**fields))(images, keys_of(count)))
+  ours = np.array(jax.jit(DeviceCrop(**fields))(images, keys_of(count)))
   host = transforms.TrainTransform(**fields)
   draws = np.random.default_rng(1).random((count, host.num_draws)).tolist()
   theirs = np.stack([host(image, host.box(32, 32, d), d) for d in draws])

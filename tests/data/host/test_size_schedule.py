@@ -57,7 +57,7 @@ def test_batches_for_the_device_are_as_stored_and_the_step_makes_the_size():
     assert run.train_reader(step)['image'].shape == (64, 16, 16, 3)
     now = run.at(step)
     assert now.image_shape == (size, size, 3)
-    assert now.task.augment.size == size
+    assert now.task.device_crop.size == size
     assert now.train_image_shape == run.train_image_shape == (16, 16, 3)
 
 
