@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import hashlib
 import importlib.metadata
-import importlib.util
 import json
 import os
 import tempfile
@@ -27,7 +26,7 @@ from resnet.inference.network import Weights
 # other backends than the CPU, as a share of the largest logit.
 _BATCHES = (1, 7)
 _TOLERANCE = 1e-5
-_PACKAGES = ('jax', 'jaxlib', 'flax', 'jax2onnx', 'onnx', 'onnxruntime')
+_PACKAGES = ('jax', 'jaxlib', 'flax')
 
 
 def export(
@@ -117,8 +116,7 @@ def _write(program: Program, folder: str, module: Any) -> dict[str, Any]:
     'moving_averages': weights.ema,
     'versions': {
       package: importlib.metadata.version(package)
-      for package in _PACKAGES
-      if importlib.util.find_spec(package)
+      for package in (*_PACKAGES, *module.PACKAGES)
     },
     'sha256': {
       file: hashlib.sha256(data).hexdigest() for file, data in files.items()

@@ -5,6 +5,7 @@ A module has
   convert(program) -> the files of a folder, bytes by name
   load(folder) -> a function from images to logits, NumPy or JAX arrays
   TOLERANCE: the largest difference on a CPU, as a share of the largest logit
+  PACKAGES: besides JAX and Flax, whose versions matter
   PLATFORMS: those that it may be made for; () where the file is for any
   HELP: what it needs, for the command line; '' for nothing
 """

@@ -16,9 +16,10 @@ from resnet.errors import InputError
 from resnet.export.program import Program
 from resnet.models import layers
 
-_INSTALL = 'pip install --no-deps -r requirements-onnx.txt'
-HELP = f'onnx needs: {_INSTALL}'
+INSTALL = 'pip install --no-deps -r requirements-onnx.txt'
+HELP = f'onnx needs: {INSTALL}'
 TOLERANCE = 1e-5
+PACKAGES = ('jax2onnx', 'onnx', 'onnxruntime')
 PLATFORMS = ()
 _FILE = 'model.onnx'
 
@@ -48,7 +49,7 @@ def convert(program: Program) -> dict[str, bytes]:
   try:
     import jax2onnx  # pyright: ignore[reportMissingImports]
   except ImportError as error:
-    raise InputError(f'ONNX needs packages ({error}): {_INSTALL}') from None
+    raise InputError(f'ONNX needs packages ({error}): {INSTALL}') from None
   logging.getLogger('onnx_ir').setLevel(logging.ERROR)
   model = program.weights.model
   if hasattr(model, 'conv_backend'):

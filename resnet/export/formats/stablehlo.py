@@ -17,6 +17,7 @@ from resnet.export.program import Program
 HELP = ''
 # The same bits.
 TOLERANCE = 0.0
+PACKAGES = ()
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 _PROGRAM, _WEIGHTS = 'model.stablehlo', 'weights.safetensors'
 
