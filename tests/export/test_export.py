@@ -20,18 +20,25 @@ from resnet.models import layers
 from resnet.weights import Preprocessing
 from tests.networks import make_variables
 
-needs_onnx = pytest.mark.skipif(
-  not importlib.util.find_spec('jax2onnx'),
-  reason='jax2onnx, an optional extra, is not installed',
-)
-# jax2onnx warns about itself.
-ignore_warnings = pytest.mark.filterwarnings('ignore')
+
+def optional(format_, package):
+  """Returns a format whose package is an optional extra."""
+  reason = f'{package}, an optional extra, is not installed'
+  is_missing = not importlib.util.find_spec(package)
+  # jax2onnx warns about itself.
+  marks = [pytest.mark.filterwarnings('ignore')]
+  return pytest.param(
+    format_, marks=[*marks, pytest.mark.skipif(is_missing, reason=reason)]
+  )
+
+
 FORMATS = [
   'stablehlo',
-  pytest.param('onnx', marks=(needs_onnx, ignore_warnings)),
+  optional('onnx', 'jax2onnx'),
+  optional('openvino', 'openvino'),
 ]
 # Largest differences, as a share of the largest logit.
-LIMITS = {'stablehlo': 0.0, 'onnx': 1e-5}
+LIMITS = {'stablehlo': 0.0, 'onnx': 1e-5, 'openvino': 1e-5}
 PLATFORMS = ['cpu', 'cuda', 'tpu']
 
 

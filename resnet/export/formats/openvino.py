@@ -1,0 +1,53 @@
+"""OpenVINO's representation, made from ONNX, for Intel's processors."""
+
+from collections.abc import Callable
+import os
+import pathlib
+import tempfile
+from typing import Any
+
+import numpy as np
+
+from resnet.errors import InputError
+from resnet.export.formats import onnx
+from resnet.export.program import Program
+
+_INSTALL = f'{onnx.INSTALL} and pip install openvino'
+HELP = f'openvino needs: {_INSTALL}'
+TOLERANCE = 1e-5
+PACKAGES = (*onnx.PACKAGES, 'openvino')
+PLATFORMS = ()
+_GRAPH, _WEIGHTS = 'model.xml', 'model.bin'
+
+
+def convert(program: Program) -> dict[str, bytes]:
+  """Returns graph and weights; its input is 'images', its output 'logits'."""
+  try:
+    import openvino  # pyright: ignore[reportMissingImports]
+  except ImportError as error:
+    raise InputError(f'OpenVINO needs packages ({error}): {_INSTALL}') from None
+  (proto,) = onnx.convert(program).values()
+  # Unlike convert_model, this sends no usage statistics.
+  model = openvino.Core().read_model(proto)
+  with tempfile.TemporaryDirectory() as folder:
+    graph = pathlib.Path(folder, _GRAPH)
+    openvino.save_model(model, graph, compress_to_fp16=False)
+    return {
+      name: (graph.parent / name).read_bytes() for name in (_GRAPH, _WEIGHTS)
+    }
+
+
+def load(folder: str) -> Callable[[Any], Any]:
+  """Returns the function in a folder, images -> logits."""
+  path = os.path.join(folder, _GRAPH)
+  try:
+    import openvino  # pyright: ignore[reportMissingImports]
+
+    # Its own choice is bfloat16 where the CPU has it.
+    options = {'INFERENCE_PRECISION_HINT': 'f32'}
+    model = openvino.Core().compile_model(path, 'CPU', options)
+  except ImportError:
+    raise InputError(f'{path} needs OpenVINO: pip install openvino') from None
+  except RuntimeError as error:
+    raise InputError(f'{path} is not an OpenVINO model: {error}') from None
+  return lambda x: model({'images': np.asarray(x)})['logits']
