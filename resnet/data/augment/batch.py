@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from resnet.data.augment import color, erasing, policies
+from resnet.data.augment import autoaugment, color, erasing, policies
 from resnet.data.augment.crop import ImageOperation, fold_in
 from resnet.data.augment.erasing import RandomErasing
 from resnet.data.augment.mixing import Mixing
@@ -14,7 +14,12 @@ from resnet.errors import InputError, nearest
 
 # The first key stream; those of crop and flip are below.
 _FIRST_STREAM = 16
-_CREATE = {**policies.CREATE, **color.CREATE, 'erasing': erasing.create}
+_CREATE = {
+  **policies.CREATE,
+  **autoaugment.CREATE,
+  **color.CREATE,
+  'erasing': erasing.create,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from resnet.data.augment import policies
+from resnet.data.augment import autoaugment, policies
+from resnet.data.augment.autoaugment import AutoAugment
 from resnet.data.augment.operations import OPERATIONS, apply_operations
-from resnet.data.augment.policies import AutoAugment, RandomOperations
+from resnet.data.augment.policies import RandomOperations
 from tests.data.device import assert_images_depend_on_their_keys_only, keys_of
 
 
@@ -56,7 +57,7 @@ def test_the_policies_are_those_of_torchvision(data):
   theirs = v2.AutoAugment(v2.AutoAugmentPolicy[name])._policies
   ours = [
     tuple((OPERATIONS[k], tenths / 10, level) for k, tenths, level in policy)
-    for policy in policies.policies(data).tolist()
+    for policy in autoaugment.policies(data).tolist()
   ]
   assert ours == [
     tuple((k, probability, level or 0) for k, probability, level in policy)
@@ -109,7 +110,7 @@ def test_magnitudes_are_normal_and_operations_left_out():
 
 @pytest.mark.parametrize('data', ['imagenet', 'cifar'])
 def test_auto_augment_takes_policies_and_probabilities(data):
-  count, table = 40_000, policies.policies(data)
+  count, table = 40_000, autoaugment.policies(data)
   policy = AutoAugment(data=data, interpolation='nearest')
   kinds, magnitudes = draw(policy, count)
   for layer in (0, 1):
