@@ -156,7 +156,8 @@ def get_config() -> ConfigDict:
   augment = config.augment = ConfigDict()
   # Names, in the order in which they are applied: 'randaugment',
   # 'trivialaugment_wide', 'autoaugment_imagenet', 'autoaugment_cifar',
-  # 'color_jitter', 'lighting'; and 'erasing', on normalised images, the last.
+  # 'augmix', 'color_jitter', 'lighting'; and 'erasing', on normalised images,
+  # the last.
   augment.operations = ()
   # For 'randaugment' (Cubuk et al. 2020): operations an image gets, and number
   # of their magnitude, 0 to 30.
