@@ -1,4 +1,4 @@
-"""A trained network for other programs: StableHLO or ONNX.
+"""A trained network for other programs: StableHLO, ONNX or OpenVINO.
 
   export='python -m resnet.tools.export --weights=SOURCE'
   $export --format=stablehlo --platforms=cpu,cuda,tpu --out=DIR
@@ -6,8 +6,8 @@
 
 DIR gets the program, for any batch size, its weights, and manifest.json:
 class names, preprocessing, versions, checksum. It is run beside the network
-before it is kept: StableHLO must give the same bits on a CPU, ONNX the logits
-within 1e-5. `resnet.tools.predict --weights=DIR` uses it.
+before it is kept: StableHLO must give the same bits on a CPU, the others the
+logits within 1e-5. `resnet.tools.predict --weights=DIR` uses it.
 """
 
 import argparse
