@@ -10,7 +10,7 @@ import io
 import signal
 import tempfile
 
-from resnet.data.host.warnings import Notes
+from resnet.data.host.warnings import DataWarnings
 from resnet.errors import InputError
 from resnet.run.checkpoint import Checkpoints
 from resnet.run.loop import Loop
@@ -92,7 +92,7 @@ def _images_per_second(run, steps, batch, count):
     StopSignal() as stop,
     contextlib.closing(Checkpoints(workdir, keep=1)) as checkpoints,
     contextlib.closing(
-      Loop(run, workdir, checkpoints, 0, None, stop, Notes())
+      Loop(run, workdir, checkpoints, 0, None, stop, DataWarnings())
     ) as loop,
   ):
     loop.train = steps.train  # Compiled already.

@@ -16,7 +16,7 @@ from resnet.data.augment.crop import DeviceCrop
 from resnet.data.host.loader import DeviceLoader, LoaderOptions, read_ahead
 from resnet.data.host.reader import BatchReader
 from resnet.data.host.size_schedule import Sizes, create_sizes
-from resnet.data.host.warnings import Notes
+from resnet.data.host.warnings import DataWarnings
 from resnet.data.pipeline import Data, create_data
 from resnet.errors import InputError
 from resnet.models import create_model
@@ -117,14 +117,14 @@ class Experiment:
   def load(
     self,
     reader: BatchReader,
-    notes: Notes,
+    warnings: DataWarnings,
     *,
     first_step: int = 0,
     num_steps: int | None = None,
   ) -> DeviceLoader:
     """Returns batches first_step .. num_steps - 1 on the devices, read ahead.
 
-    `notes` gets a line for each image that is left out and each worker that
+    `warnings` gets a line for each image that is left out and each worker that
     died. Without `num_steps` the last batch is that of the last record.
     """
     if num_steps is None:
@@ -134,9 +134,9 @@ class Experiment:
       self.loader,
       first_step=first_step,
       num_steps=num_steps,
-      notes=notes,
+      warnings=warnings,
     )
-    return DeviceLoader(batches, self.sharding.batch, notes)
+    return DeviceLoader(batches, self.sharding.batch, warnings)
 
   def epoch(self, step: int) -> float:
     """Returns finished epochs after `step` updates."""

@@ -98,7 +98,7 @@ def print_error(message: str, code: int = 2) -> int:
   return code
 
 
-def leave(code: int) -> NoReturn:
+def exit_immediately(code: int) -> NoReturn:
   """Ends this process, and its workers, now: nothing is waited for."""
   for child in multiprocessing.active_children():
     child.kill()
@@ -128,7 +128,7 @@ def run_to_exit(join: Callable[[], Any], body: Callable[[Any], int]) -> int:
     echoes.end()
     if cluster:  # The others would wait for this process to take part.
       cluster.fail(str(error), code)
-      leave(print_error(str(error), code))
+      exit_immediately(print_error(str(error), code))
     return print_error(str(error), code)
 
   try:
@@ -137,7 +137,7 @@ def run_to_exit(join: Callable[[], Any], body: Callable[[Any], int]) -> int:
     if cluster:
       cluster.close(code)
     if code > 128:  # All is saved; a later size may still be compiled for.
-      leave(code)
+      exit_immediately(code)
     return code
   except InputError as error:
     return fail(error, 2)
@@ -145,9 +145,9 @@ def run_to_exit(join: Callable[[], Any], body: Callable[[Any], int]) -> int:
     # After a failed save, Orbax's threads would keep the process for ever.
     known = getattr(error, 'errno', None) in _DISK_ERRORS
     if known or isinstance(error, RunError):
-      leave(fail(error, 1))
+      exit_immediately(fail(error, 1))
     if cluster:
       cluster.wait_for_news()
       cluster.fail(repr(error), 1)
     traceback.print_exc()
-    leave(1)
+    exit_immediately(1)

@@ -8,7 +8,7 @@ import numpy as np
 
 from resnet.data.host.loader import DeviceLoader
 from resnet.data.host.reader import BatchReader
-from resnet.data.host.warnings import Notes
+from resnet.data.host.warnings import DataWarnings
 from resnet.errors import InputError
 from resnet.experiment import Experiment
 from resnet.training import metrics
@@ -20,7 +20,7 @@ def evaluate(
   experiment: Experiment,
   steps: JittedSteps,
   state: TrainState,
-  notes: Notes,
+  warnings: DataWarnings,
   *,
   stop: Callable[[], int | None] = lambda: None,
   watch: Callable[[str | None], None] = lambda _: None,
@@ -31,7 +31,7 @@ def evaluate(
     experiment: with the split.
     steps: of the experiment.
     state: to evaluate.
-    notes: collects the images that are left out.
+    warnings: collects the images that are left out.
     stop: called after each batch; a signal number ends the evaluation.
     watch: `Watchdog.watch`, called with what is waited for; None: it may take
       any time.
@@ -48,7 +48,7 @@ def evaluate(
     RuntimeError: the number of examples counted is not that of the split.
   """
   reader = experiment.eval_reader
-  loader = experiment.load(reader, notes)
+  loader = experiment.load(reader, warnings)
   variables = {'eval': state.variables}
   if state.ema is not None:
     variables['eval_ema'] = state.ema

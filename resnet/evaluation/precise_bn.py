@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet.data.host.warnings import Notes
+from resnet.data.host.warnings import DataWarnings
 from resnet.errors import InputError
 from resnet.experiment import Experiment
 from resnet.training import compiler
@@ -64,7 +64,7 @@ def recompute(
   # As the run ended, where images have grown.
   run = run.at_last_size()
   reader = run.train_reader
-  notes = Notes(reader.max_bad_images)
+  warnings = DataWarnings(reader.max_bad_images)
   count = num_images(run, at_least) // reader.batch_size
   step = jax.jit(
     functools.partial(_statistics, task=run.task, sharding=run.sharding),
@@ -72,13 +72,13 @@ def recompute(
     compiler_options=compiler.options(run.sharding.backend),
   )
   total: Any = None
-  for i, batch in enumerate(run.load(reader, notes, num_steps=count)):
+  for i, batch in enumerate(run.load(reader, warnings, num_steps=count)):
     found = jax.device_get(step(variables, batch, np.int32(i)))
     # Sums of squares need more digits than float32 has.
     found = jax.tree.map(lambda x: np.asarray(x, np.float64), found)
     found = _map_norms(lambda var, mean: var + mean**2, found)
     total = found if total is None else jax.tree.map(np.add, total, found)
-  for line in notes.take():
+  for line in warnings.take():
     print(line)
   means = jax.tree.map(lambda x: x / count, total)
   batch_stats = jax.tree.map(

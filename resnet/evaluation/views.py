@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet.data.host.views import ViewsTransform
-from resnet.data.host.warnings import Notes
+from resnet.data.host.warnings import DataWarnings
 from resnet.evaluation import calibration
 from resnet.evaluation.evaluate import check_count
 from resnet.experiment import Experiment
@@ -35,7 +35,7 @@ class EvalResult:
   predictions: np.ndarray
 
 
-def evaluate(
+def evaluate_views(
   run: Experiment,
   variables: Any,
   views: str = 'center',
@@ -60,8 +60,8 @@ def evaluate(
       interpolation=transform.interpolation,
     )
     reader = dataclasses.replace(reader, transform=views_transform)
-  notes = Notes(reader.max_bad_images)
-  loader = run.load(reader, notes)
+  warnings = DataWarnings(reader.max_bad_images)
+  loader = run.load(reader, warnings)
   step = jax.jit(
     functools.partial(
       _step,
@@ -80,7 +80,7 @@ def evaluate(
   for batch in loader:
     sums, predicted = step(variables, sums, batch)
     predictions.append(predicted)
-  for line in notes.take():
+  for line in warnings.take():
     print(line)
   check_count(reader, loader, int(sums['bin_count'].sum()))
   labels = np.concatenate(jax.device_get(predictions))[: len(reader.source)]

@@ -48,7 +48,7 @@ class Cost:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Network:
+class NetworkCost:
   """A network as its table shows it.
 
   Attributes:
@@ -87,7 +87,7 @@ class Network:
     return 3 * 4 * self.num_params(part) + batch_size * cost.saved_bytes
 
 
-def trace(name: str, image_size: int, **overrides: Any) -> Network:
+def trace(name: str, image_size: int, **overrides: Any) -> NetworkCost:
   """Traces the evaluation of `create_model(name)` on one image."""
   model = create_model(name, **overrides)
   if isinstance(model, ResNet):
@@ -102,7 +102,7 @@ def trace(name: str, image_size: int, **overrides: Any) -> Network:
   jaxpr, features = jax.make_jaxpr(apply, return_shape=True)(variables, images)
   costs = count(jaxpr.jaxpr)
   order = ['stem', *sorted(costs.keys() - {'stem', 'head'}), 'head']
-  return Network(
+  return NetworkCost(
     model=model,
     image_size=image_size,
     params=variables['params'],

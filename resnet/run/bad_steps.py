@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import optax
 
-from resnet.data.host.warnings import Notes
+from resnet.data.host.warnings import DataWarnings
 from resnet.errors import InputError, RunError
 from resnet.experiment import Experiment
 from resnet.fields import FREE_FIELDS, SAFE_FIELDS
@@ -124,9 +124,9 @@ def replay(experiment: Experiment, workdir: str, step: int | None) -> int:
   experiment = experiment.with_statistics_of(saved['derived'])
   step = _check_step(experiment, workdir, step)
   first_step, state = _state_before(experiment, workdir, step)
-  notes = Notes(experiment.train_reader.max_bad_images)
+  warnings = DataWarnings(experiment.train_reader.max_bad_images)
   batches = experiment.load(
-    experiment.train_reader, notes, first_step=first_step, num_steps=step
+    experiment.train_reader, warnings, first_step=first_step, num_steps=step
   )
   print(f'Step {step}, from the checkpoint of step {first_step}.')
   size, train = None, None

@@ -18,9 +18,9 @@ import jax
 from jax._src import clusters  # JAX has no public name to detect a cluster.
 
 from resnet.errors import InputError, RunError
-from resnet.output import leave
+from resnet.output import exit_immediately
 from resnet.run.provenance import code_hash
-from resnet.run.roll_call import Peer, call_roll, name
+from resnet.run.rendezvous import Peer, meet, name
 
 _BEAT_SECONDS = 1.0
 # JAX's own heartbeat is the fallback if ours fails.
@@ -74,7 +74,7 @@ def join(
     )
   if count == 1:
     return None
-  peers = call_roll(address, count, index, join_seconds)
+  peers = meet(address, count, index, join_seconds)
   cluster = Cluster(index, peers, join_seconds, heartbeat_seconds)
   jax.distributed.initialize(
     address,
@@ -100,20 +100,20 @@ class Cluster:
     join_seconds: int,
     heartbeat_seconds: int,
   ):
-    """Begins to listen to the peers that the roll call has connected."""
+    """Begins to listen to the peers that the rendezvous has connected."""
     self._index = index
     self._peers = peers
     self._join_seconds = join_seconds
     self._heartbeat_seconds = heartbeat_seconds
     # What the peers have said, by its kind and their number.
-    self._heard: dict[str, dict[int, Any]] = collections.defaultdict(dict)
+    self._received: dict[str, dict[int, Any]] = collections.defaultdict(dict)
     self._news = threading.Condition()
     self._code: int | None = None  # Once this process is done.
     self._ending = threading.Lock()  # Never released: one thread ends it.
     threading.Thread(target=self._beat, daemon=True).start()
     for peer_index in peers:
       threading.Thread(
-        target=self._hear, args=[peer_index], daemon=True
+        target=self._receive, args=[peer_index], daemon=True
       ).start()
 
   def agree(self, facts: Mapping[str, Any]) -> None:
@@ -126,7 +126,7 @@ class Cluster:
     facts = json.loads(json.dumps({**facts, 'code': code_hash()}))
     seconds = self._join_seconds
     if self._index > 0:
-      self._tell(facts=facts)
+      self._send(facts=facts)
       seconds *= 2  # If others are missing, process 0 says which.
     if missing := self._wait_for('facts', seconds):
       raise RunError(
@@ -134,13 +134,13 @@ class Cluster:
         f' {", ".join(map(str, missing))} to read its config and data.'
       )
     if self._index == 0:
-      _check_same({0: facts, **self._heard['facts']})
-      self._tell(facts=facts)
+      _check_same({0: facts, **self._received['facts']})
+      self._send(facts=facts)
 
   def fail(self, message: str, code: int) -> None:
     """Lets the others end with the reason why this process does."""
     self._ending.acquire()
-    self._tell_end(f'{name(self._index)} ended: {message}', code)
+    self._send_end(f'{name(self._index)} ended: {message}', code)
 
   def wait_for_news(self) -> None:
     """Gives the threads time to end this process if another one has died."""
@@ -154,43 +154,43 @@ class Cluster:
     """
     self._code = code
     if self._index > 0:
-      self._tell(done=True)
+      self._send(done=True)
     self._wait_for('done')
     if self._index == 0:
-      self._tell(done=True)
+      self._send(done=True)
     jax.distributed.shutdown()
 
   def _wait_for(self, kind: str, seconds: float | None = None) -> list[int]:
     """Waits until all peers have said this; returns who has not in time."""
-    said = self._heard[kind]
+    said = self._received[kind]
     with self._news:
       self._news.wait_for(lambda: len(said) == len(self._peers), seconds)
       return sorted(self._peers.keys() - said.keys())
 
-  def _tell(self, **said: Any) -> None:
+  def _send(self, **said: Any) -> None:
     for peer in self._peers.values():
-      peer.tell(said)
+      peer.send(said)
 
-  def _tell_end(self, message: str, code: int) -> None:
-    self._tell(end=message, code=code)
+  def _send_end(self, message: str, code: int) -> None:
+    self._send(end=message, code=code)
     if self._index == 0:
       # JAX aborts the others as soon as it is gone; they must end before.
       time.sleep(2 * _BEAT_SECONDS)
 
   def _beat(self) -> None:
     while True:
-      self._tell()
+      self._send()
       time.sleep(_BEAT_SECONDS)
 
-  def _hear(self, index: int) -> None:
+  def _receive(self, index: int) -> None:
     """Listens to a peer until it is done; its end ends this process."""
     peer, said = self._peers[index], {}
     try:
       while 'end' not in said:
-        said = peer.hear(self._heartbeat_seconds)
+        said = peer.receive(self._heartbeat_seconds)
         with self._news:
           for kind, value in said.items():
-            self._heard[kind][index] = value
+            self._received[kind][index] = value
           self._news.notify_all()
         if 'done' in said:
           return
@@ -201,17 +201,17 @@ class Cluster:
       )
     except (OSError, ValueError):
       said['end'] = f'{peer.name} is gone'
-    self._leave(said['end'], said.get('code', 1))
+    self._exit(said['end'], said.get('code', 1))
 
-  def _leave(self, message: str, code: int) -> NoReturn:
+  def _exit(self, message: str, code: int) -> NoReturn:
     self._ending.acquire()
     if self._code is not None:
-      leave(self._code)
-    self._tell_end(message, code)  # Process 0 tells the others.
+      exit_immediately(self._code)
+    self._send_end(message, code)  # Process 0 tells the others.
     if code == 1:
       message += '. The same commands continue from the newest checkpoint.'
     print('error:', message, file=sys.stderr)
-    leave(code)
+    exit_immediately(code)
 
 
 def _check_same(all_facts: Mapping[int, Mapping[str, Any]]) -> None:

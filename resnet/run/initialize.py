@@ -8,7 +8,7 @@ from flax import traverse_util
 import jax
 
 from resnet import weights
-from resnet.data.host.warnings import Notes
+from resnet.data.host.warnings import DataWarnings
 from resnet.errors import InputError
 from resnet.evaluation.evaluate import describe, evaluate
 from resnet.experiment import Experiment
@@ -126,12 +126,12 @@ def evaluate_checkpoint(
   """
   step, state, experiment = open_state(experiment, workdir, which)
   steps = jit_steps(experiment.task, experiment.sharding)
-  notes = Notes(experiment.eval_reader.max_bad_images)
+  warnings = DataWarnings(experiment.eval_reader.max_bad_images)
   try:
-    values = evaluate(experiment, steps, state, notes)
+    values = evaluate(experiment, steps, state, warnings)
     assert values is not None  # Nothing stops it.
   finally:
-    for line in notes.take():
+    for line in warnings.take():
       print(line)
   if jax.process_index() == 0:
     print(describe(step, values))

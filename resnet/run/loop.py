@@ -23,7 +23,7 @@ from typing import Any
 import jax
 
 from resnet.data.host.loader import DeviceLoader
-from resnet.data.host.warnings import Notes
+from resnet.data.host.warnings import DataWarnings
 from resnet.errors import InputError, RunError
 from resnet.evaluation.evaluate import describe, evaluate, sum_over_processes
 from resnet.experiment import Experiment
@@ -53,7 +53,7 @@ class Loop:
   first_step: int
   reference: Reference | None
   stop: StopSignal
-  notes: Notes
+  warnings: DataWarnings
 
   def __post_init__(self):
     experiment, first_step = self.experiment, self.first_step
@@ -136,7 +136,7 @@ class Loop:
   ) -> tuple[TrainState, Any]:
     """Compiles and makes the first step."""
     self.watchdog.watch(None)
-    with self.stop.at_once():
+    with self.stop.exit_on_signal():
       state, metrics = self.train(state, batch)
       jax.block_until_ready(metrics)
     jax.monitoring.record_event('/resnet/first_step')
@@ -158,7 +158,7 @@ class Loop:
     run = self.experiment.at(step)
     self.size = run.sizes.at(step)
     self.progress.say(f'Compiling for images of {self.size} pixels.')
-    with self.stop.at_once():
+    with self.stop.exit_on_signal():
       train = jit_steps(run.task, run.sharding).train
       self.train = train.lower(state, batch).compile()
 
@@ -169,7 +169,7 @@ class Loop:
         self.experiment,
         self.steps,
         state,
-        self.notes,
+        self.warnings,
         stop=self.signal.poll,
         watch=self.watchdog.watch,
       )
@@ -274,7 +274,7 @@ class Loop:
           self.finish(state, step, None)
       raise
     finally:
-      for line in self.notes.take():
+      for line in self.warnings.take():
         self.progress.say_anywhere(line)
 
   def finish(

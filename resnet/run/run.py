@@ -16,7 +16,7 @@ import jax
 
 from resnet import fields, files
 from resnet.data.host.loader import DeviceLoader
-from resnet.data.host.warnings import Notes
+from resnet.data.host.warnings import DataWarnings
 from resnet.data.host.workers import check_shared_memory
 from resnet.errors import InputError
 from resnet.experiment import Experiment
@@ -139,7 +139,7 @@ def _train(
       return outcome
     files.check_writable(workdir)
     checkpoints = _open(experiment, workdir, cleanup)
-    with stop.at_once():
+    with stop.exit_on_signal():
       state = checkpoints.restore_newest(experiment.abstract_state(), _say)
     if state is None:
       workdir_lib.check_not_lost(workdir, experiment.config['save_every_steps'])
@@ -148,10 +148,10 @@ def _train(
   if experiment.config['init_from'] is not None and state is None:
     initial, experiment = open_weights(experiment)
   first_step = 0 if state is None else int(state.step)
-  notes = Notes(experiment.train_reader.max_bad_images)
+  warnings = DataWarnings(experiment.train_reader.max_bad_images)
   for folder in (workdir, os.path.join(workdir, FOLDER)):
     files.check_writable(folder)
-  batches = _start_reading(experiment, first_step, notes)
+  batches = _start_reading(experiment, first_step, warnings)
   cleanup.callback(batches.close)
   jax.monitoring.record_event('/resnet/data')
   if stop.received and jax.process_count() == 1:
@@ -163,12 +163,12 @@ def _train(
   if changed or not is_begun:
     workdir_lib.write_shared_config(workdir, experiment)
   if state is None:
-    with stop.at_once():
+    with stop.exit_on_signal():
       state = experiment.create_state()
       state = initial.apply(state) if initial else state
   jax.monitoring.record_event('/resnet/state')
   loop = Loop(
-    experiment, workdir, checkpoints, first_step, reference, stop, notes
+    experiment, workdir, checkpoints, first_step, reference, stop, warnings
   )
   cleanup.callback(loop.close)
   for line in (
@@ -230,7 +230,7 @@ def _complete_with(
 
 
 def _start_reading(
-  experiment: Experiment, first_step: int, notes: Notes
+  experiment: Experiment, first_step: int, warnings: DataWarnings
 ) -> DeviceLoader:
   """Reads the first batches of both splits, and ahead for training.
 
@@ -244,7 +244,7 @@ def _start_reading(
   check_shared_memory(num_bytes)
   batches = experiment.load(
     experiment.train_reader,
-    notes,
+    warnings,
     first_step=first_step,
     num_steps=experiment.length.num_steps,
   )

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet.output import leave
+from resnet.output import exit_immediately
 
 # Some steps take many times the median, as when the disk is busy.
 _MANY_STEPS = 50
@@ -59,9 +59,10 @@ class StopSignal:
   """Stops the run after the step, and saves, on one of `stop_signals`.
 
   The process ends immediately at a second signal, at the first one where there
-  is nothing to lose (`at_once`), and when `grace_seconds` have passed. A thread
-  waits for signals: Python calls handlers only when the main thread returns
-  from XLA's compiler. One of several processes always waits `grace_seconds`.
+  is nothing to lose (`exit_on_signal`), and when `grace_seconds` have passed.
+  A thread waits for signals: Python calls handlers only when the main thread
+  returns from XLA's compiler. One of several processes always waits
+  `grace_seconds`.
 
   Attributes:
     received: number of the first signal, None before.
@@ -99,7 +100,7 @@ class StopSignal:
     self._writer.close()  # Ends the thread.
 
   @contextlib.contextmanager
-  def at_once(self) -> Iterator[None]:
+  def exit_on_signal(self) -> Iterator[None]:
     """Within the block a signal ends the process: all that counts is saved."""
     self._may_leave = jax.process_count() == 1
     try:
@@ -123,9 +124,9 @@ class StopSignal:
             f'Stopped by {name}; there was nothing to save. The same command'
             ' continues.'
           )
-          leave(128 + number)
+          exit_immediately(128 + number)
         if self._timer:
-          self._leave(f'Stopped at once by a second {name}.', number)
+          self._exit(f'Stopped at once by a second {name}.', number)
         self.received = number
         self._timer = threading.Timer(
           self._grace_seconds, self._too_late, [number]
@@ -134,18 +135,18 @@ class StopSignal:
         self._timer.start()
 
   def _too_late(self, number: int) -> None:
-    self._leave(
+    self._exit(
       f'Not saved within {self._grace_seconds:g} s of'
       f' {signal.Signals(number).name} (preemption_grace_seconds). The same'
       ' command continues from the checkpoint before.',
       number,
     )
 
-  def _leave(self, message: str, number: int) -> NoReturn:
+  def _exit(self, message: str, number: int) -> NoReturn:
     print(message, file=sys.stderr)
     if self._on_leave:
       self._on_leave(message, 128 + number)
-    leave(128 + number)
+    exit_immediately(128 + number)
 
 
 class AgreedSignal:
@@ -250,4 +251,4 @@ class Watchdog:
       ' checkpoint.',
       file=sys.stderr,
     )
-    leave(1)
+    exit_immediately(1)

@@ -77,7 +77,7 @@ def main(args: argparse.Namespace) -> None:
     'scales': sides,
   }
   evaluate = functools.partial(
-    views.evaluate, run, views=args.views, sides=sides
+    views.evaluate_views, run, views=args.views, sides=sides
   )
   if args.precise_bn is not None:
     before = calibration.summarize(evaluate(variables=variables).sums)

@@ -20,7 +20,7 @@ import tqdm
 from resnet.errors import InputError
 from resnet.models import cost as cost_lib
 from resnet.models import create_model, list_models
-from resnet.models.cost import Network
+from resnet.models.cost import NetworkCost
 from resnet.tools import command
 
 _COLUMNS = ['parameters', 'multiply-adds', 'activations', 'training memory']
@@ -58,7 +58,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _figures(
-  network: Network, batch_size: int, part: str | None = None
+  network: NetworkCost, batch_size: int, part: str | None = None
 ) -> tuple[str, ...]:
   """Returns the cells of _COLUMNS, of the network or of one part."""
   cost = network.costs[part] if part else network.total
@@ -70,7 +70,7 @@ def _figures(
   )
 
 
-def _layers(network: Network, part: str) -> str:
+def _layers(network: NetworkCost, part: str) -> str:
   """Returns a cell of Table 1, such as '[1x1 64, 3x3 64, 1x1 256] x 3'."""
   if part == 'head':
     return f'average pool, dense {network.model.num_classes}'

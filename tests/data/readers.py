@@ -2,7 +2,7 @@
 
 from resnet.data.host import loader
 from resnet.data.host.transforms import EvalTransform, TrainTransform
-from resnet.data.host.warnings import Notes
+from resnet.data.host.warnings import DataWarnings
 
 KEEP = EvalTransform(size=2, resize_size=2)
 AUGMENT = TrainTransform(
@@ -43,5 +43,9 @@ def read_ahead(
     max_worker_restarts=0,
   )
   return loader.read_ahead(
-    reader, options, first_step=first_step, num_steps=num_steps, notes=Notes()
+    reader,
+    options,
+    first_step=first_step,
+    num_steps=num_steps,
+    warnings=DataWarnings(),
   )

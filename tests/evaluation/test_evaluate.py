@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet.data.host.warnings import Notes
+from resnet.data.host.warnings import DataWarnings
 from resnet.errors import InputError
 from resnet.evaluation.evaluate import describe, evaluate
 from resnet.training.step import JittedSteps, jit_steps
@@ -29,7 +29,7 @@ def made():
 
 @pytest.fixture(scope='module')
 def result(made):
-  return evaluate(*made, Notes())
+  return evaluate(*made, DataWarnings())
 
 
 def test_the_result_is_that_of_numpy_for_any_batch_size(made, result):
@@ -52,7 +52,7 @@ def test_the_result_is_that_of_numpy_for_any_batch_size(made, result):
     'eval/num_examples': 100,
   }
   assert result == pytest.approx(expected, rel=1e-4)
-  assert evaluate(*make(512), Notes()) == pytest.approx(result, rel=1e-5)
+  assert evaluate(*make(512), DataWarnings()) == pytest.approx(result, rel=1e-5)
   # Of broken images nothing is said where they may not be.
   assert describe(3, result).endswith('(100 images)')
 
@@ -61,9 +61,9 @@ def test_the_averages_are_evaluated_as_weights_would_be(result):
   run, steps, state = make(24, ema_decay=0.9)
   # Averages that are those of other weights, and statistics.
   ema = jax.tree.map(lambda x: 1.5 * x + 0.1, state.ema)
-  found = evaluate(run, steps, state.replace(ema=ema), Notes())
+  found = evaluate(run, steps, state.replace(ema=ema), DataWarnings())
   assert found['eval/loss'] == pytest.approx(result['eval/loss'], rel=1e-5)
-  alone = evaluate(run, steps, state.replace(**ema, ema=None), Notes())
+  alone = evaluate(run, steps, state.replace(**ema, ema=None), DataWarnings())
   for name in ('loss', 'top1', 'top5'):
     assert found[f'eval_ema/{name}'] == alone[f'eval/{name}']
   assert found['eval_ema/loss'] != pytest.approx(found['eval/loss'], rel=0.01)
@@ -77,7 +77,7 @@ def test_a_wrong_count_is_an_error(made):
     return steps.evaluate(variables, sums, batch)
 
   with pytest.raises(RuntimeError, match='Evaluated 0 of the 100 examples'):
-    evaluate(run, JittedSteps(steps.train, mask_all), state, Notes())
+    evaluate(run, JittedSteps(steps.train, mask_all), state, DataWarnings())
 
 
 def test_broken_images_do_not_count(made):
@@ -90,18 +90,18 @@ def test_broken_images_do_not_count(made):
     return dataclasses.replace(made[0], eval_reader=reader)
 
   _, steps, state = made
-  run, notes = broken(7, *range(40, 48)), Notes(9)
-  result = evaluate(run, steps, state, notes)
+  run, warnings = broken(7, *range(40, 48)), DataWarnings(9)
+  result = evaluate(run, steps, state, warnings)
   assert (result['eval/num_examples'], result['eval/bad_images']) == (91, 9)
   line = describe(3, result)
   assert line.endswith('(91 images, 9 broken left out)')
-  warnings = notes.take()
-  assert len(warnings) == 9
-  assert warnings[0].startswith('warning: The image of record 7 of fake/test')
+  lines = warnings.take()
+  assert len(lines) == 9
+  assert lines[0].startswith('warning: The image of record 7 of fake/test')
   # Each is named once, and counted each time.
-  assert evaluate(run, steps, state, notes) == result
-  assert notes.take() == []
+  assert evaluate(run, steps, state, warnings) == result
+  assert warnings.take() == []
   with pytest.raises(InputError, match=r'9 broken images .*max_bad_images=8'):
-    evaluate(run, steps, state, Notes(8))
+    evaluate(run, steps, state, DataWarnings(8))
   with pytest.raises(InputError, match='No image of fake/test can be decoded'):
-    evaluate(broken(*range(100)), steps, state, Notes(1000))
+    evaluate(broken(*range(100)), steps, state, DataWarnings(1000))

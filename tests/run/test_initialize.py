@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from resnet import weights
-from resnet.data.host.warnings import Notes
+from resnet.data.host.warnings import DataWarnings
 from resnet.errors import InputError
 from resnet.evaluation.evaluate import describe, evaluate
 from resnet.run import run as run_lib
@@ -142,7 +142,7 @@ def test_weights_are_evaluated_where_there_is_no_run(
     data__std=tuple(255 * x for x in PREPROCESSING.std),
   )
   steps = jit_steps(run.task, run.sharding)
-  expected = evaluate(run, steps, first[1], Notes())
+  expected = evaluate(run, steps, first[1], DataWarnings())
   assert describe(0, expected) in out
 
 

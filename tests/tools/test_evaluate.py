@@ -9,7 +9,7 @@ import pytest
 
 from resnet.data.host.transforms import EvalTransform, resize_and_center_crop
 from resnet.data.host.views import ViewsTransform
-from resnet.data.host.warnings import Notes
+from resnet.data.host.warnings import DataWarnings
 from resnet.evaluation import precise_bn
 from resnet.evaluation.evaluate import evaluate
 from resnet.evaluation.views import unpack
@@ -44,7 +44,9 @@ def made(tmp_path_factory):
 def metrics(made):
   """The run's own evaluation."""
   _, run, state = made
-  return evaluate(run, jit_steps(run.task, run.sharding), state, Notes(None))
+  return evaluate(
+    run, jit_steps(run.task, run.sharding), state, DataWarnings(None)
+  )
 
 
 @pytest.fixture

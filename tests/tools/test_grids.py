@@ -6,15 +6,15 @@ import pytest
 
 from resnet.config import flatten
 from resnet.models import cost, list_models
-from resnet.tools.reproduce import experiments, grid_figures, grids, results
+from resnet.tools.reproduce import grid_figures, grids, results, studies
 
 
 def fields_by_cell(name, data):
-  """Returns the experiment, and the flat config of each cell."""
-  experiment = experiments.EXPERIMENTS[name]
-  return experiment, {
-    cell: flatten(grids.config_of(experiment, data, cell))
-    for cell in grids.cells(experiment, data)
+  """Returns the study, and the flat config of each cell."""
+  study = studies.STUDIES[name]
+  return study, {
+    cell: flatten(grids.config_of(study, data, cell))
+    for cell in grids.cells(study, data)
   }
 
 
@@ -26,13 +26,13 @@ def different(fields, others):
   ('name', 'data'),
   [
     (name, data)
-    for name, experiment in experiments.EXPERIMENTS.items()
-    for data in experiment.depths
+    for name, study in studies.STUDIES.items()
+    for data in study.depths
   ],
 )
 def test_cells_differ_in_what_is_compared_only(name, data):
-  experiment, configs = fields_by_cell(name, data)
-  compared = {'model.name'}.union(*experiment.groups.values())
+  study, configs = fields_by_cell(name, data)
+  compared = {'model.name'}.union(*study.groups.values())
   # The paper warms up its nets of 110 layers on CIFAR-10; plain ones too.
   per_depth = {'schedule.warmup_epochs'} if data == 'cifar10' else set()
   first = next(iter(configs.values()))
@@ -42,7 +42,7 @@ def test_cells_differ_in_what_is_compared_only(name, data):
     twin = next(c for c in configs if c.depth == cell.depth)
     assert different(fields, configs[twin]) <= {'seed'} | compared
     assert fields['model.name'] in list_models()
-    label = grids.label(experiment, cell.group, cell.depth)
+    label = grids.label(study, cell.group, cell.depth)
     nets_by_label.setdefault(label, set()).add((cell.group, cell.depth))
   assert all(len(nets) == 1 for nets in nets_by_label.values())
   assert len({cell.name for cell in configs}) == len(configs)
@@ -69,10 +69,10 @@ def test_each_rung_of_the_ladder_adds_one_ingredient():
 
 
 def test_bottlenecks_have_nearly_the_cost_of_basic_blocks():
-  experiment, data = experiments.EXPERIMENTS['bottleneck'], 'digits'
+  study, data = studies.STUDIES['bottleneck'], 'digits'
   costs = {}
-  for cell in grids.cells(experiment, data, depths=[20], seeds=[0]):
-    name = grids.config_of(experiment, data, cell).model.name
+  for cell in grids.cells(study, data, depths=[20], seeds=[0]):
+    name = grids.config_of(study, data, cell).model.name
     network = cost.trace(name, 32)
     costs[cell.group] = network.total.conv_multiply_adds
   assert 0.85 < costs['bottleneck'] / costs['basic'] < 1.15
@@ -92,10 +92,10 @@ def test_cifar_has_the_recipe_of_the_paper():
 
 
 def test_seeds_depths_and_groups_can_be_chosen():
-  experiment, data = experiments.EXPERIMENTS['degradation'], 'digits'
-  assert len(grids.cells(experiment, data)) == 2 * 3 * 3
+  study, data = studies.STUDIES['degradation'], 'digits'
+  assert len(grids.cells(study, data)) == 2 * 3 * 3
   cells = grids.cells(
-    experiment, data=data, groups=['plain'], depths=[20], seeds=[7]
+    study, data=data, groups=['plain'], depths=[20], seeds=[7]
   )
   assert [cell.name for cell in cells] == ['plain20_seed7']
 
@@ -139,7 +139,7 @@ def test_gains_are_against_the_row_before_of_the_same_depth():
       ['+0.10', 'within the spread'],
       ['+0.90', 'better'],
     ]
-  experiment = experiments.EXPERIMENTS['ladder']
-  for ax in grid_figures.draw(experiment, cells).axes:
+  study = studies.STUDIES['ladder']
+  for ax in grid_figures.draw(study, cells).axes:
     (line,) = ax.lines
     assert line.get_ydata().tolist() == pytest.approx([8.95, 8.85, 7.95])

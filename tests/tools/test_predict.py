@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from resnet import weights
-from resnet.data.host.warnings import Notes
+from resnet.data.host.warnings import DataWarnings
 from resnet.data.sources import registry
 from resnet.evaluation.evaluate import evaluate
 from resnet.run.initialize import open_state
@@ -79,7 +79,7 @@ def test_accuracy_is_that_of_the_evaluation_to_the_last_image(
   folder, labels = pictures
   _, state, run = open_state(resolve(**FIELDS), workdir, 'best')
   steps = jit_steps(run.task, run.sharding)
-  metrics = evaluate(run, steps, state, Notes(None))
+  metrics = evaluate(run, steps, state, DataWarnings(None))
   lines = classes(folder)
   assert lines.keys() == labels.keys() and len(labels) == 360
   for rank in (1, 5):

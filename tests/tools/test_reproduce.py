@@ -13,7 +13,7 @@ from resnet import experiment as experiment_lib
 from resnet.run.checkpoint import Checkpoints
 from resnet.run.history import read_history
 from resnet.tools.reproduce import __main__ as reproduce
-from resnet.tools.reproduce import experiments, grids, responses, results
+from resnet.tools.reproduce import grids, responses, results, studies
 from tests.programs import assert_refused
 from tests.run.made_runs import write_run
 from tests.runs import fake_config, read_metrics
@@ -66,7 +66,7 @@ def grid_of(name, data, cells, workdir=''):
   return grids.Grid(
     workdir=str(workdir),
     name=name,
-    experiment=experiments.EXPERIMENTS[name],
+    study=studies.STUDIES[name],
     data=data,
     cells=cells,
   )
@@ -121,7 +121,7 @@ def test_a_net_with_moving_averages_is_tested_with_these(
 ):
   cell = grids.Cell(group, 8, 0)
   grid = grid_of('ladder', 'fashion_mnist', [cell])
-  config = grids.config_of(grid.experiment, grid.data, cell)
+  config = grids.config_of(grid.study, grid.data, cell)
   config.data.train_split = 'train'
   run = resolve(config)
   step = run.length.num_steps
@@ -138,7 +138,7 @@ def test_a_net_with_moving_averages_is_tested_with_these(
 
 
 def test_what_was_not_run_is_beside_the_papers_numbers(tmp_path):
-  experiment = experiments.EXPERIMENTS['degradation']
+  study = studies.STUDIES['degradation']
   for data, depths, nets in (
     (
       'digits',
@@ -147,7 +147,7 @@ def test_what_was_not_run_is_beside_the_papers_numbers(tmp_path):
     ),
     ('imagenet2012', (34,), {'plain34': '28.54', 'resnet34': '25.03'}),
   ):
-    cells = grids.cells(experiment, data, depths=depths)
+    cells = grids.cells(study, data, depths=depths)
     grid = grid_of('degradation', data, cells, workdir=tmp_path)
     results.write(grid, {})
     text = (tmp_path / 'results.md').read_text()
@@ -195,7 +195,7 @@ def test_a_kill_at_a_bad_moment_changes_no_result(grid, copy, tool):
 
 
 def test_bad_cells_are_refused_before_the_first_run(tool, tmp_path):
-  for experiment, flag, part in (
+  for study, flag, part in (
     ('degradation', '--depths=20,21', "no model 'cifar_plain21'"),
     ('preact', '--seeds=1,x', "--seeds: invalid numbers value: '1,x'"),
     ('preact', '--groups=v3', "no group 'v3'. There are: v1, v2"),
@@ -203,14 +203,14 @@ def test_bad_cells_are_refused_before_the_first_run(tool, tmp_path):
     ('degredation', '--seeds=1', "invalid choice: 'degredation'"),
   ):
     workdir = f'--workdir={tmp_path}/grid'
-    assert_refused(tool('reproduce', experiment, flag, workdir), part)
+    assert_refused(tool('reproduce', study, flag, workdir), part)
     assert not (tmp_path / 'grid').exists()
 
 
 def test_responses_are_deviations_of_batch_norms(grid):
   cell = grids.Cell('B', 8, 0)
-  experiment = experiments.EXPERIMENTS['shortcuts']
-  run = resolve(grids.config_of(experiment, 'digits', cell))
+  study = studies.STUDIES['shortcuts']
+  run = resolve(grids.config_of(study, 'digits', cell))
   folder = str(grid / 'cells' / cell.name)
   measured = responses.measure(run, folder)
   assert measured['mean_response'] == pytest.approx(

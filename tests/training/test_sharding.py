@@ -7,7 +7,7 @@ from jax.sharding import PartitionSpec
 import numpy as np
 import pytest
 
-from resnet.data.host.warnings import Notes
+from resnet.data.host.warnings import DataWarnings
 from resnet.evaluation.evaluate import evaluate
 from resnet.run.checkpoint import Checkpoints
 from resnet.training.sharding import create_sharding
@@ -139,7 +139,7 @@ def test_a_state_is_restored_trained_and_evaluated_with_another_axis(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, saved, jax.device_get(restored))
     assert bytes_per_device(restored) == bytes_per_device(run.create_state())
     steps = jit_steps(run.task, run.sharding)
-    evaluations.append(evaluate(run, steps, restored, Notes()))
+    evaluations.append(evaluate(run, steps, restored, DataWarnings()))
   assert evaluations[0] == pytest.approx(evaluations[1], rel=1e-6)
   restored, again = train_steps(run, 2, restored)
   np.testing.assert_allclose(losses, again, rtol=1e-6)

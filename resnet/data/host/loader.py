@@ -12,7 +12,7 @@ import jax
 
 from resnet.data.host import workers
 from resnet.data.host.reader import LEFT_OUT, BatchReader, HostBatch
-from resnet.data.host.warnings import Notes
+from resnet.data.host.warnings import DataWarnings
 from resnet.errors import InputError, RunError
 
 
@@ -52,11 +52,11 @@ def read_ahead(
   *,
   first_step: int,
   num_steps: int,
-  notes: Notes,
+  warnings: DataWarnings,
 ) -> Generator[HostBatch, None, None]:
   """Yields batches first_step .. num_steps - 1, read ahead of their use.
 
-  A worker that died is replaced, and `notes` has a warning.
+  A worker that died is replaced, and `warnings` has a warning.
 
   Raises:
     InputError: from the iterator, for a record that is broken.
@@ -101,7 +101,7 @@ def read_ahead(
           f' replaced: --config.data.max_worker_restarts={most + 10}'
         ) from None
       num_deaths += 1
-      notes.warn(
+      warnings.warn(
         f'{death}. Reading continues from batch {step + 1} in new processes'
         f' (restart {num_deaths} of {most}).'
       )
@@ -124,11 +124,11 @@ class DeviceLoader:
     self,
     batches: Generator[HostBatch, None, None],
     sharding: jax.sharding.Sharding,
-    notes: Notes,
+    warnings: DataWarnings,
   ):
     self._batches = batches
     self._sharding = sharding
-    self._notes = notes
+    self._warnings = warnings
     self.num_left_out = 0
     self._first: HostBatch | None = None
     self.wait_seconds = 0.0
@@ -150,7 +150,7 @@ class DeviceLoader:
     self._first = None
     left_out = batch.pop(LEFT_OUT, [])
     self.num_left_out += len(left_out)
-    self._notes.leave_out(left_out)
+    self._warnings.leave_out(left_out)
     return {
       name: jax.make_array_from_process_local_data(self._sharding, rows)
       for name, rows in batch.items()

@@ -14,7 +14,7 @@ def too_many_bad_images(count: int, limit: int, last: str) -> InputError:
   )
 
 
-class Notes:
+class DataWarnings:
   """Warnings that wait to be shown, and the broken images met so far.
 
   Workers have no screen, and a bar may be on that of the main process: so

@@ -13,7 +13,7 @@ import jax
 
 from resnet import config as config_lib
 from resnet.data.host.loader import read_ahead
-from resnet.data.host.warnings import Notes
+from resnet.data.host.warnings import DataWarnings
 from resnet.errors import InputError
 from resnet.experiment import Experiment, resolve
 from resnet.tools.benchmark import timing
@@ -109,7 +109,11 @@ def _stages(run: Experiment, count: int) -> dict[str, float]:
 def open_reader(run: Experiment) -> Iterator[Callable[[int], float]]:
   """Yields (number of batches) -> images/s at which the run would read them."""
   batches = read_ahead(
-    run.train_reader, run.loader, first_step=0, num_steps=2**31, notes=Notes()
+    run.train_reader,
+    run.loader,
+    first_step=0,
+    num_steps=2**31,
+    warnings=DataWarnings(),
   )
 
   def images_per_second(count: int) -> float:

@@ -1,4 +1,4 @@
-"""Makes an experiment of the papers and draws its figure.
+"""Repeats an experiment of the papers and draws its figure.
 
   python -m resnet.tools.reproduce degradation --workdir=runs/degradation
 
@@ -33,7 +33,7 @@ from resnet.run import run as run_lib
 from resnet.run import workdir as workdir_lib
 from resnet.run.history import read_history
 from resnet.tools import command
-from resnet.tools.reproduce import experiments, grids, responses, results
+from resnet.tools.reproduce import grids, responses, results, studies
 
 
 def main(args: argparse.Namespace) -> None:
@@ -41,11 +41,11 @@ def main(args: argparse.Namespace) -> None:
   outlive_terminal()
   # Between runs Ctrl-C ends the program at once; a run saves first.
   signal.signal(signal.SIGINT, signal.SIG_DFL)
-  experiment = experiments.EXPERIMENTS[args.experiment]
-  data = args.data or next(iter(experiment.depths))
-  asked = grids.cells(experiment, data, args.groups, args.depths, args.seeds)
+  study = studies.STUDIES[args.experiment]
+  data = args.data or next(iter(study.depths))
+  asked = grids.cells(study, data, args.groups, args.depths, args.seeds)
   config_of = functools.partial(
-    grids.config_of, experiment, data, data_dir=args.data_dir
+    grids.config_of, study, data, data_dir=args.data_dir
   )
   for cell in asked:
     resolve(config_of(cell))  # Report an error in any run before the first one.
@@ -84,7 +84,7 @@ def _open_grid(
   workdir: str, name: str, data: str, asked: Sequence[grids.Cell]
 ) -> grids.Grid:
   """Returns the grid, with the cells asked for now and before."""
-  experiment = experiments.EXPERIMENTS[name]
+  study = studies.STUDIES[name]
   path = os.path.join(workdir, results.RESULTS_FILE)
   cells = set(asked)
   if os.path.exists(path):
@@ -96,14 +96,14 @@ def _open_grid(
       raise InputError(f'{text}: give another --workdir.')
     for cell in (*saved['cells'].values(), *saved['not_run']):
       cells.add(grids.Cell(cell['group'], cell['depth'], cell['seed']))
-  groups = list(experiment.groups)
+  groups = list(study.groups)
   ordered = sorted(
     cells, key=lambda x: (groups.index(x.group), x.depth, x.seed)
   )
   return grids.Grid(
     workdir=workdir,
     name=name,
-    experiment=experiment,
+    study=study,
     data=data,
     cells=ordered,
   )
@@ -127,7 +127,7 @@ def _read(
     folder, history.config, run.config, ignore=FREE_FIELDS
   )
   done[cell] = results.describe(grid, cell, run, history)
-  if grid.experiment.shows == 'responses':
+  if grid.study.shows == 'responses':
     done[cell] |= responses.measure(run, folder)
 
 
@@ -138,13 +138,13 @@ def numbers(text: str) -> list[int]:
 def parser() -> command.Parser:
   """Returns the parser of the command line."""
   listed = '\n'.join(
-    f'  {name:12} {experiment.title} ({", ".join(experiment.depths)})'
-    for name, experiment in experiments.EXPERIMENTS.items()
+    f'  {name:12} {study.title} ({", ".join(study.depths)})'
+    for name, study in studies.STUDIES.items()
   )
   doc = (__doc__ or '').format(experiments=listed)
   result = command.Parser('reproduce', doc)
   add = result.add_argument
-  add('experiment', metavar='EXPERIMENT', choices=experiments.EXPERIMENTS)
+  add('experiment', metavar='EXPERIMENT', choices=studies.STUDIES)
   add('--workdir', metavar='DIR', required=True, help='where to')
   add('--data', metavar='NAME', help='default: the first above')
   add('--data-dir', metavar='DIR', help="default: TFDS's")

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from resnet.plots import figures
-from resnet.tools.reproduce.grids import Experiment, Result, by_net
+from resnet.tools.reproduce.grids import Result, Study, by_net
 
 Nets = dict[tuple[str, int], list[Result]]
 
@@ -20,10 +20,10 @@ _LABELS = {
 }
 
 
-def draw(experiment: Experiment, results: Sequence[Result]) -> figures.Figure:
+def draw(study: Study, results: Sequence[Result]) -> figures.Figure:
   """Returns the figure of the complete cells of a grid."""
-  nets, shows = by_net(results), experiment.shows
-  groups = list(experiment.groups)
+  nets, shows = by_net(results), study.shows
+  groups = list(study.groups)
   depths = sorted({depth for _, depth in nets})
   # As in He et al. 2016: Figure 6 has a panel for each group and a style for
   # each depth, Figure 7 compares the groups. Groups of one depth share a panel.
@@ -37,7 +37,7 @@ def draw(experiment: Experiment, results: Sequence[Result]) -> figures.Figure:
   if shows == 'error':
     note += '; thin: training, bold: test'
   figure, axes = figures.create(
-    list(panels), title=experiment.title, note=note, share_y=True
+    list(panels), title=study.title, note=note, share_y=True
   )
   x_label, y_label = _LABELS[shows]
   axes[0].set_ylabel(y_label)

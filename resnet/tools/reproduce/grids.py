@@ -18,7 +18,7 @@ Result = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Experiment:
+class Study:
   """A comparison.
 
   Attributes:
@@ -61,7 +61,7 @@ class Grid:
 
   workdir: str
   name: str
-  experiment: Experiment
+  study: Study
   data: str
   cells: Sequence[Cell]
 
@@ -80,53 +80,53 @@ RECIPES: dict[str, Callable[[str], Any]] = {
 
 
 def cells(
-  experiment: Experiment,
+  study: Study,
   data: str,
   groups: Sequence[str] | None = None,
   depths: Sequence[int] | None = None,
   seeds: Sequence[int] | None = None,
 ) -> list[Cell]:
   """Returns the cells of a grid, seed by seed; None takes the default."""
-  if data not in experiment.depths:
-    known = ', '.join(experiment.depths)
+  if data not in study.depths:
+    known = ', '.join(study.depths)
     raise InputError(f'--data={data} is none of {known}.')
   for group in groups or ():
-    if group not in experiment.groups:
+    if group not in study.groups:
       raise InputError(
-        f'There is no group {group!r}.{nearest(group, experiment.groups)}'
+        f'There is no group {group!r}.{nearest(group, study.groups)}'
       )
   asked = [
     Cell(group, depth, seed)
-    for seed in seeds or range(experiment.num_seeds)
-    for depth in depths or experiment.depths[data]
-    for group in groups or experiment.groups
+    for seed in seeds or range(study.num_seeds)
+    for depth in depths or study.depths[data]
+    for group in groups or study.groups
   ]
   return list(dict.fromkeys(asked))
 
 
-def _net(experiment: Experiment, group: str, depth: int) -> str:
-  name = experiment.groups[group].get('model.name', 'resnet{0}')
+def _net(study: Study, group: str, depth: int) -> str:
+  name = study.groups[group].get('model.name', 'resnet{0}')
   # A bottleneck has three layers, a basic block two.
   return name.format(depth, (depth - 2) // 2 * 3 + 2)
 
 
-def label(experiment: Experiment, group: str, depth: int) -> str:
+def label(study: Study, group: str, depth: int) -> str:
   """Returns the name of a net, with its group if others have the same name."""
-  nets = [_net(experiment, other, depth) for other in experiment.groups]
-  net = _net(experiment, group, depth)
+  nets = [_net(study, other, depth) for other in study.groups]
+  net = _net(study, group, depth)
   return net if nets.count(net) == 1 else f'{net} {group}'
 
 
 def config_of(
-  experiment: Experiment, data: str, cell: Cell, data_dir: str | None = None
+  study: Study, data: str, cell: Cell, data_dir: str | None = None
 ) -> Any:
   """Returns the config of a cell, a ConfigDict."""
-  net = _net(experiment, cell.group, cell.depth)
+  net = _net(study, cell.group, cell.depth)
   config = RECIPES[data](net)
   config.update_from_flattened_dict(
     {
-      **experiment.fields,
-      **experiment.groups[cell.group],
+      **study.fields,
+      **study.groups[cell.group],
       'model.name': net if data == 'imagenet2012' else f'cifar_{net}',
       'seed': cell.seed,
       'data.data_dir': data_dir,

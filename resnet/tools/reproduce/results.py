@@ -15,8 +15,8 @@ from resnet.files import to_json, write_atomically
 from resnet.plots import figures
 from resnet.run.history import History
 from resnet.tools.reproduce import grid_figures
-from resnet.tools.reproduce.experiments import PAPER, PAPER_SOURCE
 from resnet.tools.reproduce.grids import Cell, Grid, Result, by_net, label
+from resnet.tools.reproduce.studies import PAPER, PAPER_SOURCE
 
 RESULTS_FILE, TABLE_FILE = 'results.json', 'results.md'
 # Title, name in results.json, format.
@@ -55,7 +55,7 @@ def describe(
     'group': cell.group,
     'depth': cell.depth,
     'seed': cell.seed,
-    'label': label(grid.experiment, cell.group, cell.depth),
+    'label': label(grid.study, cell.group, cell.depth),
     'train_error': curves['train']['error'][-1],
     'test_error': curves['test']['error'][-1],
     'first_loss': curves['train']['loss'][0],
@@ -78,7 +78,7 @@ def write(grid: Grid, done: Mapping[Cell, Result]) -> None:
     'not_run': [dataclasses.asdict(x) for x in grid.cells if x not in done],
   }
   text = [
-    f'# {grid.experiment.title}',
+    f'# {grid.study.title}',
     f'`python -m resnet.tools.reproduce {grid.name} --data={grid.data}'
     ' --workdir=DIR`',
     _NOTE,
@@ -89,7 +89,7 @@ def write(grid: Grid, done: Mapping[Cell, Result]) -> None:
     values = {value for result in done.values() for value in result[key]}
     if values:
       text.append(f'{key.capitalize()}: {", ".join(sorted(values))}.')
-  if grid.experiment.shows == 'gains' and done:
+  if grid.study.shows == 'gains' and done:
     text += [
       'Better or worse: mean ± standard deviation of both do not touch.',
       _table(gain_rows(list(complete.values()))),
@@ -98,7 +98,7 @@ def write(grid: Grid, done: Mapping[Cell, Result]) -> None:
   write_atomically(path + RESULTS_FILE, to_json(fields, indent=1) + '\n')
   write_atomically(path + TABLE_FILE, '\n\n'.join(text) + '\n')
   if complete:
-    figure = grid_figures.draw(grid.experiment, list(complete.values()))
+    figure = grid_figures.draw(grid.study, list(complete.values()))
     for kind in ('png', 'svg'):
       figures.save(figure, f'{path}figure.{kind}')
 
@@ -106,14 +106,14 @@ def write(grid: Grid, done: Mapping[Cell, Result]) -> None:
 def _rows(grid: Grid, done: Mapping[Cell, Result]) -> list[list[str]]:
   """Returns a row for each net, titles first."""
   columns = list(_COLUMNS)
-  if grid.experiment.shows == 'responses':
+  if grid.study.shows == 'responses':
     columns.insert(3, ('mean response', 'mean_response', '.3f'))
   titles = [title for title, _, _ in columns]
   rows = [['net', "paper's test error, %", *titles, 'runs']]
   for group, depth in dict.fromkeys((c.group, c.depth) for c in grid.cells):
     asked = [c for c in grid.cells if (c.group, c.depth) == (group, depth)]
     made = [done[cell] for cell in asked if cell in done]
-    net = label(grid.experiment, group, depth)
+    net = label(grid.study, group, depth)
     paper = PAPER.get(grid.data, PAPER['cifar10']).get(net, 'none')
     if paper != 'none' and grid.data not in PAPER:
       paper += ' (CIFAR-10)'

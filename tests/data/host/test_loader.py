@@ -10,7 +10,7 @@ import pytest
 
 from resnet.data.host import loader
 from resnet.data.host.transforms import Transform
-from resnet.data.host.warnings import Notes
+from resnet.data.host.warnings import DataWarnings
 from resnet.errors import InputError
 from tests.data.in_memory import encode, make_source
 from tests.data.readers import AUGMENT, make_reader, read_ahead
@@ -166,7 +166,7 @@ def sharding():
 def test_device_loader_gives_global_arrays_over_eight_devices(sharding):
   reader = make_reader(numbered(100), 16, 0)
   loaded = list(
-    loader.DeviceLoader(read_ahead(reader, 0, 3), sharding, Notes())
+    loader.DeviceLoader(read_ahead(reader, 0, 3), sharding, DataWarnings())
   )
   assert_equal_batches(loaded, map(reader, range(3)))
   for array in jax.tree.leaves(loaded):
@@ -190,7 +190,7 @@ def test_device_loader_counts_waiting_only_and_closes_its_batches(
     finally:
       is_closed = True
 
-  batches = loader.DeviceLoader(slow_batches(), sharding, Notes())
+  batches = loader.DeviceLoader(slow_batches(), sharding, DataWarnings())
   assert batches.wait_seconds == 0
   for _ in range(3):
     next(batches)

@@ -29,12 +29,12 @@ class Peer:
     self._lock = threading.Lock()
     self.name = ''
 
-  def tell(self, said: Mapping[str, Any]) -> None:
-    """Sends an object; where nobody hears it, `hear` will say so."""
+  def send(self, message: Mapping[str, Any]) -> None:
+    """Sends an object; where nobody hears it, `receive` will say so."""
     with self._lock, contextlib.suppress(OSError):
-      self._connection.sendall(f'{json.dumps(said)}\n'.encode())
+      self._connection.sendall(f'{json.dumps(message)}\n'.encode())
 
-  def hear(self, seconds: float) -> dict[str, Any]:
+  def receive(self, seconds: float) -> dict[str, Any]:
     """Returns the next object; closes the connection if there is none.
 
     Raises:
@@ -46,12 +46,12 @@ class Peer:
       line = self._lines.readline(1_000_000)
       if not line:
         raise ConnectionResetError('the connection was closed')
-      if not isinstance(said := json.loads(line), dict):
+      if not isinstance(message := json.loads(line), dict):
         raise ValueError('no JSON object')
     except (OSError, ValueError):
       self.close()
       raise
-    return said
+    return message
 
   def has_ended(self) -> bool:
     """Whether a process that waits for an answer is gone."""
@@ -69,7 +69,7 @@ def name(index: int) -> str:
   return f'Process {index} ({socket.gethostname()}, pid {os.getpid()})'
 
 
-def call_roll(
+def meet(
   address: str, count: int, index: int, seconds: float
 ) -> dict[int, Peer]:
   """Waits until all `count` processes are there; `index` is this one's.
@@ -88,12 +88,12 @@ def call_roll(
       f'--coordinator_address={address} is no HOST:PORT, such as 10.0.0.1:1234.'
     )
   if index == 0:
-    return _call(int(port), count, seconds)
+    return _coordinate(int(port), count, seconds)
   me = {'name': name(index), 'process_id': index, 'num_processes': count}
-  return {0: _answer(host, int(port), me, seconds)}
+  return {0: _register(host, int(port), me, seconds)}
 
 
-def _call(port: int, count: int, seconds: float) -> dict[int, Peer]:
+def _coordinate(port: int, count: int, seconds: float) -> dict[int, Peer]:
   deadline = time.monotonic() + seconds
   came: list[tuple[dict[str, Any], Peer]] = []
   both = socket.has_dualstack_ipv6()
@@ -113,9 +113,9 @@ def _call(port: int, count: int, seconds: float) -> dict[int, Peer]:
         server.settimeout(max(deadline - time.monotonic(), 0.001))
         peer = Peer(server.accept()[0])
         try:
-          said = peer.hear(5.0)
-          peer.name = said['name']
-          came.append((said, peer))
+          message = peer.receive(5.0)
+          peer.name = message['name']
+          came.append((message, peer))
         except (OSError, ValueError, KeyError):  # Not one of our processes.
           peer.close()
   except TimeoutError:
@@ -128,10 +128,10 @@ def _call(port: int, count: int, seconds: float) -> dict[int, Peer]:
     error = wrong
   else:
     for peer in present.values():
-      peer.tell({'name': name(0)})
+      peer.send({'name': name(0)})
     return present
   for _, peer in came:
-    peer.tell({'error': str(error)})
+    peer.send({'error': str(error)})
     peer.close()
   raise error
 
@@ -145,10 +145,10 @@ def _present(
     InputError: they do not fit together.
   """
   present: dict[int, Peer] = {}
-  for said, peer in [*came]:
-    index, their_count = said['process_id'], said['num_processes']
+  for message, peer in [*came]:
+    index, their_count = message['process_id'], message['num_processes']
     if peer.has_ended():  # It may come again.
-      came.remove((said, peer))
+      came.remove((message, peer))
       peer.close()
       continue
     if index not in range(1, count):
@@ -164,16 +164,16 @@ def _present(
   return present
 
 
-def _answer(
+def _register(
   host: str, port: int, me: Mapping[str, Any], seconds: float
 ) -> Peer:
   start, reason = time.monotonic(), ''
   while (left := start + seconds - time.monotonic()) > 0:
     try:
       peer = Peer(socket.create_connection((host, port), min(left, 5.0)))
-      peer.tell(me)
+      peer.send(me)
       # Process 0 began to wait before this one, or later.
-      reply = peer.hear(2 * seconds + 5)
+      reply = peer.receive(2 * seconds + 5)
     except (OSError, ValueError) as error:
       reason = getattr(error, 'strerror', None) or str(error)
       time.sleep(0.2)

@@ -1,4 +1,4 @@
-"""The roll call, with threads for processes: who is missing, wrong calls."""
+"""The rendezvous, with threads for processes: who is missing, wrong calls."""
 
 import concurrent.futures
 import socket
@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from resnet.errors import InputError, RunError
-from resnet.run import roll_call
+from resnet.run import rendezvous
 from tests.programs import free_port
 
 ONE_OF_THREE = '{"name": "one", "process_id": 1, "num_processes": 3}\n'
@@ -22,7 +22,7 @@ def hold(port, ids, *, num_processes=3, seconds=60.0, host='127.0.0.1'):
 
   def one(process_id):
     try:
-      return roll_call.call_roll(
+      return rendezvous.meet(
         f'{host}:{port}', num_processes, process_id, seconds
       )
     except (InputError, RunError) as error:
@@ -66,7 +66,7 @@ def test_all_are_connected_in_any_order(port):
   close(results[2])  # The others see this when process 0 dies.
   for peers in results[:2]:
     with pytest.raises(ConnectionResetError):
-      peers[0].hear(60.0)
+      peers[0].receive(60.0)
 
 
 def test_processes_that_have_not_come_or_have_died_are_named_as_missing(port):
@@ -90,7 +90,7 @@ def test_addresses_that_lead_nowhere_are_named(port):
   assert isinstance(error, InputError)
   assert f'Port {taken} of --coordinator_address' in str(error)
   with pytest.raises(InputError, match='no HOST:PORT'):
-    roll_call.call_roll('a:70000', 2, 1, 1.0)
+    rendezvous.meet('a:70000', 2, 1, 1.0)
 
 
 def test_wrong_numbers_are_refused(port):

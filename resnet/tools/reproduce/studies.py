@@ -1,9 +1,9 @@
-"""The experiments that `reproduce` makes, and the papers' errors."""
+"""The studies that `reproduce` makes, and the papers' errors."""
 
 from itertools import accumulate
 import operator
 
-from resnet.tools.reproduce.grids import Experiment, Fields
+from resnet.tools.reproduce.grids import Fields, Study
 
 # Top-1 test error in %, by data set and label of the net.
 PAPER = {
@@ -45,8 +45,8 @@ _LADDER: dict[str, Fields] = {
   '+ema': {'ema_decay': 0.99},
 }
 
-EXPERIMENTS = {
-  'degradation': Experiment(
+STUDIES = {
+  'degradation': Study(
     title='Plain and residual nets over depth',
     # The paper's Table 2 compares parameter-free shortcuts.
     groups={'plain': _PLAIN, 'residual': {'model.shortcut': 'A'}},
@@ -57,23 +57,23 @@ EXPERIMENTS = {
       'imagenet2012': (18, 34),
     },
   ),
-  'shortcuts': Experiment(
+  'shortcuts': Study(
     title='Shortcut options A, B and C',
     groups={option: {'model.shortcut': option} for option in ('A', 'B', 'C')},
     depths={'digits': (56,), 'cifar10': (56,), 'imagenet2012': (34,)},
   ),
-  'responses': Experiment(
+  'responses': Study(
     title='Standard deviation of layer responses',
     groups={'plain': _PLAIN, 'residual': {}},
     depths={'digits': (20, 56), 'cifar10': (20, 56, 110)},
     shows='responses',
   ),
-  'bottleneck': Experiment(
+  'bottleneck': Study(
     title='Basic blocks and as many bottlenecks, at nearly equal cost',
     groups={'basic': {}, 'bottleneck': {'model.name': 'bottleneck_resnet{1}'}},
     depths={'digits': (20, 56), 'cifar10': (20, 56, 110)},
   ),
-  'identity': Experiment(
+  'identity': Study(
     title='Residual branches that begin as zero',
     groups={
       'ordinary': {'model.zero_init_last_scale': False},
@@ -88,12 +88,12 @@ EXPERIMENTS = {
     },
     shows='loss',
   ),
-  'preact': Experiment(
+  'preact': Study(
     title='v1 and pre-activation (v2)',
     groups={'v1': {}, 'v2': {'model.name': 'preact_resnet{0}'}},
     depths={'digits': (110,), 'cifar10': (110,)},
   ),
-  'cifar': Experiment(
+  'cifar': Study(
     title='Residual nets of CIFAR size over depth',
     groups={'residual': {}},
     depths={
@@ -103,7 +103,7 @@ EXPERIMENTS = {
     },
     num_seeds=1,
   ),
-  'ladder': Experiment(
+  'ladder': Study(
     title='Ingredients, one after the other',
     # Each group has the fields of those before it, too.
     groups=dict(
