@@ -113,10 +113,12 @@ def open_split(split: str, *, data_dir: str | None, **_: Any) -> Source:
 
 
 def open_splits(folder: str, _: str) -> dict[str, Source]:
-  """Returns the splits 'train' and 'validation', which is val/."""
+  """Returns 'train', and 'validation' (or val/) or 'test', whichever exists."""
+  folders = _folders(folder)
+  names = [x for x in ('val', 'validation', 'test') if x in folders][:1]
   return {
-    split: open_split(name, data_dir=folder)
-    for split, name in (('train', 'train'), ('validation', 'val'))
+    'validation' if name == 'val' else name: open_split(name, data_dir=folder)
+    for name in ('train', *(names or ['val']))
   }
 
 

@@ -5,6 +5,7 @@ import os
 import pytest
 
 from resnet.data.host.decode import decode_record, image_size
+from resnet.data.sources.folder import open_splits
 from resnet.data.sources.registry import open_source
 from resnet.errors import InputError
 from resnet.inference.images import list_images
@@ -55,6 +56,19 @@ def test_classes_are_sorted_and_files_in_order(folder):
     shape = decode_record(source, index, record).shape
     assert shape[:2] == image_size(record['image'])
   assert 'record 5 of folder/train (a c' in source.key(5, records[5])
+
+
+@pytest.mark.parametrize('name', ['val', 'validation', 'test'])
+def test_the_second_split_of_a_prepared_set_has_one_of_three_names(
+  folder, name
+):
+  (folder / 'val').rename(folder / name)
+  splits = open_splits(str(folder), '')
+  second = 'validation' if name == 'val' else name
+  assert {split: len(x) for split, x in splits.items()} == {
+    'train': 12,
+    second: 6,
+  }
 
 
 def test_another_image_or_order_or_label_has_another_fingerprint(folder):
