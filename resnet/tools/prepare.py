@@ -4,8 +4,9 @@
 
 imagenet: the folder of ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar.
 folder: PATH/train/CLASS/FILE and PATH/val/CLASS/FILE, JPEG or PNG; val may be
-validation or test, too. tfds: a set that is prepared already. idx: the files of MNIST and its kin. cifar: a binary
-archive, cifar-10-binary.tar.gz or cifar-100-binary.tar.gz, or its folder.
+validation or test, too. tfds: a set that is prepared already. idx: the files of
+MNIST and its kin. cifar: a binary archive, cifar-10-binary.tar.gz or
+cifar-100-binary.tar.gz, or its folder.
 
 Writes ArrayRecord in TFDS's layout to DIR/NAME/1.0.0, which training finds with
 --config.data.name=NAME --config.data.data_dir=DIR. Every image is decoded,
