@@ -12,7 +12,7 @@ import numpy as np
 
 from resnet.data.augment.crop import uniform
 from resnet.data.augment.operations import OPERATIONS, apply_operations
-from resnet.data.augment.policies import place, space, with_sign
+from resnet.data.augment.policies import magnitude_table, to_index, with_sign
 
 BINS = 10
 
@@ -77,10 +77,10 @@ class AutoAugment:
     self, keys: jax.Array, height: int, width: int
   ) -> tuple[jax.Array, jax.Array]:
     """Returns kinds int32 [2, B] and magnitudes float32 [2, B]."""
-    table = space(OPERATIONS, BINS, height, width, is_wide=False)
+    table = magnitude_table(OPERATIONS, BINS, height, width, is_wide=False)
     levels = jnp.array(np.stack(list(table.values())))
     draws = uniform(keys, 5)
-    chosen = jnp.array(policies(self.data))[place(draws[:, 0], 25)]
+    chosen = jnp.array(policies(self.data))[to_index(draws[:, 0], 25)]
     kinds, tenths, places = jnp.moveaxis(chosen, (2, 1), (0, 1))
     magnitudes = with_sign(kinds, levels[kinds, places], draws[:, 3:].T)
     is_done = tenths.astype(jnp.float32) / 10 > draws[:, 1:3].T

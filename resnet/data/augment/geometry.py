@@ -15,7 +15,7 @@ def round_to_bits(values: jax.Array, bits: int) -> jax.Array:
   return jnp.round(values * 2.0**bits) * 2.0**-bits
 
 
-def grids(
+def affine_grids(
   chosen: dict[str, jax.Array], magnitudes: jax.Array, height: int, width: int
 ) -> jax.Array:
   """Returns [B, 2, 3]: (x, y, 1) of a new pixel -> x, y of the old one.
@@ -42,7 +42,7 @@ def grids(
   return round_to_bits(result, bits)
 
 
-def walk(images: jax.Array, grids: jax.Array, interpolation: str) -> jax.Array:
+def warp(images: jax.Array, grids: jax.Array, interpolation: str) -> jax.Array:
   """Returns the pixels at the places of a grid [B, 2, 3]; zero outside."""
   height, width = images.shape[1:3]
   x = jnp.arange(width, dtype=jnp.float32) - (width - 1) / 2

@@ -78,8 +78,8 @@ def apply_operations(
     images = _look_up(images, tables)
   images = _blend(images, chosen, factors)
   if any(name in names for name in geometry.OPERATIONS):
-    grids = geometry.grids(chosen, magnitudes, *images.shape[1:3])
-    images = geometry.walk(images, grids, interpolation)
+    grids = geometry.affine_grids(chosen, magnitudes, *images.shape[1:3])
+    images = geometry.warp(images, grids, interpolation)
   return images
 
 

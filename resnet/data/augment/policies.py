@@ -21,7 +21,7 @@ _SIGNED = frozenset(OPERATIONS[1:10])
 _WITHOUT_INVERT = OPERATIONS[:-1]
 
 
-def space(
+def magnitude_table(
   names: Sequence[str], bins: int, height: int, width: int, *, is_wide: bool
 ) -> dict[str, np.ndarray]:
   """Returns the magnitudes [bins] of each operation; see `operations`.
@@ -45,7 +45,7 @@ def space(
   return {name: magnitudes[name].astype(np.float32) for name in names}
 
 
-def place(draws: jax.Array, count: int) -> jax.Array:
+def to_index(draws: jax.Array, count: int) -> jax.Array:
   """Returns integers 0 .. count - 1 of uniform numbers in [0, 1)."""
   # (float32 may round a number near 1 up to the end itself.)
   return jnp.minimum((draws * count).astype(jnp.int32), count - 1)
@@ -79,12 +79,14 @@ class RandomOperations:
   ) -> tuple[jax.Array, jax.Array]:
     """Returns kinds int32 [B] and magnitudes float32 [B] of a layer."""
     is_wide = self.magnitude is None
-    table = space(_WITHOUT_INVERT, BINS, height, width, is_wide=is_wide)
+    table = magnitude_table(
+      _WITHOUT_INVERT, BINS, height, width, is_wide=is_wide
+    )
     magnitudes = jnp.array(np.stack(list(table.values())))
     draws = uniform(keys, 3)
-    kinds = place(draws[:, 0], len(table))
+    kinds = to_index(draws[:, 0], len(table))
     if self.magnitude is None:
-      magnitudes = magnitudes[kinds, place(draws[:, 1], BINS)]
+      magnitudes = magnitudes[kinds, to_index(draws[:, 1], BINS)]
     elif not self.magnitude_std:
       magnitudes = magnitudes[kinds, self.magnitude]
     else:
@@ -162,10 +164,10 @@ class AugMix:
     magnitudes = jnp.array(np.stack(list(table.values())))
     draws = uniform(keys, 34).T
     number, level, sign = draws[:27].reshape(3, 3, 3, -1)
-    number = place(number, len(table))
+    number = to_index(number, len(table))
     kinds = names[number]
-    magnitudes = magnitudes[number, place(level, 3)]
-    depth = 1 + place(draws[27:30], 3)
+    magnitudes = magnitudes[number, to_index(level, 3)]
+    depth = 1 + to_index(draws[27:30], 3)
     is_done = jnp.arange(3)[None, :, None] < depth[:, None]
     # Uniform on the simplex: exponential draws, divided by their sum.
     weights = -jnp.log1p(-draws[30:33])
@@ -199,7 +201,7 @@ class AugMix:
 def _augmix_magnitudes(height: int, width: int) -> dict[str, np.ndarray]:
   """Returns ten magnitudes of each of torchvision's 13 operations."""
   names = _WITHOUT_INVERT[1:]
-  table = space(names, _AUGMIX_BINS, height, width, is_wide=False)
+  table = magnitude_table(names, _AUGMIX_BINS, height, width, is_wide=False)
   steps = np.linspace(0.0, 1.0, _AUGMIX_BINS, dtype=np.float32)
   return table | {
     'TranslateX': steps * width / 3,

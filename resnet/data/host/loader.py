@@ -89,7 +89,7 @@ def read_ahead(
         yield batch
         step += 1
     except RuntimeError as error:
-      death = workers.cause_of_death(error)
+      death = workers.describe_exit(error)
       if death is None:
         raise
       most = options.max_worker_restarts
@@ -150,7 +150,7 @@ class DeviceLoader:
     self._first = None
     left_out = batch.pop(LEFT_OUT, [])
     self.num_left_out += len(left_out)
-    self._warnings.leave_out(left_out)
+    self._warnings.report_bad_images(left_out)
     return {
       name: jax.make_array_from_process_local_data(self._sharding, rows)
       for name, rows in batch.items()

@@ -37,7 +37,7 @@ class Box(NamedTuple):
   def bottom(self) -> int:
     return self.top + self.height
 
-  def of(self, image: Image) -> Image:
+  def cut(self, image: Image) -> Image:
     """Returns a view of the pixels in the box."""
     return image[self.top : self.bottom, self.left : self.left + self.width]
 
@@ -205,7 +205,7 @@ class TrainTransform(Transform):
     )
 
   def __call__(self, image: Image, box: Box, draws: Draws) -> Image:
-    image = box.of(image)
+    image = box.cut(image)
     if self.crop == 'random_resized':
       image = resize(image, self.size, self.size, self.interpolation)
     else:
@@ -236,5 +236,5 @@ class EvalTransform(Transform):
   def __call__(self, image: Image, box: Box, draws: Draws) -> Image:
     del draws
     return resize_and_center_crop(
-      box.of(image), self.resize_size, self.size, self.interpolation
+      box.cut(image), self.resize_size, self.size, self.interpolation
     )

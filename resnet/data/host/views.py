@@ -39,7 +39,7 @@ class ViewsTransform(Transform):
 
   def __call__(self, image: Image, box: Box, draws: Draws) -> Image:
     del draws
-    image = box.of(image)
+    image = box.cut(image)
     if self.resize_size is not None:
       image = resize_shorter_side(image, self.resize_size, self.interpolation)
       squares = ten_crop(image, self.sides[0])

@@ -31,7 +31,7 @@ class DataWarnings:
     """Keeps a warning."""
     self._lines.append(f'warning: {text}')
 
-  def leave_out(self, bad_images: Sequence[str]) -> None:
+  def report_bad_images(self, bad_images: Sequence[str]) -> None:
     """Warns of each image that was not met before: a sentence that names it."""
     for text in bad_images:
       if text not in self._bad_images:

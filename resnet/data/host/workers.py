@@ -84,7 +84,7 @@ def end_with_parent(index: int, count: int) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def cause_of_death(error: RuntimeError) -> str | None:
+def describe_exit(error: RuntimeError) -> str | None:
   """Returns how a worker ended, if Grain's error says so; None: it does not."""
   # Grain has no class for it.
   match = re.search(r'terminated unexpectedly.*code (-?\d+)', str(error))

@@ -66,7 +66,7 @@ def test_crops_are_resized_as_on_the_host():
   found = np.array(cut(jnp.array(images), jnp.array(boxes), 48))
   assert found.dtype == np.uint8 and found.shape == (16, 48, 48, 3)
   for image, box, crop in zip(images, boxes.tolist(), found, strict=True):
-    expected = transforms.resize(transforms.Box(*box).of(image), 48, 48)
+    expected = transforms.resize(transforms.Box(*box).cut(image), 48, 48)
     assert np.abs(crop.astype(int) - expected).max() <= 1
 
 

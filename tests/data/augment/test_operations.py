@@ -68,7 +68,7 @@ def test_each_magnitude_of_a_policy_is_that_of_torchvision(
   interpolation, theirs
 ):
   tables = [
-    policies.space(OPERATIONS, bins, 28, 32, is_wide=is_wide)
+    policies.magnitude_table(OPERATIONS, bins, 28, 32, is_wide=is_wide)
     for is_wide, bins in ((False, 10), (False, 31), (True, 31))
   ]
   cases = []

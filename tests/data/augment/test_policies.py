@@ -40,7 +40,7 @@ def test_magnitudes_rise_to_those_of_the_papers():
     (False, 0.3, 150 / 331 * 70, 150 / 331 * 50, 30, 0.9, 4),
     (True, 0.99, 32, 32, 135, 0.99, 2),
   ):
-    table = policies.space(OPERATIONS, 31, 50, 70, is_wide=is_wide)
+    table = policies.magnitude_table(OPERATIONS, 31, 50, 70, is_wide=is_wide)
     last = [float(values[-1]) for values in table.values()]
     most = [0, shear, shear, x, y, angle, *[color] * 4, bits, 0, 0, 0, 0]
     np.testing.assert_allclose(last, most, rtol=1e-6)
@@ -71,7 +71,7 @@ def test_operations_magnitudes_and_signs_are_uniform(policy):
   chosen = np.bincount(kinds, minlength=14)
   assert len(chosen) == 14 and stats.chisquare(chosen).pvalue > 0.001
   is_wide = policy.magnitude is None
-  table = policies.space(OPERATIONS, 31, 50, 70, is_wide=is_wide)
+  table = policies.magnitude_table(OPERATIONS, 31, 50, 70, is_wide=is_wide)
   for i, name in enumerate(OPERATIONS[:14]):
     found = magnitudes[kinds == i]
     expected = table[name] if is_wide else table[name][[9]]
@@ -126,7 +126,7 @@ def test_auto_augment_takes_policies_and_probabilities(data):
   both = kinds[:, kinds.all(axis=0)].T.tolist()
   pairs = [policy[:, 0] for policy in table if policy[:, 1].all()]
   assert set(map(tuple, both)) == set(map(tuple, np.array(pairs).tolist()))
-  space = policies.space(OPERATIONS, 10, 50, 70, is_wide=False)
+  space = policies.magnitude_table(OPERATIONS, 10, 50, 70, is_wide=False)
   done = kinds.ravel().tolist(), np.abs(magnitudes).ravel().tolist()
   assert {pair for pair in zip(*done, strict=True) if pair[0]} == {
     (kind, float(space[OPERATIONS[kind]][level]))
