@@ -1,7 +1,7 @@
 """AutoAugment's policies for ImageNet and CIFAR (Cubuk et al. 2019).
 
-As torchvision's `AutoAugment`, with the same operations, magnitudes and
-probabilities.
+Operations, magnitudes and probabilities are those of torchvision's
+`AutoAugment`.
 """
 
 import dataclasses
@@ -16,8 +16,9 @@ from resnet.data.augment.policies import magnitude_table, to_index, with_sign
 
 BINS = 10
 
-# Cubuk et al. 2019, Tables 7 and 9: a policy is two operations, each with its
-# probability in tenths and the number of its magnitude, of ten; '-': none.
+# Cubuk et al. 2019, Tables 7 and 9. A policy is two operations, each with its
+# probability in tenths and the index of its magnitude, 0 to 9; '-' where the
+# operation has no magnitude.
 _CIFAR = """
   Invert 1 - Contrast 2 6          Rotate 7 2 TranslateX 3 9
   Sharpness 8 1 Sharpness 9 3      ShearY 5 8 TranslateY 7 9
@@ -52,7 +53,11 @@ _POLICIES = {'imagenet': _IMAGENET, 'cifar': _CIFAR}
 
 
 def policies(data: str) -> np.ndarray:
-  """Returns kind, probability in tenths and magnitude, int32 [25, 2, 3]."""
+  """Returns the policies of 'imagenet' or 'cifar' as int32 [25, 2, 3].
+
+  The last axis holds the index in OPERATIONS, the probability in tenths and the
+  index of the magnitude.
+  """
   words = _POLICIES[data].split()
   numbers = [
     (OPERATIONS.index(name), int(tenths), 0 if level == '-' else int(level))
@@ -63,11 +68,14 @@ def policies(data: str) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AutoAugment:
-  """One of 25 policies, each of two operations (Cubuk et al. 2019).
+  """Applies one of 25 policies, chosen at random, to each image.
+
+  A policy is two operations, each applied with its own probability (Cubuk et
+  al. 2019).
 
   Attributes:
-    data: 'imagenet' or 'cifar', for which the policies were found.
-    interpolation: of the geometric operations.
+    data: the data set that the policies were learned on, 'imagenet' or 'cifar'.
+    interpolation: used by the geometric operations.
   """
 
   data: str
@@ -76,7 +84,7 @@ class AutoAugment:
   def draw(
     self, keys: jax.Array, height: int, width: int
   ) -> tuple[jax.Array, jax.Array]:
-    """Returns kinds int32 [2, B] and magnitudes float32 [2, B]."""
+    """Draws kinds int32 [2, B] and magnitudes float32 [2, B], by layer."""
     table = magnitude_table(OPERATIONS, BINS, height, width, is_wide=False)
     levels = jnp.array(np.stack(list(table.values())))
     draws = uniform(keys, 5)
@@ -89,23 +97,15 @@ class AutoAugment:
   def __call__(self, images: jax.Array, keys: jax.Array) -> jax.Array:
     """uint8 [B, H, W, C] and keys [B] -> uint8 [B, H, W, C]."""
     layers = self.draw(keys, *images.shape[1:3])
-    used = [OPERATIONS[i] for i in np.unique(policies(self.data)[..., 0])]
-    names = ['Identity', *used]
-    numbers = jnp.array(
-      [names.index(n) if n in names else 0 for n in OPERATIONS]
-    )
     for kinds, magnitudes in zip(*layers, strict=True):
       images = apply_operations(
-        images,
-        numbers[kinds],
-        magnitudes,
-        names=names,
-        interpolation=self.interpolation,
+        images, kinds, magnitudes, interpolation=self.interpolation
       )
     return images
 
 
-# By name in `augment.operations`, from that section of the config.
+# Constructors by their name in `augment.operations`; each takes
+# `config.augment`.
 CREATE = {
   'autoaugment_imagenet': lambda config: AutoAugment(
     data='imagenet', interpolation=config.interpolation

@@ -1,4 +1,4 @@
-"""From the fields of `config.augment` to what a step does to its images."""
+"""Creates the augmentation of `config.augment`."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -12,7 +12,7 @@ from resnet.data.augment.erasing import RandomErasing
 from resnet.data.augment.mixing import Mixing
 from resnet.errors import InputError, nearest
 
-# The first key stream; those of crop and flip are below.
+# The first key stream of the operations; crop and flip use lower ones.
 _FIRST_STREAM = 16
 _CREATE = {
   **policies.CREATE,
@@ -24,12 +24,12 @@ _CREATE = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Augmentation:
-  """What is done to training images after crop and flip.
+  """Augments training images after crop and flip.
 
   Attributes:
-    operations: on uint8 images, in this order.
-    erasing: after them; None: none.
-    mixing: of images with each other, last; None: none.
+    operations: applied to uint8 images, in this order.
+    erasing: applied after the operations, or None.
+    mixing: mixup and cutmix, which the training step applies last, or None.
   """
 
   operations: tuple[ImageOperation, ...] = ()
@@ -44,10 +44,16 @@ class Augmentation:
     mean: Sequence[float],
     std: Sequence[float],
   ) -> jax.Array:
-    """Applies operations and erasing to uint8 images [B, H, W, C], keys [B].
+    """Applies the operations and erasing.
 
-    Mean and standard deviation of each channel are in units of uint8 pixels.
-    Returns uint8 [B, H, W, C], or float32 if erasing is on.
+    Args:
+      images: uint8 [B, H, W, C].
+      keys: one key per image, [B].
+      mean: mean of each channel, in units of uint8 pixels.
+      std: standard deviation of each channel, in the same units.
+
+    Returns:
+      uint8 [B, H, W, C], or float32 if erasing is on.
     """
     for stream, operation in enumerate(self.operations, start=_FIRST_STREAM):
       images = operation(images, fold_in(keys, stream))
@@ -60,12 +66,16 @@ class Augmentation:
 def create_augmentation(
   config: Any, *, channels: int, mix_group_size: int | None
 ) -> Augmentation:
-  """Returns what the section `augment` of a config asks for.
+  """Creates the augmentation of `config.augment`.
 
   Args:
-    config: the section.
-    channels: of the images.
-    mix_group_size: images that are mixed among themselves; None: the batch.
+    config: `config.augment`.
+    channels: number of image channels.
+    mix_group_size: number of neighbouring images that are mixed with each
+      other; None for the whole batch.
+
+  Raises:
+    InputError: an operation is unknown, or does not fit the images.
   """
   mixing = Mixing(
     mixup_alpha=config.mixup_alpha,
@@ -74,8 +84,8 @@ def create_augmentation(
     cutmix_share=config.cutmix_share,
     group_size=mix_group_size,
   )
-  # A command line may bring anything.
   given = config.operations
+  # The command line may give a single name.
   names = tuple(given) if isinstance(given, tuple | list) else (given,)
   for name in names:
     if str(name) not in _CREATE:
@@ -85,18 +95,18 @@ def create_augmentation(
       )
   if 'erasing' in names[:-1]:
     raise InputError(
-      f"augment.operations={names}: 'erasing' must be last and once, because it"
-      ' works on normalised images and the others on pixels.'
+      f"augment.operations={names}: 'erasing' must come once and last, because"
+      ' it works on normalised images and the others on pixels.'
     )
   if channels != 3 and 'lighting' in names:
     raise InputError(
-      f"augment.operations={names}: 'lighting' needs images of red, green and"
-      f' blue, and these have {channels} channel(s): leave it out.'
+      f"augment.operations={names}: 'lighting' needs RGB images, but these have"
+      f' {channels} channel(s): remove it.'
     )
-  chosen: list[Any] = [_CREATE[name](config) for name in names]
-  last = chosen.pop() if 'erasing' in names else None
+  created: list[Any] = [_CREATE[name](config) for name in names]
+  erasing_ = created.pop() if 'erasing' in names else None
   return Augmentation(
-    operations=tuple(chosen),
-    erasing=last,
+    operations=tuple(created),
+    erasing=erasing_,
     mixing=mixing if mixing.is_on else None,
   )

@@ -1,4 +1,4 @@
-"""Random colours: torchvision's `ColorJitter`, and the lighting of AlexNet."""
+"""Random colour changes: torchvision's `ColorJitter` and AlexNet's lighting."""
 
 import dataclasses
 
@@ -14,16 +14,17 @@ _JITTER = ('Brightness', 'Contrast', 'Color')
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ColorJitter:
-  """Brightness, contrast and saturation, at random, in random order.
+  """Changes brightness, contrast and saturation at random, in random order.
 
   Attributes:
-    strength: of each of the three: the factor is uniform in 1 - s .. 1 + s.
+    strength: one number s for each of the three; the factor is drawn uniformly
+      from 1 - s .. 1 + s.
   """
 
   strength: tuple[float, float, float]
 
   def draw(self, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns kinds int32 [3, B], places in `_JITTER`; magnitudes [3, B]."""
+    """Draws indices in `_JITTER`, int32 [3, B], and magnitudes [3, B]."""
     draws = uniform(keys, 6)
     kinds = jnp.argsort(draws[:, :3], axis=1).astype(jnp.int32).T
     strength = jnp.array(self.strength, jnp.float32)[kinds]
@@ -36,7 +37,8 @@ class ColorJitter:
     return images
 
 
-# Principal components of ImageNet's colours, 0 to 1, as in AlexNet's code.
+# Principal components of ImageNet's colours, which range from 0 to 1, as in
+# AlexNet's code.
 _LIGHTING_STD = (0.2175, 0.0188, 0.0045)
 _LIGHTING_AXES = (
   (-0.5675, 0.7192, 0.4009),
@@ -47,11 +49,11 @@ _LIGHTING_AXES = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lighting:
-  """Adds to all pixels of an image one colour along the main axes of ImageNet.
+  """Adds one random colour along ImageNet's principal axes to each image.
 
     pixel += 255 * axes @ (alpha * std),  alpha ~ N(0, strength ** 2)
 
-  Krizhevsky et al. 2012, section 4.1; the result is rounded to whole pixels.
+  Krizhevsky et al. 2012, section 4.1. The result is rounded to integers.
 
   Attributes:
     strength: standard deviation of alpha; 0.1 in the paper.
@@ -69,7 +71,8 @@ class Lighting:
     return jnp.clip(jnp.round(pixels), 0.0, 255.0).astype(jnp.uint8)
 
 
-# By name in `augment.operations`, from that section of the config.
+# Constructors by their name in `augment.operations`; each takes
+# `config.augment`.
 CREATE = {
   'color_jitter': lambda config: ColorJitter(strength=tuple(config.jitter)),
   'lighting': lambda config: Lighting(strength=config.lighting),

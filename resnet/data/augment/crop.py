@@ -1,13 +1,12 @@
-"""Augmentation on the device: functions of a batch, inside the jitted step.
+"""Crop and flip on the device, inside the jitted step.
 
-Each takes uint8 images [B, H, W, C] that all have one size, and keys [B], one
-an example: so an image depends on its key only, whoever computes it, and
-nothing moves between devices. The distributions are those of
-`resnet.data.host.transforms`. Functions compose: give each its own keys with
-`fold_in`.
+Each function takes a batch of uint8 images [B, H, W, C] of one size and one key
+per image, [B]. An image depends on its own key only, so no device needs data of
+another one. The distributions are those of `resnet.data.host.transforms`. To
+compose functions, give each its own keys with `fold_in`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import math
@@ -22,29 +21,29 @@ ImageOperation = Callable[[Images, Keys], Images]
 _TRIES = 10
 BOX_DRAWS = 2 * _TRIES + 2
 _CROP, _FLIP = 0, 1
-# Key streams for a whole batch: no row has such a number.
+# Key streams for a whole batch: no row index is this large.
 MIXING, NETWORK = 2**32 - 1, 2**32 - 2
 
 
 def step_key(seed: int, step: jax.Array, stream: int) -> jax.Array:
-  """Returns a key that depends on seed, step and stream only."""
+  """Returns a key that is a function of seed, step and stream."""
   key = jax.random.fold_in(jax.random.key(seed), step)
   return jax.random.fold_in(key, stream)
 
 
 def example_keys(seed: int, step: jax.Array, batch_size: int) -> Keys:
-  """Returns keys [B] that depend on seed, step and row only."""
+  """Returns one key per row, [B]: a function of seed, step and row."""
   key = jax.random.fold_in(jax.random.key(seed), step)
   return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch_size))
 
 
 def fold_in(keys: Keys, stream: int) -> Keys:
-  """Returns other keys [B], for another function."""
+  """Folds the number of a stream into each key [B]."""
   return jax.vmap(lambda key: jax.random.fold_in(key, stream))(keys)
 
 
 def uniform(keys: Keys, count: int) -> jax.Array:
-  """Returns uniform numbers [B, count]."""
+  """Draws uniform numbers in [0, 1), [B, count], from keys [B]."""
   return jax.vmap(lambda key: jax.random.uniform(key, (count,)))(keys)
 
 
@@ -58,23 +57,23 @@ def draw_boxes(
   is_tall: bool,
   fits: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> tuple[tuple[jax.Array, ...], jax.Array]:
-  """Draws boxes whose share of the area is uniform and aspect log-uniform.
+  """Draws boxes with uniform area and log-uniform aspect.
 
-  Of ten tries the first is taken that fits, and put anywhere in the image with
-  equal chances.
+  The first of ten tries that fits is placed uniformly in the image.
 
   Args:
-    draws: uniform numbers [B, n]; the first BOX_DRAWS are used: area and aspect
+    draws: uniform numbers [B, n]. The first BOX_DRAWS are used: area and aspect
       of each try, then top and left.
-    height: of the images, pixels; `width` too.
-    width: of the images.
-    area: least and largest share of the image's area.
-    aspect: least and largest aspect.
-    is_tall: the aspect is height / width instead of width / height.
-    fits: from heights and widths, int32 [B, 10], to whether the box fits.
+    height: image height, pixels.
+    width: image width, pixels.
+    area: smallest and largest area, as a share of the image.
+    aspect: smallest and largest aspect.
+    is_tall: define the aspect as height / width instead of width / height.
+    fits: maps heights and widths, int32 [B, 10], to whether each box fits.
 
   Returns:
-    Top, left, height, width, each int32 [B]; whether a try fits, bool [B].
+    Top, left, height and width, each int32 [B], and whether any try fits, bool
+    [B].
   """
   pairs = draws[:, : 2 * _TRIES].reshape(-1, _TRIES, 2)
   low, high = math.log(aspect[0]), math.log(aspect[1])
@@ -87,7 +86,7 @@ def draw_boxes(
   is_fitting = fits(h, w)
   first = jnp.argmax(is_fitting, axis=1)[:, None]
   h, w = (jnp.take_along_axis(x, first, axis=1)[:, 0] for x in (h, w))
-  # (float32 may round a number near 1 up to the end itself.)
+  # Clip because float32 may round a draw near 1 up to 1.
   top, left = (
     jnp.clip((draw * (room + 1).astype(jnp.float32)).astype(jnp.int32), 0, room)
     for draw, room in (
@@ -98,18 +97,31 @@ def draw_boxes(
   return (top, left, h, w), is_fitting.any(axis=1)
 
 
-def crop_and_resize(images: Images, boxes: jax.Array, size: int) -> Images:
-  """Cuts boxes, int32 [B, 4], and resizes them to uint8 [B, size, size, C].
+def box_mask(
+  box: Sequence[jax.Array] | jax.Array, height: int, width: int
+) -> jax.Array:
+  """Returns whether a pixel is in a box, bool [height, width].
 
-  Bilinear with antialias, by two products with matrices of weights: about 0.15
-  GFLOP an image of 256 x 256, where a training step of ResNet-50 has 24.
+  The `box` is top, left, height and width; it may reach over the edges.
+  """
+  rows = jnp.arange(height, dtype=jnp.int32) - box[0]
+  columns = jnp.arange(width, dtype=jnp.int32) - box[1]
+  is_row = (rows >= 0) & (rows < box[2])
+  return is_row[:, None] & ((columns >= 0) & (columns < box[3]))[None]
+
+
+def crop_and_resize(images: Images, boxes: jax.Array, size: int) -> Images:
+  """Crops boxes, int32 [B, 4], and resizes them to uint8 [B, size, size, C].
+
+  The resize is bilinear with antialiasing, as two matrix products: about 0.15
+  GFLOP for an image of 256 x 256, where a training step of ResNet-50 takes 24.
   """
   _, height, width, _ = images.shape
   weights = jax.vmap(_weights, in_axes=(None, None, 0, 0))
   rows = weights(height, size, boxes[:, 0], boxes[:, 2])
   columns = weights(width, size, boxes[:, 1], boxes[:, 3])
   pixels = images.astype(jnp.float32)
-  # By default TPUs and GPUs multiply float32 with fewer bits.
+  # By default TPUs and GPUs multiply float32 at reduced precision.
   product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
   pixels = product('bih,bhwc->biwc', rows, pixels)
   pixels = product('bjw,biwc->bijc', columns, pixels)
@@ -119,10 +131,10 @@ def crop_and_resize(images: Images, boxes: jax.Array, size: int) -> Images:
 def _weights(
   side: int, size: int, start: jax.Array, length: jax.Array
 ) -> jax.Array:
-  """Returns [size, side]: what each old pixel gives to each new one.
+  """Returns the weight of each old pixel in each new one, [size, side].
 
-  A triangle as wide as the step between new pixels, but at least two old ones;
-  pixels outside of the box give nothing.
+  The filter is a triangle that spans two new pixels, and at least two old ones.
+  Pixels outside the box have weight zero.
   """
   scale = length.astype(jnp.float32) / size
   reach = jnp.maximum(scale, 1.0)
@@ -135,7 +147,7 @@ def _weights(
 
 
 def pad_and_crop(images: Images, keys: Keys, *, padding: int) -> Images:
-  """Pads each side with zeros, cuts a random window of the old size."""
+  """Pads each side with zeros and crops a random window of the old size."""
   _, height, width, channels = images.shape
   sides = ((0, 0), (padding, padding), (padding, padding), (0, 0))
   offsets = jax.vmap(
@@ -152,20 +164,24 @@ def pad_and_crop(images: Images, keys: Keys, *, padding: int) -> Images:
 
 def random_flip(images: Images, keys: Keys) -> Images:
   """Mirrors each image left to right with probability one half."""
-  mirrored = jax.vmap(jax.random.bernoulli)(keys)
-  return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+  is_flipped = jax.vmap(jax.random.bernoulli)(keys)
+  return jnp.where(is_flipped[:, None, None, None], images[:, :, ::-1], images)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DeviceCrop:
-  """(images [B, H, W, C], keys [B]) -> augmented [B, size, size, C].
+  """Crops and flips on the device, as `transforms.TrainTransform` on the host.
 
-  What `transforms.TrainTransform` of the same fields does on the host.
+  Maps images [B, H, W, C] and keys [B] to images [B, size, size, C].
 
   Attributes:
     size: side of the result, pixels.
-    crop: 'random_resized', 'pad' or 'none'; for the last two the images must
-      be of this size. The other fields are those of `TrainTransform`.
+    crop: 'random_resized', 'pad' or 'none'. The last two do not resize, so the
+      images must already have this size.
+    area: see `TrainTransform`, also for the other fields.
+    aspect: smallest and largest width / height.
+    padding: pixels on each side.
+    flip: mirror half of the images.
   """
 
   size: int
@@ -176,11 +192,11 @@ class DeviceCrop:
   flip: bool
 
   def boxes(self, keys: Keys, height: int, width: int) -> jax.Array:
-    """Returns random boxes: top, left, height, width as int32 [B, 4].
+    """Draws random boxes: top, left, height and width, int32 [B, 4].
 
-    As `transforms.random_box`: Szegedy et al. 2015, torchvision's
-    `RandomResizedCrop`; where no try fits, the central box of the nearest
-    aspect.
+    The distribution is that of `transforms.random_box` (Szegedy et al. 2015;
+    torchvision's `RandomResizedCrop`). If no try fits, the box is the central
+    one of the nearest allowed aspect.
     """
     boxes, is_found = draw_boxes(
       uniform(keys, BOX_DRAWS),

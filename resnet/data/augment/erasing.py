@@ -1,5 +1,6 @@
-"""Random erasing on the device: Zhong et al. 2020, "Random erasing data
-augmentation", Algorithm 1.
+"""Random erasing on the device.
+
+Zhong et al. 2020, "Random erasing data augmentation", Algorithm 1.
 """
 
 from collections.abc import Sequence
@@ -9,22 +10,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from resnet.data.augment.crop import BOX_DRAWS, draw_boxes, uniform
+from resnet.data.augment.crop import BOX_DRAWS, box_mask, draw_boxes, uniform
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RandomErasing:
-  """Puts noise or the mean colour into a box of some images.
+  """Fills a random box of some images with noise or the mean colour.
 
   The published rule is for normalised images, with noise of mean 0 and standard
-  deviation 1; `mean` and `std` scale that to the units of the images.
+  deviation 1; `mean` and `std` scale the noise to the units of the images.
 
   Attributes:
-    probability: that an image is erased.
-    area: least and largest share of the image's area.
-    aspect: least and largest height / width.
-    fill: 'noise', of its own in each pixel and channel (timm's 'pixel'), or
-      'mean' (torchvision's default).
+    probability: probability that an image is erased.
+    area: smallest and largest area of the box, as a share of the image.
+    aspect: smallest and largest height / width of the box.
+    fill: 'noise', drawn for each pixel and channel (timm's 'pixel'), or 'mean'
+      (torchvision's default).
   """
 
   probability: float
@@ -33,10 +34,10 @@ class RandomErasing:
   fill: str
 
   def boxes(self, keys: jax.Array, height: int, width: int) -> jax.Array:
-    """Returns top, left, height, width as int32 [B, 4]; zeros: erase nothing.
+    """Draws top, left, height and width, int32 [B, 4].
 
-    As torchvision's `RandomErasing` and timm's: where no box is smaller than
-    the image in both directions, nothing is erased.
+    A row of zeros erases nothing. As in torchvision and timm, that is also the
+    result if no try is smaller than the image in both directions.
     """
     draws = uniform(keys, BOX_DRAWS + 1)
     boxes, is_found = draw_boxes(
@@ -49,8 +50,7 @@ class RandomErasing:
       fits=lambda h, w: (h < height) & (w < width),
     )
     is_erased = is_found & (draws[:, -1] < self.probability)
-    boxes = jnp.stack(boxes, axis=1)
-    return jnp.where(is_erased[:, None], boxes, 0)
+    return jnp.where(is_erased[:, None], jnp.stack(boxes, axis=1), 0)
 
   def __call__(
     self,
@@ -64,42 +64,29 @@ class RandomErasing:
 
     Args:
       images: [B, H, W, C], uint8 or float32.
-      keys: [B], one an image.
-      mean: of each channel, in the units of the images; 0 if normalised.
-      std: likewise; 1 if normalised.
+      keys: one key per image, [B].
+      mean: mean of each channel, in the units of the images; 0 if normalised.
+      std: standard deviation of each channel; 1 if normalised.
 
     Returns:
       float32 [B, H, W, C].
     """
-    shape = images.shape[1:]
+    height, width, _ = shape = images.shape[1:]
     both = jax.vmap(lambda key: jax.random.split(key, 2))(keys)
-    boxes = self.boxes(both[:, 0], *shape[:2])
+    boxes = self.boxes(both[:, 0], height, width)
     filling = jnp.asarray(mean, jnp.float32).reshape(1, 1, 1, -1)
     if self.fill == 'noise':
       noise = jax.vmap(lambda key: jax.random.normal(key, shape))(both[:, 1])
       filling += noise * jnp.asarray(std, jnp.float32).reshape(1, 1, 1, -1)
-    is_inside = _inside(boxes, *shape[:2])[..., None]
-    return jnp.where(is_inside, filling, images.astype(jnp.float32))
+    masks = jax.vmap(lambda box: box_mask(box, height, width))(boxes)
+    return jnp.where(masks[..., None], filling, images.astype(jnp.float32))
 
 
 def create(config: Any) -> RandomErasing:
-  """Returns the erasing that the section `augment` of a config asks for."""
+  """Creates the erasing of `config.augment`."""
   return RandomErasing(
     probability=config.erase_probability,
     area=tuple(config.erase_area),
     aspect=tuple(config.erase_aspect),
     fill=config.erase_fill,
   )
-
-
-def _inside(boxes: jax.Array, height: int, width: int) -> jax.Array:
-  """Returns whether a pixel is in the box, [B, height, width]."""
-
-  def covered(side: int, start: jax.Array, length: jax.Array) -> jax.Array:
-    places = jnp.arange(side, dtype=jnp.int32)[None]
-    start, end = start[:, None], (start + length)[:, None]
-    return (places >= start) & (places < end)
-
-  rows = covered(height, boxes[:, 0], boxes[:, 2])
-  columns = covered(width, boxes[:, 1], boxes[:, 3])
-  return rows[:, :, None] & columns[:, None, :]

@@ -1,4 +1,4 @@
-"""Shears, translations and rotations: a walk along a straight grid."""
+"""Shears, translations and rotations: affine warps of images."""
 
 import math
 
@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 OPERATIONS = ('ShearX', 'ShearY', 'TranslateX', 'TranslateY', 'Rotate')
-# Bits of a position between pixels: two weights and a pixel fill a float32.
-_PLACE_BITS = 8
+# Fractional bits of a coordinate. Two weights of this many bits times a pixel
+# of 8 bits are exact in float32.
+_FRACTION_BITS = 8
 
 
 def round_to_bits(values: jax.Array, bits: int) -> jax.Array:
@@ -15,35 +16,41 @@ def round_to_bits(values: jax.Array, bits: int) -> jax.Array:
   return jnp.round(values * 2.0**bits) * 2.0**-bits
 
 
-def affine_grids(
+def affine_matrices(
   chosen: dict[str, jax.Array], magnitudes: jax.Array, height: int, width: int
 ) -> jax.Array:
-  """Returns [B, 2, 3]: (x, y, 1) of a new pixel -> x, y of the old one.
+  """Returns matrices [B, 2, 3] from (x, y, 1) of a new pixel to the old (x, y).
 
-  Both are measured in pixels from the centre of the image. `chosen` says which
-  images have an operation, `magnitudes`, float32 [B], how much of it.
+  Coordinates are in pixels from the centre of the image.
+
+  Args:
+    chosen: bool [B] by operation: whether an image gets it.
+    magnitudes: float32 [B].
+    height: image height, pixels.
+    width: image width, pixels.
   """
-  nothing = jnp.zeros_like(magnitudes)
 
-  def of(name: str, values: jax.Array) -> jax.Array:
-    return jnp.where(chosen[name], values, 0.0) if name in chosen else nothing
+  def select(name: str, values: jax.Array) -> jax.Array:
+    return jnp.where(chosen.get(name, False), values, 0.0)
 
-  shear_x, shear_y = of('ShearX', magnitudes), of('ShearY', magnitudes)
-  angle = jnp.deg2rad(of('Rotate', magnitudes))
-  whole = jnp.trunc(magnitudes)
+  shear_x, shear_y = select('ShearX', magnitudes), select('ShearY', magnitudes)
+  angle = jnp.deg2rad(select('Rotate', magnitudes))
+  shift = jnp.trunc(magnitudes)
   cos, sin = jnp.cos(angle), jnp.sin(angle)
   rows = [
-    [cos, shear_x - sin, shear_x * (height / 2) - of('TranslateX', whole)],
-    [shear_y + sin, cos, shear_y * (width / 2) - of('TranslateY', whole)],
+    [cos, shear_x - sin, shear_x * (height / 2) - select('TranslateX', shift)],
+    [shear_y + sin, cos, shear_y * (width / 2) - select('TranslateY', shift)],
   ]
   result = jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
-  # A place has a half, and is less than twice the longer side away.
+  # Coordinates are multiples of one half, below twice the longer side.
   bits = 22 - math.ceil(math.log2(max(height, width)))
   return round_to_bits(result, bits)
 
 
-def warp(images: jax.Array, grids: jax.Array, interpolation: str) -> jax.Array:
-  """Returns the pixels at the places of a grid [B, 2, 3]; zero outside."""
+def warp(
+  images: jax.Array, matrices: jax.Array, interpolation: str
+) -> jax.Array:
+  """Warps images by matrices [B, 2, 3]; pixels from outside are zero."""
   height, width = images.shape[1:3]
   x = jnp.arange(width, dtype=jnp.float32) - (width - 1) / 2
   y = jnp.arange(height, dtype=jnp.float32) - (height - 1) / 2
@@ -53,10 +60,10 @@ def warp(images: jax.Array, grids: jax.Array, interpolation: str) -> jax.Array:
     along = row[:, 0] * x[None, None] + row[:, 1] * y[None, :, None]
     return along + row[:, 2] + (side - 1) / 2
 
-  column, line = old(grids[:, 0], width), old(grids[:, 1], height)
+  column, line = old(matrices[:, 0], width), old(matrices[:, 1], height)
   if interpolation == 'nearest':
     return _pixels_at(images, jnp.round(line), jnp.round(column))
-  line, column = (round_to_bits(p, _PLACE_BITS) for p in (line, column))
+  line, column = (round_to_bits(p, _FRACTION_BITS) for p in (line, column))
   top, left = jnp.floor(line), jnp.floor(column)
   down, right = (line - top)[..., None], (column - left)[..., None]
   total = jnp.zeros(images.shape, jnp.float32)

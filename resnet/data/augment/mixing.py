@@ -1,9 +1,9 @@
-"""Mixup and cutmix: each image with that of the mirrored row of its group.
+"""Mixup and cutmix: an image is mixed with the mirrored row of its group.
 
-Row i of a group of g images is mixed with row g - 1 - i, and one draw holds for
-the group. In timm and torchvision the group is the batch of a process, and in
-timm the partner is the same. What is mixed may be uint8 pixels or normalised
-images: the average of two is normalised as they are.
+Row i of a group of g images is mixed with row g - 1 - i, with one random draw
+for the group. In timm and torchvision the group is the batch of a process; timm
+pairs rows in the same way. Images may be uint8 pixels or normalised, because
+normalisation and averaging commute.
 """
 
 from collections.abc import Callable
@@ -12,17 +12,19 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from resnet.data.augment.crop import box_mask
+
 Draw = dict[str, jax.Array]  # Scalars by name.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mixed:
-  """A batch that was mixed.
+  """A mixed batch.
 
   Attributes:
-    images: float32 [B, H, W, C], in the units of those that were given.
-    targets: shares of the classes, float32 [B, K]; each row sums to one.
-    main_labels: the class with the larger share, int32 [B].
+    images: float32 [B, H, W, C], in the units of the input.
+    targets: share of each class, float32 [B, K]; each row sums to one.
+    main_labels: class with the larger share, int32 [B].
   """
 
   images: jax.Array
@@ -32,16 +34,16 @@ class Mixed:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mixing:
-  """How a batch is mixed.
+  """Mixes the images and labels of a batch.
 
   Attributes:
-    mixup_alpha: share ~ Beta(alpha, alpha) (Zhang et al. 2018); 0: no mixup.
-    cutmix_alpha: the same for Yun et al. 2019; 0: no cutmix.
-    probability: that a group is mixed at all.
-    cutmix_share: of the groups that are mixed, where both are on.
-    group_size: neighbouring images that are mixed among themselves, a divisor
-      of the batch size; None: the whole batch. No image leaves its device
-      where a device holds whole groups.
+    mixup_alpha: share ~ Beta(alpha, alpha) (Zhang et al. 2018); 0 for no mixup.
+    cutmix_alpha: the same for cutmix (Yun et al. 2019); 0 for no cutmix.
+    probability: probability that a group is mixed at all.
+    cutmix_share: if both are on, the share of mixed groups that get cutmix.
+    group_size: number of neighbouring images that are mixed with each other, a
+      divisor of the batch size; None for the whole batch. If each device holds
+      whole groups, no image leaves its device.
   """
 
   mixup_alpha: float
@@ -63,11 +65,11 @@ class Mixing:
     key: jax.Array,
     replicate: Callable[[jax.Array], jax.Array] = lambda x: x,
   ) -> Mixed:
-    """Mixes images [B, H, W, C] and labels int32 [B]; one draw a group.
+    """Mixes images [B, H, W, C] and labels int32 [B], with one draw per group.
 
-    `replicate` puts a small array on every device, so that each makes all
-    draws: split over devices, a loop of rejections would have a collective in
-    each round.
+    `replicate` puts a small array on every device, so that each device makes
+    all draws: sharded, the loop of rejection sampling would run a collective in
+    every iteration.
     """
     num_groups = len(images) // (self.group_size or len(images))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_groups))
@@ -86,7 +88,7 @@ class Mixing:
     )
 
   def draw(self, key: jax.Array, height: int, width: int) -> Draw:
-    """Returns what is random in a group of images [height, width]."""
+    """Draws the random numbers of a group of images [height, width]."""
     keys = jax.random.split(key, 5)
     uniform = jax.random.uniform(keys[0], (2,))
     chance = self.cutmix_share if self.mixup_alpha else 1.0
@@ -101,7 +103,7 @@ class Mixing:
     return draws
 
   def shares(self, draw: Draw, height: int, width: int) -> jax.Array:
-    """Returns what an image keeps of each of its pixels, [height, width]."""
+    """Returns the share that an image keeps of each pixel, [height, width]."""
     shares = jnp.ones((height, width), jnp.float32)
     if self.mixup_alpha:
       shares = jnp.broadcast_to(draw['mixup'], shares.shape)
@@ -115,30 +117,24 @@ class Mixing:
 def cutmix_mask(
   share: jax.Array, center: tuple[jax.Array, jax.Array], height: int, width: int
 ) -> jax.Array:
-  """Returns 1 in the box that comes from the other image, else 0.
+  """Returns float32 [height, width]: 1 in the box of the other image, else 0.
 
-  The box has sides sqrt(1 - share) times those of the image, truncated to
-  whole pixels, and is cut off at the edges: so the share that is left is one
-  minus the mean of this, float32 [height, width], not `share`. Its `center` is
-  a row and a column.
+  The sides of the box are sqrt(1 - share) times those of the image, truncated
+  to whole pixels. The edges of the image cut the box off, so the share that the
+  image keeps is one minus the mean of the mask, not `share`. The `center` is a
+  row and a column.
   """
   ratio = jnp.sqrt(1.0 - share)
-
-  def is_inside(side: int, middle: jax.Array) -> jax.Array:
-    length = (side * ratio).astype(jnp.int32)
-    places = jnp.arange(side, dtype=jnp.int32)
-    start, end = middle - length // 2, middle + (length + 1) // 2
-    return (places >= start) & (places < end)
-
-  rows, columns = is_inside(height, center[0]), is_inside(width, center[1])
-  return (rows[:, None] & columns[None, :]).astype(jnp.float32)
+  h, w = ((side * ratio).astype(jnp.int32) for side in (height, width))
+  box = center[0] - h // 2, center[1] - w // 2, h, w
+  return box_mask(box, height, width).astype(jnp.float32)
 
 
 def mix_images(images: jax.Array, shares: jax.Array) -> jax.Array:
-  """Returns shares * image + (1 - shares) * the mirrored row's image, float32.
+  """Returns shares * image + (1 - shares) * mirrored row's image, float32.
 
-  The `shares` are what an image of each group keeps of its pixels, float32
-  [groups, H, W].
+  The `shares`, float32 [groups, H, W], are those that an image keeps of its own
+  pixels.
   """
   groups = images.reshape(len(shares), -1, *images.shape[1:])
   groups = groups.astype(jnp.float32)
@@ -150,10 +146,10 @@ def mix_images(images: jax.Array, shares: jax.Array) -> jax.Array:
 def mix_targets(
   labels: jax.Array, share: jax.Array, num_classes: int
 ) -> jax.Array:
-  """Returns share * onehot(label) + (1 - share) * that of the mirrored row.
+  """Returns share * onehot(label) + (1 - share) * mirrored row's onehot.
 
-  The `share`, float32 [groups], is that of the own label; the result is float32
-  [B, num_classes].
+  The `share`, float32 [groups], is that of a row's own label. The result is
+  float32 [B, num_classes].
   """
   targets = jax.nn.one_hot(labels.reshape(len(share), -1), num_classes)
   share = share[:, None, None]

@@ -1,15 +1,14 @@
 """The image operations of AutoAugment and its followers, on the device.
 
-Each image of a batch has its own operation and magnitude. To choose
-between whole images would cost as much as all operations together; but of most
-of them the result is a table of 256 entries, and the others are one blend and
-one walk along a straight grid. So an image goes through table, blend and grid,
-of which two leave it as it is.
+Each image of a batch has its own operation and magnitude. Computing all
+operations and selecting one would cost as much as all of them together. Instead
+each image passes three stages: a table of 256 entries, a blend and an affine
+warp, of which at least two leave it unchanged.
 
-All equal `torchvision.transforms.v2.functional` on tensors; the names are those
-of Cubuk et al. 2019, Table 6. Factors and grids are rounded to so few bits that
-float32 makes no error in what follows: or else compilers, which choose between
-a * b + c with one rounding and with two, would choose the pixel, too.
+All operations equal `torchvision.transforms.v2.functional` on tensors; their
+names are those of Cubuk et al. 2019, Table 6. Factors and matrices are rounded
+to few enough bits that the float32 arithmetic after them is exact. Otherwise
+a pixel would depend on whether the compiler fuses a * b + c.
 """
 
 from collections.abc import Sequence
@@ -36,7 +35,8 @@ OPERATIONS = (
 )
 # Weights of red, green and blue in the luma of ITU-R 601.
 _LUMA = (0.2989, 0.587, 0.114)
-# A pixel has 8 bits and a float32 24: so many are left for a factor up to 2.
+# float32 has 24 bits and a pixel 8, so a factor up to 2 may have this many
+# fractional bits.
 _FACTOR_BITS = 14
 
 
@@ -48,25 +48,25 @@ def apply_operations(
   names: Sequence[str] = OPERATIONS,
   interpolation: str = 'nearest',
 ) -> jax.Array:
-  """Applies to each image its own operation.
+  """Applies its own operation to each image. The magnitudes are:
 
     'ShearX', 'ShearY': x += magnitude * y, from the top left corner
-    'TranslateX', 'TranslateY': by so many pixels, truncated
-    'Rotate': by so many degrees, counter-clockwise, about the centre
-    'Brightness', 'Color', 'Contrast', 'Sharpness': by the factor
-      1 + magnitude, where 1 is the image as it is
-    'Posterize': to so many bits
-    'Solarize': inverts what is at least magnitude * 255
-    'AutoContrast', 'Equalize', 'Invert', 'Identity': no magnitude
+    'TranslateX', 'TranslateY': pixels, truncated
+    'Rotate': degrees, counter-clockwise, about the centre
+    'Brightness', 'Color', 'Contrast', 'Sharpness': the factor is 1 + magnitude;
+      a factor of 1 changes nothing
+    'Posterize': number of bits that are kept
+    'Solarize': pixels of at least magnitude * 255 are inverted
+    'AutoContrast', 'Equalize', 'Invert', 'Identity': not used
 
-  What comes from outside of the image is zero.
+  Pixels from outside the image are zero.
 
   Args:
-    images: uint8 [B, H, W, C], of 1 or 3 channels.
-    kinds: places in `names`, int32 [B].
+    images: uint8 [B, H, W, C] with 1 or 3 channels.
+    kinds: indices in `names`, int32 [B].
     magnitudes: float32 [B].
-    names: of OPERATIONS, those that `kinds` may be: others cost nothing.
-    interpolation: of the geometric operations, 'nearest' or 'bilinear'.
+    names: operations that `kinds` may select. Others are not computed.
+    interpolation: used by the geometric operations: 'nearest' or 'bilinear'.
 
   Returns:
     uint8 [B, H, W, C].
@@ -74,12 +74,10 @@ def apply_operations(
   chosen = {name: kinds == i for i, name in enumerate(names)}
   factors = round_to_bits(magnitudes, _FACTOR_BITS)
   tables = _tables(images, chosen, factors, 255.0 * magnitudes)
-  if tables is not None:
-    images = _look_up(images, tables)
-  images = _blend(images, chosen, factors)
+  images = _blend(_look_up(images, tables), chosen, factors)
   if any(name in names for name in geometry.OPERATIONS):
-    grids = geometry.affine_grids(chosen, magnitudes, *images.shape[1:3])
-    images = geometry.warp(images, grids, interpolation)
+    matrices = geometry.affine_matrices(chosen, magnitudes, *images.shape[1:3])
+    images = geometry.warp(images, matrices, interpolation)
   return images
 
 
@@ -89,7 +87,7 @@ def _to_uint8(values: jax.Array) -> jax.Array:
 
 
 def grayscale(images: jax.Array) -> jax.Array:
-  """uint8 [B, H, W, C] -> luma, whole numbers as float32 [B, H, W, 1]."""
+  """Returns the luma of uint8 images, integers as float32 [B, H, W, 1]."""
   pixels = images.astype(jnp.float32)
   if images.shape[-1] == 1:
     return pixels
@@ -104,45 +102,45 @@ def _tables(
   chosen: dict[str, jax.Array],
   magnitudes: jax.Array,
   thresholds: jax.Array,
-) -> jax.Array | None:
-  """Returns what becomes of each value, uint8 [B, 256, C]; None: nothing.
+) -> jax.Array:
+  """Returns the new value of each pixel value, uint8 [B, 256, C].
 
-  `chosen` says whether an image has the operation of that name. Magnitudes are
-  rounded, but not the thresholds of 'Solarize': many are whole numbers but for
-  the last bit, and that decides.
+  The magnitudes are rounded. The thresholds of 'Solarize' are not: many differ
+  from an integer in their last bit only, and that bit decides.
   """
   values = jnp.arange(256, dtype=jnp.float32)[None, :, None]
   magnitude = magnitudes[:, None, None]
-  made = {}
-  if 'Brightness' in chosen:
-    made['Brightness'] = values * (1.0 + magnitude)
-  if 'Contrast' in chosen:
+
+  def contrast() -> jax.Array:
     mean = jnp.mean(grayscale(images), axis=(1, 2))[:, None]
     offset = round_to_bits(mean * magnitude, _FACTOR_BITS)
-    made['Contrast'] = values * (1.0 + magnitude) - offset
-  if 'Posterize' in chosen:
+    return values * (1.0 + magnitude) - offset
+
+  def posterize() -> jax.Array:
     step = jnp.exp2(8.0 - jnp.floor(magnitude))
-    made['Posterize'] = jnp.floor(values / step) * step
-  if 'Solarize' in chosen:
+    return jnp.floor(values / step) * step
+
+  def solarize() -> jax.Array:
     is_bright = values >= thresholds[:, None, None]
-    made['Solarize'] = jnp.where(is_bright, 255.0 - values, values)
-  if 'Invert' in chosen:
-    made['Invert'] = 255.0 - values
-  if 'AutoContrast' in chosen:
-    made['AutoContrast'] = _stretch(images, values)
-  if 'Equalize' in chosen:
-    made['Equalize'] = _equalize(images)
-  if not made:
-    return None
-  shape = (len(images), 256, images.shape[-1])
-  result = jnp.broadcast_to(values, shape)
-  for name, table in made.items():
-    result = jnp.where(chosen[name][:, None, None], table, result)
+    return jnp.where(is_bright, 255.0 - values, values)
+
+  result = jnp.broadcast_to(values, (len(images), 256, images.shape[-1]))
+  for name, table in (
+    ('Brightness', lambda: values * (1.0 + magnitude)),
+    ('Contrast', contrast),
+    ('Posterize', posterize),
+    ('Solarize', solarize),
+    ('Invert', lambda: 255.0 - values),
+    ('AutoContrast', lambda: _stretch(images, values)),
+    ('Equalize', lambda: _equalize(images)),
+  ):
+    if name in chosen:
+      result = jnp.where(chosen[name][:, None, None], table(), result)
   return _to_uint8(result)
 
 
 def _stretch(images: jax.Array, values: jax.Array) -> jax.Array:
-  """Table [B, 256, C] that stretches each channel to 0 .. 255."""
+  """Returns tables [B, 256, C] that stretch each channel to 0 .. 255."""
   low = images.min(axis=(1, 2)).astype(jnp.float32)[:, None]
   high = images.max(axis=(1, 2)).astype(jnp.float32)[:, None]
   scale = jnp.where(high > low, (high - low) / 255.0, 1.0)
@@ -150,14 +148,17 @@ def _stretch(images: jax.Array, values: jax.Array) -> jax.Array:
 
 
 def _equalize(images: jax.Array) -> jax.Array:
-  """Table [B, 256, C] that makes the histogram flat, in Pillow's integers."""
+  """Returns tables [B, 256, C] that flatten the histogram.
+
+  The arithmetic is Pillow's, in integers.
+  """
   count = images.shape[1] * images.shape[2]
-  # Accelerators do not like scattered writes; on a CPU comparisons take 200
-  # times as long as these (benchmarks/recipes.py).
+  # Scattered writes are slow on accelerators; on a CPU, comparisons take 200
+  # times as long as scattered writes (benchmarks/recipes.py).
   below = lax.platform_dependent(
     images, cpu=below_by_counting, default=below_by_comparing
   )
-  # Pixels below the largest value of the channel.
+  # The number of pixels below the largest value of the channel.
   others = jnp.max(jnp.where(below < count, below, 0), axis=-1, keepdims=True)
   step = others // 255
   table = (below + step // 2) // jnp.maximum(step, 1)
@@ -171,7 +172,7 @@ def below_by_counting(images: jax.Array) -> jax.Array:
   channels = images.shape[-1]
   first = 256 * jnp.arange(channels, dtype=jnp.int32)
 
-  # An image at a time: with one table for all, devices would add up theirs.
+  # Count per image: one table for the batch would be summed over devices.
   def count(image: jax.Array) -> jax.Array:
     places = (image.astype(jnp.int32) + first[None, None]).ravel()
     counts = jnp.zeros(channels * 256, jnp.int32)
@@ -182,7 +183,7 @@ def below_by_counting(images: jax.Array) -> jax.Array:
 
 
 def below_by_comparing(images: jax.Array) -> jax.Array:
-  """Counts like `below_by_counting`, by comparisons and a sum in one loop."""
+  """Returns the same as `below_by_counting`, by comparing and summing."""
   values = jnp.arange(256, dtype=jnp.int32)[None, None, None, None]
   is_below = images.astype(jnp.int32)[..., None] < values
   return jnp.sum(is_below, axis=(1, 2), dtype=jnp.int32)
@@ -191,14 +192,14 @@ def below_by_comparing(images: jax.Array) -> jax.Array:
 def _look_up(images: jax.Array, tables: jax.Array) -> jax.Array:
   batch, height, width, channels = images.shape
   flat = images.reshape(batch, height * width, channels).astype(jnp.int32)
-  found = jnp.take_along_axis(tables, flat, axis=1, mode='promise_in_bounds')
-  return found.reshape(images.shape)
+  result = jnp.take_along_axis(tables, flat, axis=1, mode='promise_in_bounds')
+  return result.reshape(images.shape)
 
 
 def _blend(
   images: jax.Array, chosen: dict[str, jax.Array], magnitudes: jax.Array
 ) -> jax.Array:
-  """Moves images away from a grey or blurred version, or towards it."""
+  """Blends images with, or away from, their grey or blurred version."""
   factor = jnp.zeros_like(magnitudes)
   pixels = other = images.astype(jnp.float32)
   for name, make in (('Color', grayscale), ('Sharpness', _blur)):
@@ -212,7 +213,7 @@ def _blend(
 
 
 def _blur(images: jax.Array) -> jax.Array:
-  """Mean of 3x3 pixels, the middle counted five times; edges as they are."""
+  """Returns the mean of 3x3 pixels with weight 5 in the centre; edges stay."""
   height, width = images.shape[1:3]
   pixels = images.astype(jnp.float32)
   if min(height, width) <= 2:

@@ -1,12 +1,11 @@
 """Random operations with random magnitudes: RandAugment and its relatives.
 
-As torchvision's `transforms.v2` classes of these names, they draw from the same
-operations, magnitudes and probabilities.
+Operations, magnitudes and probabilities are those of the `transforms.v2`
+classes of the same names in torchvision.
 """
 
 from collections.abc import Sequence
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +23,10 @@ _WITHOUT_INVERT = OPERATIONS[:-1]
 def magnitude_table(
   names: Sequence[str], bins: int, height: int, width: int, *, is_wide: bool
 ) -> dict[str, np.ndarray]:
-  """Returns the magnitudes [bins] of each operation; see `operations`.
+  """Returns evenly spaced magnitudes [bins] of each operation.
 
-  They are evenly spaced: Mueller and Hutter 2021, Table 1, if `is_wide`, else
-  Cubuk et al. 2019, Table 6, for images of [height, width] pixels.
+  The ranges are those of Mueller and Hutter 2021, Table 1, if `is_wide`, and
+  otherwise those of Cubuk et al. 2019, Table 6, for images of [height, width].
   """
   color, bits = (0.99, 6) if is_wide else (0.9, 4)
   most = {
@@ -46,26 +45,26 @@ def magnitude_table(
 
 
 def to_index(draws: jax.Array, count: int) -> jax.Array:
-  """Returns integers 0 .. count - 1 of uniform numbers in [0, 1)."""
-  # (float32 may round a number near 1 up to the end itself.)
+  """Converts uniform numbers in [0, 1) to integers 0 .. count - 1."""
+  # Clip because float32 may round the product of a draw near 1 up to `count`.
   return jnp.minimum((draws * count).astype(jnp.int32), count - 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RandomOperations:
-  """RandAugment and TrivialAugment: one of 14 operations, and again.
+  """RandAugment and TrivialAugment: random operations out of 14.
 
   Attributes:
-    num_layers: operations an image gets, one after the other, each with the
-      same chance; one may come twice.
-    magnitude: number of the magnitude, 0 to 30, for all operations (Cubuk et
-      al. 2020, RandAugment); None: a random one for each (Mueller and Hutter
-      2021, TrivialAugment), in its wide space.
-    magnitude_std: timm's `mstd`, in the units of `magnitude`: each operation's
-      is drawn from a normal distribution about `magnitude` and clipped to 0 ..
-      30; what lies between two of the 31 is interpolated.
-    operation_probability: timm's `p`, that an operation is done at all.
-    interpolation: of the geometric operations.
+    num_layers: number of operations per image, drawn with replacement.
+    magnitude: index of the magnitude, 0 to 30, for all operations (Cubuk et
+      al. 2020, RandAugment). None draws one for each operation from the wide
+      space (Mueller and Hutter 2021, TrivialAugment).
+    magnitude_std: timm's `mstd`, in units of `magnitude`. Each magnitude is
+      drawn from a normal distribution around `magnitude`, clipped to 0 .. 30,
+      and interpolated between the 31 values.
+    operation_probability: timm's `p`, the probability that an operation is
+      applied at all.
+    interpolation: used by the geometric operations.
   """
 
   num_layers: int = 1
@@ -77,7 +76,7 @@ class RandomOperations:
   def draw(
     self, keys: jax.Array, height: int, width: int
   ) -> tuple[jax.Array, jax.Array]:
-    """Returns kinds int32 [B] and magnitudes float32 [B] of a layer."""
+    """Draws kinds int32 [B] and magnitudes float32 [B] of one layer."""
     is_wide = self.magnitude is None
     table = magnitude_table(
       _WITHOUT_INVERT, BINS, height, width, is_wide=is_wide
@@ -104,11 +103,7 @@ class RandomOperations:
     for layer in range(self.num_layers):
       kinds, magnitudes = self.draw(fold_in(keys, layer), *images.shape[1:3])
       images = apply_operations(
-        images,
-        kinds,
-        magnitudes,
-        names=_WITHOUT_INVERT,
-        interpolation=self.interpolation,
+        images, kinds, magnitudes, interpolation=self.interpolation
       )
     return images
 
@@ -116,12 +111,12 @@ class RandomOperations:
 def _interpolate(
   table: jax.Array, kinds: jax.Array, levels: jax.Array
 ) -> jax.Array:
-  """Returns magnitudes [B] at `levels`, float32 [B], clipped to the table's."""
+  """Interpolates the magnitudes [B] at `levels`, float32 [B], within 0 .. 30."""
   levels = jnp.clip(levels, 0.0, BINS - 1.0)
   below = jnp.minimum(levels.astype(jnp.int32), BINS - 2)
   low, high = table[kinds, below], table[kinds, below + 1]
   magnitudes = low + (levels - below.astype(jnp.float32)) * (high - low)
-  # Bits are whole, and the operation would take off what is not.
+  # Round, because 'Posterize' would truncate a fraction of a bit.
   is_bits = kinds == OPERATIONS.index('Posterize')
   return jnp.where(is_bits, jnp.round(magnitudes), magnitudes)
 
@@ -129,7 +124,7 @@ def _interpolate(
 def with_sign(
   kinds: jax.Array, magnitudes: jax.Array, draws: jax.Array
 ) -> jax.Array:
-  """Turns half of the magnitudes that have a direction."""
+  """Negates half of the magnitudes of operations with a direction."""
   is_signed = jnp.array([name in _SIGNED for name in OPERATIONS])[kinds]
   return jnp.where(is_signed & (draws < 0.5), -magnitudes, magnitudes)
 
@@ -140,13 +135,12 @@ class AugMix:
 
     share * image + (1 - share) * sum_i weights[i] * chains[i](image)
 
-  The chains have one to three operations, as torchvision's `AugMix` has them by
-  default: share ~ U(0, 1), weights ~ Dirichlet(1, 1, 1), and each magnitude is
-  one of the lowest three of ten. The consistency loss of the paper is not part
-  of it.
+  As in torchvision's `AugMix` by default, a chain has one to three operations,
+  share ~ U(0, 1), weights ~ Dirichlet(1, 1, 1), and each magnitude is one of
+  the lowest three of ten. The paper's consistency loss is not included.
 
   Attributes:
-    interpolation: of the geometric operations.
+    interpolation: used by the geometric operations.
   """
 
   interpolation: str
@@ -154,10 +148,11 @@ class AugMix:
   def draw(
     self, keys: jax.Array, height: int, width: int
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns what each image gets.
+    """Draws the operations of each image, and the shares of the result.
 
-    Kinds, int32, places in OPERATIONS, and magnitudes: [3, 3, B], by chain and
-    layer. Shares of the image and of the three chains in the result: [4, B].
+    Returns:
+      Indices in OPERATIONS, int32, and magnitudes, [3, 3, B] by chain and
+      layer; shares of the image and of the three chains, [4, B].
     """
     table = _augmix_magnitudes(height, width)
     names = jnp.array([OPERATIONS.index(name) for name in table], jnp.int32)
@@ -169,7 +164,7 @@ class AugMix:
     magnitudes = magnitudes[number, to_index(level, 3)]
     depth = 1 + to_index(draws[27:30], 3)
     is_done = jnp.arange(3)[None, :, None] < depth[:, None]
-    # Uniform on the simplex: exponential draws, divided by their sum.
+    # Exponential draws divided by their sum are uniform on the simplex.
     weights = -jnp.log1p(-draws[30:33])
     share = draws[33:]
     weights *= (1.0 - share) / weights.sum(axis=0, keepdims=True)
@@ -191,7 +186,6 @@ class AugMix:
           changed,
           kinds[chain, layer],
           magnitudes[chain, layer],
-          names=_WITHOUT_INVERT,
           interpolation=self.interpolation,
         )
       mixed += shares[1 + chain] * changed.astype(jnp.float32)
@@ -199,7 +193,7 @@ class AugMix:
 
 
 def _augmix_magnitudes(height: int, width: int) -> dict[str, np.ndarray]:
-  """Returns ten magnitudes of each of torchvision's 13 operations."""
+  """Returns ten magnitudes for each of torchvision's 13 operations."""
   names = _WITHOUT_INVERT[1:]
   table = magnitude_table(names, _AUGMIX_BINS, height, width, is_wide=False)
   steps = np.linspace(0.0, 1.0, _AUGMIX_BINS, dtype=np.float32)
@@ -210,19 +204,12 @@ def _augmix_magnitudes(height: int, width: int) -> dict[str, np.ndarray]:
   }
 
 
-def _randaugment(config: Any) -> RandomOperations:
-  return RandomOperations(
-    num_layers=config.num_layers,
-    magnitude=config.magnitude,
-    magnitude_std=config.magnitude_std,
-    operation_probability=config.operation_probability,
-    interpolation=config.interpolation,
-  )
-
-
-# By name in `augment.operations`, from that section of the config.
+# Constructors by their name in `augment.operations`; each takes
+# `config.augment`.
 CREATE = {
-  'randaugment': _randaugment,
+  'randaugment': lambda config: RandomOperations(
+    **{x.name: config[x.name] for x in dataclasses.fields(RandomOperations)}
+  ),
   'trivialaugment_wide': lambda config: RandomOperations(
     interpolation=config.interpolation
   ),
