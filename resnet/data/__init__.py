@@ -1,7 +1,7 @@
-"""From stored images to training batches.
+"""The input pipeline: from stored images to training batches.
 
 `sources` reads records by index, `host` decodes and crops them in NumPy,
-`augment` does the rest in the jitted step, and `prepare` writes ArrayRecord
-files. A batch depends on the seed and the step alone, so a run can resume with
+`augment` augments them in the jitted step, and `prepare` writes ArrayRecord
+files. A batch depends only on the seed and the step, so a run can resume with
 another number of workers, processes or devices.
 """

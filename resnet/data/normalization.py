@@ -10,8 +10,8 @@ from resnet.errors import InputError
 
 Channels = tuple[float, ...]
 
-# Published shares of 255. ImageNet: fb.resnet.torch and torchvision; CIFAR:
-# over the pixels of the training images.
+# Published values as shares of 255: ImageNet from fb.resnet.torch and
+# torchvision, CIFAR over the pixels of the training images.
 _PUBLISHED = {
   'imagenet2012': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
   'cifar10': ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
@@ -26,11 +26,11 @@ def channel_statistics(
 ) -> tuple[Channels, Channels]:
   """Returns mean and std of each channel, in units of 0..255 pixels.
 
-  Published values where the set has them. Otherwise measured on up to 1,024
-  images, evenly spaced over the split, so the result is always the same.
-  Up to `max_bad_images` of them may be broken and are left out; None: none.
+  ImageNet and CIFAR have published values. Other sets are measured on up to
+  1,024 images, evenly spaced over the split, so the result is reproducible. Up
+  to `max_bad_images` broken images are left out; None allows none.
   """
-  name = source.name.partition(':')[0]  # Whatever the version.
+  name = source.name.partition(':')[0]  # Without the version.
   if name in _PUBLISHED:
     mean, std = np.array(_PUBLISHED[name]) * 255
     return tuple(mean.tolist()), tuple(std.tolist())
@@ -56,7 +56,7 @@ def channel_statistics(
   if not np.all(std > 1e-3):
     raise InputError(
       f'A channel of {source.name}/{source.split} is constant (mean'
-      f' {mean.round(1).tolist()}, std {std.round(3).tolist()}): give data.mean'
-      ' and data.std yourself.'
+      f' {mean.round(1).tolist()}, std {std.round(3).tolist()}): set data.mean'
+      ' and data.std.'
     )
   return tuple(mean.tolist()), tuple(std.tolist())

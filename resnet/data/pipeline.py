@@ -1,4 +1,4 @@
-"""From the fields of `config.data` to the sources and transforms of a run."""
+"""Creates the sources and transforms of a run from `config.data`."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -25,16 +25,17 @@ class Data:
   """The data of a run.
 
   Attributes:
-    train: the source of training images.
-    eval: the source of evaluation images.
+    train: source of training images.
+    eval: source of evaluation images.
     size_schedule: (epoch, side) pairs, from epoch 0 to `image_size`.
-    train_transform: to `image_size`.
-    eval_transform: for evaluation images.
-    mean: of each channel, in units of 0..255 pixels.
+    train_transform: transform of training images on the host.
+    eval_transform: transform of evaluation images.
+    mean: mean of each channel, in units of 0..255 pixels.
     std: standard deviation of each channel, in the same units.
-    loader: how fast to read.
-    max_bad_images: broken ones that may be left out; None: none is.
-    device_crop: what the device does with training images; None: nothing.
+    loader: workers, threads and read-ahead.
+    max_bad_images: number of broken images that may be left out; None raises
+      an error for the first one.
+    device_crop: crop and flip of training images on the device, or None.
   """
 
   train: Source
@@ -50,10 +51,10 @@ class Data:
 
 
 def create_data(config: Any) -> Data:
-  """Opens both splits that the section `data` of a config names.
+  """Opens both splits of `config.data` and creates their transforms.
 
   Raises:
-    InputError: fields do not fit each other, or the data cannot be opened.
+    InputError: fields contradict each other, or the data cannot be opened.
   """
   size, eval_size = config.image_size, config.eval_size or config.image_size
   schedule = check_schedule(config.size_schedule, image_size=size)
@@ -121,13 +122,13 @@ def _open(config: Any, field: str) -> Source:
 def _device_crop(
   transform: TrainTransform, source: Source, schedule: Pairs
 ) -> DeviceCrop:
-  """Returns what the device does instead of `transform`."""
+  """Returns the device's counterpart of `transform`."""
   shape, size = source.image_shape, transform.size
   if shape is None:
     raise InputError(
-      f"data.augment_on='device' needs images of one size, unlike those of"
-      f' {source.name!r}: prepare them by python -m resnet.tools.prepare --raw'
-      f' --resize={size * 8 // 7}'
+      "data.augment_on='device' needs images of one size, which"
+      f' {source.name!r} does not have: prepare them with'
+      f' python -m resnet.tools.prepare --raw --resize={size * 8 // 7}'
     )
   if transform.crop != 'random_resized' and (
     shape[:2] != (size, size) or len(schedule) > 1
@@ -135,21 +136,20 @@ def _device_crop(
     raise InputError(
       f"data.augment_on='device' needs data.crop='random_resized':"
       f' {transform.crop!r} does not resize {shape[0]}x{shape[1]} pixels to'
-      f' data.image_size={size}, nor to those of data.size_schedule.'
+      f' data.image_size={size} or the sizes of data.size_schedule.'
     )
   if transform.interpolation != 'bilinear':
     raise InputError(
-      "data.augment_on='device' resizes by data.interpolation='bilinear' only."
+      "data.augment_on='device' needs data.interpolation='bilinear'."
     )
-  given = dataclasses.asdict(transform)
-  del given['interpolation']
-  return DeviceCrop(**given)
+  fields = dataclasses.fields(DeviceCrop)
+  return DeviceCrop(**{x.name: getattr(transform, x.name) for x in fields})
 
 
 def _numbers(
   field: str, values: Sequence[Any], count: int
 ) -> tuple[float, ...]:
-  """Returns `count` floats; a command line may bring anything."""
+  """Converts a field of any type, as the command line allows, to floats."""
   try:
     numbers = tuple(float(value) for value in values)
   except (TypeError, ValueError):

@@ -111,7 +111,7 @@ class RandomOperations:
 def _interpolate(
   table: jax.Array, kinds: jax.Array, levels: jax.Array
 ) -> jax.Array:
-  """Interpolates the magnitudes [B] at `levels`, float32 [B], within 0 .. 30."""
+  """Interpolates magnitudes [B] at `levels`, float32 [B], within 0 .. 30."""
   levels = jnp.clip(levels, 0.0, BINS - 1.0)
   below = jnp.minimum(levels.astype(jnp.int32), BINS - 2)
   low, high = table[kinds, below], table[kinds, below + 1]

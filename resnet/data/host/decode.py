@@ -1,6 +1,7 @@
-"""Image files to pixels: PNG and JPEG bytes to uint8 [H, W, C]."""
+"""Decodes PNG and JPEG bytes to uint8 [H, W, C]."""
 
 import contextlib
+import functools
 import zlib
 
 import cv2
@@ -10,25 +11,26 @@ import simplejpeg
 from resnet.data.sources.base import Record, Source
 from resnet.errors import InputError
 
-# Over twice the largest image of ImageNet; more is taken for an attack or a
-# damaged header, and no memory is asked for.
+# Over twice the largest image of ImageNet. A larger size is taken for an attack
+# or a damaged header, before memory is allocated.
 MAX_PIXELS = 2**27
-# The most that the longer side may be, in lengths of the shorter one.
+# The largest ratio of the longer side to the shorter one.
 MAX_ASPECT = 2**11
 
 _PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
 _JPEG_SIGNATURE = b'\xff\xd8'
-# SOF0 .. SOF15 without the tables DHT, JPG and DAC among them.
+# SOF0 .. SOF15, except DHT, JPG and DAC, which lie among them.
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_SEQUENTIAL = frozenset({0xC0, 0xC1})
 _JPEG_SCAN = 0xDA
 _JPEG_END = b'\xff\xd9'
-# TEM, RST0 .. RST7 and SOI stand alone: no length follows.
+# TEM, RST0 .. RST7 and SOI have no length field.
 _JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD9)})
+COLORSPACES = {1: 'GRAY', 3: 'RGB'}  # simplejpeg's names, by channels.
 
 
 def image_size(data: bytes | np.ndarray) -> tuple[int, int] | None:
-  """Returns (height, width) as the header says; None: it does not."""
+  """Returns (height, width) from the header, or None if it has no size."""
   if isinstance(data, np.ndarray):
     return data.shape[0], data.shape[1]
   width, height, _ = _header(data)
@@ -42,27 +44,26 @@ def decode_image(
   *,
   max_pixels: int = MAX_PIXELS,
 ) -> np.ndarray:
-  """Decodes PNG or JPEG bytes; an array passes as it is.
+  """Decodes PNG or JPEG bytes; an array is returned unchanged.
 
-  The format is read from the bytes, not from a file's name. The pixels
-  stay as they are stored: EXIF orientation is ignored, as it is by Pillow's
-  `open` and `tf.io.decode_image`, with which the published networks were
-  trained. CMYK is taken as inverted, as Adobe writes it and Pillow reads it;
-  16 bits keep their upper eight; alpha is dropped.
+  The format is detected from the bytes, not from the file name. EXIF
+  orientation is ignored, as in Pillow's `open` and `tf.io.decode_image`, with
+  which the published networks were trained. CMYK is read as inverted, as Adobe
+  writes it and Pillow reads it. Of 16 bits the upper eight are kept, and alpha
+  is dropped.
 
   Args:
-    data: the bytes of a file, or uint8 [H, W, channels].
-    channels: 1 for grey, 3 for RGB, whatever the file holds.
-    rows: only so many, from the top, are needed: the result may end there, and
-      damage below them may not be found. None: all.
-    max_pixels: more of them are refused.
+    data: bytes of a file, or uint8 [H, W, channels].
+    channels: channels of the result, 1 for grey or 3 for RGB.
+    rows: number of upper rows that are needed; the result may end there, and
+      damage below them may go unnoticed. None for all rows.
+    max_pixels: largest number of pixels that is accepted.
 
   Returns:
-    uint8 [H, W, channels]; where `rows` are given, it may be [rows, W,
-    channels].
+    uint8 [H, W, channels], or [rows, W, channels] if `rows` is given.
 
   Raises:
-    ValueError: the bytes are not an image that can be decoded to its end.
+    ValueError: the bytes cannot be decoded to the end.
   """
   if isinstance(data, np.ndarray):
     return data
@@ -71,7 +72,7 @@ def decode_image(
     raise ValueError(
       f'the header claims {width} x {height} pixels, more than {max_pixels:,}'
     )
-  # Resized so that its shorter side has 256 pixels, it would have too many.
+  # With its shorter side resized to 256 pixels, it would have too many.
   if max(width, height) > MAX_ASPECT * min(width, height):
     raise ValueError(
       f'{width} x {height} pixels are too long and narrow: at most'
@@ -86,7 +87,7 @@ def decode_image(
       image = _decode_upper_rows(data, frame, channels, rows)
     return _decode_jpeg(data, channels) if image is None else image
   if not data:
-    raise ValueError('there are no bytes')
+    raise ValueError('the file is empty')
   raise ValueError(
     f'it is neither PNG nor JPEG: convert it (it begins with {data[:12]!r})'
   )
@@ -95,7 +96,7 @@ def decode_image(
 def decode_record(
   source: Source, index: int, record: Record, rows: int | None = None
 ) -> np.ndarray:
-  """Returns the image of a record, or raises an InputError that names it."""
+  """Decodes the image of a record; an InputError names a broken record."""
   try:
     return decode_image(record['image'], source.channels, rows)
   except ValueError as error:
@@ -105,10 +106,10 @@ def decode_record(
 
 
 def _header(data: bytes) -> tuple[int, int, int | None]:
-  """Returns width, height and, of a JPEG, where its frame begins.
+  """Returns width, height and, for a JPEG, the offset of its frame segment.
 
-  The sides are 0 where the header does not say them. Not by simplejpeg, which
-  gives up on rare kinds of subsampling.
+  Width and height are 0 if the header has none. (simplejpeg's own function
+  rejects rare kinds of subsampling.)
   """
   if data.startswith(_PNG_SIGNATURE):  # IHDR is the first chunk.
     return int.from_bytes(data[16:20]), int.from_bytes(data[20:24]), None
@@ -122,19 +123,19 @@ def _header(data: bytes) -> tuple[int, int, int | None]:
 
 
 def is_cmyk(data: bytes) -> bool:
-  """Whether these are the bytes of a JPEG of four inks."""
+  """Returns whether these are the bytes of a CMYK JPEG."""
   frame = _header(data)[2]
   return frame is not None and data[frame + 9] == 4
 
 
 def _find_segment(data: bytes, start: int, kinds: frozenset[int]) -> int | None:
-  """Returns where the first segment of one of `kinds` begins."""
+  """Returns the offset of the first segment of one of `kinds`."""
   start = data.find(b'\xff', start)
   while 0 <= start < len(data) - 9:
     kind = data[start + 1]
     if kind in kinds:
       return start
-    if kind == 0xFF:  # Fill.
+    if kind == 0xFF:  # A fill byte.
       start += 1
     elif kind and kind not in _JPEG_BARE:
       start += 2 + int.from_bytes(data[start + 2 : start + 4])
@@ -147,24 +148,28 @@ def _find_segment(data: bytes, start: int, kinds: frozenset[int]) -> int | None:
 def _decode_upper_rows(
   data: bytes, frame: int, channels: int, rows: int
 ) -> np.ndarray | None:
-  """Returns the upper rows of a JPEG, bit for bit; None: decode all of it.
+  """Decodes the upper rows of a JPEG, bit for bit as in the whole image.
 
-  Two thirds of the time go into Huffman codes, which must be read from the top
-  down; but the decoder stops early where the header says that the image is less
-  high. Not for progressive files, of many scans over all rows, nor for CMYK.
+  Two thirds of the decoding time go into Huffman codes, which must be read from
+  the top down. A smaller height in the header makes the decoder stop early.
+
+  Returns:
+    The rows, or None if the whole file must be decoded: it is progressive (each
+    scan covers all rows), CMYK, or truncated.
   """
   scan = _find_segment(data, frame + 2, frozenset({_JPEG_SCAN}))
   num_components = data[frame + 9]
-  if data[frame + 1] not in _JPEG_SEQUENTIAL or num_components not in (1, 3):
-    return None
-  if scan is None or data[scan + 4] != num_components:
-    return None
-  # The end must be there, or the file is cut off somewhere.
-  if data.rfind(_JPEG_END, len(data) - 64) < 0:
+  if (
+    data[frame + 1] not in _JPEG_SEQUENTIAL
+    or num_components not in (1, 3)
+    or scan is None
+    or data[scan + 4] != num_components
+    or data.rfind(_JPEG_END, len(data) - 64) < 0
+  ):
     return None
   factors = data[frame + 11 : frame + 10 + 3 * num_components : 3]
   factor = max(factor & 15 for factor in factors)
-  # Chroma is interpolated between its rows: one row more than is wanted.
+  # Chroma is interpolated between its rows, so decode one more row of it.
   block = 8 * factor
   height = -(-(rows + factor) // max(block, 1)) * block
   width, old_height, _ = _header(data)
@@ -172,34 +177,38 @@ def _decode_upper_rows(
     return None
   shorter = data[: frame + 5] + height.to_bytes(2) + data[frame + 7 :]
   image = np.empty((height, width, channels), np.uint8)
-  colorspace = 'GRAY' if channels == 1 else 'RGB'
   try:
     simplejpeg.decode_jpeg(
-      shorter, colorspace=colorspace, strict=True, buffer=image
+      shorter, colorspace=COLORSPACES[channels], strict=True, buffer=image
     )
   except ValueError as error:
-    # The first complaint is that of the rows left over, after the last pixel.
+    # The rows left over are reported only after the last pixel was decoded.
     if 'extraneous bytes' not in str(error):
       return None
-  return image[:rows]  # The last ones lack the chroma below them.
+  return image[:rows]  # The rows after these lack the chroma below them.
 
 
 def _decode_jpeg(data: bytes, channels: int) -> np.ndarray:
-  colorspace = 'GRAY' if channels == 1 else 'RGB'
+  decode = functools.partial(
+    simplejpeg.decode_jpeg, data, colorspace=COLORSPACES[channels]
+  )
   try:
-    return simplejpeg.decode_jpeg(data, colorspace=colorspace, strict=True)
+    return decode(strict=True)
   except ValueError as error:
-    if 'extraneous bytes' in str(error):  # Between two segments: no loss.
-      return simplejpeg.decode_jpeg(data, colorspace=colorspace, strict=False)
+    # Extra bytes between two segments lose no pixels.
+    if 'extraneous bytes' in str(error):
+      return decode(strict=False)
     if 'subsampling' not in str(error):
       raise
-  return _decode_by_opencv(data, channels, 'JPEG')  # Knows the rare kinds, too.
+  # OpenCV also reads the rare kinds of subsampling.
+  return _decode_by_opencv(data, channels, 'JPEG')
 
 
 def _decode_by_opencv(data: bytes, channels: int, kind: str) -> np.ndarray:
   mode = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
   image = None
-  with contextlib.suppress(cv2.error):  # A side longer than OpenCV takes.
+  # OpenCV raises an error if a side is longer than it accepts.
+  with contextlib.suppress(cv2.error):
     image = cv2.imdecode(
       np.frombuffer(data, np.uint8), mode | cv2.IMREAD_IGNORE_ORIENTATION
     )
@@ -209,7 +218,7 @@ def _decode_by_opencv(data: bytes, channels: int, kind: str) -> np.ndarray:
 
 
 def _check_png(data: bytes) -> None:
-  """Checks the sums of all chunks; libpng would complain on stderr."""
+  """Checks the CRC of all chunks; libpng would print damage to stderr."""
   start, kind = len(_PNG_SIGNATURE), b''
   while kind != b'IEND':
     length = int.from_bytes(data[start : start + 4])

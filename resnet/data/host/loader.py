@@ -1,6 +1,6 @@
-"""Batches for the step, read ahead of their use and put on the devices.
+"""Reads batches ahead of their use and puts them on the devices.
 
-They come from `BatchReader`, which says what is in them: here is only when.
+`BatchReader` decides what is in a batch; this module decides when it is read.
 """
 
 from collections.abc import Generator, Iterator
@@ -18,14 +18,14 @@ from resnet.errors import InputError, RunError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoaderOptions:
-  """How fast to read; the batches are the same for every choice.
+  """Workers, threads and read-ahead. They do not change the batches.
 
   Attributes:
-    num_workers: processes that read ahead; 0 reads in threads of this one.
-    num_threads: threads in each process; a thread makes whole batches.
-    prefetch_batches: batches that wait, ready, in each process; see
+    num_workers: worker processes; 0 reads in threads of this process.
+    num_threads: threads in each process; each thread makes whole batches.
+    prefetch_batches: batches that are kept ready in each process; see
       `max_batches` for the memory.
-    max_worker_restarts: times that dead workers are replaced.
+    max_worker_restarts: number of times that dead workers are replaced.
   """
 
   num_workers: int
@@ -35,10 +35,10 @@ class LoaderOptions:
 
   @property
   def max_batches(self) -> int:
-    """The most batches that are held in memory, but for the device's.
+    """The most batches in host memory at a time.
 
-    Each thread works on one that has a place in the queue; worker processes
-    have a second queue, towards this one; and one is in the loop's hands.
+    Each thread works on a batch that has a place in the queue. Worker processes
+    have a second queue to this process, and the loop holds one batch.
     """
     queue = max(self.prefetch_batches, self.num_threads)
     if self.num_workers:
@@ -56,11 +56,11 @@ def read_ahead(
 ) -> Generator[HostBatch, None, None]:
   """Yields batches first_step .. num_steps - 1, read ahead of their use.
 
-  A worker that died is replaced, and `warnings` has a warning.
+  If a worker dies, new ones replace all of them, and `warnings` gets a line.
 
   Raises:
-    InputError: from the iterator, for a record that is broken.
-    RunError: from the iterator, for workers that die too often.
+    InputError: a record is broken.
+    RunError: workers died more than `max_worker_restarts` times.
   """
   threads = grain.ReadOptions(
     num_threads=options.num_threads,
@@ -73,7 +73,7 @@ def read_ahead(
   if options.num_workers:
     workers.check_shared_memory(options.max_batches * reader.num_batch_bytes)
     workers.prepare()
-  step, num_deaths = first_step, 0
+  step, num_restarts = first_step, 0
   while step < num_steps:
     steps = grain.MapDataset.range(step, num_steps).map(reader)
     batches = steps.to_iter_dataset(threads)
@@ -89,35 +89,39 @@ def read_ahead(
         yield batch
         step += 1
     except RuntimeError as error:
-      death = workers.describe_exit(error)
-      if death is None:
+      cause = workers.describe_exit(error)
+      if cause is None:
         raise
-      most = options.max_worker_restarts
-      if num_deaths == most:
-        raise RunError(
-          f'{death}{f", after {most} restarts" if most else ""}. Use fewer'
-          f' (--config.data.num_workers={options.num_workers - 1}) or less'
-          ' read-ahead (--config.data.prefetch_batches=1), or let them be'
-          f' replaced: --config.data.max_worker_restarts={most + 10}'
-        ) from None
-      num_deaths += 1
+      if num_restarts == options.max_worker_restarts:
+        raise _no_restart_left(cause, options) from None
+      num_restarts += 1
       warnings.warn(
-        f'{death}. Reading continues from batch {step + 1} in new processes'
-        f' (restart {num_deaths} of {most}).'
+        f'{cause}. Reading continues from batch {step + 1} in new processes'
+        f' (restart {num_restarts} of {options.max_worker_restarts}).'
       )
     finally:
       iterator.close()
 
 
-class DeviceLoader:
-  """Iterates over global arrays, sharded as the step wants them.
+def _no_restart_left(cause: str, options: LoaderOptions) -> RunError:
+  count = options.max_worker_restarts
+  return RunError(
+    f'{cause}{f", after {count} restarts" if count else ""}. Use fewer workers'
+    f' (--config.data.num_workers={options.num_workers - 1}) or less read-ahead'
+    ' (--config.data.prefetch_batches=1), or let workers be replaced:'
+    f' --config.data.max_worker_restarts={count + 10}'
+  )
 
-  Transfers are asynchronous: while the device works on one batch, the loop is
-  already here for the next.
+
+class DeviceLoader:
+  """Iterates over batches as global arrays, sharded for the step.
+
+  Transfers are asynchronous: the next batch is transferred while the devices
+  compute on the current one.
 
   Attributes:
-    wait_seconds: time spent waiting for batches of the host so far.
-    num_left_out: broken images that were met in the batches so far.
+    wait_seconds: time spent waiting for the host's batches so far.
+    num_left_out: number of broken images in the batches so far.
   """
 
   def __init__(
@@ -134,14 +138,14 @@ class DeviceLoader:
     self.wait_seconds = 0.0
 
   def start(self) -> None:
-    """Reads the first batch, and ahead from there."""
+    """Reads the first batch, which also starts reading ahead."""
     self._first = next(self._batches)
 
   def __iter__(self) -> Iterator[dict[str, jax.Array]]:
     return self
 
   def __next__(self) -> dict[str, jax.Array]:
-    """Puts the next batch on its way to the devices."""
+    """Starts the transfer of the next batch to the devices."""
     start = time.monotonic()
     try:
       batch = self._first or next(self._batches)

@@ -1,4 +1,4 @@
-"""Which record stands where in the endless stream of training examples."""
+"""The order of records in the endless stream of training examples."""
 
 import dataclasses
 import functools
@@ -9,23 +9,22 @@ import grain.python as grain
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingOrder:
-  """A sequence of epochs, each with its own order.
+  """A sequence of epochs, each shuffled anew.
 
-  With `repeats` r of more than 1 (repeated augmentation: Hoffer et al. 2020,
-  "Augment your batch"; Berman et al. 2019, "MultiGrain") each image of an
-  order comes r times, one copy after the other, each to be augmented anew. An
-  epoch is as long as without: it ends after the first 1/r of the order's
-  images, and the next one takes another order. A batch has its first copies
-  first, then the second ones, and so on, as torchvision's and timm's samplers
-  deal the copies out to processes: so groups of batch statistics of up to
-  batch_size / r images see no image twice (but for accumulation_steps, whose
-  parts take rows that lie apart).
+  With `repeats` r > 1 (repeated augmentation: Hoffer et al. 2020, "Augment your
+  batch"; Berman et al. 2019, "MultiGrain") each image comes r times in a row,
+  each time with another augmentation. The length of an epoch does not change:
+  it ends after the first 1/r of its shuffled images. A batch holds all first
+  copies, then all second ones, and so on, as torchvision's and timm's samplers
+  distribute copies over processes. So batch statistics over up to batch_size /
+  r neighbouring rows see no image twice. (This does not hold with
+  accumulation_steps, because a micro-batch takes strided rows.)
 
   Attributes:
-    length: number of records, and of the examples of an epoch.
-    seed: of the orders.
-    batch_size: global, images.
-    repeats: r.
+    length: number of records, and of examples per epoch.
+    seed: seed of the shuffles.
+    batch_size: global batch size, images.
+    repeats: r, the number of copies.
   """
 
   length: int
@@ -40,16 +39,13 @@ class TrainingOrder:
 
   @functools.cached_property
   def _places(self) -> list[int]:
-    """The place in the batch of each row, where copies are side by side."""
-    parts = (
-      range(i, self.batch_size, self.repeats) for i in range(self.repeats)
-    )
-    return [place for part in parts for place in part]
+    """For each row, its place in a batch whose copies lie side by side."""
+    return sorted(range(self.batch_size), key=lambda i: i % self.repeats)
 
   def __call__(self, position: int) -> int:
-    """Returns the record at a position, of which a batch has batch_size."""
+    """Returns the index of the record at a position of the stream."""
     batch, row = divmod(position, self.batch_size)
     place = batch * self.batch_size + self._places[row]
     epoch, place = divmod(place, self.length)
-    chosen = epoch * self.length + place // self.repeats
-    return cast(int, self._shuffled[chosen])
+    shuffled = self._shuffled[epoch * self.length + place // self.repeats]
+    return cast(int, shuffled)

@@ -1,8 +1,8 @@
-"""Batches for the step: which records, in which order, at which step.
+"""Reads the batch of a step: its records, their order and their crops.
 
-The place in the data is a function of (seed, step): a run that resumes at
-step n asks for batch n, and gets the bytes it would have got, whatever the
-number of threads, worker processes, JAX processes or devices.
+A batch is a function of (seed, step). A run that resumes at step n reads batch
+n and gets the same bytes, whatever the number of threads, worker processes, JAX
+processes or devices.
 """
 
 from collections.abc import Sequence
@@ -23,28 +23,28 @@ from resnet.data.host.warnings import too_many_bad_images
 from resnet.data.sources.base import Record, Source
 from resnet.errors import InputError
 
-# Arrays by name; where images were left out, beside them LEFT_OUT.
+# Arrays by name, and LEFT_OUT if images were left out.
 HostBatch = dict[str, Any]
 LEFT_OUT = 'left_out'
 Example = tuple[np.ndarray, int]
 
-# One key each, so that the order says nothing about the crops.
+# Separate keys, so that order and crops are independent.
 _ORDER_STREAM, _AUGMENT_STREAM = 0, 1
-# Uniform numbers come in blocks of so many.
+# Uniform numbers per block of the Philox generator.
 _PHILOX_BLOCK = 4
 
 
 def _derive(seed: int, stream: int) -> int:
   """Returns 32 bits that differ for neighbouring seeds and streams.
 
-  Grain seeds epoch e with seed + e: without this, epoch 1 of seed 0 would
+  Grain seeds epoch e with seed + e. Without this hash, epoch 1 of seed 0 would
   have the order of epoch 0 of seed 1.
   """
   return int(np.random.SeedSequence([seed, stream]).generate_state(1)[0])
 
 
 class BatchPlan(NamedTuple):
-  """The records of a batch, and uniform numbers for the transform of each."""
+  """Indices of a batch's records, and uniform numbers for their transforms."""
 
   indices: list[int]
   draws: list[list[float]]
@@ -55,26 +55,27 @@ class BatchReader:
   """Reads this process's rows of global batch number `step`.
 
   Global batch k holds the positions k * batch_size + (0 .. batch_size - 1) of
-  the stream of examples. A training stream is an endless row of epochs (see
-  `TrainingOrder`), so batches may span two epochs and no example is dropped. An
-  evaluation stream is the set in stored order; rows past its end are zeros with
-  mask False.
+  the stream of examples. A training stream is an endless sequence of epochs
+  (see `TrainingOrder`), so a batch may span two epochs and no example is
+  dropped. An evaluation stream is the split in stored order; rows past its end
+  are zeros with mask False.
 
-  An image that cannot be decoded is an error, or is left out. Then the next
-  record that decodes takes its place in training, whatever its label, and in
-  evaluation its row is zeros with mask False.
+  A broken image is an error, or is left out. In training the next record that
+  can be decoded replaces it, whatever its label. In evaluation its row is zeros
+  with mask False.
 
   Attributes:
     source: the records.
-    transform: of an image of any shape makes one of a fixed shape.
-    batch_size: global, images.
-    num_classes: labels must be below.
-    seed: of order and augmentation; None reads in order, once.
-    row_start: the first row of the global batch that is this process's.
-    row_count: the number of its rows, images.
-    max_bad_images: broken images that may be left out; None: none is.
-    repeats: copies of a training image that a batch has; see `TrainingOrder`.
-    sizes: side of the images by step; None: always that of the transform.
+    transform: makes images of one shape from images of any shape.
+    batch_size: global batch size, images.
+    num_classes: labels must be in 0 .. num_classes - 1.
+    seed: seed of order and augmentation; None reads in stored order, once.
+    row_start: first row of the global batch that belongs to this process.
+    row_count: number of rows that belong to this process.
+    max_bad_images: number of broken images that may be left out; None raises an
+      error for the first one.
+    repeats: copies of each training image; see `TrainingOrder`.
+    sizes: side of the images by step; None for that of the transform.
   """
 
   source: Source
@@ -115,13 +116,13 @@ class BatchReader:
   def __call__(self, step: int) -> HostBatch | InputError:
     """Returns 'image' uint8 [b, H, W, C], 'label' int32 [b], 'mask' bool [b].
 
-    Where images were left out there is also LEFT_OUT, a list of sentences
-    that name them. An `InputError` is returned, not raised, so that it crosses
-    the border of a worker process as it is.
+    If images were left out, LEFT_OUT is a list of sentences that name them. An
+    `InputError` is returned, not raised, because Grain would replace an
+    exception of a worker process by its own.
     """
     if self.sizes is not None:
       return self._by_size[self.sizes.at(step)](step)
-    cv2.setNumThreads(0)  # The threads are Grain's.
+    cv2.setNumThreads(0)  # Grain has threads already.
     keep_freed_memory()
     left_out: list[str] = []
     try:
@@ -138,7 +139,7 @@ class BatchReader:
     return {**batch, LEFT_OUT: left_out} if left_out else batch
 
   def plan(self, step: int) -> BatchPlan:
-    """Returns what a batch is made of; nothing is read for it."""
+    """Returns the plan of a batch, without reading a record."""
     start = step * self.batch_size + self.row_start
     positions = range(start, start + self.row_count)
     if self.seed is None:
@@ -149,15 +150,15 @@ class BatchReader:
     return BatchPlan(indices, self._draws(positions))
 
   def keys(self, step: int) -> list[str]:
-    """Returns the names of the records of a training batch, not decoded."""
+    """Returns the names of the records of a training batch."""
     indices = self.plan(step).indices
     return list(map(self.source.key, indices, self.source.read(indices)))
 
   def _draws(self, positions: range) -> list[list[float]]:
-    """Returns uniform numbers that depend on seed and position only.
+    """Draws uniform numbers that depend on seed and position only.
 
-    Each position owns as many blocks of a counter-based generator: one call
-    for a batch, and the numbers of a position are the same in any batch.
+    Each position owns the same number of blocks of a counter-based generator,
+    so one call serves a batch and the numbers do not depend on the batch size.
     """
     blocks = -(-self.transform.num_draws // _PHILOX_BLOCK)
     generator = np.random.Generator(
@@ -169,22 +170,21 @@ class BatchReader:
   def _example(
     self, draws: Draws, index: int, record: Record, left_out: list[str]
   ) -> Example | None:
-    """Returns image and label of the first record from `index` on that decodes.
+    """Returns image and label of the first good record from `index` on.
 
-    In evaluation None where that would be another one.
+    In evaluation a broken record gives None instead of the next one.
     """
     for _ in range(len(self.source)):
       try:
         image, box = self.decode(draws, index, record)
         image = self.transform(image, box, draws)
       except ValueError as error:
-        problem = error
         if not isinstance(error, InputError):
           key = self.source.key(index, record)
-          problem = InputError(f'The image of {key} cannot be used: {error}.')
+          error = InputError(f'The image of {key} cannot be used: {error}.')
         if self.max_bad_images is None:
-          raise problem from None
-        left_out.append(str(problem))
+          raise error from None
+        left_out.append(str(error))
       else:
         label = int(record['label'])
         if 0 <= label < self.num_classes:
@@ -206,20 +206,20 @@ class BatchReader:
     self, draws: Draws, index: int, record: Record
   ) -> tuple[np.ndarray, Box]:
     """Returns the rows of an image that the transform needs, and its box."""
-    # The header says the size, where it is sound.
+    # Reading the header is much cheaper than decoding the image.
     size = image_size(record['image'])
     height, width = size or decode_record(self.source, index, record).shape[:2]
     box = self.transform.box(height, width, draws)
-    # Where all rows are wanted, any damage is found.
+    # Without a limit, decoding also detects damage below the last row.
     rows = box.bottom if box.bottom < height else None
     return decode_record(self.source, index, record, rows), box
 
   def stack(self, examples: Sequence[Example | None]) -> HostBatch:
-    """Returns the batch of these examples; rows without one are zeros."""
+    """Stacks examples to a batch; rows without an example are zeros."""
     shapes = (example[0].shape for example in examples if example)
     shape = next(shapes, None) or self._image_shape
-    # Not np.zeros: NumPy asks for huge pages for what is not zeroed, and a
-    # batch of small ones costs a tenth of the time in page faults.
+    # np.empty gets huge pages, np.zeros does not: without them, page faults
+    # take a tenth of the time of a batch.
     images = np.empty((self.row_count, *shape), np.uint8)
     labels = np.zeros(self.row_count, np.int32)
     mask = np.zeros(self.row_count, bool)
@@ -232,13 +232,13 @@ class BatchReader:
 
   @property
   def num_batch_bytes(self) -> int:
-    """The bytes of the images of this process's rows, at the largest size."""
+    """Bytes of the images in this process's rows, at the largest size."""
     largest = self._by_size[self.sizes.starts[-1][1]] if self.sizes else self
     return self.row_count * math.prod(largest._image_shape)
 
   @functools.cached_property
   def _image_shape(self) -> tuple[int, ...]:
-    """The shape of the first image that can be decoded."""
+    """Shape of the first image that can be decoded."""
     for index in range(len(self.source)):
       (record,) = self.source.read([index])
       (draws,) = self._draws(range(1))

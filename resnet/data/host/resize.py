@@ -1,10 +1,10 @@
-"""Resampling with antialias, as torchvision and Pillow do it.
+"""Resizes with antialiasing, as torchvision and Pillow do.
 
-A filter is as wide as the step from one new pixel to the next, so that
-shrinking averages over all old pixels. Pillow's own code is the slower one;
-where most images go, bilinear shrinking, it is that of the Rust crate
-fast_image_resize (`cykooz-resizer`), of the same arithmetic. (Its bicubic
-differs by up to four grey levels.) Both leave Python's lock alone.
+The filter widens with the step between new pixels, so that shrinking averages
+over all old pixels. Bilinear shrinking, the most frequent case, uses the Rust
+crate fast_image_resize (`cykooz-resizer`), which has the same arithmetic as
+Pillow and is faster. (Its bicubic filter differs from Pillow's by up to four
+grey levels.) Both release the GIL.
 """
 
 import cv2
@@ -19,7 +19,7 @@ _PILLOW_FILTERS = {
   'lanczos': Image.Resampling.LANCZOS,
   'nearest': Image.Resampling.NEAREST,
 }
-# All that `resize` knows; weights of other programs may ask for any.
+# The interpolations of `resize`; weights of other programs may name any.
 FILTERS = ('bilinear', *_PILLOW_FILTERS)
 
 
@@ -29,10 +29,10 @@ def resize(
   """Resizes uint8 [H, W, C], C = 1 or 3, to uint8 [height, width, C].
 
   Args:
-    image: need not be contiguous.
-    height: of the result, pixels.
-    width: likewise.
-    interpolation: one of `FILTERS`; all but 'nearest' with antialias.
+    image: the image, which need not be contiguous.
+    height: height of the result, pixels.
+    width: width of the result, pixels.
+    interpolation: one of `FILTERS`; all but 'nearest' use antialiasing.
   """
   if image.shape[:2] == (height, width):
     return image
@@ -49,7 +49,7 @@ def resize(
 def _bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
   old_height, old_width, channels = image.shape
   if height >= old_height and width >= old_width:
-    # There antialias does nothing, and OpenCV has the same numbers sooner.
+    # Antialiasing has no effect here, and OpenCV is faster.
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
   pixel_type = _PIXEL_TYPES[channels]
   source = resizer.ImageData(old_width, old_height, pixel_type, image.tobytes())
@@ -57,6 +57,6 @@ def _bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
   options = resizer.ResizeOptions(
     resize_alg=resizer.ResizeAlg.convolution(resizer.FilterType.bilinear)
   )
-  # A resizer has a buffer of its own: threads cannot share one.
+  # A resizer has its own buffer, so threads cannot share one.
   resizer.Resizer().resize(source, result, options)
   return np.frombuffer(result.get_buffer(), np.uint8)

@@ -1,8 +1,7 @@
-"""The side of training images as a function of the step.
+"""Progressive resizing: the side of training images as a function of the step.
 
-Progressive resizing: small images first, for speed, larger ones at the end
-(Howard 2018, fast.ai's DAWNBench entry; Tan and Le 2021, "EfficientNetV2",
-section 4).
+Training starts with small images, for speed, and ends with larger ones (Howard
+2018, fast.ai's DAWNBench entry; Tan and Le 2021, "EfficientNetV2", section 4).
 """
 
 from collections.abc import Callable
@@ -12,27 +11,31 @@ from typing import Any
 
 from resnet.errors import InputError
 
-# (epoch, side in pixels) of each side, from that epoch on.
+# Pairs of a first epoch and the side of images from there on, pixels.
 Pairs = tuple[tuple[float, int], ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-  """The sides, as (number of the first batch, side in pixels); both rise."""
+  """Sides of images by step.
+
+  Attributes:
+    starts: pairs of a first step and the side from there on, pixels; both rise.
+  """
 
   starts: tuple[tuple[int, int], ...]
 
   def at(self, step: int) -> int:
-    """Returns the side of the images of batch `step`, pixels."""
+    """Returns the side of the images of step `step`, pixels."""
     return next(size for first, size in reversed(self.starts) if first <= step)
 
 
 def check_schedule(given: Any, *, image_size: int) -> Pairs:
-  """Returns the pairs that end with `image_size`; of () only that.
+  """Checks `data.size_schedule` and returns its pairs; () means one size.
 
   Args:
-    given: a command line may bring anything.
-    image_size: the side at the end, pixels.
+    given: the value of the field, which the command line may set to anything.
+    image_size: side of the images at the end, pixels.
   """
   if given in ((), []):
     return ((0.0, image_size),)
@@ -61,7 +64,7 @@ def check_schedule(given: Any, *, image_size: int) -> Pairs:
 def create_sizes(
   pairs: Pairs, *, steps: Callable[[float], int], num_steps: int
 ) -> Sizes:
-  """Returns the sides by step; `steps` turns epochs into whole steps."""
+  """Returns the sides by step; `steps` converts epochs to steps."""
   starts = tuple((steps(epoch), size) for epoch, size in pairs)
   ends = (*(first for first, _ in starts[1:]), num_steps)
   for (epoch, size), (first, _), end in zip(pairs, starts, ends, strict=True):

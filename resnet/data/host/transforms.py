@@ -1,8 +1,8 @@
-"""Image transforms: pure functions from NumPy to NumPy, uint8 [H, W, C].
+"""Image transforms: pure functions of NumPy arrays, uint8 [H, W, C].
 
-Whatever is random is a function of `draws`, numbers that are uniform in [0, 1)
-and belong to the example: so an image is a function of its place in the data.
-A transform first says which box of an image it looks at, so that the rest need
+Randomness comes from `draws`, uniform numbers in [0, 1) that belong to the
+example, so an augmented image is a function of its position in the data. A
+transform first returns the box that it needs, so that the rows below it need
 not be decoded.
 """
 
@@ -21,7 +21,7 @@ Image = np.ndarray
 Draws = Sequence[float]
 
 _TRIES = 10
-# Draws of random_box: area and aspect of each try, then top and left.
+# The draws of `random_box`: area and aspect of each try, then top and left.
 BOX_DRAWS = 2 * _TRIES + 2
 
 
@@ -43,26 +43,26 @@ class Box(NamedTuple):
 
 
 class Transform:
-  """Makes images of one shape; this one leaves them as they are.
+  """Makes images of one shape. The base class returns them unchanged.
 
   Attributes:
-    num_draws: uniform numbers in [0, 1) that an image is given.
+    num_draws: number of uniform draws per image.
   """
 
   num_draws = 0
 
   def with_size(self, size: int) -> 'Transform':
-    """Returns the same for training images of another side."""
+    """Returns this transform for training images of another side."""
     del size
     return self
 
   def box(self, height: int, width: int, draws: Draws) -> Box:
-    """Returns the part of an image [height, width] that will be looked at."""
+    """Returns the part of an image [height, width] that is needed."""
     del draws
     return Box(0, 0, height, width)
 
   def __call__(self, image: Image, box: Box, draws: Draws) -> Image:
-    """Returns uint8 [H, W, C] of an image of at least `box.bottom` rows."""
+    """Transforms an image of at least `box.bottom` rows to uint8 [H, W, C]."""
     del box, draws
     return image
 
@@ -74,10 +74,10 @@ def resize_shorter_side(
   *,
   max_pixels: int = MAX_PIXELS,
 ) -> Image:
-  """Resizes so that the shorter side has `size` pixels, as torchvision does.
+  """Resizes the shorter side to `size` pixels, as torchvision does.
 
-  The longer side is rounded down. A result of more than about `max_pixels` is a
-  ValueError.
+  The longer side is rounded down. A result of more than about `max_pixels`
+  raises a ValueError.
   """
   height, width = image.shape[:2]
   shorter = min(height, width)
@@ -91,16 +91,19 @@ def resize_shorter_side(
 
 
 def center_crop(image: Image, size: int) -> Image:
-  """Returns the central square, where torchvision's `CenterCrop` cuts it."""
+  """Crops the central square, rounding as torchvision's `CenterCrop` does."""
   top, left = (round((side - size) / 2) for side in image.shape[:2])
   return image[top : top + size, left : left + size]
 
 
 def ten_crop(image: Image, size: int) -> np.ndarray:
-  """Returns centre and corners, then the mirror image's, [10, size, size, C].
+  """Crops centre and corners, then those of the mirror image.
 
-  Krizhevsky et al. 2012, section 4.1; the crops of torchvision's `TenCrop`,
-  with the central ones first.
+  Krizhevsky et al. 2012, section 4.1. The crops are those of torchvision's
+  `TenCrop`, with the central ones first.
+
+  Returns:
+    uint8 [10, size, size, C].
   """
   crops = []
   for view in (image, image[:, ::-1]):
@@ -117,7 +120,7 @@ def ten_crop(image: Image, size: int) -> np.ndarray:
 def resize_and_center_crop(
   image: Image, resize_size: int, size: int, interpolation: str = 'bilinear'
 ) -> Image:
-  """Resizes the shorter side to `resize_size`, cuts the central square."""
+  """Resizes the shorter side to `resize_size` and crops the central square."""
   return center_crop(
     resize_shorter_side(image, resize_size, interpolation), size
   )
@@ -131,12 +134,13 @@ def random_box(
   area: tuple[float, float],
   aspect: tuple[float, float],
 ) -> Box:
-  """Returns a box of a random share of the area and a random aspect.
+  """Returns a box of random area and random aspect.
 
-  Szegedy et al. 2015, "Going deeper with convolutions", section 6; the
-  distribution is torchvision's `RandomResizedCrop`: area uniform, aspect
-  (width / height) log-uniform, ten tries, then the central box of the nearest
-  aspect that is allowed. The first BOX_DRAWS of `draws` are used.
+  Szegedy et al. 2015, "Going deeper with convolutions", section 6. The
+  distribution is that of torchvision's `RandomResizedCrop`: uniform area and
+  log-uniform aspect (width / height). After ten tries that do not fit, the box
+  is the central one of the nearest allowed aspect. The first BOX_DRAWS of
+  `draws` are used.
   """
   low, high = math.log(aspect[0]), math.log(aspect[1])
   for i in range(0, 2 * _TRIES, 2):
@@ -157,31 +161,31 @@ def random_box(
 
 
 def pad_and_crop(image: Image, draws: Draws, *, padding: int) -> Image:
-  """Pads each side with zeros, cuts a random window of the old size.
+  """Pads each side with zeros and crops a random window of the old size.
 
   He et al. 2016, section 4.2, with padding 4. The first two draws are used.
   """
   height, width = image.shape[:2]
-  padded = np.zeros(
-    (height + 2 * padding, width + 2 * padding, image.shape[2]), image.dtype
-  )
-  padded[padding : padding + height, padding : padding + width] = image
+  p = padding
+  padded = cv2.copyMakeBorder(image, p, p, p, p, cv2.BORDER_CONSTANT)
   top, left = (int(draw * (2 * padding + 1)) for draw in draws[:2])
-  return padded[top : top + height, left : left + width]
+  # OpenCV drops the channel axis of grey images.
+  return padded[top : top + height, left : left + width].reshape(image.shape)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainTransform(Transform):
-  """Image of any size -> augmented [size, size, C].
+  """Crops and flips an image of any size at random, to [size, size, C].
 
   Attributes:
     size: side of the result, pixels.
     crop: 'random_resized', 'pad' (shift by up to `padding` pixels), or 'none'.
-    area: least and largest share of the image, for 'random_resized'.
-    aspect: least and largest width / height, for 'random_resized'.
+    area: smallest and largest area as a share of the image, for
+      'random_resized'.
+    aspect: smallest and largest width / height, for 'random_resized'.
     padding: pixels on each side, for 'pad'.
     flip: mirror half of the images.
-    interpolation: 'bilinear' or 'bicubic', with antialias.
+    interpolation: 'bilinear' or 'bicubic', with antialiasing.
   """
 
   size: int
@@ -192,7 +196,7 @@ class TrainTransform(Transform):
   flip: bool
   interpolation: str = 'bilinear'
 
-  num_draws = 1 + BOX_DRAWS  # The flip's, then the crop's.
+  num_draws = 1 + BOX_DRAWS  # The flip comes first.
 
   def with_size(self, size: int) -> 'TrainTransform':
     return dataclasses.replace(self, size=size)
@@ -221,12 +225,12 @@ class TrainTransform(Transform):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalTransform(Transform):
-  """Image of any size -> central [size, size, C]; nothing random.
+  """Crops the centre of an image of any size, to [size, size, C].
 
   Attributes:
     size: side of the result, pixels.
-    resize_size: the shorter side is resized to this before the crop, pixels.
-    interpolation: 'bilinear' or 'bicubic', with antialias.
+    resize_size: shorter side after the resize, before the crop, pixels.
+    interpolation: 'bilinear' or 'bicubic', with antialiasing.
   """
 
   size: int

@@ -1,4 +1,4 @@
-"""Several square views of an image in one array, for averaged predictions."""
+"""Packs several square views of an image into one array."""
 
 import dataclasses
 
@@ -14,23 +14,23 @@ from resnet.data.host.transforms import (
   ten_crop,
 )
 
-# He et al. 2016, section 3.4, of networks that are trained on 224 pixels.
+# He et al. 2016, section 3.4, for networks trained on 224 pixels.
 _PAPER_SIDES, _PAPER_SIZE = (224, 256, 384, 480, 640), 224
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ViewsTransform(Transform):
-  """Image of any size -> its square views, one after the other, [N, C].
+  """Packs the square views of an image into one array [N, C].
 
-  N is the sum of side * side over the views. So an image is read and decoded
-  once, and a batch is still one array.
+  N is the sum of side * side over the views. The image is decoded once, and a
+  batch is still one array.
 
   Attributes:
-    sides: pixels of each view.
-    resize_size: the views are the ten crops of the image whose shorter side is
-      resized to this, pixels; all sides are equal then. None: the views are the
-      central squares of the image resized to each side.
-    interpolation: 'bilinear' or 'bicubic', with antialias.
+    sides: side of each view, pixels.
+    resize_size: take ten crops of the image with its shorter side resized to
+      this, pixels; all sides are equal. None takes the central square of the
+      image resized to each side.
+    interpolation: 'bilinear' or 'bicubic', with antialiasing.
   """
 
   sides: tuple[int, ...]
@@ -52,5 +52,5 @@ class ViewsTransform(Transform):
 
 
 def paper_sides(size: int) -> tuple[int, ...]:
-  """Returns the sides of the paper, in proportion to a network's `size`."""
+  """Returns the five sides of the paper, scaled to a network's `size`."""
   return tuple(round(side * size / _PAPER_SIZE) for side in _PAPER_SIDES)

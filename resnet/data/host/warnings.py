@@ -1,4 +1,4 @@
-"""Warnings about the data during a run."""
+"""Collects warnings about the data during a run."""
 
 from collections.abc import Sequence
 
@@ -6,20 +6,19 @@ from resnet.errors import InputError
 
 
 def too_many_bad_images(count: int, limit: int, last: str) -> InputError:
-  """Returns the error of a run that has left out enough images."""
+  """Returns the error for more broken images than `max_bad_images`."""
   return InputError(
-    f'{count} broken images were met, more than data.max_bad_images={limit}.'
+    f'{count} broken images were found, more than data.max_bad_images={limit}.'
     f' The last one: {last} Repair the data, or allow more:'
     ' --config.data.max_bad_images=N'
   )
 
 
 class DataWarnings:
-  """Warnings that wait to be shown, and the broken images met so far.
+  """Warnings to be printed, and the broken images found so far.
 
-  Workers have no screen, and a bar may be on that of the main process: so
-  lines are kept here until the loop takes them. At most `max_bad_images`
-  different images may be left out; None: none.
+  The loop prints the lines, so that they do not break its progress bar. At most
+  `max_bad_images` different images may be left out; None allows none.
   """
 
   def __init__(self, max_bad_images: int | None = None):
@@ -28,11 +27,15 @@ class DataWarnings:
     self._lines: list[str] = []
 
   def warn(self, text: str) -> None:
-    """Keeps a warning."""
+    """Adds a warning."""
     self._lines.append(f'warning: {text}')
 
   def report_bad_images(self, bad_images: Sequence[str]) -> None:
-    """Warns of each image that was not met before: a sentence that names it."""
+    """Adds a warning for each image that is not known yet.
+
+    Raises:
+      InputError: more than `max_bad_images` images are broken.
+    """
     for text in bad_images:
       if text not in self._bad_images:
         self._bad_images.add(text)
@@ -42,6 +45,6 @@ class DataWarnings:
       raise too_many_bad_images(count, limit, bad_images[-1])
 
   def take(self) -> list[str]:
-    """Returns the lines that were not taken yet, oldest first."""
+    """Returns and removes all warnings, oldest first."""
     lines, self._lines = self._lines, []
     return lines

@@ -1,4 +1,4 @@
-"""Data worker processes: that they end, and what is said of their death."""
+"""Starts and ends data worker processes, and reports why they died."""
 
 import atexit
 import functools
@@ -17,13 +17,13 @@ from resnet.errors import InputError
 
 _SHARED_MEMORY = '/dev/shm'
 
-# For Python's process that frees what a killed one has left behind: it does so
-# and says so, on stderr, below the one line that a person should read.
+# Python's resource tracker frees what a killed worker left behind. Its warning
+# on stderr would follow the one line that the user should read.
 _QUIET = 'ignore:resource_tracker:UserWarning'
 
 
 def check_shared_memory(num_bytes: int = 0) -> None:
-  """Checks that processes and threads can share so much memory, and locks."""
+  """Raises an InputError if /dev/shm has no room for `num_bytes` and locks."""
   if sys.platform != 'linux':
     return
   try:
@@ -34,42 +34,41 @@ def check_shared_memory(num_bytes: int = 0) -> None:
     free = state.f_bavail * state.f_frsize
     if free >= num_bytes:
       return
-    problem = f'has {free / 1e6:,.0f} MB free'
+    problem = f'has only {free / 1e6:,.0f} MB free'
   except OSError as error:
     problem = f'cannot be written: {error.strerror}'
-  needed = max(num_bytes, 2**20)  # Locks take a page each.
+  needed = max(num_bytes, 2**20)  # Each lock takes a page.
   raise InputError(
     f'{_SHARED_MEMORY}, the shared memory of processes, {problem};'
-    f' {needed / 1e6:,.0f} MB are needed. In a container start it with'
+    f' {needed / 1e6:,.0f} MB are needed. Start a container with'
     f' --shm-size={max(64, math.ceil(2 * needed / 1e6))}m'
-    + ('' if not num_bytes else ', or read with --config.data.num_workers=0')
+    + (', or read with --config.data.num_workers=0' if num_bytes else '')
   )
 
 
 @functools.cache
 def prepare() -> None:
-  """Prepares this process for workers; before the first one."""
-  sys.warnoptions.append(_QUIET)  # Of new processes: this one's are fixed.
-  atexit.register(_kill)
-  # Python's process that frees what a killed one has left behind ignores the
-  # signals that end a run, except this one; it inherits what is blocked here.
+  """Prepares this process before it starts its first worker."""
+  sys.warnoptions.append(_QUIET)  # This affects new processes only.
+  atexit.register(_kill_workers)
+  # The resource tracker ignores the signals that end a run, except SIGHUP. It
+  # inherits the blocked signals of this process.
   previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
   resource_tracker.ensure_running()
   signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
-def _kill() -> None:
-  """Ends workers that are left at exit: Python would wait for them."""
+def _kill_workers() -> None:
+  """Kills the remaining workers at exit: Python would wait for them."""
   for child in multiprocessing.active_children():
     child.kill()
 
 
 def end_with_parent(index: int, count: int) -> None:
-  """Makes a new worker end with the process that began it, even if killed.
+  """Makes a new worker end with its parent, even if the parent is killed.
 
-  Ctrl-C, a closed terminal and schedulers signal all processes of a run at
-  once: that is for the one that began it, which saves, and needs batches until
-  then.
+  Ctrl-C, a closed terminal and schedulers signal all processes of a run. The
+  workers ignore that, because the parent needs batches until it has saved.
   """
   del index, count
   for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -85,8 +84,8 @@ def end_with_parent(index: int, count: int) -> None:
 
 
 def describe_exit(error: RuntimeError) -> str | None:
-  """Returns how a worker ended, if Grain's error says so; None: it does not."""
-  # Grain has no class for it.
+  """Returns how a worker ended, or None if the error is not about a worker."""
+  # Grain has no exception class for a dead worker.
   match = re.search(r'terminated unexpectedly.*code (-?\d+)', str(error))
   if match is None:
     return None
