@@ -23,8 +23,7 @@ import numpy as np
 from configs import fashion_mnist, finetune
 from resnet import experiment
 from resnet.data.prepare import writer
-from resnet.data.prepare.encoding import Encoding
-from resnet.data.prepare.job import Job
+from resnet.data.prepare.job import Encoding, Job
 from resnet.data.sources import idx
 from resnet.data.sources.base import ArrayRecords, Source
 from resnet.run import run as run_lib

@@ -24,8 +24,7 @@ import tqdm
 
 from resnet.data.host.decode import decode_record
 from resnet.data.prepare import writer
-from resnet.data.prepare.encoding import Encoding
-from resnet.data.prepare.job import Job, check_disk
+from resnet.data.prepare.job import Encoding, Job, check_disk
 from resnet.data.sources import cifar, idx, imagenet, registry
 from resnet.data.sources import folder as folder_lib
 from resnet.errors import InputError, RunError

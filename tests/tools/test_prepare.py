@@ -155,7 +155,7 @@ def test_the_same_command_compares_a_set_with_its_manifest(
   data = bytearray(shard.read_bytes())
   data[len(data) // 2] ^= 1
   shard.write_bytes(data)
-  with pytest.raises(InputError, match=r'train.*not what its manifest says'):
+  with pytest.raises(InputError, match=r'train.*differs from its manifest'):
     prepare_set('folder', folder, tmp_path)
 
 
@@ -163,14 +163,14 @@ def test_the_same_command_compares_a_set_with_its_manifest(
 # more: at least two shards, of four images at most, are complete.
 STUCK = """
 import itertools, threading
-from resnet.data.prepare import encoding
+from resnet.data.prepare.job import Encoding
 from resnet.tools import command, prepare
-encode, count = encoding.Encoding.encode, itertools.count()
+encode, count = Encoding.encode, itertools.count()
 def wait_or_encode(self, image):
   if next(count) >= 33 + 14:
     threading.Event().wait()
   return encode(self, image)
-encoding.Encoding.encode = wait_or_encode
+Encoding.encode = wait_or_encode
 command.run(prepare.main, prepare.parser())
 """
 
@@ -192,7 +192,7 @@ def test_the_same_command_goes_on_after_a_kill(folder, prepared, tmp_path):
   assert 2 <= len(done) < 14
   with pytest.raises(InputError, match=r"'my_photos'"):
     open_set(unfinished)
-  with pytest.raises(InputError, match=r'half-written by another .* encoding'):
+  with pytest.raises(InputError, match=r'begun by another .* encoding'):
     prepare_set('folder', folder, tmp_path, '--resize=30')
   place, _ = prepare_set('folder', folder, tmp_path)
   assert not unfinished.exists()
@@ -231,7 +231,7 @@ def test_too_small_a_disk_is_refused_before_anything_is_written(
   ('words', 'message'),
   [
     (['--from=folder', '--source=/nowhere'], 'cannot be read as a folder'),
-    (['--from=tfds'], 'no prepared TFDS set'),
+    (['--from=tfds'], 'not a prepared TFDS set'),
     (['--from=folder', '--resize=1'], '--resize=1'),
   ],
 )

@@ -1,17 +1,17 @@
 """Writes prepared sets: ArrayRecord in the layout of TFDS, shard by shard.
 
-A set grows in a folder NAME/VERSION.incomplete, which is renamed when it is
-complete. Each shard is written under another name, read back, compared and
-renamed; then a note records that it is done. So a kill at any moment loses only
-the shards in progress, and the same command continues.
+A set is written to a folder NAME/VERSION.incomplete, which is renamed when it
+is complete. Each shard is written to a temporary file, read back, compared and
+renamed; then a JSON file records that it is finished. A kill loses only the
+shards in progress, and the same command continues.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import hashlib
-import io
 import json
 import math
 import os
@@ -23,54 +23,53 @@ from array_record.python import array_record_module  # pyright: ignore
 import tensorflow_datasets as tfds
 
 from resnet.data.prepare.job import Job
+from resnet.data.sources.base import Source, reason_of
 from resnet.errors import InputError, RunError
 from resnet.files import replacing, write_atomically
 
 VERSION = '1.0.0'
 MANIFEST = 'manifest.json'
-# In the folder of an unfinished set: what is to be written, and the folder of
-# notes, one per finished shard.
-_PLAN, _NOTES = 'plan.json', 'shards'
-# JPEG and PNG do not become smaller, and reading is faster.
+# In an unfinished set: the plan, and the folder with a JSON file for each
+# finished shard.
+_PLAN, _FINISHED = 'plan.json', 'shards'
+# Compression does not shrink JPEG and PNG, and it slows down reading.
 _WRITER_OPTIONS = 'group_size:1,uncompressed'
-# Bytes of a shard, and the least number of shards: a small set has several,
-# so that it is written in parallel.
+# Target size of a shard, and the least number of shards, so that a small set is
+# written in parallel, too.
 _SHARD_BYTES, _MIN_SHARDS = 2**27, 8
 
-Advance = Callable[[int], Any]  # Called with a number of records that are done.
+Advance = Callable[[int], Any]  # Called with a number of finished records.
 
 
 def write(job: Job, *, num_threads: int, advance: Advance) -> dict[str, Any]:
-  """Writes what is missing, and returns the manifest.
+  """Writes the missing shards and returns the manifest.
 
-  Each thread writes a shard: decoding and encoding release Python's lock.
+  Each thread writes one shard at a time; decoding and encoding release the GIL.
+
+  Raises:
+    InputError: an image is broken, or another command has begun the set.
+    RunError: the disk is full or failing.
   """
   try:
     plan = _begin(job)
-    places = [
-      (split, number, count)
-      for split, count in plan['shards'].items()
-      for number in range(count)
+    splits = plan['shards'].items()
+    shards = [
+      (split, i, count) for split, count in splits for i in range(count)
     ]
-    pool = concurrent.futures.ThreadPoolExecutor(num_threads)
-    try:
-      shards = [pool.submit(_make_shard, job, advance, *x) for x in places]
-      for shard in concurrent.futures.as_completed(shards):
-        shard.result()
-    finally:  # After an error no other shard is begun.
-      pool.shutdown(cancel_futures=True)
-    return _finish(job, plan, [shard.result() for shard in shards])
-  except (OSError, RuntimeError) as error:  # The second is ArrayRecord's.
-    reason = getattr(error, 'strerror', None) or str(error).partition('\n')[0]
+    with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
+      # After an error, `map` cancels the shards that have not started.
+      make = functools.partial(_make_shard, job, advance)
+      return _finish(job, plan, list(pool.map(make, shards)))
+  except (OSError, RuntimeError) as error:  # ArrayRecord raises RuntimeError.
     raise RunError(
-      f'{job.unfinished} cannot be written: {reason}. Finished shards stay; the'
-      ' same command continues.'
+      f'{job.unfinished} cannot be written: {reason_of(error)}. Finished shards'
+      ' are kept; the same command continues.'
     ) from None
 
 
 def _begin(job: Job) -> dict[str, Any]:
-  """Returns what decides the bytes of the files; it becomes the manifest."""
-  names, path = job.first.class_names, job.unfinished / _PLAN
+  """Writes and returns the plan, which determines the bytes of the shards."""
+  path = job.unfinished / _PLAN
   examples = {split: len(source) for split, source in job.splits.items()}
   record_bytes = job.num_bytes / sum(examples.values())
   plan = {
@@ -79,7 +78,7 @@ def _begin(job: Job) -> dict[str, Any]:
     'origin': dict(job.origin),
     'encoding': dataclasses.asdict(job.encoding),
     'skip_bad': job.skip_bad,
-    'class_names': names and list(names),
+    'class_names': job.class_names,
     'examples': examples,
     'shards': {
       split: min(
@@ -92,39 +91,40 @@ def _begin(job: Job) -> dict[str, Any]:
     found = json.loads(path.read_text())
     if keys := [key for key in plan if found.get(key) != plan[key]]:
       raise InputError(
-        f'{job.unfinished} is half-written by another command: it differs in'
-        f' {", ".join(keys)}. Give that command again, or delete the folder.'
+        f'{job.unfinished} was begun by another command, which differs in'
+        f' {", ".join(keys)}. Repeat that command, or delete the folder.'
       )
-  (job.unfinished / _NOTES).mkdir(parents=True, exist_ok=True)
-  # Shards that were in progress when a command was killed.
-  for left_over in job.unfinished.rglob('.*.array_record-*'):
-    left_over.unlink()
+  (job.unfinished / _FINISHED).mkdir(parents=True, exist_ok=True)
+  # Remove shards that were in progress when a command was killed.
+  for partial in job.unfinished.rglob('.*.array_record-*'):
+    partial.unlink()
   write_atomically(str(path), json.dumps(plan, indent=2))
   return plan
 
 
 def _make_shard(
-  job: Job, advance: Advance, split: str, number: int, count: int
+  job: Job, advance: Advance, shard: tuple[str, int, int]
 ) -> dict[str, Any]:
-  """Writes every `count`-th record from `number` on, unless that is done.
+  """Writes a shard, unless it is finished, and returns its description.
 
-  Returns:
-    The shard's note.
+  The `shard` is split, number and count: it holds every `count`-th record of
+  the split from `number` on.
   """
+  split, number, count = shard
   indices = range(number, len(job.splits[split]), count)
   name = f'{job.name}-{split}.array_record-{number:05}-of-{count:05}'
   path = job.unfinished / name
-  note_path = job.unfinished / _NOTES / f'{name}.json'
-  if note_path.exists():
+  finished_path = job.unfinished / _FINISHED / f'{name}.json'
+  if finished_path.exists():
     advance(len(indices))
-    return json.loads(note_path.read_text())
+    return json.loads(finished_path.read_text())
   digest, left_out = hashlib.sha256(), []
   with replacing(str(path)) as temporary:
     writer = array_record_module.ArrayRecordWriter(temporary, _WRITER_OPTIONS)
     with contextlib.closing(writer):
       for index in indices:
         try:
-          data = _serialize(job, split, index)
+          data = _serialize(job.splits[split], index, job)
         except InputError as error:
           if not job.skip_bad:
             raise InputError(
@@ -138,7 +138,7 @@ def _make_shard(
         advance(1)
     num_written = len(indices) - len(left_out)
     _read_back(temporary, digest.hexdigest(), num_written)
-  note = {
+  finished = {
     'split': split,
     'left_out': left_out,
     'file': name,
@@ -146,12 +146,12 @@ def _make_shard(
     'bytes': path.stat().st_size,
     'sha256': _sha256(path),
   }
-  write_atomically(str(note_path), json.dumps(note))
-  return note
+  write_atomically(str(finished_path), json.dumps(finished))
+  return finished
 
 
-def _serialize(job: Job, split: str, index: int) -> bytes:
-  source = job.splits[split]
+def _serialize(source: Source, index: int, job: Job) -> bytes:
+  """Encodes a record of a split of `job` as TFDS does."""
   (record,) = source.read([index])
   key, label = source.key(index, record), int(record['label'])
   if not 0 <= label < source.num_classes:
@@ -164,15 +164,13 @@ def _serialize(job: Job, split: str, index: int) -> bytes:
     raise InputError(
       f'The image of {key} cannot be decoded: {error}.'
     ) from None
-  if isinstance(image, bytes):
-    image = io.BytesIO(image)
-  elif image.shape != job.features['image'].shape:
+  shape = job.features['image'].shape
+  if job.encoding.raw and image.shape != shape:
     raise InputError(
-      f'The image of {key} is {image.shape}, others are'
-      f' {job.features["image"].shape}: --raw needs one size: add'
-      ' --resize=SHORT_SIDE.'
+      f'The image of {key} is {image.shape}, others are {shape}, but --raw'
+      ' needs one size: add --resize=SHORT_SIDE.'
     )
-  # The bytes of a file name, which need not be UTF-8.
+  # A file name is bytes, which need not be UTF-8.
   name = os.fsencode(record.get('file_name', record.get('id', str(index))))
   return job.features.serialize_example(
     {'image': image, 'label': label, 'file_name': name}
@@ -180,9 +178,9 @@ def _serialize(job: Job, split: str, index: int) -> bytes:
 
 
 def _read_back(path: str, digest: str, count: int) -> None:
-  """Compares the records of a file with what was written."""
+  """Raises a RunError if a shard does not hold the records written to it."""
   found, num_records = hashlib.sha256(), 0
-  with contextlib.suppress(RuntimeError):  # Reported below.
+  with contextlib.suppress(RuntimeError):  # The comparison below fails then.
     reader = array_record_module.ArrayRecordReader(path)
     num_records = reader.num_records()
     for start in range(0, num_records, 64):
@@ -201,28 +199,28 @@ def _sha256(path: pathlib.Path) -> str:
 
 
 def _finish(
-  job: Job, plan: Mapping[str, Any], notes: Sequence[dict[str, Any]]
+  job: Job, plan: Mapping[str, Any], shards: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
   """Writes the metadata, renames the folder and returns the manifest."""
   splits = []
   for split in job.splits:
-    own = [note for note in notes if note['split'] == split]
+    own = [shard for shard in shards if shard['split'] == split]
+    lengths = [shard['examples'] for shard in own]
+    if not sum(lengths):
+      raise InputError(f'No image of {split!r} can be decoded.')
+    num_bytes = sum(shard['bytes'] for shard in own)
     splits.append(
       tfds.core.SplitInfo(
-        name=split,
-        shard_lengths=[note['examples'] for note in own],
-        num_bytes=sum(note['bytes'] for note in own),
+        name=split, shard_lengths=lengths, num_bytes=num_bytes
       )
     )
-    if not splits[-1].num_examples:
-      raise InputError(f'No image of {split!r} can be decoded.')
-  files = ('file', 'examples', 'bytes', 'sha256')
+  fields = ('file', 'examples', 'bytes', 'sha256')
   manifest = {
     **plan,
     'examples': {split.name: split.num_examples for split in splits},
     'bytes': sum(split.num_bytes for split in splits),
-    'left_out': [text for note in notes for text in note['left_out']],
-    'shards': [{key: note[key] for key in files} for note in notes],
+    'left_out': [text for shard in shards for text in shard['left_out']],
+    'shards': [{key: shard[key] for key in fields} for shard in shards],
   }
   tfds.folder_dataset.write_metadata(
     data_dir=str(job.unfinished),
@@ -233,20 +231,21 @@ def _finish(
     check_data=False,
     description=f'{job.name}, by resnet.tools.prepare.',
   )
-  path = str(job.unfinished / MANIFEST)
-  write_atomically(path, json.dumps(manifest, indent=2))
-  shutil.rmtree(job.unfinished / _NOTES)
+  write_atomically(
+    str(job.unfinished / MANIFEST), json.dumps(manifest, indent=2)
+  )
+  shutil.rmtree(job.unfinished / _FINISHED)
   (job.unfinished / _PLAN).unlink()
   job.unfinished.rename(job.folder)
   return manifest
 
 
 def verify(folder: str, advance: Advance) -> dict[str, Any]:
-  """Compares a finished set with its manifest, and returns that."""
+  """Compares a finished set with its manifest, and returns the manifest."""
   path = pathlib.Path(folder, MANIFEST)
   if not path.exists():
     raise InputError(
-      f'{folder} has no {MANIFEST}: another program has made it. Give another'
+      f'{folder} has no {MANIFEST}, so another program wrote it: choose another'
       ' --out or --name.'
     )
   manifest = json.loads(path.read_text())
@@ -254,7 +253,7 @@ def verify(folder: str, advance: Advance) -> dict[str, Any]:
     path = pathlib.Path(folder, shard['file'])
     if not path.exists() or _sha256(path) != shard['sha256']:
       raise InputError(
-        f'{path} is missing or not what its manifest says: delete {folder} and'
+        f'{path} is missing or differs from its manifest: delete {folder} and'
         ' prepare the set again.'
       )
     advance(shard['examples'])

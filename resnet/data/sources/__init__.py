@@ -1,4 +1,5 @@
 """Random-access sources of labelled images, one module per format.
 
-A new source is a module that returns `base.Source`, and a line in `registry`.
+To add one, write a module that returns `base.Source` and register it in
+`registry`.
 """

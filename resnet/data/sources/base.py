@@ -1,4 +1,4 @@
-"""One split of labelled images, wherever it lies."""
+"""The interface of all sources: one split of labelled images."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -12,8 +12,14 @@ from resnet.errors import readable
 Record = Mapping[str, Any]
 
 
+def reason_of(error: Exception) -> str:
+  """Returns the first line of an error, without the path of an OSError."""
+  text = getattr(error, 'strerror', None) or str(error)
+  return text.partition('\n')[0] or repr(error)
+
+
 class Records(Protocol):
-  """What `Source.records` must do; a TFDS data source does."""
+  """The protocol of `Source.records`; a TFDS data source implements it."""
 
   def __len__(self) -> int: ...
 
@@ -42,15 +48,14 @@ class Source:
   """One split of labelled images.
 
   Attributes:
-    name: of the data set.
-    split: as TFDS writes it, such as 'train' or 'train[:90%]'.
+    name: name of the data set.
+    split: name of the split in TFDS, such as 'train' or 'train[:90%]'.
     num_classes: labels are in 0 .. num_classes - 1.
-    channels: 1 or 3.
-    class_names: of the labels in order; None where the set does not say.
+    channels: number of image channels, 1 or 3.
+    class_names: names of the labels in order, or None if unknown.
     records: random access to records with 'image' (PNG or JPEG bytes, or
       uint8 [H, W, C]) and 'label' (int).
-    image_shape: [H, W, C] that all images have; None: it differs or is not
-      known.
+    image_shape: [H, W, C] of all images, or None if it differs or is unknown.
   """
 
   name: str
@@ -71,7 +76,7 @@ class Source:
   def fingerprint(self, num_records: int = 16) -> str:
     """Returns a checksum of some records, from the first to the last.
 
-    Other images, or another order of them, nearly always have another.
+    Other images, or another order, nearly always have another checksum.
     """
     indices = np.linspace(0, len(self) - 1, min(num_records, len(self)))
     digest = hashlib.sha256()
@@ -81,7 +86,7 @@ class Source:
     return digest.hexdigest()[:12]
 
   def key(self, index: int, record: Record) -> str:
-    """Returns a name by which a person finds the record."""
+    """Returns a name of the record for messages."""
     name = readable(record.get('file_name', record.get('id', b'')))
     place = f'record {index} of {self.name}/{self.split}'
     return f'{place} ({name})' if name else place

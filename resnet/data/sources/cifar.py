@@ -1,8 +1,8 @@
 """CIFAR-10 and CIFAR-100 from their binary archives (Krizhevsky 2009).
 
-The format is that of https://www.cs.toronto.edu/~kriz/cifar.html: a record has
-one byte of label, or two (coarse, fine), and the planes of red, green and blue
-of 32 x 32 pixels. The pickled version is never read: unpickling runs code.
+The format is described at https://www.cs.toronto.edu/~kriz/cifar.html: a record
+has one byte of label, or two (coarse, fine), and the red, green and blue planes
+of 32 x 32 pixels. The pickled version is not supported: unpickling runs code.
 """
 
 import os
@@ -12,11 +12,15 @@ import zlib
 
 import numpy as np
 
-from resnet.data.sources.base import ArrayRecords, Source
+from resnet.data.sources.base import ArrayRecords, Source, reason_of
 from resnet.errors import InputError
 
 _SIDE = 32
-# The files of each split, the file of the class names, and the bytes of labels.
+_FETCH = (
+  'fetch cifar-10-binary.tar.gz or cifar-100-binary.tar.gz from'
+  ' https://www.cs.toronto.edu/~kriz/cifar.html'
+)
+# Files of each split, file of the class names, and bytes of a record's labels.
 _SETS = {
   'cifar10': (
     {
@@ -35,22 +39,18 @@ _SETS = {
 
 
 def default_name(path: str) -> str:
-  """Returns 'cifar10' or 'cifar100', by the name of the archive or folder."""
+  """Returns 'cifar10' or 'cifar100' from the name of the archive or folder."""
   return 'cifar100' if '100' in os.path.basename(path) else 'cifar10'
 
 
 def open_splits(path: str, name: str) -> dict[str, Source]:
-  """Returns the splits 'train' and 'test'; labels are the fine ones."""
+  """Returns the splits 'train' and 'test', with the fine labels."""
   files = _read(path)
   kind = next((kind for kind, own in _SETS.items() if own[1] in files), None)
   if kind is None:
-    raise InputError(
-      f'{path} is not the binary version of CIFAR: fetch'
-      ' cifar-10-binary.tar.gz or cifar-100-binary.tar.gz from'
-      ' https://www.cs.toronto.edu/~kriz/cifar.html'
-    )
+    raise InputError(f'{path} is not the binary version of CIFAR: {_FETCH}')
   if name != kind and name in _SETS:
-    raise InputError(f'{path} is {kind}: --name={kind}')
+    raise InputError(f'{path} is {kind}: type --name={kind}')
   splits, names_file, label_bytes = _SETS[kind]
   class_names = tuple(files[names_file].decode().split())
   return {
@@ -68,23 +68,22 @@ def open_splits(path: str, name: str) -> dict[str, Source]:
 
 
 def _read(path: str) -> dict[str, bytes]:
-  """Returns the content of the files of a folder or an archive, by name."""
-  files = {}
+  """Returns the contents of the files in a folder or an archive, by name."""
   try:
     if os.path.isdir(path):
-      for entry in filter(pathlib.Path.is_file, pathlib.Path(path).iterdir()):
-        files[entry.name] = entry.read_bytes()
-      return files
+      entries = filter(pathlib.Path.is_file, pathlib.Path(path).iterdir())
+      return {entry.name: entry.read_bytes() for entry in entries}
     with tarfile.open(path) as tar:
-      for member in tar:
-        if (content := tar.extractfile(member)) is not None:
-          files[os.path.basename(member.name)] = content.read()
+      return {
+        os.path.basename(member.name): content.read()
+        for member in tar
+        if (content := tar.extractfile(member)) is not None
+      }
   except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
     raise InputError(
-      f'{path} cannot be read: {error}. Expected a binary archive of CIFAR,'
-      ' whole, or the folder that is in it.'
+      f'{path} cannot be read: {reason_of(error).rstrip(":")}. Expected a whole'
+      f' binary archive of CIFAR or its unpacked folder: {_FETCH}'
     ) from None
-  return files
 
 
 def _records(
@@ -95,7 +94,7 @@ def _records(
     length = len(files.get(name, b''))
     if not length or length % size:
       raise InputError(
-        f'{path}: {name} is missing or not whole: it has {length:,} bytes,'
+        f'{path}: {name} is missing or truncated: it has {length:,} bytes,'
         f' expected a multiple of {size:,}. Fetch the archive again.'
       )
   data = np.frombuffer(b''.join(files[name] for name in names), np.uint8)

@@ -1,10 +1,11 @@
-"""TFDS builder of scikit-learn's handwritten digits: real data, no network.
+"""TFDS builder of scikit-learn's handwritten digits, which need no download.
 
 The 1,797 images are the test part of the UCI set "Optical recognition of
 handwritten digits" (Alpaydin and Kaynak 1998): 8x8 pixels, 13 writers.
 """
 
 import contextlib
+import functools
 import io
 from typing import Any
 
@@ -12,6 +13,7 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
+from resnet.data.sources.base import reason_of
 from resnet.errors import InputError
 
 _EVERY = 5
@@ -20,10 +22,10 @@ _EVERY = 5
 class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """8x8 grey images of ten digits, split into 1,437 and 360.
 
-  The images are sorted by label, keeping their order within a label, and every
-  fifth one, beginning with the first, is a test image. So each label has a
-  fifth of its images in the test split, to within one image. Writers are in
-  both splits. The pixels 0..16 are scaled to 0..255 and stored as PNG.
+  The images are stably sorted by label. Every fifth one, beginning with the
+  first, is a test image, so each label has a fifth of its images, to within one
+  image, in the test split. Both splits contain images of the same writers. The
+  pixels 0..16 are scaled to 0..255 and stored as PNG.
   """
 
   VERSION = tfds.core.Version('1.0.0')
@@ -44,7 +46,7 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def _split_generators(self, dl_manager):
     del dl_manager  # The images come with scikit-learn.
-    from sklearn import datasets  # A slow import, needed once.
+    from sklearn import datasets  # Here, because the import is slow.
 
     digits: Any = datasets.load_digits()
     order = np.argsort(digits.target, kind='stable')
@@ -57,26 +59,25 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def _generate_examples(self, digits, indices):
     for index in indices.tolist():
       pixels = np.round(digits.images[index] * (255 / 16)).astype(np.uint8)
-      png = io.BytesIO(cv2.imencode('.png', pixels)[1].tobytes())
+      png = cv2.imencode('.png', pixels)[1].tobytes()
       yield index, {'image': png, 'label': int(digits.target[index])}
 
 
 def prepare(data_dir: str | None) -> None:
-  """Prepares the set, quietly, unless it is prepared already."""
-
-  def builder() -> tfds.core.DatasetBuilder:
-    return Digits(data_dir=data_dir, file_format='array_record')
-
-  if builder().info.splits:
+  """Prepares the set without output, unless it is prepared already."""
+  create = functools.partial(
+    Digits, data_dir=data_dir, file_format='array_record'
+  )
+  builder = create()
+  if builder.info.splits:
     return
   tfds.disable_progress_bar()
   try:
     with contextlib.redirect_stdout(io.StringIO()):
-      builder().download_and_prepare()
+      builder.download_and_prepare()
   except OSError as error:
-    if builder().info.splits:
-      return  # Another process was faster.
-    raise InputError(
-      f'digits cannot be written to {builder().data_dir}:'
-      f' {error.strerror or error}. Name another --config.data.data_dir=DIR'
-    ) from None
+    if not create().info.splits:  # Another process may have been faster.
+      raise InputError(
+        f'digits cannot be written to {builder.data_dir}: {reason_of(error)}.'
+        ' Choose another --config.data.data_dir=DIR'
+      ) from None

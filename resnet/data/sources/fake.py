@@ -1,4 +1,4 @@
-"""Images that are made up on the fly: the set `fake`."""
+"""The set `fake`: synthetic images, generated when they are read."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -9,13 +9,20 @@ import numpy as np
 from resnet.data.sources.base import Source
 from resnet.errors import InputError
 
-# Images of each split.
+# Number of images in each split.
 LENGTHS = {'train': 512, 'test': 100}
 
 
 @dataclasses.dataclass(frozen=True)
 class FakeRecords:
-  """Noisy copies of one random 4x4 pattern a class; learnable, not real."""
+  """Noisy copies of one random 4x4 pattern per class, which can be learned.
+
+  Attributes:
+    length: number of records.
+    stream: seed of the noise, different for each split.
+    image_size: side of the images, pixels.
+    num_classes: number of classes.
+  """
 
   length: int
   stream: int
@@ -34,14 +41,13 @@ class FakeRecords:
     size = self.image_size
     coarse = np.arange(size) * 4 // size
     noise = np.random.default_rng([1, self.stream, index])
-    image = pattern[coarse][:, coarse] + noise.integers(
-      -63, 64, (size, size, 3)
-    )
+    image = pattern[coarse][:, coarse]
+    image += noise.integers(-63, 64, image.shape)
     return {'image': image.astype(np.uint8), 'label': label}
 
 
 def open_split(split: str, *, image_size: int | None, **_: Any) -> Source:
-  """Returns 'train' or 'test', of images of this side, 32 pixels for None."""
+  """Opens 'train' or 'test'; the side of images is 32 pixels by default."""
   if split not in LENGTHS:
     raise InputError(
       f"'fake' has no split {split!r}. There are: {', '.join(LENGTHS)}"

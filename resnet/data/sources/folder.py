@@ -1,6 +1,6 @@
 """Image files in class folders: DIR/train/CLASS/FILE and DIR/val/CLASS/FILE.
 
-A label is the place of the class folder's name in sorted order, as in
+A label is the index of the class folder's name in sorted order, as in
 torchvision and timm.
 """
 
@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from resnet.data.sources.base import Source
+from resnet.data.sources.base import Source, reason_of
 from resnet.errors import InputError
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png')
 _TRAIN = 'train'
-# Left behind by file managers and archives, in any case; names with a leading
-# dot are passed over too.
+# File managers and archives leave these behind, in upper or lower case. Names
+# with a leading dot are ignored, too.
 _IGNORED = ('thumbs.db', 'desktop.ini', '@eadir', '__macosx')
 
 
@@ -25,13 +25,14 @@ _IGNORED = ('thumbs.db', 'desktop.ini', '@eadir', '__macosx')
 class FolderRecords:
   """Random access to the files of a split.
 
-  Of 1.3 million files only the names are held, in one array per class.
+  It holds only file names, in one array per class, to save memory with 1.3
+  million files.
 
   Attributes:
-    root: of the class folders.
-    class_names: in the order of the labels.
-    names: of each class's files, arrays of bytes.
-    ends: [num_classes], int64: files up to and including each class.
+    root: folder of the class folders.
+    class_names: class folders in the order of the labels.
+    names: file names of each class, arrays of bytes.
+    ends: number of files up to and including each class, int64 [num_classes].
   """
 
   root: str
@@ -47,7 +48,7 @@ class FolderRecords:
 
   def _read(self, key: int) -> dict[str, Any]:
     label = int(np.searchsorted(self.ends, key, side='right'))
-    # Counted from the end of the class's names.
+    # A negative index: `ends` counts to the end of the class.
     name = os.fsdecode(self.names[label][key - int(self.ends[label])])
     name = os.path.join(self.class_names[label], name)
     path = os.path.join(self.root, name)
@@ -55,17 +56,15 @@ class FolderRecords:
       with open(path, 'rb') as file:
         return {'image': file.read(), 'label': label, 'file_name': name}
     except OSError as error:
-      raise InputError(
-        f'{path} cannot be read: {error.strerror or error}.'
-      ) from None
+      raise InputError(f'{path} cannot be read: {reason_of(error)}.') from None
 
 
 def open_split(split: str, *, data_dir: str | None, **_: Any) -> Source:
-  """Finds the files of a split.
+  """Opens a split by the names of its files.
 
   Args:
-    split: the name of a folder in `data_dir`; 'validation' may be val/.
-    data_dir: the folder that holds train/ and val/.
+    split: name of a folder in `data_dir`; 'validation' also finds val/.
+    data_dir: folder with train/ and val/.
   """
   if data_dir is None:
     raise InputError(
@@ -83,7 +82,7 @@ def open_split(split: str, *, data_dir: str | None, **_: Any) -> Source:
   if name not in splits:
     raise InputError(
       f'{data_dir} has no folder for the split {split!r}. There are:'
-      f' {", ".join(splits)}. A run names them by --config.data.train_split and'
+      f' {", ".join(splits)}. Choose with --config.data.train_split and'
       ' --config.data.eval_split; parts of a split, such as train[:9%], need a'
       ' prepared set: python -m resnet.tools.prepare --help'
     )
@@ -92,8 +91,8 @@ def open_split(split: str, *, data_dir: str | None, **_: Any) -> Source:
   if odd := sorted({*classes} ^ {*own}):
     raise InputError(
       f'{root} and {_TRAIN}/ differ in {len(odd)} class folder(s):'
-      f' {", ".join(odd[:3])}. Labels come from the sorted names, so both need'
-      ' the same ones.'
+      f' {", ".join(odd[:3])}. Labels come from the sorted names, so both must'
+      ' have the same class folders.'
     )
   files = [_file_names(os.path.join(root, name)) for name in classes]
   records = FolderRecords(
@@ -113,7 +112,7 @@ def open_split(split: str, *, data_dir: str | None, **_: Any) -> Source:
 
 
 def open_splits(folder: str, _: str) -> dict[str, Source]:
-  """Returns 'train', and 'validation' (or val/) or 'test', whichever exists."""
+  """Returns 'train' and the first of 'validation' (or val/) and 'test'."""
   folders = _folders(folder)
   names = [x for x in ('val', 'validation', 'test') if x in folders][:1]
   return {
@@ -123,7 +122,7 @@ def open_splits(folder: str, _: str) -> dict[str, Source]:
 
 
 def visible_entries(folder: str) -> Iterator[os.DirEntry[str]]:
-  """Yields what lies in a folder, without hidden files and leftovers."""
+  """Yields the entries of a folder, without hidden files and leftovers."""
   try:
     with os.scandir(folder) as entries:
       for entry in entries:
@@ -132,8 +131,8 @@ def visible_entries(folder: str) -> Iterator[os.DirEntry[str]]:
           yield entry
   except OSError as error:
     raise InputError(
-      f'{folder} cannot be read as a folder: {error.strerror or error}. Images'
-      ' to train on lie in PATH/train/CLASS and PATH/val/CLASS.'
+      f'{folder} cannot be read as a folder: {reason_of(error)}. Training'
+      ' images must be in PATH/train/CLASS and PATH/val/CLASS.'
     ) from None
 
 
@@ -143,9 +142,9 @@ def _folders(root: str, at_least: int = 0) -> list[str]:
   names = sorted(entry.name for entry in entries if entry.is_dir())
   if len(names) < at_least:
     raise InputError(
-      f'{root} must hold class folders, two at least, and holds {len(names)}'
-      f' beside {len(entries) - len(names):,} files: sort images into one'
-      ' folder a class.'
+      f'{root} must hold at least two class folders, but holds {len(names)}'
+      f' folders and {len(entries) - len(names):,} files: sort the images into'
+      ' one folder per class.'
     )
   return names
 

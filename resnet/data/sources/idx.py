@@ -1,7 +1,7 @@
-"""idx files: MNIST, Fashion-MNIST and their kin.
+"""idx files: MNIST, Fashion-MNIST and similar sets.
 
-The format is that of http://yann.lecun.com/exdb/mnist: two zero bytes, the type
-(8: uint8), the number of dims, each dim as a big-endian int32, the numbers.
+The format is described at http://yann.lecun.com/exdb/mnist: two zero bytes, the
+type (8: uint8), the number of dims, each dim as a big-endian int32, the data.
 """
 
 import gzip
@@ -11,7 +11,7 @@ import zlib
 
 import numpy as np
 
-from resnet.data.sources.base import ArrayRecords, Source
+from resnet.data.sources.base import ArrayRecords, Source, reason_of
 from resnet.errors import InputError
 
 _SPLITS = {'train': 'train', 'test': 't10k'}
@@ -21,7 +21,7 @@ _CLASS_NAMES = {'fashion_mnist': (*_FASHION.split(','), 'Ankle boot')}
 
 
 def read_idx(path: str, num_dims: int) -> np.ndarray:
-  """Returns the uint8 array of a file, or of that with .gz after its name."""
+  """Returns the uint8 array of a file, or of PATH.gz if that exists."""
   zipped = f'{path}.gz'
   path = zipped if os.path.exists(zipped) else path
   try:
@@ -29,7 +29,7 @@ def read_idx(path: str, num_dims: int) -> np.ndarray:
       header = file.read(4 + 4 * num_dims)
       numbers = file.read()
   except (OSError, EOFError, zlib.error) as error:
-    raise InputError(f'{path} cannot be read: {error}') from None
+    raise InputError(f'{path} cannot be read: {reason_of(error)}.') from None
   shape = np.frombuffer(header[4 : len(header) // 4 * 4], '>i4').tolist()
   if (
     header[:4] != bytes([0, 0, 8, num_dims])
@@ -37,7 +37,7 @@ def read_idx(path: str, num_dims: int) -> np.ndarray:
     or len(numbers) != math.prod(shape)
   ):
     raise InputError(
-      f'{path} is no idx file of uint8 in {num_dims} dims: it begins with'
+      f'{path} is not an idx file of uint8 in {num_dims} dims: it begins with'
       f' {header[:4].hex(" ") or "nothing"} and has {len(numbers):,} numbers'
       f' for the shape {shape}.'
     )
@@ -48,7 +48,8 @@ def read_splits(folder: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
   """Returns images [N, H, W, 1] and labels [N] of 'train' and 'test'.
 
   Args:
-    folder: with {train,t10k}-{images-idx3,labels-idx1}-ubyte, or these .gz.
+    folder: holds {train,t10k}-{images-idx3,labels-idx1}-ubyte, or these with
+      .gz.
   """
   splits = {}
   for split, prefix in _SPLITS.items():
@@ -71,7 +72,7 @@ def open_splits(folder: str, name: str) -> dict[str, Source]:
   if names and num_classes > len(names):
     raise InputError(
       f'{name} has {len(names)} classes, but these files have a label'
-      f' {num_classes - 1}: give the set another --name.'
+      f' {num_classes - 1}: choose another --name.'
     )
   return {
     split: Source(

@@ -1,8 +1,8 @@
 """ImageNet (ILSVRC 2012) from its two tar files, without TensorFlow.
 
-The training file is a tar of a tar a class, the validation file a flat tar; the
-labels of the latter come with TFDS. Nothing is unpacked: records are read where
-they lie.
+The training file is a tar with one tar per class, the validation file a flat
+tar, whose labels come with TFDS. Records are read from the tars without
+unpacking them.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from resnet.data.sources.base import Source
+from resnet.data.sources.base import Source, reason_of
 from resnet.errors import InputError
 
 NAME = 'imagenet2012'
@@ -23,13 +23,18 @@ TRAIN_TAR = 'ILSVRC2012_img_train.tar'
 VALIDATION_TAR = 'ILSVRC2012_img_val.tar'
 SPLITS = {'train': TRAIN_TAR, 'validation': VALIDATION_TAR}
 NUM_CLASSES, NUM_VALIDATION = 1000, 50_000
-# An image in a tar: offset and size are in bytes.
+# An image in a tar; offset and size are in bytes.
 _MEMBER = [('offset', 'i8'), ('size', 'i8'), ('label', 'i4'), ('name', 'S64')]
 
 
 @dataclasses.dataclass(frozen=True)
 class TarRecords:
-  """Random access to the images of a tar: its path, and [N] of _MEMBER."""
+  """Random access to the images of a tar.
+
+  Attributes:
+    path: path of the tar.
+    members: where its images are, [N] of dtype _MEMBER.
+  """
 
   path: str
   members: np.ndarray
@@ -41,10 +46,9 @@ class TarRecords:
     records = []
     with open(self.path, 'rb') as file:
       for offset, size, label, name in self.members[list(keys)].tolist():
-        image = os.pread(file.fileno(), size, offset)
-        records.append(
-          {'image': image, 'label': label, 'file_name': name.decode()}
-        )
+        record = {'label': label, 'file_name': name.decode()}
+        record['image'] = os.pread(file.fileno(), size, offset)
+        records.append(record)
     return records
 
 
@@ -83,8 +87,8 @@ def open_tar(folder: str, split: str) -> TarRecords:
       members = _train(path, tar) if split == 'train' else _validation(tar)
   except (tarfile.TarError, OSError, EOFError) as error:
     raise InputError(
-      f'{path} is not there or not whole ({error}): fetch it and compare its'
-      ' MD5 with the one on image-net.org.'
+      f'{path} is missing or truncated ({reason_of(error)}): fetch it and'
+      ' compare its MD5 with the one on image-net.org.'
     ) from None
   return TarRecords(path, np.array(members, _MEMBER))
 
@@ -94,8 +98,8 @@ def _train(path: str, tar: tarfile.TarFile) -> list[tuple[int, int, int, str]]:
   classes = {member.name: member for member in tar}
   if missing := sorted({*class_names()} - {name[:-4] for name in classes}):
     raise InputError(
-      f'{path} holds {len(classes)} classes of {NUM_CLASSES}, not'
-      f' {", ".join(missing[:3])} ...: it is not whole, or another file.'
+      f'{path} holds {len(classes)} classes of {NUM_CLASSES} and lacks'
+      f' {", ".join(missing[:3])} ...: it is truncated, or another file.'
     )
   with open(path, 'rb') as file:
     for label, name in enumerate(class_names()):
@@ -115,7 +119,7 @@ def _validation(tar: tarfile.TarFile) -> list[tuple[int, int, int, str]]:
   if len(files) != len(labels):
     raise InputError(
       f'{VALIDATION_TAR} holds {len(files):,} files, expected'
-      f' {len(labels):,}: it is not whole, or another file.'
+      f' {len(labels):,}: it is truncated, or another file.'
     )
   return [
     (file.offset_data, file.size, order[label], os.path.basename(file.name))

@@ -1,9 +1,9 @@
-"""Random-access sources of labelled images, by name.
+"""Opens sources of labelled images by name.
 
-A source is any TFDS classification set that is prepared in a random-access
-format, `folder` (image files in class folders), `digits` (prepared on first
-use), or `fake` (made up on the fly).
-Images are read undecoded; TensorFlow is never imported.
+The names are those of TFDS classification sets that are prepared in a
+random-access format, `folder` (image files in class folders), `digits`
+(prepared on first use) and `fake` (synthetic). Images are read undecoded, and
+TensorFlow is never imported.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from tensorflow_datasets.core import constants, read_only_builder
 
 from resnet.data.sources import digits, fake, imagenet
 from resnet.data.sources import folder as folder_lib
-from resnet.data.sources.base import Source
+from resnet.data.sources.base import Source, reason_of
 from resnet.data.sources.tfds import TfdsRecords, is_pixels
 from resnet.errors import InputError, nearest
 
@@ -26,7 +26,7 @@ def _open_digits(split: str, *, data_dir: str | None, **_: Any) -> Source:
   return _open_prepared(_find_prepared('digits', data_dir), 'digits', split)
 
 
-# Those that are not prepared sets of TFDS.
+# Sources that are not prepared sets of TFDS.
 _OWN: dict[str, Callable[..., Source]] = {
   'fake': fake.open_split,
   'folder': folder_lib.open_split,
@@ -46,11 +46,10 @@ def open_source(
   Args:
     name: 'digits', 'fake', 'folder', or a TFDS name: 'set',
       'set/config:version'.
-    split: a TFDS split; for 'folder' a folder in `data_dir`.
-    data_dir: where TFDS keeps prepared sets; None is TFDS's own default
-      ($TFDS_DATA_DIR or ~/tensorflow_datasets). For 'folder': what holds
-      train/ and val/.
-    image_size: of the images that 'fake' makes.
+    split: a TFDS split; for 'folder', a folder in `data_dir`.
+    data_dir: folder of prepared sets; None for TFDS's default ($TFDS_DATA_DIR
+      or ~/tensorflow_datasets). For 'folder', the folder with train/ and val/.
+    image_size: side of the images of 'fake', pixels.
   """
   if name in _OWN:
     return _OWN[name](split, data_dir=data_dir, image_size=image_size)
@@ -61,9 +60,9 @@ def open_splits(folder: str, _: str) -> dict[str, Source]:
   """Opens all splits of a prepared set by its folder, DIR/NAME/VERSION."""
   try:
     builder = tfds.builder_from_directory(folder)
-  except Exception as error:  # Whatever a damaged folder makes TFDS raise.
+  except Exception as error:  # A damaged folder raises errors of any type.
     raise InputError(
-      f'{folder} is no prepared TFDS set ({_first_line(error)}): name the'
+      f'{folder} is not a prepared TFDS set ({reason_of(error)}): give the'
       ' folder of a version, DIR/NAME/VERSION, with dataset_info.json.'
     ) from None
   return {
@@ -75,12 +74,12 @@ def open_splits(folder: str, _: str) -> dict[str, Source]:
 def open_same_classes(
   train: Source, name: str, split: str | None, *, data_dir: str | None
 ) -> Source:
-  """Opens a set whose labels mean what those of `train` mean.
+  """Opens a set whose labels have the same meaning as those of `train`.
 
-  ImageNet-V2 is such a set beside `imagenet2012`: TFDS reads its folders 0 to
-  999 as labels, and gives both the names of labels.txt, the WordNet ids in
-  order. (Folders of these names, sorted as text, would have other labels.)
-  Without a `split` the set must have only one.
+  An example is ImageNet-V2 for `imagenet2012`: TFDS reads its folders 0 to 999
+  as labels and gives both sets the class names of labels.txt, the WordNet ids
+  in order. (Folders of these names, sorted as text, would have other labels.)
+  If `split` is None, the set must have a single split.
   """
   if split is None:
     found = [] if name in _OWN else _find_prepared(name, data_dir).info.splits
@@ -88,7 +87,8 @@ def open_same_classes(
     if len(splits) != 1:
       known = f' There are: {", ".join(splits)}.' if splits else ''
       raise InputError(
-        f'{name!r} has not just one split: name one, --split=SPLIT.{known}'
+        f'{name!r} does not have exactly one split: choose with'
+        f' --split=SPLIT.{known}'
       )
     split = splits[0]
   size = train.image_shape[0] if train.image_shape else None
@@ -101,9 +101,9 @@ def open_same_classes(
           x for x in zip(have, want, strict=True) if len({*x}) > 1
         )
       raise InputError(
-        f'{name}/{split} has {what.replace("_", " ")} {have!r}, and'
-        f' {train.name!r}, the training data, has {want!r}: expected the same'
-        ' in the same order.'
+        f'{name}/{split} has {what.replace("_", " ")} {have!r}, but the'
+        f' training data {train.name!r} has {want!r}: expected the same in the'
+        ' same order.'
       )
   return source
 
@@ -121,16 +121,16 @@ def _open_prepared(builder: Any, name: str, split: str) -> Source:
   ):
     raise InputError(
       f'{name!r} is not a set of labelled images: it needs the features'
-      f" 'image' (Image, or a uint8 Tensor [H, W, C] with encoding 'bytes'; C"
-      " is 1 or 3) and 'label' (ClassLabel, of a known number of classes)"
-      f' and has {fields}.'
+      " 'image' (Image, or a uint8 Tensor [H, W, C] with encoding 'bytes'; C"
+      " is 1 or 3) and 'label' (ClassLabel with a known number of classes),"
+      f' but has {fields}.'
     )
   try:
     part = builder.info.splits[split]
   except ValueError as error:
     raise InputError(
       f'{name!r} has no split {split!r}. There are:'
-      f' {", ".join(builder.info.splits) or "none"} ({_first_line(error)})'
+      f' {", ".join(builder.info.splits) or "none"} ({reason_of(error)})'
     ) from None
   if part.num_examples <= 0:
     raise InputError(f'The split {split!r} of {name!r} has no images.')
@@ -140,7 +140,7 @@ def _open_prepared(builder: Any, name: str, split: str) -> Source:
       f' Prepare it again in another folder: {_how_to_prepare(name, "DIR")}'
     )
   names = tuple(label.names)
-  # Where a builder gives no names, TFDS counts.
+  # Without names, TFDS numbers the classes.
   is_named = names != tuple(map(str, range(len(names))))
   return Source(
     name=name,
@@ -161,11 +161,11 @@ def _find_prepared(name: str, data_dir: str | None) -> Any:
     return read_only_builder.builder_from_files(name, data_dir=data_dir)
   except tfds.core.DatasetNotFoundError:
     pass
-  except Exception as error:  # Whatever a damaged folder makes TFDS raise.
+  except Exception as error:  # A damaged folder raises errors of any type.
     if re.fullmatch('[a-z][a-z0-9_]*', set_name):
       raise InputError(
         f'data.name={name!r} cannot be read (data.data_dir={data_dir}):'
-        f' {_first_line(error)}'
+        f' {reason_of(error)}'
       ) from error
   folder = data_dir or os.fspath(constants.DATA_DIR)
   known = {*tfds.list_builders(with_community_datasets=False), *_OWN}
@@ -180,10 +180,6 @@ def _find_prepared(name: str, data_dir: str | None) -> Any:
   )
 
 
-def _first_line(error: Exception) -> str:
-  return str(error).partition('\n')[0] or repr(error)
-
-
 def _how_to_prepare(name: str, data_dir: str) -> str:
   if name == imagenet.NAME:
     return (
@@ -191,10 +187,10 @@ def _how_to_prepare(name: str, data_dir: str) -> str:
       f' --out={data_dir} (extracted class folders are read as they are:'
       ' --config.data.name=folder --config.data.data_dir=PATH)'
     )
-  # Not `tfds build`, which asks for Apache Beam whatever the set.
+  # `tfds build` would ask for Apache Beam, whatever the set.
   return (
     'python -c "import tensorflow_datasets as tfds;'
     f" tfds.builder('{name}', data_dir='{data_dir}',"
     " file_format='array_record').download_and_prepare()\" (many sets need"
-    ' `pip install tensorflow-cpu` for this step, and for it alone)'
+    ' `pip install tensorflow-cpu`, for this step only)'
   )

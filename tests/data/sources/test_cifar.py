@@ -76,6 +76,16 @@ def test_an_archive_is_prepared_under_its_name(kind, tmp_path, tool):
     )
 
 
+def test_a_matlab_file_names_the_archives_to_fetch(tmp_path):
+  path = tmp_path / 'train.mat'
+  path.write_bytes(b'MATLAB 5.0 MAT-file' + bytes(600))
+  message = (
+    r'^\S*train\.mat cannot be read: [^\n]*fetch cifar-10-binary\.tar\.gz'
+  )
+  with pytest.raises(InputError, match=message):
+    cifar.open_splits(str(path), 'cifar10')
+
+
 def test_another_version_names_the_archives_to_fetch(tmp_path):
   folder = tmp_path / 'cifar'
   folder.mkdir()
@@ -88,12 +98,14 @@ def test_another_version_names_the_archives_to_fetch(tmp_path):
 def test_what_is_not_whole_or_has_another_name_is_refused(tmp_path):
   folder, _, _ = write(tmp_path, 10)
   archive = pack(folder, tmp_path / 'cifar.tar.gz')
-  with pytest.raises(InputError, match='is cifar10: --name=cifar10'):
+  with pytest.raises(InputError, match='is cifar10: type --name=cifar10'):
     cifar.open_splits(str(folder), 'cifar100')
   archive.write_bytes(archive.read_bytes()[:-3000])
   with pytest.raises(InputError, match=r'cifar\.tar\.gz cannot be read'):
     cifar.open_splits(str(archive), 'cifar10')
   part = folder / 'data_batch_3.bin'
   part.write_bytes(part.read_bytes()[:-1])
-  with pytest.raises(InputError, match=r'data_batch_3\.bin is missing or not'):
+  with pytest.raises(
+    InputError, match=r'data_batch_3\.bin is missing or truncated'
+  ):
     cifar.open_splits(str(folder), 'cifar10')

@@ -119,10 +119,10 @@ def test_what_is_wrong_in_a_folder_is_named(folder, added, split, message):
       ['a/x.jpg', 'b/y.jpg'],
       r'holds a, b, not train/\. Expected PATH/train/CLASS',
     ),
-    (['train/a/x.jpg'], r'two at least, and holds 1 beside 0 files'),
+    (['train/a/x.jpg'], r'two class folders, but holds 1 folders and 0 files'),
     (
       ['train/x.jpg', 'train/y.png'],
-      r'two at least, and holds 0 beside 2 files',
+      r'two class folders, but holds 0 folders and 2 files',
     ),
   ],
 )

@@ -87,7 +87,7 @@ def test_tars_that_are_not_whole_are_refused(tars):
   for length in (len(data) // 3 // 10240 * 10240, 700):
     path.write_bytes(data[:length])
     with pytest.raises(
-      InputError, match=r'img_train\.tar (holds|is not there or)'
+      InputError, match=r'img_train\.tar (holds|is missing or)'
     ):
       imagenet.open_tar(str(tars), 'train')
   validation = path.with_name(imagenet.VALIDATION_TAR)

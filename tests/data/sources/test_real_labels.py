@@ -63,7 +63,7 @@ def test_other_images_are_refused():
   with pytest.raises(InputError, match=r'record 1 of .*dog.jpg\) is not one'):
     real_labels.by_file_name(named(names), labels)
   for classes in (('tench', 'shark'), tuple(map(str, range(1000)))):
-    with pytest.raises(InputError, match='is for the classes of ImageNet'):
+    with pytest.raises(InputError, match='needs the classes of ImageNet'):
       real_labels.by_file_name(named(names[:1], classes), labels)
 
 

@@ -39,15 +39,15 @@ def test_the_only_split_of_a_set_of_these_classes_is_opened(folder):
 @pytest.mark.parametrize(
   ('changes', 'name', 'split', 'message'),
   [
-    ({}, 'fake', None, 'not just one split: .*--split=SPLIT'),
-    ({}, 'digits', 'test', 'digits/test has num classes 10, and .* has 1000'),
+    ({}, 'fake', None, 'not have exactly one split: .*--split=SPLIT'),
+    ({}, 'digits', 'test', 'digits/test has num classes 10, but .* has 1000'),
     (
       {'class_names': ('n0', *imagenet.class_names()[1:])},
       V2,
       None,
-      r"class names 'n01440764', and .* has 'n0'",
+      r"class names 'n01440764', but .* has 'n0'",
     ),
-    ({'channels': 1}, V2, None, r'has channels 3, and .* has 1: expected'),
+    ({'channels': 1}, V2, None, r'has channels 3, but .* has 1: expected'),
   ],
 )
 def test_another_set_is_refused(folder, changes, name, split, message):
