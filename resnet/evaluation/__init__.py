@@ -1,1 +1,1 @@
-"""Evaluation: every image once, averaged over views, with calibration."""
+"""Exact evaluation, averages over views, calibration and precise BN."""

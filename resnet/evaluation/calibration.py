@@ -15,8 +15,8 @@ Sums = dict[str, jax.Array]
 
 
 def zeros(num_classes: int) -> Sums:
-  """Returns the sums over no images."""
-  # Each an array of its own: a step that takes them donates them.
+  """Returns sums of zero, to which batches are added."""
+  # Separate arrays, because the step donates each of them.
   scalars = ('loss', 'top5', 'num_not_finite')
   bins = ('bin_count', 'bin_confidence', 'bin_top1')
   return {
@@ -29,57 +29,61 @@ def zeros(num_classes: int) -> Sums:
 def batch_sums(
   log_probabilities: jax.Array, labels: jax.Array, mask: jax.Array
 ) -> Sums:
-  """Sums over a batch of what each image that counts adds.
+  """Returns the sums of a batch.
+
+  The confidence of an image is its largest probability. It is counted in one of
+  15 equal bins, each of which includes its upper edge. An image with NaN among
+  its logits is never correct, and 'confusion' leaves it out.
 
   Args:
-    log_probabilities: [B, K] float32; a probability may be too small for it.
+    log_probabilities: [B, K] float32.
     labels: [B] int32.
-    mask: [B] bool, False where the row does not count.
+    mask: [B] bool, False for rows that are not counted.
 
   Returns:
-    'loss', the cross entropy; 'top5'; 'num_not_finite', images with NaN among
-    their logits, which are never right and in no cell of 'confusion', int32
-    [K, K], by label and prediction; and by bin of the largest probability, of
-    15 equal ones, closed above, 'bin_count', 'bin_confidence', the sum of that
-    probability, and 'bin_top1', the number of images that are right.
+    'loss', the cross entropy; 'top5'; 'num_not_finite', the images with NaN;
+    'confusion', int32 [K, K], by label and prediction; and for each bin
+    'bin_count', 'bin_confidence' (the sum of confidences) and 'bin_top1' (the
+    number of correct images).
   """
   num_classes = log_probabilities.shape[1]
   is_finite = ~jnp.any(jnp.isnan(log_probabilities), axis=1)
   confidence = jnp.exp(jnp.max(log_probabilities, axis=1))
   confidence = jnp.where(is_finite, confidence, 0.0)
   predictions = jnp.argmax(log_probabilities, axis=1).astype(jnp.int32)
-  of_label = jnp.take_along_axis(log_probabilities, labels[:, None], axis=1)
-  place, _ = metrics.label_place(log_probabilities, labels)
-  places = jnp.ceil(confidence * NUM_BINS).astype(jnp.int32) - 1
-  places = jnp.clip(places, 0, NUM_BINS - 1)
+  label_log = jnp.take_along_axis(log_probabilities, labels[:, None], axis=1)
+  rank, _ = metrics.label_place(log_probabilities, labels)
+  bin_index = jnp.ceil(confidence * NUM_BINS).astype(jnp.int32) - 1
+  bin_index = jnp.clip(bin_index, 0, NUM_BINS - 1)
   counts = mask.astype(jnp.float32)
   ranked = mask & is_finite
-  is_right = ((place == 0) & is_finite).astype(jnp.float32)
+  is_correct = ((rank == 0) & is_finite).astype(jnp.float32)
   bins = jnp.zeros((NUM_BINS,), jnp.float32)
   confusion = jnp.zeros((num_classes, num_classes), jnp.int32)
   return {
-    'loss': -jnp.sum(jnp.where(mask, of_label[:, 0], 0.0)),
-    'top5': jnp.sum((place < 5) & ranked, dtype=jnp.float32),
+    'loss': -jnp.sum(jnp.where(mask, label_log[:, 0], 0.0)),
+    'top5': jnp.sum((rank < 5) & ranked, dtype=jnp.float32),
     'num_not_finite': jnp.sum(mask & ~is_finite, dtype=jnp.float32),
     'confusion': confusion.at[labels, predictions].add(
       ranked.astype(jnp.int32)
     ),
-    'bin_count': bins.at[places].add(counts),
-    'bin_confidence': bins.at[places].add(counts * confidence),
-    'bin_top1': bins.at[places].add(counts * is_right),
+    'bin_count': bins.at[bin_index].add(counts),
+    'bin_confidence': bins.at[bin_index].add(counts * confidence),
+    'bin_top1': bins.at[bin_index].add(counts * is_correct),
   }
 
 
 def summarize(sums: Mapping[str, Any]) -> dict[str, float]:
-  """Returns numbers of all images.
+  """Computes the metrics of an evaluation from its sums.
+
+  The expected calibration error is (Guo et al. 2017, "On calibration of modern
+  neural networks", equation 3)
 
     ece = sum over bins of |confidence - accuracy| * share of the images
 
-  (Guo et al. 2017, "On calibration of modern neural networks", equation 3).
-
   Returns:
-    'loss', 'top1', 'top5', 'ece', 'confidence', all but the first 0 to 1; and
-    'num_examples' and 'num_not_finite'.
+    'loss'; 'top1', 'top5', 'ece' and 'confidence', 0 to 1; 'num_examples' and
+    'num_not_finite'.
   """
   host = {name: np.asarray(value, np.float64) for name, value in sums.items()}
   count = host['bin_count'].sum()
@@ -96,15 +100,15 @@ def summarize(sums: Mapping[str, Any]) -> dict[str, float]:
 
 
 def worst_classes(confusion: np.ndarray, count: int) -> list[dict[str, Any]]:
-  """Returns the classes with the least accuracy, and what they are taken for.
+  """Returns the classes with the lowest accuracy and their main confusion.
 
   Args:
-    confusion: by label and prediction, [K, K].
-    count: number of classes to return; those without images are left out.
+    confusion: counts by label and prediction, [K, K].
+    count: number of classes to return. Classes without images are left out.
 
   Returns:
-    Of each 'label', 'top1', 'num_examples', 'taken_for' (the other class that
-    is predicted most; None where none is) and 'times'.
+    A dict for each class: 'label', 'top1', 'num_examples', 'taken_for' (the
+    wrong class predicted most often, or None) and 'times' (how often).
   """
   totals = confusion.sum(axis=1)
   others = confusion - np.diag(np.diag(confusion))

@@ -1,4 +1,4 @@
-"""Exact evaluation: every example once, whatever the batch size."""
+"""Exact evaluation: every example counts once, for any batch size."""
 
 from collections.abc import Callable, Mapping
 
@@ -25,41 +25,40 @@ def evaluate(
   stop: Callable[[], int | None] = lambda: None,
   watch: Callable[[str | None], None] = lambda _: None,
 ) -> dict[str, float] | None:
-  """Evaluates on the whole evaluation split, the moving averages too.
+  """Evaluates the weights, and their moving averages, on the whole split.
 
   Args:
-    experiment: with the split.
-    steps: of the experiment.
-    state: to evaluate.
+    experiment: provides the evaluation split.
+    steps: jitted steps of the experiment.
+    state: training state to evaluate.
     warnings: collects the images that are left out.
     stop: called after each batch; a signal number ends the evaluation.
-    watch: `Watchdog.watch`, called with what is waited for; None: it may take
-      any time.
+    watch: `Watchdog.watch`, called with what the evaluation waits for; None
+      for a wait without limit.
 
   Returns:
-    'eval/loss', 'eval/top1', 'eval/top5', 'eval/num_examples'; where broken
-    images may be left out, also their number, 'eval/bad_images'; where the
-    state has averages, the first three of them as 'eval_ema/...'. None where
-    a signal came before the end.
+    'eval/loss', 'eval/top1', 'eval/top5', 'eval/num_examples'; if broken images
+    may be left out, 'eval/bad_images'; if the state has moving averages, the
+    first three as 'eval_ema/...'. None if a signal ended the evaluation.
 
   Raises:
     InputError: an image is broken, or too many are.
     RunError: data workers died.
-    RuntimeError: the number of examples counted is not that of the split.
+    RuntimeError: the number of evaluated examples is not that of the split.
   """
-  reader = experiment.eval_reader
+  reader, sharding = experiment.eval_reader, experiment.sharding
   loader = experiment.load(reader, warnings)
   variables = {'eval': state.variables}
   if state.ema is not None:
     variables['eval_ema'] = state.ema
-  replicated = experiment.sharding.replicated
+  # A new array for each: the step donates them.
   sums = {
-    name: jax.device_put(metrics.zeros(), replicated) for name in variables
+    x: jax.device_put(metrics.zeros(), sharding.replicated) for x in variables
   }
   watch('waiting for evaluation batch 1')
   for i, batch in enumerate(loader, start=1):
     if i == 1:
-      watch(None)  # It may be compiled for.
+      watch(None)  # The first batch may wait for compilation.
     for name, values in variables.items():
       sums[name] = steps.evaluate(values, sums[name], batch)
     watch(f'evaluation after batch {i}')
@@ -80,13 +79,13 @@ def evaluate(
 
 
 def check_count(reader: BatchReader, loader: DeviceLoader, counted: int) -> int:
-  """Returns how many images were broken; all others must have been counted."""
+  """Returns the number of broken images, and checks that all others counted."""
   split = f'{reader.source.name}/{reader.source.split}'
   num_bad = sum_over_processes(loader.num_left_out)
   if counted + num_bad != len(reader.source):
     raise RuntimeError(
-      f'Evaluated {counted} of the {len(reader.source)} examples of {split},'
-      f' {num_bad} of them broken.'
+      f'Evaluated {counted} of the {len(reader.source)} examples of {split};'
+      f' {num_bad} are broken.'
     )
   if not counted:
     raise InputError(f'No image of {split} can be decoded.')
@@ -94,7 +93,7 @@ def check_count(reader: BatchReader, loader: DeviceLoader, counted: int) -> int:
 
 
 def sum_over_processes(number: int) -> int:
-  """Returns the sum: each process counts its own rows only."""
+  """Sums a number over all processes, each of which counts its own rows."""
   if jax.process_count() == 1:
     return number
   return int(np.sum(multihost_utils.process_allgather(np.int32(number))))
@@ -102,16 +101,19 @@ def sum_over_processes(number: int) -> int:
 
 def describe(step: int, values: Mapping[str, float]) -> str:
   """Returns an evaluation as one line."""
-  left_out = ema = ''
-  if 'eval_ema/top1' in values:
-    ema = (
-      f'  ema top1 {values["eval_ema/top1"]:.4f}'
-      f'  ema loss {values["eval_ema/loss"]:.4f}'
-    )
-  if num_bad := values.get('eval/bad_images'):
-    left_out = f', {num_bad:,.0f} broken left out'
-  return (
-    f'eval at step {step}: top1 {values["eval/top1"]:.4f}'
-    f'  top5 {values["eval/top5"]:.4f}  loss {values["eval/loss"]:.4f}{ema}'
-    f'  ({values["eval/num_examples"]:,.0f} images{left_out})'
+  numbers = {
+    'top1': 'eval/top1',
+    'top5': 'eval/top5',
+    'loss': 'eval/loss',
+    'ema top1': 'eval_ema/top1',
+    'ema loss': 'eval_ema/loss',
+  }
+  text = '  '.join(
+    f'{name} {values[key]:.4f}'
+    for name, key in numbers.items()
+    if key in values
   )
+  num_bad = values.get('eval/bad_images')
+  left_out = f', {num_bad:,.0f} broken left out' if num_bad else ''
+  count = f'{values["eval/num_examples"]:,.0f} images{left_out}'
+  return f'eval at step {step}: {text}  ({count})'

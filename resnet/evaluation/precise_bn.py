@@ -1,9 +1,8 @@
-"""Batch statistics of the weights as they are: "precise BN".
+"""Precise BN: recomputes batch statistics with the weights fixed.
 
-Running statistics are those of weights that moved while they were taken, and
-few batches have a say in them. Here they are taken anew, of training images as
-training sees them, with the weights fixed (Wu and Johnson 2021, "Rethinking
-'batch' in BatchNorm", section 3).
+Running statistics average over few batches, and over weights that changed in
+the meantime. This module computes them again from augmented training images
+(Wu and Johnson 2021, "Rethinking 'batch' in BatchNorm", section 3).
 """
 
 from collections.abc import Mapping
@@ -20,25 +19,24 @@ from resnet.errors import InputError
 from resnet.experiment import Experiment
 from resnet.training import compiler
 from resnet.training.accumulation import split_batch
-from resnet.training.sharding import DataSharding
-from resnet.training.step import Batch, Task, augment_batch, network_rngs
+from resnet.training.step import Batch, augment_batch, network_rngs
 
 Variables = Mapping[str, Any]
 
 
 def check(run: Experiment, at_least: int) -> None:
-  """Raises an InputError where `recompute` has no such images or no norms."""
+  """Raises an InputError if `recompute` has too few images or no norms."""
   flag, most = f'--precise_bn={at_least}', len(run.train_reader.source)
   if not 0 < at_least <= most:
     raise InputError(f'{flag} is not in 1 .. {most}, the training images.')
   shapes = run.abstract_state().batch_stats
   if not jax.tree.leaves(shapes) or getattr(run.task.model, 'frozen_bn', False):
-    text = f'{run.config["model.name"]} has no batch norms that training moves'
-    raise InputError(f'{flag}: {text}: leave it out.')
+    text = f'{run.config["model.name"]} has no batch norms that are trained'
+    raise InputError(f'{flag}: {text}: remove the flag.')
 
 
 def num_images(run: Experiment, at_least: int) -> int:
-  """Returns the images of the whole batches that hold at least so many."""
+  """Rounds a number of images up to whole batches."""
   batch_size = run.train_reader.batch_size
   return math.ceil(at_least / batch_size) * batch_size
 
@@ -48,33 +46,33 @@ def recompute(
 ) -> Variables:
   """Returns the variables with batch statistics of the first training batches.
 
-  With mean and biased variance m, v of each group of images that training
-  normalises together (`model.bn_group_size`, else a part of a batch),
+  If m and v are mean and biased variance of each group of images that training
+  normalises together (`model.bn_group_size`, else a micro-batch),
 
     mean = E[m],  var = E[v + m * m] - E[m] ** 2
 
-  that is the variance over all images, not the mean of those of the groups.
-  Norms that are frozen keep their statistics.
+  This is the variance over all images, not the mean of the group variances.
+  Frozen norms keep their statistics.
 
   Args:
-    run: with the images; they are augmented as in training.
+    run: provides the training images, augmented as in training.
     variables: 'params' and 'batch_stats', of the weights or their averages.
-    at_least: images; rounded up to whole batches.
+    at_least: number of images, rounded up to whole batches.
   """
-  # As the run ended, where images have grown.
+  # With a size schedule, use the size at the end of the run.
   run = run.at_last_size()
   reader = run.train_reader
   warnings = DataWarnings(reader.max_bad_images)
   count = num_images(run, at_least) // reader.batch_size
   step = jax.jit(
-    functools.partial(_statistics, task=run.task, sharding=run.sharding),
+    functools.partial(_statistics, run=run),
     out_shardings=run.sharding.replicated,
     compiler_options=compiler.options(run.sharding.backend),
   )
   total: Any = None
   for i, batch in enumerate(run.load(reader, warnings, num_steps=count)):
     found = jax.device_get(step(variables, batch, np.int32(i)))
-    # Sums of squares need more digits than float32 has.
+    # float32 has too few digits for sums of squares.
     found = jax.tree.map(lambda x: np.asarray(x, np.float64), found)
     found = _map_norms(lambda var, mean: var + mean**2, found)
     total = found if total is None else jax.tree.map(np.add, total, found)
@@ -90,30 +88,25 @@ def recompute(
 
 
 def _statistics(
-  variables: Variables,
-  batch: Batch,
-  step: jax.Array,
-  *,
-  task: Task,
-  sharding: DataSharding,
+  variables: Variables, batch: Batch, step: jax.Array, *, run: Experiment
 ) -> Any:
-  """Returns mean and variance of each norm over a batch, as 'batch_stats'."""
-  variables = sharding.gather(variables)
+  """Returns the 'batch_stats' of one batch: mean and variance of each norm."""
+  task, variables = run.task, run.sharding.gather(variables)
   group_size = getattr(task.model, 'bn_group_size', None)
-  batch = augment_batch(batch, step, task=task, sharding=sharding)
+  batch = augment_batch(batch, step, task=task, sharding=run.sharding)
   parts = split_batch(batch, task.accumulation_steps, group_size)
   images = parts['image']
   if task.accumulation_steps == 1:
     images = images[None]
   size = group_size or images.shape[1]
-  # [parts, groups, images of a group, H, W, C]
+  # [micro-batches, groups, images of a group, H, W, C]
   groups = images.reshape(len(images), -1, size, *images.shape[2:])
   numbers = jnp.arange(groups.shape[0] * groups.shape[1], dtype=jnp.int32)
   numbers = numbers.reshape(groups.shape[:2])
-  # One application is one group, and leaves exactly its statistics behind.
+  # With momentum 0, applying a group leaves exactly its own statistics.
   model = task.model.clone(bn_group_size=None, bn_momentum=0.0)
 
-  def of_group(images: jax.Array, number: jax.Array) -> Any:
+  def group_statistics(images: jax.Array, number: jax.Array) -> Any:
     _, updates = model.apply(
       variables,
       task.normalize(images),
@@ -123,10 +116,11 @@ def _statistics(
     )
     return updates['batch_stats']
 
-  # As in training, one part after the other: they may not fit together.
-  found = jax.lax.map(lambda part: jax.vmap(of_group)(*part), (groups, numbers))
+  # As in training, one micro-batch at a time, to save memory.
+  statistics = jax.vmap(group_statistics)
+  found = jax.lax.map(lambda part: statistics(*part), (groups, numbers))
   found = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
-  return _map_norms(  # Of equal groups, [groups, C], to their union, [C].
+  return _map_norms(  # Merge the statistics of equal groups, [groups, C].
     lambda var, mean: jnp.mean(var, axis=0) + jnp.var(mean, axis=0),
     found,
     mean_of=lambda mean: jnp.mean(mean, axis=0),

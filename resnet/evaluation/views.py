@@ -1,4 +1,4 @@
-"""Evaluation with several views of each image; predictions are averaged."""
+"""Evaluation that averages the predictions over several views of an image."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -16,19 +16,18 @@ from resnet.evaluation import calibration
 from resnet.evaluation.evaluate import check_count
 from resnet.experiment import Experiment
 from resnet.training import compiler
-from resnet.training.sharding import DataSharding
-from resnet.training.step import Batch, Task
+from resnet.training.step import Batch
 
 VIEWS = ('center', 'flip', 'ten_crop', 'scales')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalResult:
-  """What one pass over the images has given.
+  """The result of one pass over the images.
 
   Attributes:
-    sums: of `calibration`, over all images.
-    predictions: class of each record, int32 [N]; -1 where the image is broken.
+    sums: sums over all images; see `calibration.batch_sums`.
+    predictions: class of each record, int32 [N]; -1 if the image is broken.
   """
 
   sums: dict[str, np.ndarray]
@@ -41,18 +40,20 @@ def evaluate_views(
   views: str = 'center',
   sides: Sequence[int] = (),
 ) -> EvalResult:
-  """Evaluates `run.eval_reader`, every image once; prints what is left out.
+  """Evaluates every image of `run.eval_reader` once.
+
+  It prints a warning for each broken image that is left out.
 
   Args:
-    run: with the images.
-    variables: of the network.
+    run: provides the images.
+    variables: variables of the network.
     views: one of `VIEWS`.
-    sides: for 'scales', pixels.
+    sides: sides of the images for 'scales', pixels.
   """
   reader = run.eval_reader
   if views == 'ten_crop':
     sides = (run.eval_image_shape[0],) * 10
-  if sides:  # Then the host makes the views.
+  if sides:  # The host makes the views.
     transform: Any = reader.transform
     views_transform = ViewsTransform(
       sides=tuple(sides),
@@ -64,11 +65,7 @@ def evaluate_views(
   loader = run.load(reader, warnings)
   step = jax.jit(
     functools.partial(
-      _step,
-      task=run.task,
-      sharding=run.sharding,
-      sides=tuple(sides),
-      mirrored=views in ('flip', 'scales'),
+      _step, run=run, sides=tuple(sides), mirrored=views in ('flip', 'scales')
     ),
     out_shardings=run.sharding.replicated,
     donate_argnums=1,
@@ -93,34 +90,31 @@ def _step(
   sums: calibration.Sums,
   batch: Batch,
   *,
-  task: Task,
-  sharding: DataSharding,
+  run: Experiment,
   sides: Sequence[int],
   mirrored: bool,
 ) -> tuple[calibration.Sums, jax.Array]:
-  """Returns the sums with this batch in them, and its predictions [B]."""
-  variables = sharding.gather(variables)
-  images, mask = batch['image'], batch['mask']
-  views = unpack(images, sides) if sides else [images]
+  """Adds a batch to the sums, and returns its predictions [B], too."""
+  variables, mask = run.sharding.gather(variables), batch['mask']
+  views = unpack(batch['image'], sides) if sides else [batch['image']]
   if mirrored:
     views += [view[:, :, ::-1] for view in views]
   logits: list[Any] = [
-    task.model.apply(variables, task.normalize(view), train=False)
+    run.task.model.apply(variables, run.task.normalize(view), train=False)
     for view in views
   ]
   log_probabilities = mean_log_probabilities(logits)
   more = calibration.batch_sums(log_probabilities, batch['label'], mask)
   predictions = jnp.argmax(log_probabilities, axis=1).astype(jnp.int32)
-  sums = jax.tree.map(lambda a, b: a + b, sums, more)
-  return sums, jnp.where(mask, predictions, -1)
+  return jax.tree.map(jnp.add, sums, more), jnp.where(mask, predictions, -1)
 
 
 def unpack(images: jax.Array, sides: Sequence[int]) -> list[jax.Array]:
-  """Returns the views of `data.host.views.ViewsTransform`.
+  """Unpacks the views of `data.host.views.ViewsTransform`.
 
   Args:
-    images: [B, N, C], the squares one after the other, N = sum(side * side).
-    sides: of the squares, pixels.
+    images: [B, N, C], the packed squares, N = sum(side * side).
+    sides: sides of the squares, pixels.
 
   Returns:
     [B, side, side, C] for each side.
@@ -134,6 +128,6 @@ def unpack(images: jax.Array, sides: Sequence[int]) -> list[jax.Array]:
 
 
 def mean_log_probabilities(logits: list[jax.Array]) -> jax.Array:
-  """Logarithm of the mean over the views of softmax(logits), each [B, K]."""
+  """Returns log(mean of softmax(logits)) over the views, each [B, K]."""
   views = jnp.stack([jax.nn.log_softmax(x) for x in logits])
   return jax.nn.logsumexp(views, axis=0) - math.log(len(logits))
