@@ -1,1 +1,1 @@
-"""Networks for other programs: one module per format in `formats`."""
+"""Exports networks for other programs; `formats` has a module per format."""

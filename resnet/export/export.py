@@ -1,4 +1,4 @@
-"""Networks for other programs, checked by running them.
+"""Exports a network, and checks the export by running it.
 
 An exported folder holds the files of its format and `manifest.json`.
 """
@@ -22,8 +22,8 @@ from resnet.export.program import Program, current_platform
 from resnet.files import write_atomically, writing
 from resnet.inference.network import Weights
 
-# Batches that are compared, and the largest difference that is let pass on
-# other backends than the CPU, as a share of the largest logit.
+# Batch sizes that are compared, and the largest accepted difference on backends
+# other than the CPU, as a share of the largest logit.
 _BATCHES = (1, 7)
 _TOLERANCE = 1e-5
 _PACKAGES = ('jax', 'jaxlib', 'flax')
@@ -37,65 +37,61 @@ def export(
   platforms: Sequence[str],
   with_preprocessing: bool,
 ) -> dict[str, Any]:
-  """Writes an exported network, whole and checked, or nothing.
+  """Writes a complete and checked export, or nothing.
 
   Args:
-    weights: of the network.
-    folder: that is made; there must be none.
+    weights: weights of the network.
+    folder: folder to create, which must not exist.
     format_: one of `formats.NAMES`.
-    platforms: that StableHLO is for; see `Program`.
-    with_preprocessing: take uint8 pixels, not normalised float32 ones.
+    platforms: platforms of a StableHLO export; see `Program`.
+    with_preprocessing: take uint8 pixels instead of normalised float32 ones.
 
   Returns:
     The manifest.
 
   Raises:
-    InputError: the folder exists or cannot be made, a platform is unknown, or
-      a package is missing.
-    RunError: the export does not compute what the network computes.
+    InputError: the folder exists or cannot be created, a platform is unknown,
+      or a package is missing.
+    RunError: the logits of the export differ from those of the network.
   """
   if os.path.lexists(folder):
-    raise InputError(f'{folder} is there already: name a new --out.')
-  module = get_format(format_)
-  for platform in platforms:
-    if module.PLATFORMS and platform not in module.PLATFORMS:
+    raise InputError(f'{folder} exists: choose a new --out.')
+  module, here = get_format(format_), current_platform()
+  if module.PLATFORMS:
+    if unknown := sorted({*platforms} - {*module.PLATFORMS}):
       known = ', '.join(module.PLATFORMS)
-      raise InputError(f'--platforms has {platform!r}, none of {known}.')
-  if module.PLATFORMS and current_platform() not in platforms:
-    raise InputError(
-      'An export is checked here before it is kept: add'
-      f' {current_platform()!r} to --platforms.'
-    )
+      raise InputError(f'--platforms has {unknown[0]!r}, not one of {known}.')
+    if here not in platforms:
+      raise InputError(
+        f'The export is run to check it: add {here!r} to --platforms.'
+      )
   program = Program(
     weights=weights,
     with_preprocessing=with_preprocessing,
     platforms=tuple(platforms),
   )
-  if set(platforms) != {current_platform()} and hasattr(
-    weights.model, 'conv_backend'
-  ):
-    # The network's own choice, made for this machine, is a matrix product on a
-    # CPU.
+  if {*platforms} != {here} and hasattr(weights.model, 'conv_backend'):
+    # On a CPU the network would choose matrix products, for this machine only.
     program = program.with_fields(conv_backend='xla')
   parent, name = os.path.split(os.path.abspath(folder))
   with writing(folder):
     scratch = tempfile.TemporaryDirectory(dir=parent, prefix=f'.{name}.')
   with scratch:
-    whole = os.path.join(scratch.name, name)
-    os.mkdir(whole)
-    manifest = {'format': format_, **_write(program, whole, module)}
-    path = os.path.join(whole, MANIFEST)
+    complete = os.path.join(scratch.name, name)
+    os.mkdir(complete)
+    manifest = {'format': format_, **_write(program, complete, module)}
+    path = os.path.join(complete, MANIFEST)
     write_atomically(path, json.dumps(manifest, indent=2) + '\n')
-    os.rename(whole, folder)
+    os.rename(complete, folder)
   return manifest
 
 
 def _write(program: Program, folder: str, module: Any) -> dict[str, Any]:
-  """Writes the files of an export, compares, and returns the manifest."""
+  """Writes and checks the files of an export, and returns its manifest."""
   files = module.convert(program)
   for file, data in files.items():
     write_atomically(os.path.join(folder, file), data)
-  is_cpu = jax.default_backend() == 'cpu'
+  tolerance = module.TOLERANCE if current_platform() == 'cpu' else _TOLERANCE
   weights = program.weights
   return {
     'model': weights.model_name,
@@ -121,11 +117,9 @@ def _write(program: Program, folder: str, module: Any) -> dict[str, Any]:
     'sha256': {
       file: hashlib.sha256(data).hexdigest() for file, data in files.items()
     },
-    # Computed from the files, as their users will load them.
+    # Run the files that were written, as users will.
     'largest_relative_difference': _compare(
-      program,
-      module.load(folder),
-      module.TOLERANCE if is_cpu else _TOLERANCE,
+      program, module.load(folder), tolerance
     ),
   }
 
@@ -133,10 +127,13 @@ def _write(program: Program, folder: str, module: Any) -> dict[str, Any]:
 def _compare(
   program: Program, exported: Callable[[Any], Any], tolerance: float
 ) -> dict[str, float]:
-  """Runs an exported program beside the network, on random images.
+  """Compares the logits of an export with the network's, on random images.
 
-  Returns the largest difference of logits as a share of the largest logit, by
-  batch size; raises RunError where it is too large.
+  Returns:
+    The largest difference by batch size, as a share of the largest logit.
+
+  Raises:
+    RunError: a difference is larger than `tolerance`.
   """
   rng = np.random.default_rng(0)
   ours = jax.jit(program.logits)
@@ -151,16 +148,16 @@ def _compare(
     result = np.asarray(exported(images))
     if result.shape != expected.shape:
       raise RunError(
-        f'The export gives logits {list(result.shape)}, the network'
-        f' {list(expected.shape)}: it is not kept.'
+        f'The export returns logits {list(result.shape)}, the network'
+        f' {list(expected.shape)}: the export was deleted.'
       )
     largest = max(float(np.abs(expected).max()), float(np.finfo('f4').tiny))
     difference = float(np.abs(result - expected).max()) / largest
     if not difference <= tolerance:
       raise RunError(
-        f'The logits of the export are not those of the network: at batch'
-        f' {batch} they differ by {difference:.1e} of the largest one. It is'
-        ' not kept.'
+        'The logits of the export differ from those of the network by'
+        f' {difference:.1e} of the largest one, at batch size {batch}. The'
+        ' export was deleted.'
       )
     differences[str(batch)] = difference
   return differences

@@ -1,4 +1,4 @@
-"""Exported folders, opened as networks."""
+"""Opens exported folders as networks."""
 
 import functools
 import hashlib
@@ -29,14 +29,18 @@ MANIFEST = 'manifest.json'
 def open_network(
   source: str, model: str | None = None, dtype: str = 'float32'
 ) -> Network:
-  """Opens a folder that `export` wrote, or weights as `read_weights` does."""
+  """Opens an exported folder, or any weights that `read_weights` reads."""
   if os.path.isfile(os.path.join(source, MANIFEST)):
     return open_exported(source)
   return create_network(read_weights(source, model, dtype=dtype))
 
 
 def open_exported(folder: str) -> Network:
-  """Opens what `export` wrote, if it is undamaged and for this platform."""
+  """Opens an exported folder.
+
+  Raises:
+    InputError: it is damaged, or made for another platform.
+  """
   path = os.path.join(folder, MANIFEST)
   with refuse_damage(f'{path} is damaged'), open(path) as file:
     manifest = json.load(file)
@@ -51,8 +55,8 @@ def open_exported(folder: str) -> Network:
         damaged.append(file)
   if damaged or format_ not in formats.NAMES:
     raise InputError(
-      f'{folder} is not what was exported: {", ".join(damaged) or format_} has'
-      f' not the SHA-256 that {MANIFEST} says.'
+      f'{folder} is damaged: the SHA-256 of {", ".join(damaged) or format_} is'
+      f' not the one in {MANIFEST}. Export again.'
     )
   if platforms and current_platform() not in platforms:
     raise InputError(
@@ -67,7 +71,7 @@ def open_exported(folder: str) -> Network:
     return {name: results[name] for name in outputs}
 
   def compile_(batch_size: int, outputs: tuple[str, ...]) -> Function:
-    # The first call compiles.
+    # The first call compiles the program.
     run(outputs, np.zeros((batch_size, *preprocessing.image_shape), np.uint8))
     return functools.partial(run, outputs)
 

@@ -1,4 +1,4 @@
-"""The function that is exported."""
+"""The function that an export contains."""
 
 import dataclasses
 from typing import Any
@@ -14,9 +14,9 @@ class Program:
   """A network as other programs call it: images [B, H, W, C] -> logits [B, K].
 
   Attributes:
-    weights: of the network.
-    with_preprocessing: take uint8 pixels, not normalised float32 ones.
-    platforms: that it must run on, in JAX's words: 'cpu', 'cuda', 'tpu', ...
+    weights: weights of the network.
+    with_preprocessing: take uint8 pixels instead of normalised float32 ones.
+    platforms: JAX's names of the platforms to run on: 'cpu', 'cuda', 'tpu', ...
   """
 
   weights: Weights
@@ -25,27 +25,27 @@ class Program:
 
   @property
   def shape(self) -> tuple[int, int, int]:
-    """Returns [H, W, C] of its images."""
+    """[H, W, C] of the images."""
     return self.weights.preprocessing.image_shape
 
   @property
   def dtype(self) -> Any:
-    """Returns the dtype of its images."""
+    """The dtype of the images."""
     return jnp.uint8 if self.with_preprocessing else jnp.float32
 
   def logits(self, variables: Any, images: jax.Array) -> jax.Array:
-    """Computes the logits with these variables of the network."""
+    """Computes the logits of images with the given variables."""
     if self.with_preprocessing:
       return self.weights.logits(variables, images)
     return self.weights.model.apply(variables, images, train=False)
 
   def with_fields(self, **fields: Any) -> 'Program':
-    """Returns the same program of a network with other fields of its module."""
+    """Returns this program with some fields of the linen module replaced."""
     model = self.weights.model.clone(**fields)
     weights = dataclasses.replace(self.weights, model=model)
     return dataclasses.replace(self, weights=weights)
 
 
 def current_platform() -> str:
-  """Returns the platform of JAX's default backend."""
+  """Returns the platform of JAX's default backend, with 'cuda' for 'gpu'."""
   return jax.default_backend().replace('gpu', 'cuda')

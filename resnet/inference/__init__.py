@@ -1,5 +1,5 @@
-"""Trained networks in use: predictions, features, activation maps.
+"""Inference: predictions, features and class activation maps.
 
-The preprocessing travels with the weights, so prediction, serving and export
-see the pixels that were evaluated.
+The preprocessing is stored with the weights, so prediction, serving and export
+see the same pixels as evaluation.
 """

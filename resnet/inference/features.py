@@ -1,4 +1,4 @@
-"""Features of images in a file: .npz (NumPy) or .parquet (Arrow)."""
+"""Writes features of images to a .npz (NumPy) or .parquet (Arrow) file."""
 
 from collections.abc import Iterable
 import itertools
@@ -10,17 +10,17 @@ import pyarrow.parquet as pq
 from resnet.errors import InputError, readable
 from resnet.files import replacing, writing
 
-# The names of B files and their features [B, ...].
+# B file names and their features [B, ...].
 Batch = tuple[list[str], np.ndarray]
 
 
 def write_features(path: str, batches: Iterable[Batch]) -> None:
-  """Writes a file that appears when all features are there.
+  """Writes features to a file, which appears when it is complete.
 
-  .npz has the arrays 'files' (text) and 'features', and holds all of them in
-  memory until the end. .parquet has the columns 'file' and 'features', a row
-  group a batch; the features of an image are one list of float32 in row-major
-  order, and their shape is the metadatum 'shape'.
+  A .npz file has the arrays 'files' (text) and 'features', which are collected
+  in memory first. A .parquet file has the columns 'file' and 'features' and one
+  row group per batch. The features of an image are one list of float32 in
+  row-major order; the metadata field 'shape' holds their shape.
   """
   if not path.endswith(('.npz', '.parquet')):
     raise InputError(f'{path} must end in .npz or .parquet.')
@@ -36,7 +36,8 @@ def write_features(path: str, batches: Iterable[Batch]) -> None:
 def _write_npz(path: str, batches: Iterable[Batch]) -> None:
   names, features = zip(*batches, strict=True)
   files = [readable(name) for some in names for name in some]
-  with open(path, 'wb') as file:  # NumPy would add .npz to a name.
+  # NumPy would add .npz to a path, but not to an open file.
+  with open(path, 'wb') as file:
     np.savez(file, files=np.array(files), features=np.concatenate(features))
 
 

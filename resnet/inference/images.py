@@ -1,4 +1,4 @@
-"""Image files by name, decoded in threads."""
+"""Finds image files and decodes them in threads."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,11 +12,11 @@ from resnet.errors import InputError
 
 
 def list_images(paths: Sequence[str]) -> dict[str, str]:
-  """Returns the images at paths, and a name for what is made of each.
+  """Returns the image files at `paths`, each with a name for its results.
 
-  A folder gives the files below it that end in .png, .jpg or .jpeg, sorted;
-  their names are their paths in it. As in training on folders, hidden files are
-  passed over and links are followed.
+  A folder contributes all files below it that end in .png, .jpg or .jpeg, in
+  sorted order; their names are their paths relative to the folder. As in
+  training on folders, hidden files are ignored and links are followed.
   """
   files = {}
   for path in paths:
@@ -35,7 +35,7 @@ def list_images(paths: Sequence[str]) -> dict[str, str]:
 
 def _images_below(folder: str, above: tuple[str, ...]) -> Iterator[str]:
   real = os.path.realpath(folder)
-  if real in above:  # A link to a folder that it lies in.
+  if real in above:  # A link to a parent folder.
     return
   for entry in list(visible_entries(folder)):
     if entry.is_dir():
@@ -54,11 +54,12 @@ def decode_files(
   A file that cannot be read or decoded comes with an error that names it.
 
   Args:
-    files: to read, all of them at once.
-    decode: raises ValueError for what is no image.
-    pool: the threads that decode.
+    files: paths of the files; all of them are held in memory.
+    decode: function from bytes to pixels, which raises a ValueError for a
+      broken image.
+    pool: threads that decode.
   """
-  cv2.setNumThreads(0)  # The threads are ours.
+  cv2.setNumThreads(0)  # The pool has threads already.
 
   def load(path: str) -> np.ndarray | InputError:
     try:

@@ -1,4 +1,4 @@
-"""Where in an image a network sees a class: CAM and Grad-CAM."""
+"""Class activation maps: CAM and Grad-CAM."""
 
 from collections.abc import Callable
 import functools
@@ -12,27 +12,26 @@ import jax.numpy as jnp
 def class_activation_map(
   model: nn.Module, variables: Any, images: jax.Array, labels: jax.Array
 ) -> jax.Array:
-  """The share of each place in a logit (Zhou et al. 2016, eq. 2).
+  """Computes the share of each place in a logit (Zhou et al. 2016, eq. 2).
 
     map[y, x] = sum_c activation[y, x, c] * kernel[c, label]
 
-  Exact for a network that ends in a global average pool and a dense layer: the
-  mean of the map plus the bias is the logit.
+  The mean of the map plus the bias is the logit.
 
   Args:
-    model: ends in that.
-    variables: of the model.
-    images: normalised, [B, H, W, C].
-    labels: int32 [B].
+    model: a network that ends in a global average pool and a dense layer.
+    variables: variables of the model.
+    images: normalised images, [B, H, W, C].
+    labels: classes to explain, int32 [B].
 
   Returns:
-    float32 [B, h, w], with the resolution of the last stage.
+    float32 [B, h, w], at the resolution of the last stage.
   """
   features, normed = _with_outputs_of(
     'head_bn',
     lambda: model.apply(variables, images, train=False, method='features'),
   )
-  # v2 nets activate the last stage once more.
+  # v2 networks normalise and activate the last stage once more.
   last = features[max(name for name in features if name.startswith('stage'))]
   last = nn.relu(normed[0]) if normed else last
   kernel = variables['params']['head']['kernel'][:, labels]
@@ -42,23 +41,24 @@ def class_activation_map(
 def grad_cam(
   model: Any, variables: Any, images: jax.Array, labels: jax.Array, stage: int
 ) -> jax.Array:
-  """What a stage does for a logit (Selvaraju et al. 2017, eq. 1 and 2).
+  """Computes Grad-CAM of a stage (Selvaraju et al. 2017, eq. 1 and 2).
 
     weight[c] = mean over places of d logit / d activation[c]
     map       = relu(sum_c weight[c] * activation[c])
 
   Args:
-    model: with `stage_sizes`.
-    variables: of the model.
-    images: normalised, [B, H, W, C].
-    labels: int32 [B].
-    stage: 1 is the first.
+    model: a network with `stage_sizes`.
+    variables: variables of the model.
+    images: normalised images, [B, H, W, C].
+    labels: classes to explain, int32 [B].
+    stage: number of the stage, from 1.
 
   Returns:
-    float32 [B, h, w], with the resolution of the stage.
+    float32 [B, h, w], at the resolution of the stage.
   """
   if getattr(model, 'scan_blocks', False):
-    model = model.clone(scan_blocks=False)  # A loop has no last block.
+    # The blocks of a scan have no names of their own.
+    model = model.clone(scan_blocks=False)
   block = f'stage{stage}_block{model.stage_sizes[stage - 1]}'
   apply = functools.partial(model.apply, variables, images, train=False)
   shape = jax.eval_shape(lambda: apply(method='features'))[f'stage{stage}']
@@ -68,7 +68,7 @@ def grad_cam(
     chosen = jnp.take_along_axis(logits, labels[:, None], axis=1)
     return jnp.sum(chosen), outputs[0]
 
-  # An image has no part in the logits of another one.
+  # The logits of an image depend on no other image, so sum them.
   zeros = jnp.zeros(shape.shape, shape.dtype)
   grads, activations = jax.grad(score, has_aux=True)(zeros)
   weights = jnp.mean(grads.astype(jnp.float32), axis=(1, 2))
@@ -81,7 +81,7 @@ def _with_outputs_of(
   call: Callable[[], Any],
   change: Callable[[jax.Array], jax.Array] = lambda y: y,
 ) -> tuple[Any, list[jax.Array]]:
-  """Returns call(), and the outputs, changed, of the modules called `name`."""
+  """Returns call() and the changed outputs of the modules called `name`."""
   outputs = []
 
   def intercept(function: Any, args: Any, kwargs: Any, context: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A trained network, ready for use: weights, preprocessing, class names."""
+"""A trained network with its weights, preprocessing and class names."""
 
 import argparse
 from collections.abc import Callable, Mapping
@@ -28,16 +28,17 @@ Function = Callable[[np.ndarray], Mapping[str, Any]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Network:
-  """What can be asked about images.
+  """A network ready for inference.
 
   Attributes:
-    name: where it comes from.
-    preprocessing: of its images.
-    class_names: of its logits, in order; numbers where the source has none.
-    outputs: names of what `compile` can give: 'logits' and 'probabilities'
-      [B, K], 'stem', 'stage1' .., 'pooled' as `ResNet.features`, and maps of
-      the likeliest class [B, h, w], 'cam' and 'gradcam_stage1' ..
-    compile: (batch size, names) -> a function for batches of just that size.
+    name: where the network comes from.
+    preprocessing: preprocessing of its images.
+    class_names: names of its logits, in order; numbers if the source has none.
+    outputs: names of the available outputs: 'logits' and 'probabilities'
+      [B, K]; 'stem', 'stage1' .., 'pooled' as in `ResNet.features`; maps of
+      the most likely class [B, h, w], 'cam' and 'gradcam_stage1' ..
+    compile: function of a batch size and names of outputs, which returns a
+      function for batches of exactly that size.
   """
 
   name: str
@@ -47,10 +48,10 @@ class Network:
   compile: Callable[[int, tuple[str, ...]], Function]
 
   def top_classes(self, row: np.ndarray, count: int) -> list[dict[str, Any]]:
-    """Returns index, name and probability of the likeliest classes, in order.
+    """Returns index, name and probability of the most likely classes.
 
-    The `row` has the probabilities of all classes, [K]; of equal ones the first
-    comes first, as argmax has it.
+    The `row` holds the probabilities of all classes, [K]. Ties are ordered by
+    index, as in argmax.
     """
     order = np.argsort(-row, kind='stable')[:count].tolist()
     return [
@@ -61,16 +62,16 @@ class Network:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Weights:
-  """A network's module and variables, with what is recorded of them.
+  """The module and variables of a network, with their metadata.
 
   Attributes:
-    name: where they come from.
-    model_name: as `create_model` takes it.
+    name: where the weights come from.
+    model_name: name for `create_model`.
     model: the linen module.
-    variables: float32, NumPy.
-    preprocessing: of the images.
-    class_names: of the logits.
-    ema: whether they are moving averages; None: not known.
+    variables: NumPy arrays, float32.
+    preprocessing: preprocessing of the images.
+    class_names: names of the logits.
+    ema: whether the weights are moving averages; None if unknown.
   """
 
   name: str
@@ -90,35 +91,35 @@ class Weights:
 def read_weights(
   source: str, model: str | None = None, *, dtype: str = 'float32'
 ) -> Weights:
-  """Reads the weights of a source that says how its images are prepared.
+  """Reads weights and their metadata from a source.
 
   Args:
-    source: as `weights.open_source` takes it.
-    model: name of the network; None: the one that the source names.
-    dtype: of the computation, 'float32' or 'bfloat16'.
+    source: a source for `weights.open_source`.
+    model: name of the network; None for the one that the source names.
+    dtype: dtype of the computation, 'float32' or 'bfloat16'.
 
   Raises:
-    InputError: there is no such source, it does not fit the network, or it
-      does not name its network or its preprocessing.
+    InputError: the source does not exist, does not fit the network, or lacks
+      the name of its network or its preprocessing.
   """
   found = open_source(source)
   metadata = found.metadata
   model = model or metadata.model
   if model is None:
     raise InputError(
-      f'{source} does not say of what network it is: give --model=NAME;'
-      f' `python -m resnet.tools.weights inspect {source}` says what fits.'
+      f'{source} does not name its network: give --model=NAME;'
+      f' `python -m resnet.tools.weights inspect {source}` lists what fits.'
     )
   if metadata.preprocessing is None:
     raise InputError(
-      f'{source} does not say how its images are prepared. Write a copy that'
-      ' does, here with the numbers of most ImageNet networks: python -m'
+      f'{source} has no preprocessing. Write a copy that has one, here with the'
+      ' values of most ImageNet networks: python -m'
       f' resnet.tools.weights convert {source} NEW.safetensors --model={model}'
       ' --mean=0.485,0.456,0.406 --std=0.229,0.224,0.225 --image-size=224'
       ' --crop-share=0.875 --interpolation=bilinear'
     )
   variables = read_source(found, model, **metadata.overrides)
-  # Without PyTorch's counts of updates, which no network reads.
+  # Drop PyTorch's counts of updates, which no network reads.
   variables = {part: variables[part] for part in ('params', 'batch_stats')}
   num_classes = len(variables['params']['head']['bias'])
   return Weights(
@@ -138,7 +139,7 @@ def read_weights(
 
 
 def create_network(weights: Weights) -> Network:
-  """Returns the network of weights; they are put on the default device."""
+  """Creates a network from weights, which move to the default device."""
   shape = weights.preprocessing.image_shape
   if (count := image_channels(weights.variables)) != shape[-1]:
     text = f'a network for {count} channels and preprocessing for {shape[-1]}'
@@ -171,7 +172,7 @@ def _forward(
   weights: Weights, outputs: tuple[str, ...], variables: Any, images: jax.Array
 ) -> dict[str, jax.Array]:
   model = weights.model
-  # What is asked for twice, XLA computes once.
+  # XLA merges computations that occur more than once.
   logits = weights.logits(variables, images)
   labels = jnp.argmax(logits, axis=1).astype(jnp.int32)
   images = normalize(images, weights.preprocessing)
@@ -193,7 +194,7 @@ def _forward(
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds what says which network a tool takes: weights, model, dtype."""
+  """Adds the arguments that choose a network: --weights, --model, --dtype."""
   add = parser.add_argument
   add('--weights', metavar='SOURCE', required=True)
   add('--model', help='default: the one that SOURCE names')

@@ -1,4 +1,4 @@
-"""Batches of any size through a network that is compiled for a few sizes."""
+"""Runs a network on batches of any size, compiled for a few sizes."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from resnet.inference.network import Function, Network
 
 
 class Predictor:
-  """Asks a network about batches of any size, padded to a few sizes."""
+  """Runs a network on batches of any size, which are padded to a few sizes."""
 
   def __init__(
     self, network: Network, outputs: Sequence[str], batch_sizes: Sequence[int]
@@ -18,9 +18,9 @@ class Predictor:
     """Compiles nothing yet.
 
     Args:
-      network: to ask.
-      outputs: names of what is asked for.
-      batch_sizes: to compile for; the largest is the most that is taken.
+      network: the network.
+      outputs: names of the outputs; see `Network.outputs`.
+      batch_sizes: sizes to compile for; the largest is the limit of a batch.
     """
     for name in outputs:
       if name not in network.outputs:
@@ -32,7 +32,7 @@ class Predictor:
     self._functions: dict[int, Function] = {}
 
   def compile(self) -> None:
-    """Compiles for all batch sizes, so that no call has to."""
+    """Compiles for all batch sizes now, instead of in the first calls."""
     for size in self.batch_sizes:
       self._function(size)
 
@@ -42,7 +42,7 @@ class Predictor:
     return self._functions[size]
 
   def start(self, images: np.ndarray) -> Callable[[], dict[str, np.ndarray]]:
-    """Starts on uint8 images [B, S, S, C]; the result waits for the end."""
+    """Starts on uint8 images [B, S, S, C]; call the result to wait for it."""
     count = len(images)
     size = next(size for size in self.batch_sizes if size >= count)
     shape = self.network.preprocessing.image_shape
@@ -60,7 +60,7 @@ class Predictor:
   ) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
     """Yields (key, outputs) of each (key, images).
 
-    While the device works on a batch, the next one is already asked for.
+    The next batch is prepared while the device computes on the current one.
     """
     last = None
     for key, images in batches:

@@ -1,4 +1,4 @@
-"""From the bytes of an image to the pixels that a network sees."""
+"""Converts the bytes of an image to the input of a network."""
 
 import dataclasses
 import math
@@ -21,13 +21,13 @@ from resnet.weights import Preprocessing
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageTransform:
-  """PNG or JPEG bytes -> uint8 [views, size, size, C].
+  """Converts PNG or JPEG bytes to uint8 [views, size, size, C].
 
   Attributes:
-    preprocessing: as recorded with the weights.
-    views: 'center': the central square; 'flip': it and its mirror image;
-      'ten_crop': see `data.host.transforms.ten_crop`.
-    max_pixels: an image that claims more is refused before it is decoded.
+    preprocessing: preprocessing stored with the weights.
+    views: 'center' for the central square; 'flip' for it and its mirror image;
+      'ten_crop', see `data.host.transforms.ten_crop`.
+    max_pixels: largest number of pixels in the header that is accepted.
   """
 
   preprocessing: Preprocessing
@@ -37,15 +37,17 @@ class ImageTransform:
   def __post_init__(self):
     if (name := self.preprocessing.interpolation) not in FILTERS:
       known = ', '.join(FILTERS)
-      raise InputError(f'Interpolation {name!r} of weights is none of {known}.')
+      raise InputError(
+        f'The interpolation {name!r} of the weights is not one of {known}.'
+      )
 
   @property
   def num_views(self) -> int:
-    """Returns the number of crops of an image."""
+    """The number of crops per image."""
     return {'center': 1, 'flip': 2, 'ten_crop': 10}[self.views]
 
   def __call__(self, data: bytes) -> np.ndarray:
-    """Raises ValueError for what is no image, or has too many pixels."""
+    """Raises a ValueError if an image is broken or has too many pixels."""
     recorded, limit = self.preprocessing, self.max_pixels
     image = resize_shorter_side(
       decode_image(data, len(recorded.mean), max_pixels=limit),
@@ -61,7 +63,7 @@ class ImageTransform:
 
 
 def normalize(images: jax.Array, preprocessing: Preprocessing) -> jax.Array:
-  """uint8 [B, H, W, C] -> (images - mean) / std, float32, as in training."""
+  """Normalises uint8 images [B, H, W, C] to float32, as in training."""
   return task.normalize(
     images,
     [255 * value for value in preprocessing.mean],
@@ -70,15 +72,15 @@ def normalize(images: jax.Array, preprocessing: Preprocessing) -> jax.Array:
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> bytes:
-  """Lays a map over an image.
+  """Blends an image with a class activation map.
 
   Args:
-    image: uint8 [S, S, C], as the network sees it.
-    heat: float32 [h, w]; what is below zero is shown as zero.
+    image: input of the network, uint8 [S, S, C].
+    heat: the map, float32 [h, w]; negative values are shown as zero.
 
   Returns:
-    The bytes of a PNG file, at least 224 pixels wide: half the image, half the
-    map in colours from dark blue (0) to dark red (its largest number).
+    The bytes of a PNG file, at least 224 pixels wide: the mean of the image and
+    the map, in colours from dark blue (0) to dark red (the largest value).
   """
   size = (len(image) * math.ceil(224 / len(image)),) * 2
   heat = np.maximum(heat, 0)

@@ -1,1 +1,1 @@
-"""Figures of runs and evaluations; `figures` alone imports matplotlib."""
+"""Figures of runs and evaluations; only `figures` imports matplotlib."""

@@ -1,4 +1,4 @@
-"""The curves of runs: loss, error, learning rate, speed, wait for data."""
+"""Plots the curves of runs: loss, error, learning rate, speed, data wait."""
 
 from collections.abc import Sequence
 import os
@@ -7,7 +7,7 @@ from resnet.plots import figures
 from resnet.run.history import History, read_history
 from resnet.run.workdir import CURVES_FILE
 
-# Title, label of y, metrics.
+# Title, y label and metrics of each panel.
 _PANELS = (
   ('Loss', 'loss', ('train/loss', 'eval/loss', 'eval_ema/loss')),
   ('Error', 'top-1 error, %', ('train/top1', 'eval/top1', 'eval_ema/top1')),
@@ -27,7 +27,7 @@ def save_curves(workdir: str) -> None:
 def draw_curves(
   histories: Sequence[History], names: Sequence[str]
 ) -> figures.Figure:
-  """Returns a figure of the curves of runs, with their names in the legend."""
+  """Returns a figure of the curves of runs; `names` label them."""
   figure, axes = figures.create(
     [title for title, _, _ in _PANELS],
     title=', '.join(names) if len(names) < 4 else f'{len(names)} runs',
@@ -38,7 +38,7 @@ def draw_curves(
     ax.set_xlabel('updates')
     ax.set_ylabel(y_label)
     for i, (history, name) in enumerate(zip(histories, names, strict=True)):
-      # One legend serves all axes.
+      # One legend serves all axes, so each style has one label.
       labels = {
         'learning_rate': name,
         'eval_ema/loss': f'{name}, moving averages',
@@ -54,6 +54,6 @@ def draw_curves(
             label=labels.get(metric, ''),
             bold=not metric.startswith('train/'),
           )
-  axes[-1].set_ylim(0, 1)  # A share.
+  axes[-1].set_ylim(0, 1)  # The data wait is a share.
   figure.legend(loc='lower right', fontsize=9)
   return figure

@@ -1,7 +1,7 @@
-"""Figures and their curves. The only module that imports matplotlib.
+"""Creates figures and draws curves. Only this module imports matplotlib.
 
-They are readable in black and white and by the colour-blind: every curve has
-its own dash pattern, and the colours are those of Okabe and Ito.
+Figures are readable in black and white and by colour-blind people: every curve
+has its own dash pattern, and the colours are those of Okabe and Ito.
 """
 
 from collections.abc import Sequence
@@ -41,11 +41,11 @@ def create(
   """Returns a figure and its axes, one for each of `titles`, row by row.
 
   Args:
-    titles: of the axes.
-    title: of the figure.
-    note: below the axes, in small type.
-    columns: the most axes in a row.
-    share_y: whether all axes have the same range of y.
+    titles: titles of the axes.
+    title: title of the figure.
+    note: text below the axes, in small type.
+    columns: largest number of axes in a row.
+    share_y: whether all axes have the same y range.
   """
   columns = min(columns, len(titles))
   rows = -(-len(titles) // columns)
@@ -80,11 +80,11 @@ def draw_curve(
   Args:
     ax: the axes.
     x: [N].
-    y: [N]; a value that is not finite leaves a gap.
+    y: [N]; non-finite values leave a gap.
     style: index of the colour and the dash pattern.
-    label: in the legend; '' for none.
-    spread: [N], half the height of the band; None for no band.
-    bold: wide, for a test curve; otherwise thin, for a training curve.
+    label: label in the legend; '' for none.
+    spread: half the height of the band, [N]; None for no band.
+    bold: draw a wide line, for test curves; otherwise a thin one.
   """
   color = COLORS[style % len(COLORS)]
   ax.plot(

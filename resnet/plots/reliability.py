@@ -1,4 +1,4 @@
-"""The reliability diagram: accuracy over confidence."""
+"""Plots the reliability diagram: accuracy over confidence."""
 
 from collections.abc import Mapping
 
@@ -10,11 +10,15 @@ from resnet.plots import figures
 def draw_reliability(
   bins: Mapping[str, np.ndarray], *, title: str
 ) -> figures.Figure:
-  """Returns accuracy over confidence, and the share of images over confidence.
+  """Returns a figure of accuracy and of the share of images over confidence.
 
-  Guo et al. 2017, "On calibration of modern neural networks", Figure 1. The
-  `bins` are N equal ones of confidence in 0 .. 1, each [N]: 'count', images;
-  'confidence', their sum; 'top1', the number of images that are right.
+  Guo et al. 2017, "On calibration of modern neural networks", Figure 1.
+
+  Args:
+    bins: arrays [N] over N equal bins of confidence in 0 .. 1: 'count', the
+      number of images; 'confidence', the sum of their confidences; 'top1', the
+      number of correct images.
+    title: title of the figure.
   """
   count = np.asarray(bins['count'], np.float64)
   # A bin without images has neither accuracy nor confidence.
@@ -41,7 +45,7 @@ def draw_reliability(
   figures.draw_curve(left, [0, 1], [0, 1], style=6, bold=False)
   right.bar(height=count / count.sum(), **area)
   for ax, y_label in (
-    (left, 'share of the images that are right'),
+    (left, 'accuracy'),
     (right, 'share of all images'),
   ):
     ax.set_xlabel('confidence')

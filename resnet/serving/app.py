@@ -1,4 +1,4 @@
-"""The web application: a page, POST /predict, /healthz, /metrics."""
+"""The web application: a page, POST /predict, /healthz and /metrics."""
 
 import asyncio
 import base64
@@ -24,10 +24,10 @@ from resnet.serving.body import BodyReader
 
 _PAGE = pathlib.Path(__file__).parent / 'page'
 _TOP = 5
-# A header may claim so many; the rest of the process must live beside them.
+# Largest image that is decoded, to bound the memory of concurrent requests.
 MAX_PIXELS = 2**25
 _MAX_BYTES = 10_000_000  # The largest body.
-# The page is all there is: nothing from elsewhere is loaded.
+# The page may load nothing from other hosts.
 _PAGE_HEADERS = {
   'Content-Security-Policy': "default-src 'self'; img-src 'self' data: blob:",
   'X-Content-Type-Options': 'nosniff',
@@ -46,13 +46,13 @@ class Server:
     max_waiting: int,
     max_seconds: float,
   ):
-    """Compiles nothing: `predictor` must have been.
+    """Creates the server; `predictor` must be compiled.
 
     Args:
-      predictor: for 'probabilities' and, where there are maps, 'cam'.
-      wait_seconds: for more images, after the first of a batch.
-      max_waiting: images that may wait; more are refused.
-      max_seconds: that a body may take to come in.
+      predictor: returns 'probabilities' and, if available, 'cam'.
+      wait_seconds: how long a batch waits for more images after the first.
+      max_waiting: number of images that may wait; more are refused.
+      max_seconds: how long a body may take to arrive.
     """
     self._network = predictor.network
     self._transform = ImageTransform(
@@ -90,9 +90,9 @@ class Server:
 
   @contextlib.asynccontextmanager
   async def lifespan(self, app: Any) -> AsyncIterator[None]:
-    """Starts with the application; at its end, answers what was accepted."""
+    """Runs the batcher; at shutdown, accepted requests are answered first."""
     del app
-    cv2.setNumThreads(0)  # The threads are ours.
+    cv2.setNumThreads(0)  # Each image has a thread already.
     self._batcher.start()
     yield
     await self._batcher.close()
@@ -113,7 +113,7 @@ class Server:
       self._seconds.observe(time.monotonic() - start)
 
   async def _answer(self, request: Request) -> dict[str, Any]:
-    self._admit(1)  # At once, before anything is read.
+    self._admit(1)  # Refuse before reading the body.
     count = 1
     try:
       async with self._bodies.read(request) as files:
@@ -137,7 +137,7 @@ class Server:
     answers = []
     for (name, _), image, row in zip(files, images, rows, strict=True):
       probabilities = row['probabilities']
-      if not np.all(np.isfinite(probabilities)):  # JSON has no number for them.
+      if not np.all(np.isfinite(probabilities)):  # JSON cannot express NaN.
         text = 'The logits are not finite: the weights are damaged.'
         raise HTTPException(500, text)
       classes = self._network.top_classes(probabilities, _TOP)
@@ -151,7 +151,7 @@ class Server:
 
   def _admit(self, count: int) -> None:
     if self._waiting + count > self._max_waiting:
-      text = f'{self._waiting} images wait already: try again.'
+      text = f'{self._waiting} images are waiting: try again later.'
       raise HTTPException(503, text, {'Retry-After': '1'})
     self._waiting += count
 
@@ -160,7 +160,7 @@ class Server:
       return self._transform(data)[0]
     except ValueError as error:
       status = 413 if 'the header claims' in str(error) else 400
-      text = f'{name or "The body"} is no image that can be read: {error}.'
+      text = f'{name or "The body"} cannot be decoded: {error}.'
       raise HTTPException(status, text) from None
 
   async def healthz(self, request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""Images of many requests through the network together."""
+"""Batches the images of concurrent requests."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -12,10 +12,10 @@ Row = dict[str, np.ndarray]
 
 
 class Batcher:
-  """Collects images for a moment, then predicts them at once.
+  """Collects images for a short time and predicts them in one batch.
 
-  While one batch is predicted, in a thread, the next one is collected: the
-  busier the server, the larger the batches. Use it from one event loop.
+  While a thread predicts one batch, the next one is collected, so batches grow
+  with the load. Use a batcher from one event loop only.
   """
 
   def __init__(
@@ -26,12 +26,12 @@ class Batcher:
     wait_seconds: float,
     on_batch: Callable[[int], None] = lambda _: None,
   ):
-    """Starts nothing yet.
+    """Creates the batcher; `start` starts it.
 
     Args:
-      predict: images [B, H, W, C] -> arrays [B, ...] by name.
-      max_batch: images that are predicted at once.
-      wait_seconds: for more, after the first one.
+      predict: function from images [B, H, W, C] to arrays [B, ...] by name.
+      max_batch: largest number of images in a batch.
+      wait_seconds: how long to wait for more images after the first.
       on_batch: called with the number of images of each batch.
     """
     self._predict = predict
@@ -43,11 +43,11 @@ class Batcher:
     self._task: asyncio.Task[None] | None = None
 
   def start(self) -> None:
-    """Begins to work, in the running event loop."""
+    """Starts the batcher in the running event loop."""
     self._task = asyncio.create_task(self._work())
 
   async def close(self) -> None:
-    """Ends after what was accepted is answered."""
+    """Stops after all accepted images are answered."""
     await self._queue.join()
     if self._task:
       self._task.cancel()
@@ -70,9 +70,9 @@ class Batcher:
       try:
         outputs = await loop.run_in_executor(self._pool, self._predict, images)
         for i, (_, future) in enumerate(batch):
-          if not future.done():  # Whoever asked may have gone.
+          if not future.done():  # The client may have disconnected.
             future.set_result({name: rows[i] for name, rows in outputs.items()})
-      except Exception as error:  # It is raised in the request.
+      except Exception as error:  # The request raises it.
         for _, future in batch:
           if not future.done():
             future.set_exception(error)
@@ -80,7 +80,7 @@ class Batcher:
         self._queue.task_done()
 
   async def _collect(self) -> list[tuple[np.ndarray, asyncio.Future[Row]]]:
-    """Returns images with their futures: one, and what comes in time."""
+    """Returns a batch: the first image and those that arrive in time."""
     batch = [await self._queue.get()]
     with contextlib.suppress(TimeoutError):
       async with asyncio.timeout(self._wait_seconds):

@@ -1,4 +1,4 @@
-"""The images in the bodies of requests, bounded in bytes and in time."""
+"""Reads images from request bodies, limited in bytes and in time."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -14,17 +14,17 @@ _FORM = 'multipart/form-data'
 
 
 class BodyReader:
-  """Reads bodies; bounds each of them, and all that are held at once."""
+  """Reads bodies; limits the size of each and of all together."""
 
   def __init__(
     self, *, max_bytes: int, max_held_bytes: int, max_seconds: float
   ):
-    """Holds nothing yet.
+    """Sets the limits.
 
     Args:
-      max_bytes: of a body.
-      max_held_bytes: of the bodies of all requests that are not answered.
-      max_seconds: that a body may take to come in.
+      max_bytes: size of a body.
+      max_held_bytes: total size of the bodies of all unanswered requests.
+      max_seconds: how long a body may take to arrive.
     """
     self._max_bytes = max_bytes
     self._max_held_bytes = max_held_bytes
@@ -35,9 +35,9 @@ class BodyReader:
   async def read(
     self, request: Request
   ) -> AsyncIterator[list[tuple[str, bytes]]]:
-    """Reads name and bytes of each image of a request into memory.
+    """Reads the name and bytes of each image of a request.
 
-    The body counts as held until the context ends.
+    The body counts towards `max_held_bytes` until the context ends.
     """
     size = 0
 
@@ -58,10 +58,10 @@ class BodyReader:
 
   def _check_size(self, size: int) -> None:
     if size > self._max_bytes:
-      text = f'A body has at most {self._max_bytes:,} bytes: send less at once.'
+      text = f'A body may have {self._max_bytes:,} bytes: send fewer images.'
       raise HTTPException(413, text)
     if self._held_bytes > self._max_held_bytes:
-      text = 'Too many bytes wait already: try again.'
+      text = 'Too many bytes are waiting: try again later.'
       raise HTTPException(503, text, {'Retry-After': '1'})
 
   async def _read(
@@ -77,13 +77,13 @@ class BodyReader:
         if kind != _FORM:
           return [('', b''.join([chunk async for chunk in chunks]))]
         parser = MultiPartParser(request.headers, chunks)
-        parser.spool_max_size = self._max_bytes + 1  # Nothing goes to the disk.
+        parser.spool_max_size = self._max_bytes + 1  # Never write to disk.
         form = await parser.parse()
     except TimeoutError:
       text = f'The body took more than {self._max_seconds:g} s.'
       raise HTTPException(408, text, {'Connection': 'close'}) from None
-    except ClientDisconnect:  # Nobody reads this answer; it is counted.
-      raise HTTPException(400, 'The client has gone.') from None
+    except ClientDisconnect:  # Only the metrics see this answer.
+      raise HTTPException(400, 'The client disconnected.') from None
     except MultiPartException as error:
       text = f'The form cannot be read: {error.message}'
       raise HTTPException(400, text) from None

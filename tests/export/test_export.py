@@ -1,4 +1,4 @@
-"""Exports compute what the network computes, or are not kept."""
+"""Exports compute the logits of the network, or are deleted."""
 
 import dataclasses
 import importlib.util
@@ -146,7 +146,7 @@ def test_a_program_that_differs_in_the_last_bit_is_not_kept(
   kernel[...] = np.nextafter(kernel, np.float32(9))
   program = stablehlo.load(str(exported))
   monkeypatch.setattr(stablehlo, 'load', lambda _: program)
-  with pytest.raises(RunError, match='not kept'):
+  with pytest.raises(RunError, match='was deleted'):
     write(dataclasses.replace(small, variables=variables), tmp_path / 'out')
   assert os.listdir(tmp_path) == []
 
@@ -177,7 +177,7 @@ def test_nothing_is_compiled_after_compile(small, exported, is_export):
 
 
 def test_bad_input_is_refused(small, tmp_path):
-  with pytest.raises(InputError, match="'vax', none of cpu"):
+  with pytest.raises(InputError, match="'vax', not one of cpu"):
     write(small, tmp_path / 'out', platforms=['cpu', 'vax'])
   with pytest.raises(InputError, match='there already'):
     write(small, tmp_path)

@@ -234,7 +234,7 @@ def test_overload_is_refused_and_a_signal_waits_for_the_accepted(
       lambda: service.metric('resnet_waiting_images') == 4, service.process
     )
     status, answer = service.predict(encode())
-    assert status == 503 and '4 images wait already' in answer['error']
+    assert status == 503 and '4 images are waiting' in answer['error']
     service.process.send_signal(signal.SIGTERM)
     wait_until(service.is_closed, service.process)
     for client, data in zip(clients, images, strict=True):

@@ -1,13 +1,14 @@
-"""The formats of exported networks: a module each, found by its name.
+"""The formats of exported networks, each a module of this name.
 
-A module has
+A module defines
 
-  convert(program) -> the files of a folder, bytes by name
-  load(folder) -> a function from images to logits, NumPy or JAX arrays
-  TOLERANCE: the largest difference on a CPU, as a share of the largest logit
-  PACKAGES: besides JAX and Flax, whose versions matter
-  PLATFORMS: those that it may be made for; () where the file is for any
-  HELP: what it needs, for the command line; '' for nothing
+  convert(program): returns the files of a folder, bytes by name
+  load(folder): returns a function from images to logits, NumPy or JAX arrays
+  TOLERANCE: largest accepted difference on a CPU, as a share of the largest
+    logit
+  PACKAGES: packages besides JAX and Flax whose versions the manifest records
+  PLATFORMS: platforms that an export can be made for; () if it runs on any
+  HELP: what to install, for the command line; '' if nothing
 """
 
 import importlib
@@ -18,5 +19,5 @@ NAMES = tuple(module.name for module in pkgutil.iter_modules(__path__))
 
 
 def get_format(name: str) -> Any:
-  """Returns the module of a format, one of `NAMES`."""
+  """Returns the module of a format in `NAMES`."""
   return importlib.import_module(f'{__name__}.{name}')

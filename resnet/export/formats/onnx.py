@@ -1,4 +1,4 @@
-"""ONNX by jax2onnx, an optional extra."""
+"""ONNX, written by jax2onnx, an optional extra."""
 
 from collections.abc import Callable
 import functools
@@ -25,7 +25,10 @@ _FILE = 'model.onnx'
 
 
 def pad_and_max_pool(x: jax.Array, stride: int = 2) -> jax.Array:
-  """`layers.stem_max_pool` in two steps: jax2onnx drops explicit padding."""
+  """Computes `layers.stem_max_pool` in two steps.
+
+  jax2onnx drops explicit padding of a pooling layer.
+  """
   pads = ((0, 0), (1, 1), (1, 1), (0, 0))
   x = jnp.pad(x, pads, constant_values=-jnp.inf)
   return nn.max_pool(
@@ -34,7 +37,7 @@ def pad_and_max_pool(x: jax.Array, stride: int = 2) -> jax.Array:
 
 
 def pad_and_blur_pool(x: jax.Array) -> jax.Array:
-  """`layers.stem_blur_pool`, likewise."""
+  """Computes `layers.stem_blur_pool` in two steps."""
   return layers.blur_pool(pad_and_max_pool(x, stride=1))
 
 
@@ -45,7 +48,7 @@ _POOLS: dict[Any, Any] = {
 
 
 def convert(program: Program) -> dict[str, bytes]:
-  """Returns the file; its input is 'images', its output 'logits'."""
+  """Returns the ONNX file, with input 'images' and output 'logits'."""
   try:
     import jax2onnx  # pyright: ignore[reportMissingImports]
   except ImportError as error:
@@ -53,7 +56,7 @@ def convert(program: Program) -> dict[str, bytes]:
   logging.getLogger('onnx_ir').setLevel(logging.ERROR)
   model = program.weights.model
   if hasattr(model, 'conv_backend'):
-    # A convolution is one to ONNX, whatever its kernel; and a loop is many.
+    # Export each convolution as one operator, and blocks without a loop.
     program = program.with_fields(conv_backend='xla', scan_blocks=False)
   if pool := _POOLS.get(getattr(model, 'stem_pool', None)):
     program = program.with_fields(stem_pool=pool)
@@ -68,7 +71,7 @@ def convert(program: Program) -> dict[str, bytes]:
       input_names=['images'],
       output_names=['logits'],
     )
-  except Exception as error:  # Of many kinds.
+  except Exception as error:  # jax2onnx raises errors of many types.
     raise InputError(
       f'jax2onnx cannot convert this network: {type(error).__name__}: {error}'
     ) from error
@@ -76,7 +79,7 @@ def convert(program: Program) -> dict[str, bytes]:
 
 
 def load(folder: str) -> Callable[[Any], Any]:
-  """Returns the function in a folder, images -> logits."""
+  """Returns the function of an exported folder, images -> logits."""
   path = os.path.join(folder, _FILE)
   try:
     import onnxruntime  # pyright: ignore[reportMissingImports]
@@ -89,5 +92,5 @@ def load(folder: str) -> Callable[[Any], Any]:
       f'{path} needs onnxruntime: pip install onnxruntime'
     ) from None
   except Exception as error:
-    raise InputError(f'{path} is no ONNX file: {error}') from None
+    raise InputError(f'{path} is not an ONNX file: {error}') from None
   return lambda x: session.run(['logits'], {'images': np.asarray(x)})[0]

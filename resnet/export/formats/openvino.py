@@ -1,4 +1,4 @@
-"""OpenVINO's representation, made from ONNX, for Intel's processors."""
+"""OpenVINO's format for Intel processors, converted from ONNX."""
 
 from collections.abc import Callable
 import os
@@ -21,13 +21,13 @@ _GRAPH, _WEIGHTS = 'model.xml', 'model.bin'
 
 
 def convert(program: Program) -> dict[str, bytes]:
-  """Returns graph and weights; its input is 'images', its output 'logits'."""
+  """Returns graph and weights, with input 'images' and output 'logits'."""
   try:
     import openvino  # pyright: ignore[reportMissingImports]
   except ImportError as error:
     raise InputError(f'OpenVINO needs packages ({error}): {_INSTALL}') from None
   (proto,) = onnx.convert(program).values()
-  # Unlike convert_model, this sends no usage statistics.
+  # Unlike convert_model, read_model sends no usage statistics.
   model = openvino.Core().read_model(proto)
   with tempfile.TemporaryDirectory() as folder:
     graph = pathlib.Path(folder, _GRAPH)
@@ -38,12 +38,12 @@ def convert(program: Program) -> dict[str, bytes]:
 
 
 def load(folder: str) -> Callable[[Any], Any]:
-  """Returns the function in a folder, images -> logits."""
+  """Returns the function of an exported folder, images -> logits."""
   path = os.path.join(folder, _GRAPH)
   try:
     import openvino  # pyright: ignore[reportMissingImports]
 
-    # Its own choice is bfloat16 where the CPU has it.
+    # By default OpenVINO computes in bfloat16 if the CPU supports it.
     options = {'INFERENCE_PRECISION_HINT': 'f32'}
     model = openvino.Core().compile_model(path, 'CPU', options)
   except ImportError:

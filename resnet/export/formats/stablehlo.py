@@ -1,4 +1,4 @@
-"""StableHLO by `jax.export`, with the weights beside the program."""
+"""StableHLO, written by `jax.export`, with the weights in a second file."""
 
 from collections.abc import Callable
 import functools
@@ -15,7 +15,7 @@ from resnet.errors import InputError
 from resnet.export.program import Program
 
 HELP = ''
-# The same bits.
+# The logits must be equal bit for bit.
 TOLERANCE = 0.0
 PACKAGES = ()
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
@@ -23,10 +23,10 @@ _PROGRAM, _WEIGHTS = 'model.stablehlo', 'weights.safetensors'
 
 
 def convert(program: Program) -> dict[str, bytes]:
-  """Returns the program, and the weights: they are arguments of it.
+  """Returns the program and the weights, which are arguments of the program.
 
-  Of constants XLA would work out what it can at compile time, with another
-  rounding than that of the network.
+  If they were constants, XLA would fold operations on them at compile time,
+  with other rounding than the network's.
   """
   height, width, channels = program.shape
   shape = jax_export.symbolic_shape(f'batch, {height}, {width}, {channels}')
@@ -46,13 +46,13 @@ def convert(program: Program) -> dict[str, bytes]:
 
 
 def load(folder: str) -> Callable[[Any], Any]:
-  """Returns the function in a folder, images -> logits."""
+  """Returns the function of an exported folder, images -> logits."""
   path = os.path.join(folder, _PROGRAM)
   try:
     with open(path, 'rb') as file:
       exported = jax_export.deserialize(bytearray(file.read()))
     flat = safetensors.numpy.load_file(os.path.join(folder, _WEIGHTS))
-  except Exception as error:  # Of many kinds.
-    raise InputError(f'{path} is no StableHLO program: {error}') from None
+  except Exception as error:  # JAX raises errors of many types.
+    raise InputError(f'{path} is not a StableHLO program: {error}') from None
   variables = jax.device_put(traverse_util.unflatten_dict(flat, sep='/'))
   return functools.partial(jax.jit(exported.call), variables)

@@ -59,7 +59,7 @@ async function predict(file) {
 }
 
 async function predictAll(files) {
-  // One after the other: the server shares its time among all who ask.
+  // Send one file at a time, so that other users are served in between.
   for (const file of files) await predict(file);
 }
 
