@@ -168,11 +168,9 @@ class _BrokenRecords:
   def __len__(self):
     return len(self.records)
 
-  def __getitems__(self, keys):
-    return [
-      {**record, 'image': b'no image'} if key in self.broken else record
-      for key, record in zip(keys, self.records.__getitems__(keys), strict=True)
-    ]
+  def __getitem__(self, key):
+    record = self.records[key]
+    return {**record, 'image': b'no image'} if key in self.broken else record
 
 
 def at_batch(

@@ -135,7 +135,7 @@ def _check_by_tfds(out: str, folder: str, manifest: dict[str, Any]) -> None:
         ' Delete it and prepare it again.'
       )
     for index in (0, count - 1):
-      decode_record(source, index, source.read([index])[0])
+      decode_record(source, index, source.records[index])
 
 
 def _bar(what: str, total: int | None = None) -> tqdm.tqdm:

@@ -18,9 +18,9 @@ class Records:
   def __len__(self):
     return len(self._records)
 
-  def __getitems__(self, keys):
-    self.keys_read += keys
-    return [self._records[key] for key in keys]
+  def __getitem__(self, key):
+    self.keys_read.append(key)
+    return self._records[key]
 
 
 def make_source(

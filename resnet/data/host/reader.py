@@ -199,7 +199,7 @@ class BatchReader:
       if self.seed is None:
         return None
       index = (index + 1) % len(self.source)
-      (record,) = self.source.read([index])
+      record = self.source.records[index]
     raise InputError(f'No image can be decoded. The last one: {left_out[-1]}')
 
   def decode(
@@ -240,8 +240,7 @@ class BatchReader:
   def _image_shape(self) -> tuple[int, ...]:
     """Shape of the first image that can be decoded."""
     for index in range(len(self.source)):
-      (record,) = self.source.read([index])
-      (draws,) = self._draws(range(1))
+      (draws,), record = self._draws(range(1)), self.source.records[index]
       if example := self._example(draws, index, record, []):
         return example[0].shape
     raise InputError(

@@ -132,7 +132,7 @@ class Job:
     source, names = next(iter(self.splits.values())), self.class_names
     image: Any = tfds.features.Image(shape=(None, None, self.encoding.channels))
     if self.encoding.raw:
-      pixels: Any = self.encoding.encode(source.read([0])[0]['image'])
+      pixels: Any = self.encoding.encode(source.records[0]['image'])
       image = tfds.features.Tensor(
         shape=pixels.shape, dtype=np.uint8, encoding='bytes'
       )

@@ -152,7 +152,7 @@ def _make_shard(
 
 def _serialize(source: Source, index: int, job: Job) -> bytes:
   """Encodes a record of a split of `job` as TFDS does."""
-  (record,) = source.read([index])
+  record = source.records[index]
   key, label = source.key(index, record), int(record['label'])
   if not 0 <= label < source.num_classes:
     raise InputError(

@@ -1,6 +1,6 @@
 """The interface of all sources: one split of labelled images."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 import dataclasses
 import hashlib
 from typing import Any, Protocol
@@ -23,7 +23,7 @@ class Records(Protocol):
 
   def __len__(self) -> int: ...
 
-  def __getitems__(self, keys: Sequence[int], /) -> Sequence[Record]: ...
+  def __getitem__(self, key: int, /) -> Record: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +36,8 @@ class ArrayRecords:
   def __len__(self) -> int:
     return len(self.labels)
 
-  def __getitems__(self, keys: Sequence[int], /) -> list[dict[str, Any]]:
-    return [
-      {'image': self.images[key], 'label': int(self.labels[key])}
-      for key in keys
-    ]
+  def __getitem__(self, key: int, /) -> dict[str, Any]:
+    return {'image': self.images[key], 'label': int(self.labels[key])}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,9 +66,9 @@ class Source:
   def __len__(self) -> int:
     return len(self.records)
 
-  def read(self, indices: Sequence[int]) -> Sequence[Record]:
+  def read(self, indices: Iterable[int]) -> list[Record]:
     """Returns the records at `indices`, in that order."""
-    return self.records.__getitems__(list(indices))
+    return [self.records[index] for index in indices]
 
   def fingerprint(self, num_records: int = 16) -> str:
     """Returns a checksum of some records, from the first to the last.
@@ -80,7 +77,7 @@ class Source:
     """
     indices = np.linspace(0, len(self) - 1, min(num_records, len(self)))
     digest = hashlib.sha256()
-    for record in self.read([int(index) for index in indices]):
+    for record in self.read(indices.astype(int).tolist()):
       digest.update(np.int64(record['label']).tobytes())
       digest.update(bytes(record['image']))
     return digest.hexdigest()[:12]

@@ -1,6 +1,5 @@
 """The set `fake`: synthetic images, generated when they are read."""
 
-from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
@@ -32,10 +31,7 @@ class FakeRecords:
   def __len__(self) -> int:
     return self.length
 
-  def __getitems__(self, keys: Sequence[int], /) -> Sequence[dict[str, Any]]:
-    return [self._record(key) for key in keys]
-
-  def _record(self, index: int) -> dict[str, Any]:
+  def __getitem__(self, index: int, /) -> dict[str, Any]:
     label = index % self.num_classes
     pattern = np.random.default_rng([0, label]).integers(64, 192, (4, 4, 3))
     size = self.image_size

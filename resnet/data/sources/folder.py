@@ -4,7 +4,7 @@ A label is the index of the class folder's name in sorted order, as in
 torchvision and timm.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 import dataclasses
 import os
 from typing import Any
@@ -43,10 +43,7 @@ class FolderRecords:
   def __len__(self) -> int:
     return int(self.ends[-1])
 
-  def __getitems__(self, keys: Sequence[int], /) -> list[dict[str, Any]]:
-    return [self._read(key) for key in keys]
-
-  def _read(self, key: int) -> dict[str, Any]:
+  def __getitem__(self, key: int, /) -> dict[str, Any]:
     label = int(np.searchsorted(self.ends, key, side='right'))
     # A negative index: `ends` counts to the end of the class.
     name = os.fsdecode(self.names[label][key - int(self.ends[label])])

@@ -5,7 +5,6 @@ tar, whose labels come with TFDS. Records are read from the tars without
 unpacking them.
 """
 
-from collections.abc import Sequence
 import dataclasses
 import functools
 import os
@@ -42,14 +41,12 @@ class TarRecords:
   def __len__(self) -> int:
     return len(self.members)
 
-  def __getitems__(self, keys: Sequence[int], /) -> list[dict[str, Any]]:
-    records = []
+  def __getitem__(self, key: int, /) -> dict[str, Any]:
+    offset, size, label, name = self.members[key].tolist()
     with open(self.path, 'rb') as file:
-      for offset, size, label, name in self.members[list(keys)].tolist():
-        record = {'label': label, 'file_name': name.decode()}
-        record['image'] = os.pread(file.fileno(), size, offset)
-        records.append(record)
-    return records
+      file.seek(offset)
+      image = file.read(size)
+    return {'image': image, 'label': label, 'file_name': name.decode()}
 
 
 @functools.cache

@@ -61,7 +61,7 @@ def by_file_name(source: Source, labels: Labels) -> Labels:
     )
   found = []
   for index in range(len(source)):
-    key = source.key(index, source.read([index])[0])
+    key = source.key(index, source.records[index])
     match = _FILE.search(key)
     number = int(match[1]) if match else 0
     if not 0 < number <= len(labels):

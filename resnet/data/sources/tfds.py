@@ -48,10 +48,7 @@ class TfdsRecords:
   def __getstate__(self) -> dict[str, Any]:
     return {**self.__dict__, '_readers': {}}  # A new process opens its own.
 
-  def __getitems__(self, keys: Sequence[int], /) -> list[dict[str, Any]]:
-    return [self._record(key) for key in keys]
-
-  def _record(self, key: int) -> dict[str, Any]:
+  def __getitem__(self, key: int, /) -> dict[str, Any]:
     nth = int(np.searchsorted(self._ends, key, side='right'))
     try:
       return self._parse(self._read(nth, key))

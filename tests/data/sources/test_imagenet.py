@@ -43,7 +43,7 @@ def tars(tmp_path, monkeypatch):
   return tmp_path
 
 
-def test_the_classes_are_imagenets():
+def test_class_names_are_those_of_imagenet():
   names = imagenet.class_names()
   assert len(names) == len(set(names)) == 1000
   assert list(names) == sorted(names)
@@ -58,15 +58,13 @@ def test_the_classes_are_imagenets():
 def test_records_are_read_from_the_tars_and_prepared(tars, tool):
   train = imagenet.open_tar(str(tars), 'train')
   assert len(train) == 1002
-  records = train.__getitems__([0, 1, 2, 3, 1001])
+  records = [train[i] for i in (0, 1, 2, 3, 1001)]
   assert [r['label'] for r in records] == [0, 0, 0, 1, 999]
   assert records[1]['file_name'] == 'n01440764_1.JPEG'
   assert records[1]['image'] == encode(smooth_image(8, 9), 'JPEG')
   validation = imagenet.open_tar(str(tars), 'validation')
   names, labels = imagenet.class_names(), imagenet.validation_labels()
-  for key, record in zip(
-    (0, 19), validation.__getitems__([0, 19]), strict=True
-  ):
+  for key, record in zip((0, 19), (validation[0], validation[19]), strict=True):
     assert record['label'] == names.index(labels[key])
     assert record['file_name'] == f'ILSVRC2012_val_{key + 1:08}.JPEG'
   out = str(tars / 'sets')
@@ -81,7 +79,7 @@ def test_the_message_says_how_imagenet_is_prepared(tmp_path):
     open_source('imagenet2012', 'train', data_dir=str(tmp_path))
 
 
-def test_tars_that_are_not_whole_are_refused(tars):
+def test_truncated_tars_are_refused(tars):
   path = tars / imagenet.TRAIN_TAR
   data = path.read_bytes()
   for length in (len(data) // 3 // 10240 * 10240, 700):
