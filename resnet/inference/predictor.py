@@ -1,12 +1,13 @@
 """Runs a network on batches of any size, compiled for a few sizes."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+import functools
 from typing import Any
 
 import numpy as np
 
 from resnet.errors import InputError
-from resnet.inference.network import Function, Network
+from resnet.inference.network import Network
 
 
 class Predictor:
@@ -28,18 +29,14 @@ class Predictor:
         raise InputError(f'{network.name} has no {name!r}. There are: {known}.')
     self.network = network
     self.batch_sizes = tuple(sorted(batch_sizes))
-    self._outputs = tuple(outputs)
-    self._functions: dict[int, Function] = {}
+    self._function = functools.cache(
+      lambda size: network.compile(size, tuple(outputs))
+    )
 
   def compile(self) -> None:
     """Compiles for all batch sizes now, instead of in the first calls."""
     for size in self.batch_sizes:
       self._function(size)
-
-  def _function(self, size: int) -> Function:
-    if size not in self._functions:
-      self._functions[size] = self.network.compile(size, self._outputs)
-    return self._functions[size]
 
   def start(self, images: np.ndarray) -> Callable[[], dict[str, np.ndarray]]:
     """Starts on uint8 images [B, S, S, C]; call the result to wait for it."""

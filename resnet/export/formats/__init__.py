@@ -15,9 +15,21 @@ import importlib
 import pkgutil
 from typing import Any
 
+from resnet.errors import InputError
+
 NAMES = tuple(module.name for module in pkgutil.iter_modules(__path__))
 
 
 def get_format(name: str) -> Any:
   """Returns the module of a format in `NAMES`."""
   return importlib.import_module(f'{__name__}.{name}')
+
+
+def import_package(name: str, install: str) -> Any:
+  """Imports an optional package; an InputError says how to install it."""
+  try:
+    return importlib.import_module(name)
+  except ImportError as error:
+    raise InputError(
+      f'This format needs {name} ({error}). Install it with: {install}'
+    ) from None

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet.errors import InputError
+from resnet.export.formats import import_package
 from resnet.export.program import Program
 from resnet.models import layers
 
@@ -49,10 +50,7 @@ _POOLS: dict[Any, Any] = {
 
 def convert(program: Program) -> dict[str, bytes]:
   """Returns the ONNX file, with input 'images' and output 'logits'."""
-  try:
-    import jax2onnx  # pyright: ignore[reportMissingImports]
-  except ImportError as error:
-    raise InputError(f'ONNX needs packages ({error}): {INSTALL}') from None
+  jax2onnx = import_package('jax2onnx', INSTALL)
   logging.getLogger('onnx_ir').setLevel(logging.ERROR)
   model = program.weights.model
   if hasattr(model, 'conv_backend'):
@@ -64,7 +62,7 @@ def convert(program: Program) -> dict[str, bytes]:
     shape=('batch', *program.shape), dtype=np.dtype(program.dtype)
   )
   try:
-    proto: Any = jax2onnx.to_onnx(
+    proto = jax2onnx.to_onnx(
       functools.partial(program.logits, program.weights.variables),
       [images],
       model_name='resnet',
@@ -81,16 +79,11 @@ def convert(program: Program) -> dict[str, bytes]:
 def load(folder: str) -> Callable[[Any], Any]:
   """Returns the function of an exported folder, images -> logits."""
   path = os.path.join(folder, _FILE)
+  onnxruntime = import_package('onnxruntime', 'pip install onnxruntime')
   try:
-    import onnxruntime  # pyright: ignore[reportMissingImports]
-
     session = onnxruntime.InferenceSession(
       path, providers=['CPUExecutionProvider']
     )
-  except ImportError:
-    raise InputError(
-      f'{path} needs onnxruntime: pip install onnxruntime'
-    ) from None
   except Exception as error:
     raise InputError(f'{path} is not an ONNX file: {error}') from None
   return lambda x: session.run(['logits'], {'images': np.asarray(x)})[0]

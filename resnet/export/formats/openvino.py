@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from resnet.errors import InputError
-from resnet.export.formats import onnx
+from resnet.export.formats import import_package, onnx
 from resnet.export.program import Program
 
 _INSTALL = f'{onnx.INSTALL} and pip install openvino'
@@ -22,10 +22,7 @@ _GRAPH, _WEIGHTS = 'model.xml', 'model.bin'
 
 def convert(program: Program) -> dict[str, bytes]:
   """Returns graph and weights, with input 'images' and output 'logits'."""
-  try:
-    import openvino  # pyright: ignore[reportMissingImports]
-  except ImportError as error:
-    raise InputError(f'OpenVINO needs packages ({error}): {_INSTALL}') from None
+  openvino = import_package('openvino', _INSTALL)
   (proto,) = onnx.convert(program).values()
   # Unlike convert_model, read_model sends no usage statistics.
   model = openvino.Core().read_model(proto)
@@ -40,14 +37,11 @@ def convert(program: Program) -> dict[str, bytes]:
 def load(folder: str) -> Callable[[Any], Any]:
   """Returns the function of an exported folder, images -> logits."""
   path = os.path.join(folder, _GRAPH)
+  openvino = import_package('openvino', 'pip install openvino')
   try:
-    import openvino  # pyright: ignore[reportMissingImports]
-
     # By default OpenVINO computes in bfloat16 if the CPU supports it.
     options = {'INFERENCE_PRECISION_HINT': 'f32'}
     model = openvino.Core().compile_model(path, 'CPU', options)
-  except ImportError:
-    raise InputError(f'{path} needs OpenVINO: pip install openvino') from None
   except RuntimeError as error:
     raise InputError(f'{path} is not an OpenVINO model: {error}') from None
   return lambda x: model({'images': np.asarray(x)})['logits']
