@@ -34,7 +34,7 @@ def test_digits_have_the_statistics_of_the_same_images_in_sklearn(data_dir):
   assert_statistics(train, 8, np.stack(list(chosen)))
 
 
-def test_channels_are_measured_apart():
+def test_each_channel_is_measured_separately():
   rng = np.random.default_rng(0)
   images = rng.integers(0, [100, 200, 256], (5, 6, 6, 3)).astype(np.uint8)
   records = [{'image': image} for image in images]

@@ -23,7 +23,7 @@ def test_fields_become_transforms_and_options(data_dir):
   assert data.max_bad_images == 3
 
 
-def test_given_statistics_stand_and_the_other_is_measured(data_dir):
+def test_given_statistics_are_kept_and_missing_ones_measured(data_dir):
   measured = create(data_dir)
   data = create(data_dir, mean=(0,))
   assert (data.mean, data.std) == ((0.0,), measured.std)

@@ -55,7 +55,7 @@ def test_the_calibration_error_is_that_of_its_definition():
   assert found['num_examples'] == mask.sum()
 
 
-def test_confusions_and_the_worst_classes():
+def test_worst_classes_name_their_main_confusion():
   probabilities, labels, mask = examples()
   confusion = sums_of(np.log(probabilities), labels, mask)['confusion']
   expected = np.zeros((7, 7), int)
@@ -78,7 +78,7 @@ def test_probabilities_are_averaged_as_logarithms():
   )
 
 
-def test_tiny_probabilities_and_nan_are_no_right_answers():
+def test_tiny_probabilities_and_nan_never_count_as_correct():
   """Probabilities of float32 would all be 0 but for the first one."""
   logits = np.float32([[0, -200, -300, -400, -500, -600, -700]])
   logs = np.concatenate([jax.nn.log_softmax(logits), np.full((1, 7), np.nan)])

@@ -32,7 +32,7 @@ def result(made):
   return evaluate(*made, DataWarnings())
 
 
-def test_the_result_is_that_of_numpy_for_any_batch_size(made, result):
+def test_result_equals_numpy_for_any_batch_size(made, result):
   run, _, state = made
   reader = dataclasses.replace(run.eval_reader, batch_size=100, row_count=100)
   batch = reader(0)
@@ -57,7 +57,7 @@ def test_the_result_is_that_of_numpy_for_any_batch_size(made, result):
   assert describe(3, result).endswith('(100 images)')
 
 
-def test_the_averages_are_evaluated_as_weights_would_be(result):
+def test_moving_averages_are_evaluated_like_weights(result):
   run, steps, state = make(24, ema_decay=0.9)
   # Averages that are those of other weights, and statistics.
   ema = jax.tree.map(lambda x: 1.5 * x + 0.1, state.ema)

@@ -122,7 +122,7 @@ def test_too_many_images_and_networks_without_batch_norms_are_refused():
       precise_bn.check(run, 64)
 
 
-def test_images_are_of_the_size_that_the_run_ended_with():
+def test_images_have_the_last_size_of_the_run():
   run = tiny(
     data__image_size=16,
     data__eval_resize=16,

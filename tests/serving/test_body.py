@@ -9,7 +9,7 @@ from starlette.requests import Request
 from resnet.serving.body import BodyReader
 
 
-def test_bodies_that_are_held_are_bounded_together():
+def test_total_size_of_held_bodies_is_limited():
   """Three clients send 60 bytes in six parts; two of them fit into 150."""
 
   async def main():

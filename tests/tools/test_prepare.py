@@ -175,7 +175,7 @@ command.run(prepare.main, prepare.parser())
 """
 
 
-def test_the_same_command_goes_on_after_a_kill(folder, prepared, tmp_path):
+def test_the_same_command_continues_after_a_kill(folder, prepared, tmp_path):
   unfinished = tmp_path / 'my_photos' / '1.0.0.incomplete'
   words = (f'--source={folder}', f'--out={tmp_path}', '--threads=2')
   process = start('-c', STUCK, '--from=folder', *words)

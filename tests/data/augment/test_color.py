@@ -22,7 +22,7 @@ def test_orders_and_factors_are_uniform():
     assert stats.kstest(magnitudes[kinds == i], uniform.cdf).pvalue > 0.001
 
 
-def test_jitter_is_that_of_torchvision_for_its_draws():
+def test_jitter_equals_torchvision_for_the_same_draws():
   torch = pytest.importorskip('torch')
   functional = pytest.importorskip('torchvision.transforms.v2').functional
   rng = np.random.default_rng(0)

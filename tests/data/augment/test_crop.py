@@ -23,7 +23,7 @@ FIELDS = {'area': AREA, 'aspect': ASPECT, 'padding': 2, 'flip': True}
   ('shape', 'area'),
   [((96, 96), AREA), ((150, 256), AREA), ((6, 240), (0.5, 1.0))],
 )
-def test_boxes_are_those_of_the_host_for_equal_draws(shape, area):
+def test_boxes_equal_those_of_the_host_for_the_same_draws(shape, area):
   keys = keys_of(400)
   count = transforms.BOX_DRAWS
   draws = jax.vmap(lambda key: jax.random.uniform(key, (count,)))(keys)
@@ -70,7 +70,7 @@ def test_crops_are_resized_as_on_the_host():
     assert np.abs(crop.astype(int) - expected).max() <= 1
 
 
-def test_every_window_and_half_of_the_mirrors_are_taken():
+def test_every_window_occurs_and_half_of_the_images_are_flipped():
   image = np.arange(1, 26, dtype=np.uint8).reshape(1, 5, 5, 1)
   images = jnp.array(np.repeat(image, 4000, 0))
   found = crop_lib.pad_and_crop(images, keys_of(4000), padding=2)

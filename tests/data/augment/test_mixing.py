@@ -74,7 +74,7 @@ def shares_of_both():
   return shares, ~is_whole
 
 
-def test_mixup_and_cutmix_are_as_frequent_as_they_should(shares_of_both):
+def test_mixup_and_cutmix_have_the_configured_frequencies(shares_of_both):
   shares, is_mixup = shares_of_both
   assert stats.binomtest(int(is_mixup.sum()), 4000, 0.8 * 0.7).pvalue > 0.001
   is_kept = (shares == 1).all((1, 2))
@@ -134,7 +134,7 @@ def test_main_labels_have_the_larger_share():
     assert main_labels.dtype == jnp.int32
 
 
-def test_groups_are_mixed_among_themselves_and_stay_on_their_devices():
+def test_groups_are_mixed_separately_and_stay_on_their_devices():
   mix = make(mixup_alpha=1.0, cutmix_alpha=1.0, group_size=2)
   images, labels = batch(16)
   mesh = Mesh(np.array(jax.devices()), ('data',))

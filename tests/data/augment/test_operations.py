@@ -112,7 +112,7 @@ def softened(image):
   return result
 
 
-def test_operations_are_what_they_say():
+def test_operations_compute_their_definitions():
   image = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
   picture, pixels = Image.fromarray(image), image.astype(float)
   turned = image.transpose(1, 0, 2)
@@ -142,7 +142,7 @@ def test_operations_are_what_they_say():
 
 
 @pytest.mark.parametrize('interpolation', INTERPOLATIONS)
-def test_an_operation_of_no_magnitude_leaves_the_image(interpolation):
+def test_zero_magnitude_leaves_the_image_unchanged(interpolation):
   image = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
   names = OPERATIONS[:12]
   least = {'Posterize': 8.0, 'Solarize': 1.01}
@@ -154,7 +154,7 @@ def test_an_operation_of_no_magnitude_leaves_the_image(interpolation):
 
 
 @pytest.mark.parametrize('channels', [1, 3])
-def test_pixels_are_counted_alike_on_all_backends(channels):
+def test_counting_and_comparing_give_the_same_counts(channels):
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (4, 28, 32, channels), np.uint8)
   images[1:3] //= 5

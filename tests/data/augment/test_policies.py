@@ -91,7 +91,7 @@ def test_operations_magnitudes_and_signs_are_uniform(policy):
 LIKE_TIMM = rand(magnitude=27, magnitude_std=1.5, operation_probability=0.5)
 
 
-def test_magnitudes_are_normal_and_operations_left_out():
+def test_magnitudes_are_normal_and_some_operations_are_skipped():
   count = 100_000
   kinds, magnitudes = draw(LIKE_TIMM, count)
   chances = np.full(14, 0.5 / 14)
@@ -109,7 +109,7 @@ def test_magnitudes_are_normal_and_operations_left_out():
 
 
 @pytest.mark.parametrize('data', ['imagenet', 'cifar'])
-def test_auto_augment_takes_policies_and_probabilities(data):
+def test_autoaugment_draws_policies_with_their_probabilities(data):
   count, table = 40_000, autoaugment.policies(data)
   policy = AutoAugment(data=data, interpolation='nearest')
   kinds, magnitudes = draw(policy, count)
@@ -147,7 +147,7 @@ def test_operations_on_an_image_depend_on_its_key_only():
   assert_images_depend_on_their_keys_only(policy, images_of_16())
 
 
-def test_auto_augment_applies_what_it_draws():
+def test_autoaugment_applies_the_operations_that_it_draws():
   policy = AutoAugment(data='cifar', interpolation='bilinear')
   images = images_of_16()
   found = jax.jit(policy)(images, keys_of(16))

@@ -37,7 +37,7 @@ def make_reader(broken, *, seed=3, limit=100, rows=None, count=NUM_RECORDS):
   )
 
 
-def test_the_next_record_that_decodes_takes_the_place():
+def test_the_next_good_record_replaces_a_broken_one():
   broken, whole = [2, 5, 6, 9], make_reader([])
   reader = make_reader(broken)
   next_good = {2: 3, 5: 7, 6: 7, 9: 0}
@@ -72,7 +72,7 @@ def test_batches_are_the_same_however_they_are_read(seed, workers, first_step):
 
 
 @pytest.mark.parametrize('seed', [3, None])
-def test_rows_of_the_processes_make_the_batch(seed):
+def test_rows_of_all_processes_make_up_the_batch(seed):
   broken = [0, 1, 5]
   whole = make_reader(broken, seed=seed)
   parts = [make_reader(broken, seed=seed, rows=(row, 1)) for row in range(4)]
@@ -103,7 +103,7 @@ def test_a_set_without_one_good_image_is_refused():
     assert 'can be decoded' in str(error)
 
 
-def test_a_long_run_of_broken_images_is_given_up():
+def test_a_long_sequence_of_broken_images_is_an_error():
   reader = make_reader(range(1, 40), limit=5, count=40)
   for step in range(2):
     error = reader(step)

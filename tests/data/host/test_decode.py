@@ -88,7 +88,7 @@ def test_decoding_agrees_with_pillow(name, channels):
 @pytest.mark.parametrize(
   ('subsampling', 'channels'), [(0, 3), (1, 3), (2, 3), (2, 1)]
 )
-def test_rows_below_those_wanted_are_not_decoded(subsampling, channels):
+def test_rows_below_the_crop_are_not_decoded(subsampling, channels):
   noise = np.random.default_rng(0).integers(0, 256, (150, 61, 3), np.uint8)
   jpeg = encode(noise, 'JPEG', subsampling=subsampling)
   whole = decode_image(jpeg, channels)
@@ -99,7 +99,7 @@ def test_rows_below_those_wanted_are_not_decoded(subsampling, channels):
 
 
 @pytest.mark.parametrize('name', FILES)
-def test_the_header_tells_the_size_and_a_cut_file_is_an_error(name):
+def test_header_gives_the_size_and_a_truncated_file_is_an_error(name):
   data = FILES[name]
   assert image_size(data) == (37, 53)
   for length in [*range(0, len(data), 23), len(data) - 1]:
@@ -108,7 +108,7 @@ def test_the_header_tells_the_size_and_a_cut_file_is_an_error(name):
         decode_image(data[:length], channels)
 
 
-def test_a_cut_jpeg_is_an_error_though_few_rows_are_wanted():
+def test_truncated_jpeg_is_an_error_even_if_few_rows_are_needed():
   jpeg = encode(smooth_image(200, 200), 'JPEG')
   assert len(decode_image(jpeg, 3, 20)) == 20
   # Each place in the header, and some behind.

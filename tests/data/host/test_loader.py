@@ -48,7 +48,7 @@ def test_each_epoch_is_a_permutation_though_batches_span_epochs(
   np.testing.assert_array_equal(order, [range(100)] * num_epochs)
 
 
-def test_every_epoch_of_every_seed_has_an_order_of_its_own():
+def test_every_epoch_of_every_seed_has_a_different_order():
   seeds = (0, 1, 2, 2**31, 2**32 - 1)
   orders = np.concatenate([read_order(seed, 50, 5, 50) for seed in seeds])
   assert len(np.unique(orders, axis=0)) == 25
@@ -109,7 +109,7 @@ def test_a_broken_record_is_named_with_its_batch(broken, message, workers):
     next(batches)
 
 
-def test_only_the_records_of_the_steps_that_are_left_are_read():
+def test_only_records_of_the_remaining_steps_are_read():
   source = numbered(100)
   batches = read_ahead(make_reader(source, 32, 0), 1_000_000, 1_000_003)
   labels = np.concatenate([batch['label'] for batch in batches])
@@ -138,7 +138,7 @@ def test_reading_ahead_is_bounded(threads, prefetch):
   assert list(batches) == []
 
 
-def test_closing_drops_the_batches_that_were_to_be_read():
+def test_closing_stops_reading_ahead():
   turns = threading.Semaphore(1)
 
   class Blocked(Transform):

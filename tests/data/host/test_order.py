@@ -42,7 +42,7 @@ def test_an_epoch_has_the_first_images_of_its_order(batch_size, repeats):
   assert set(repeated[0]) != set(repeated[1])
 
 
-def test_over_many_epochs_all_images_are_seen_alike():
+def test_over_many_epochs_all_images_are_seen_equally_often():
   seen = np.concatenate(batches(2 * 50, length=40, repeats=4))
   counts = np.bincount(seen, minlength=40) / 4
   # Each is in an epoch with a chance of 1/4: 12.5 +- 3.1 times in 50.

@@ -69,7 +69,7 @@ def test_evaluation_and_prediction_see_the_pixels_of_torchvision(
 
 @pytest.mark.parametrize('size', [(224, 224), (37, 301), (500, 700)])
 @pytest.mark.parametrize('interpolation', PIL_FILTERS)
-def test_resizing_is_pillows(interpolation, size, photographs):
+def test_resizing_equals_pillow(interpolation, size, photographs):
   for i, image in enumerate(photographs[:8]):
     channels = (1, 3)[i // 4]
     image = image[..., :channels]

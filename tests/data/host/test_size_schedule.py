@@ -51,7 +51,7 @@ def test_batches_on_the_host_have_the_size_of_their_step(crop):
   assert run.at(0).eval_reader(0)['image'].shape[1:] == (20, 20, 3)
 
 
-def test_batches_for_the_device_are_as_stored_and_the_step_makes_the_size():
+def test_device_batches_have_the_stored_size_and_the_step_resizes():
   run = resolve(data__augment_on='device', data__crop='random_resized')
   for step, size in ((5, 8), (6, 12), (12, 16)):
     assert run.train_reader(step)['image'].shape == (64, 16, 16, 3)

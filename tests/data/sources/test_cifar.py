@@ -95,7 +95,7 @@ def test_another_version_names_the_archives_to_fetch(tmp_path):
       cifar.open_splits(str(path), 'cifar10')
 
 
-def test_what_is_not_whole_or_has_another_name_is_refused(tmp_path):
+def test_truncated_files_and_wrong_names_are_refused(tmp_path):
   folder, _, _ = write(tmp_path, 10)
   archive = pack(folder, tmp_path / 'cifar.tar.gz')
   with pytest.raises(InputError, match='is cifar10: type --name=cifar10'):

@@ -8,7 +8,7 @@ from resnet.data.sources.registry import open_source
 from tests.programs import start
 
 
-def test_splits_hold_every_image_once_every_fifth_of_a_label_in_test(data_dir):
+def test_splits_hold_every_image_once_and_every_fifth_in_test(data_dir):
   digits = datasets.load_digits()
   order = np.argsort(digits.target, kind='stable')
   pixels = np.round(digits.images[order] * (255 / 16)).astype(np.uint8)

@@ -71,7 +71,7 @@ def test_the_second_split_of_a_prepared_set_has_one_of_three_names(
   }
 
 
-def test_another_image_or_order_or_label_has_another_fingerprint(folder):
+def test_fingerprint_changes_with_image_order_and_label(folder):
   first = open_(folder).fingerprint()
   assert open_(folder).fingerprint() == first
   assert open_(folder, 'val').fingerprint() != first
@@ -105,7 +105,7 @@ def test_another_image_or_order_or_label_has_another_fingerprint(folder):
     ('.keep', 'train[9:]', r'parts of a split, .* need a prepared set'),
   ],
 )
-def test_what_is_wrong_in_a_folder_is_named(folder, added, split, message):
+def test_errors_name_what_is_wrong_in_a_folder(folder, added, split, message):
   write(folder / added)
   with pytest.raises(InputError, match=message):
     open_(folder, split)
@@ -140,7 +140,7 @@ def test_a_missing_folder_is_named(tmp_path):
     open_source('folder', 'train')
 
 
-def test_a_file_that_is_no_image_or_is_gone_is_named(folder):
+def test_errors_name_a_broken_or_missing_file(folder):
   path = folder / 'train' / 'b' / '2.JPEG'
   path.write_bytes(b'<html>')
   source = open_(folder)
@@ -152,7 +152,7 @@ def test_a_file_that_is_no_image_or_is_gone_is_named(folder):
     source.read([10])
 
 
-def test_training_and_prediction_pass_over_the_same_files(folder, tmp_path):
+def test_training_and_prediction_ignore_the_same_files(folder, tmp_path):
   place = folder / 'train' / 'b'
   for name in ('thumbs.db', 'Desktop.ini', '._x.jpg'):
     (place / name).touch()

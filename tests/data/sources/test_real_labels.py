@@ -67,7 +67,7 @@ def test_other_images_are_refused():
       real_labels.by_file_name(named(names[:1], classes), labels)
 
 
-def test_a_prediction_counts_where_the_image_has_labels():
+def test_only_images_with_labels_are_counted():
   predictions = np.array([3, 3, 3, 3, -1, -1])
   labels = [(3,), (1, 3), (), (1, 2), (3,), ()]
   assert real_labels.score(predictions, labels) == {
