@@ -37,9 +37,9 @@ def channel_statistics(
   count = min(len(source), _MAX_IMAGES)
   indices = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
   sums, num_bad = np.zeros((2, source.channels)), 0
-  for index, record in zip(indices, source.read(indices), strict=True):
+  for index in indices:
     try:
-      image = decode_record(source, index, record)
+      image = decode_record(source, index, source.records[index])
     except InputError as error:
       if max_bad_images is None:
         raise

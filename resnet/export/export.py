@@ -17,8 +17,7 @@ import numpy as np
 
 from resnet.errors import InputError, RunError
 from resnet.export.exported import MANIFEST
-from resnet.export.formats import get_format
-from resnet.export.program import Program, current_platform
+from resnet.export.formats import Program, current_platform, get_format
 from resnet.files import write_atomically, writing
 from resnet.inference.network import Weights
 

@@ -13,7 +13,6 @@ import numpy as np
 
 from resnet.errors import InputError
 from resnet.export import formats
-from resnet.export.program import current_platform
 from resnet.inference.network import (
   Function,
   Network,
@@ -58,10 +57,9 @@ def open_exported(folder: str) -> Network:
       f'{folder} is damaged: the SHA-256 of {", ".join(damaged) or format_} is'
       f' not the one in {MANIFEST}. Export again.'
     )
-  if platforms and current_platform() not in platforms:
-    raise InputError(
-      f'{folder} is for {", ".join(platforms)}; this is {current_platform()}.'
-    )
+  here = formats.current_platform()
+  if platforms and here not in platforms:
+    raise InputError(f'{folder} is for {", ".join(platforms)}; this is {here}.')
   program = formats.get_format(format_).load(folder)
 
   def run(outputs: tuple[str, ...], images: np.ndarray) -> dict[str, Any]:

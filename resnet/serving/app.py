@@ -5,7 +5,6 @@ import base64
 from collections.abc import AsyncIterator
 import contextlib
 import pathlib
-import time
 from typing import Any
 
 import cv2
@@ -99,18 +98,17 @@ class Server:
 
   async def predict(self, request: Request) -> Response:
     """POST /predict: an image, or several as multipart/form-data."""
-    start = time.monotonic()
     status = 500
-    try:
-      response = JSONResponse(await self._answer(request))
-      status = response.status_code
-      return response
-    except HTTPException as error:
-      status = error.status_code
-      raise
-    finally:
-      self._requests.labels(status).inc()
-      self._seconds.observe(time.monotonic() - start)
+    with self._seconds.time():
+      try:
+        response = JSONResponse(await self._answer(request))
+        status = response.status_code
+        return response
+      except HTTPException as error:
+        status = error.status_code
+        raise
+      finally:
+        self._requests.labels(status).inc()
 
   async def _answer(self, request: Request) -> dict[str, Any]:
     self._admit(1)  # Refuse before reading the body.

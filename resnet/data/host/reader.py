@@ -126,14 +126,8 @@ class BatchReader:
     keep_freed_memory()
     left_out: list[str] = []
     try:
-      plan = self.plan(step)
-      records = self.source.read(plan.indices)
-      batch = self.stack(
-        [
-          self._example(*example, left_out)
-          for example in zip(plan.draws, plan.indices, records, strict=True)
-        ]
-      )
+      plan = zip(*self.plan(step), strict=True)
+      batch = self.stack([self._example(*place, left_out) for place in plan])
     except InputError as error:
       return error
     return {**batch, LEFT_OUT: left_out} if left_out else batch
@@ -168,13 +162,14 @@ class BatchReader:
     return generator.random(shape).tolist()
 
   def _example(
-    self, draws: Draws, index: int, record: Record, left_out: list[str]
+    self, index: int, draws: Draws, left_out: list[str]
   ) -> Example | None:
     """Returns image and label of the first good record from `index` on.
 
     In evaluation a broken record gives None instead of the next one.
     """
     for _ in range(len(self.source)):
+      record = self.source.records[index]
       try:
         image, box = self.decode(draws, index, record)
         image = self.transform(image, box, draws)
@@ -199,7 +194,6 @@ class BatchReader:
       if self.seed is None:
         return None
       index = (index + 1) % len(self.source)
-      record = self.source.records[index]
     raise InputError(f'No image can be decoded. The last one: {left_out[-1]}')
 
   def decode(
@@ -239,9 +233,9 @@ class BatchReader:
   @functools.cached_property
   def _image_shape(self) -> tuple[int, ...]:
     """Shape of the first image that can be decoded."""
+    (draws,) = self._draws(range(1))
     for index in range(len(self.source)):
-      (draws,), record = self._draws(range(1)), self.source.records[index]
-      if example := self._example(draws, index, record, []):
+      if example := self._example(index, draws, []):
         return example[0].shape
     raise InputError(
       f'No image of {self.source.name}/{self.source.split} can be decoded.'

@@ -11,11 +11,16 @@ A module defines
   HELP: what to install, for the command line; '' if nothing
 """
 
+import dataclasses
 import importlib
 import pkgutil
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from resnet.errors import InputError
+from resnet.inference.network import Weights
 
 NAMES = tuple(module.name for module in pkgutil.iter_modules(__path__))
 
@@ -33,3 +38,45 @@ def import_package(name: str, install: str) -> Any:
     raise InputError(
       f'This format needs {name} ({error}). Install it with: {install}'
     ) from None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+  """A network as other programs call it: images [B, H, W, C] -> logits [B, K].
+
+  Attributes:
+    weights: weights of the network.
+    with_preprocessing: take uint8 pixels instead of normalised float32 ones.
+    platforms: JAX's names of the platforms to run on: 'cpu', 'cuda', 'tpu', ...
+  """
+
+  weights: Weights
+  with_preprocessing: bool
+  platforms: tuple[str, ...]
+
+  @property
+  def shape(self) -> tuple[int, int, int]:
+    """[H, W, C] of the images."""
+    return self.weights.preprocessing.image_shape
+
+  @property
+  def dtype(self) -> Any:
+    """The dtype of the images."""
+    return jnp.uint8 if self.with_preprocessing else jnp.float32
+
+  def logits(self, variables: Any, images: jax.Array) -> jax.Array:
+    """Computes the logits of images with the given variables."""
+    if self.with_preprocessing:
+      return self.weights.logits(variables, images)
+    return self.weights.model.apply(variables, images, train=False)
+
+  def with_fields(self, **fields: Any) -> 'Program':
+    """Returns this program with some fields of the linen module replaced."""
+    model = self.weights.model.clone(**fields)
+    weights = dataclasses.replace(self.weights, model=model)
+    return dataclasses.replace(self, weights=weights)
+
+
+def current_platform() -> str:
+  """Returns the platform of JAX's default backend, with 'cuda' for 'gpu'."""
+  return jax.default_backend().replace('gpu', 'cuda')

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet.errors import InputError
-from resnet.export.formats import import_package
-from resnet.export.program import Program
+from resnet.export.formats import Program, import_package
 from resnet.models import layers
 
 INSTALL = 'pip install --no-deps -r requirements-onnx.txt'

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from resnet.errors import InputError
-from resnet.export.formats import import_package, onnx
-from resnet.export.program import Program
+from resnet.export.formats import Program, import_package, onnx
 
 _INSTALL = f'{onnx.INSTALL} and pip install openvino'
 HELP = f'openvino needs: {_INSTALL}'

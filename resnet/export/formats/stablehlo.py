@@ -12,7 +12,7 @@ import numpy as np
 import safetensors.numpy
 
 from resnet.errors import InputError
-from resnet.export.program import Program
+from resnet.export.formats import Program
 
 HELP = ''
 # The logits must be equal bit for bit.
