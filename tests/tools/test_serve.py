@@ -208,7 +208,7 @@ def test_nothing_is_written_and_only_this_machine_is_served(service):
   large = encode(size=1500)
   assert len(large) > 2**21
   status, answer = service.predict(*form([('a.png', large), ('b', b'?')]))
-  assert status == 400 and 'b is no image' in answer['error']
+  assert status == 400 and 'b cannot be decoded' in answer['error']
   assert service.predict(*form([('a.png', large)]))[0] == 200
   assert os.listdir(service.folder) == []
   with pytest.raises(OSError):
