@@ -147,7 +147,7 @@ def run_to_exit(join: Callable[[], Any], body: Callable[[Any], int]) -> int:
     if known or isinstance(error, RunError):
       exit_immediately(fail(error, 1))
     if cluster:
-      cluster.wait_for_news()
+      cluster.wait_for_failure()
       cluster.fail(repr(error), 1)
     traceback.print_exc()
     exit_immediately(1)

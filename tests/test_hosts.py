@@ -138,5 +138,5 @@ def test_a_host_whose_cable_is_pulled_is_named(tmp_path):
   (zero, one) = finish(*running)
   assert zero.returncode == 1, zero
   assert 'error: Process 1 (resnet-h1, pid ' in zero.stderr
-  assert 'has not been heard of for' in zero.stderr
+  assert 'sent no heartbeat for' in zero.stderr
   assert one.returncode != 0, one

@@ -136,9 +136,11 @@ def join(**flags):
 def test_flags_that_do_not_fit_together_are_refused():
   with pytest.raises(InputError, match='need --coordinator_address=HOST:PORT'):
     join(num_processes=2)
-  with pytest.raises(InputError, match='--process_id=2 is none of 2 processes'):
+  with pytest.raises(
+    InputError, match='--process_id=2 is not one of 2 processes'
+  ):
     join(num_processes=2, process_id=2, coordinator_address='127.0.0.1:1')
-  with pytest.raises(InputError, match='no TPU pod, Slurm or GKE was found'):
+  with pytest.raises(InputError, match='No TPU pod, Slurm or GKE was found'):
     join()
 
 
@@ -319,7 +321,7 @@ if index != first and dies:
   os._exit(9)
 mine.close(143)
 print('closed')
-output.leave(143)
+output.exit_immediately(143)
 """
 
 

@@ -67,7 +67,7 @@ CHECK = 'resnet.run.checkpoint', 'Checkpoints', 'check'
 FINISH = 'resnet.run.checkpoint', 'Checkpoints', 'finish'
 SYNC = 'resnet.run.metrics_file', 'MetricsWriter', 'sync'
 SAVE = 'orbax.checkpoint', 'CheckpointManager', 'save'
-AT_ONCE = 'resnet.run.stopping', 'StopSignal', 'at_once'
+EXIT_ON_SIGNAL = 'resnet.run.stopping', 'StopSignal', 'exit_on_signal'
 
 KILL = 'os.kill(os.getpid(), signal.SIGKILL)'
 HANG = 'time.sleep(10_000)'
@@ -172,7 +172,7 @@ def test_a_signal_while_compiling_ends_the_run_at_once(tmp_path):
   action = 'threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()'
   args = command(tmp_path / 'run', model__name='cifar_resnet56')
   # The second call begins the first step, which takes many seconds to compile.
-  result = run(*at_call(2, AT_ONCE, action), *args, keep_programs=False)
+  result = run(*at_call(2, EXIT_ON_SIGNAL, action), *args, keep_programs=False)
   assert result.returncode == 143, result.stderr
   assert 'Stopped by SIGTERM; there was nothing to save.' in result.stdout
   assert 'The same command continues.' in result.stdout

@@ -1,15 +1,16 @@
 """Several processes of one run: they join, compare configs, and end together.
 
-JAX's runtime connects them, and aborts all with a page of C++ log when one is
-missing or dies. Our own connections end them earlier, with one line that names
-that process: they carry heartbeats and the reason of a failure.
+When a process is missing or dies, JAX's runtime aborts all others with a page
+of C++ log. Our own connections carry heartbeats and failures, and end them
+earlier, with one line that names that process.
 """
 
 import collections
 from collections.abc import Mapping
+import dataclasses
+from functools import partial
 import json
 import signal
-import sys
 import threading
 import time
 from typing import Any, NoReturn
@@ -18,7 +19,7 @@ import jax
 from jax._src import clusters  # JAX has no public name to detect a cluster.
 
 from resnet.errors import InputError, RunError
-from resnet.output import exit_immediately
+from resnet.output import exit_immediately, print_error
 from resnet.run.provenance import code_hash
 from resnet.run.rendezvous import Peer, meet, name
 
@@ -36,14 +37,14 @@ def join(
   join_seconds: int,
   heartbeat_seconds: int,
 ) -> 'Cluster | None':
-  """Connects this process with the others; before JAX does anything else.
+  """Connects this process with the others, before JAX does anything else.
 
   Args:
-    coordinator_address: 'HOST:PORT' of process 0; None: JAX finds this and the
-      next two on TPU pods, Slurm and GKE.
-    num_processes: of the run.
-    process_id: of this process, from 0.
-    required: raise if nothing is found.
+    coordinator_address: 'HOST:PORT' of process 0; if None, JAX finds this and
+      the next two on TPU pods, Slurm and GKE.
+    num_processes: number of processes of the run.
+    process_id: number of this process, from 0.
+    required: raise an error if nothing is found.
     join_seconds: how long to wait for the others.
     heartbeat_seconds: a process that is silent for longer counts as dead.
 
@@ -54,23 +55,15 @@ def join(
     InputError: the flags, the address or the environment are wrong.
     RunError: processes are missing; the message names them.
   """
-  found: Any = coordinator_address, num_processes, process_id, None
-  num_given = sum(value is not None for value in found)
-  if not num_given:
-    detect: Any = clusters.ClusterEnv.auto_detect_unset_distributed_params
-    found = detect(*found, None, join_seconds)
-  address, count, index, device_ids = found
-  if address is None or count is None or index is None:
-    if required or num_given:
-      what = '' if num_given else 'no TPU pod, Slurm or GKE was found: '
-      raise InputError(
-        f'{what}several processes need --coordinator_address=HOST:PORT'
-        ' --num_processes=N --process_id=I.'
-      )
+  found = _detect(
+    (coordinator_address, num_processes, process_id), required, join_seconds
+  )
+  if found is None:
     return None
+  address, count, index, device_ids = found
   if index not in range(count):
     raise InputError(
-      f'--process_id={index} is none of {count} processes, 0 to {count - 1}.'
+      f'--process_id={index} is not one of {count} processes, 0 to {count - 1}.'
     )
   if count == 1:
     return None
@@ -90,91 +83,104 @@ def join(
   return cluster
 
 
-class Cluster:
-  """This process among the others; its threads end it when one is gone."""
+def _detect(
+  given: tuple[Any, ...], required: bool, join_seconds: int
+) -> tuple[Any, ...] | None:
+  """Returns address, count, index and devices; None for a single process."""
+  num_given = sum(value is not None for value in given)
+  found = (*given, None)
+  if not num_given:
+    detect: Any = clusters.ClusterEnv.auto_detect_unset_distributed_params
+    found = detect(*found, None, join_seconds)
+  if None not in found[:3]:
+    return found
+  if required or num_given:
+    what = '' if num_given else 'No TPU pod, Slurm or GKE was found. '
+    raise InputError(
+      f'{what}Several processes need --coordinator_address=HOST:PORT'
+      ' --num_processes=N --process_id=I.'
+    )
+  return None
 
-  def __init__(
-    self,
-    index: int,
-    peers: Mapping[int, Peer],
-    join_seconds: int,
-    heartbeat_seconds: int,
-  ):
-    """Begins to listen to the peers that the rendezvous has connected."""
-    self._index = index
-    self._peers = peers
-    self._join_seconds = join_seconds
-    self._heartbeat_seconds = heartbeat_seconds
-    # What the peers have said, by its kind and their number.
+
+@dataclasses.dataclass(eq=False)
+class Cluster:
+  """The connections with the other processes; ends this one if one dies."""
+
+  index: int
+  peers: Mapping[int, Peer]
+  join_seconds: int
+  heartbeat_seconds: int
+
+  def __post_init__(self):
+    """Starts threads that send heartbeats and listen to the peers."""
+    # The last message of each kind, by number of its sender.
     self._received: dict[str, dict[int, Any]] = collections.defaultdict(dict)
-    self._news = threading.Condition()
-    self._code: int | None = None  # Once this process is done.
+    self._arrival = threading.Condition()
+    self._code: int | None = None  # Set once this process is done.
     self._ending = threading.Lock()  # Never released: one thread ends it.
-    threading.Thread(target=self._beat, daemon=True).start()
-    for peer_index in peers:
-      threading.Thread(
-        target=self._receive, args=[peer_index], daemon=True
-      ).start()
+    for target in (self._beat, *(partial(self._listen, i) for i in self.peers)):
+      threading.Thread(target=target, daemon=True).start()
 
   def agree(self, facts: Mapping[str, Any]) -> None:
-    """Compares what should be the same in all processes.
+    """Checks that `facts` and the code are the same in all processes.
 
     Raises:
-      InputError: they differ; in process 0, with which the others end.
-      RunError: processes did not get here in time.
+      InputError: they differ; raised in process 0, which ends the others.
+      RunError: a process did not send its facts in time.
     """
     facts = json.loads(json.dumps({**facts, 'code': code_hash()}))
-    seconds = self._join_seconds
-    if self._index > 0:
+    seconds = self.join_seconds
+    if self.index > 0:
       self._send(facts=facts)
-      seconds *= 2  # If others are missing, process 0 says which.
+      seconds *= 2  # If others are missing, process 0 names them first.
     if missing := self._wait_for('facts', seconds):
       raise RunError(
         f'Waited {seconds} s (--join_seconds) for process'
         f' {", ".join(map(str, missing))} to read its config and data.'
       )
-    if self._index == 0:
+    if self.index == 0:
       _check_same({0: facts, **self._received['facts']})
       self._send(facts=facts)
 
   def fail(self, message: str, code: int) -> None:
-    """Lets the others end with the reason why this process does."""
+    """Ends the other processes; they print why this one failed."""
     self._ending.acquire()
-    self._send_end(f'{name(self._index)} ended: {message}', code)
+    self._send_end(f'{name(self.index)} ended: {message}', code)
 
-  def wait_for_news(self) -> None:
+  def wait_for_failure(self) -> None:
     """Gives the threads time to end this process if another one has died."""
-    time.sleep(self._heartbeat_seconds + 3 * _BEAT_SECONDS)
+    time.sleep(self.heartbeat_seconds + 3 * _BEAT_SECONDS)
 
   def close(self, code: int) -> None:
-    """Waits until all are done, and disconnects.
+    """Waits until all processes are done, and disconnects.
 
-    JAX aborts a process whose process 0 is gone, so none may end first. If
-    another one fails meanwhile, this one still ends with `code`.
+    When process 0 exits, JAX aborts the others, so none may exit early. If
+    another process fails meanwhile, this one still exits with `code`.
     """
     self._code = code
-    if self._index > 0:
+    if self.index > 0:
       self._send(done=True)
     self._wait_for('done')
-    if self._index == 0:
+    if self.index == 0:
       self._send(done=True)
     jax.distributed.shutdown()
 
   def _wait_for(self, kind: str, seconds: float | None = None) -> list[int]:
-    """Waits until all peers have said this; returns who has not in time."""
-    said = self._received[kind]
-    with self._news:
-      self._news.wait_for(lambda: len(said) == len(self._peers), seconds)
-      return sorted(self._peers.keys() - said.keys())
+    """Waits for this kind of message; returns the peers that sent none."""
+    received = self._received[kind]
+    with self._arrival:
+      self._arrival.wait_for(lambda: len(received) == len(self.peers), seconds)
+      return sorted(self.peers.keys() - received.keys())
 
-  def _send(self, **said: Any) -> None:
-    for peer in self._peers.values():
-      peer.send(said)
+  def _send(self, **message: Any) -> None:
+    for peer in self.peers.values():
+      peer.send(message)
 
   def _send_end(self, message: str, code: int) -> None:
     self._send(end=message, code=code)
-    if self._index == 0:
-      # JAX aborts the others as soon as it is gone; they must end before.
+    if self.index == 0:
+      # JAX aborts the others when process 0 exits; let them exit before.
       time.sleep(2 * _BEAT_SECONDS)
 
   def _beat(self) -> None:
@@ -182,47 +188,46 @@ class Cluster:
       self._send()
       time.sleep(_BEAT_SECONDS)
 
-  def _receive(self, index: int) -> None:
-    """Listens to a peer until it is done; its end ends this process."""
-    peer, said = self._peers[index], {}
+  def _listen(self, index: int) -> None:
+    """Receives from a peer until it is done; exits if it fails or dies."""
+    peer, message = self.peers[index], {}
     try:
-      while 'end' not in said:
-        said = peer.receive(self._heartbeat_seconds)
-        with self._news:
-          for kind, value in said.items():
+      while 'end' not in message:
+        message = peer.receive(self.heartbeat_seconds)
+        with self._arrival:
+          for kind, value in message.items():
             self._received[kind][index] = value
-          self._news.notify_all()
-        if 'done' in said:
+          self._arrival.notify_all()
+        if 'done' in message:
           return
     except TimeoutError:
-      said['end'] = (
-        f'{peer.name} has not been heard of for {self._heartbeat_seconds} s'
+      message['end'] = (
+        f'{peer.name} sent no heartbeat for {self.heartbeat_seconds} s'
         ' (--heartbeat_seconds)'
       )
     except (OSError, ValueError):
-      said['end'] = f'{peer.name} is gone'
-    self._exit(said['end'], said.get('code', 1))
+      message['end'] = f'{peer.name} has died'
+    self._exit(message['end'], message.get('code', 1))
 
-  def _exit(self, message: str, code: int) -> NoReturn:
+  def _exit(self, reason: str, code: int) -> NoReturn:
     self._ending.acquire()
     if self._code is not None:
       exit_immediately(self._code)
-    self._send_end(message, code)  # Process 0 tells the others.
+    self._send_end(reason, code)  # Process 0 forwards it to the others.
     if code == 1:
-      message += '. The same commands continue from the newest checkpoint.'
-    print('error:', message, file=sys.stderr)
-    exit_immediately(code)
+      reason += '. The same commands continue from the newest checkpoint.'
+    exit_immediately(print_error(reason, code))
 
 
 def _check_same(all_facts: Mapping[int, Mapping[str, Any]]) -> None:
-  """Raises an InputError that says where processes differ from process 0."""
+  """Raises an InputError if a process differs from process 0."""
   first = all_facts[0]
   differences = [
-    f'{field} is {first.get(field)!r} in process 0, {mine.get(field)!r} in'
+    f'{field} is {first.get(field)!r} in process 0, {facts.get(field)!r} in'
     f' process {index}'
-    for index, mine in sorted(all_facts.items())
-    for field in sorted(mine.keys() | first.keys())
-    if mine.get(field) != first.get(field)
+    for index, facts in sorted(all_facts.items())
+    for field in sorted(facts.keys() | first.keys())
+    if facts.get(field) != first.get(field)
   ]
   if differences:
     raise InputError(

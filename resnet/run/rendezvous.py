@@ -17,7 +17,7 @@ from resnet.errors import InputError, RunError
 
 
 class Peer:
-  """The connection with another process: JSON objects, a line each.
+  """The connection with another process: JSON objects, one per line.
 
   Attributes:
     name: number, host and process id, for messages.
@@ -30,16 +30,17 @@ class Peer:
     self.name = ''
 
   def send(self, message: Mapping[str, Any]) -> None:
-    """Sends an object; where nobody hears it, `receive` will say so."""
+    """Sends an object; a closed connection is reported by `receive`."""
     with self._lock, contextlib.suppress(OSError):
       self._connection.sendall(f'{json.dumps(message)}\n'.encode())
 
   def receive(self, seconds: float) -> dict[str, Any]:
-    """Returns the next object; closes the connection if there is none.
+    """Returns the next object; closes the connection on an error.
 
     Raises:
-      OSError: TimeoutError after so many seconds, another one at the end.
-      ValueError: what came is none: not from one of our processes.
+      OSError: TimeoutError after `seconds`, another one if the connection was
+        closed.
+      ValueError: the line is no JSON object, so not from one of our processes.
     """
     self._connection.settimeout(seconds)
     try:
@@ -54,125 +55,130 @@ class Peer:
     return message
 
   def has_ended(self) -> bool:
-    """Whether a process that waits for an answer is gone."""
+    """Whether a process that waits for our reply has ended."""
     poll = select.poll()
     poll.register(self._connection, select.POLLIN)
     return bool(poll.poll(0))
 
   def close(self) -> None:
+    """Closes the connection."""
     self._lines.close()
     self._connection.close()
 
 
 def name(index: int) -> str:
-  """Returns how this process is named in the messages of all."""
+  """Returns the name of this process in the messages of all processes."""
   return f'Process {index} ({socket.gethostname()}, pid {os.getpid()})'
 
 
 def meet(
   address: str, count: int, index: int, seconds: float
 ) -> dict[int, Peer]:
-  """Waits until all `count` processes are there; `index` is this one's.
+  """Waits until all processes are connected.
+
+  Args:
+    address: 'HOST:PORT' of process 0.
+    count: number of processes.
+    index: number of this process.
+    seconds: how long to wait.
 
   Returns:
-    The connections by process: process 0 has one with each, the others have
-    one with process 0.
+    The connections by number of the process: those of process 0 with each
+    other process, those of another process with process 0.
 
   Raises:
-    InputError: the address is wrong or in use, or two have one number.
-    RunError: some are missing after so many seconds; the message names them.
+    InputError: the address is wrong or in use, or two processes have the same
+      number.
+    RunError: some are missing after `seconds`; the message names them.
   """
   host, _, port = address.rpartition(':')
   if not host or not port.isdecimal() or not 0 < int(port) < 65536:
     raise InputError(
-      f'--coordinator_address={address} is no HOST:PORT, such as 10.0.0.1:1234.'
+      f'--coordinator_address={address} is not HOST:PORT: type an address such'
+      ' as 10.0.0.1:1234.'
     )
   if index == 0:
     return _coordinate(int(port), count, seconds)
-  me = {'name': name(index), 'process_id': index, 'num_processes': count}
-  return {0: _register(host, int(port), me, seconds)}
+  request = {'name': name(index), 'process_id': index, 'num_processes': count}
+  return {0: _register(host, int(port), request, seconds)}
 
 
 def _coordinate(port: int, count: int, seconds: float) -> dict[int, Peer]:
+  """Accepts the other processes; sends each our name, or why all must end."""
   deadline = time.monotonic() + seconds
-  came: list[tuple[dict[str, Any], Peer]] = []
-  both = socket.has_dualstack_ipv6()
-  family = socket.AF_INET6 if both else socket.AF_INET
+  connected: list[Peer] = []
+  peers: dict[int, Peer] = {}
   try:
-    server = socket.create_server(
-      ('', port), family=family, dualstack_ipv6=both, backlog=count
-    )
-  except OSError as error:
-    raise InputError(
-      f'Port {port} of --coordinator_address cannot be listened at:'
-      f' {error.strerror}. Choose another.'
-    ) from None
-  try:
-    with server:
-      while len(present := _present(came, count)) < count - 1:
+    with _listen(port, count) as server:
+      while len(peers) < count - 1:
         server.settimeout(max(deadline - time.monotonic(), 0.001))
         peer = Peer(server.accept()[0])
         try:
-          message = peer.receive(5.0)
-          peer.name = message['name']
-          came.append((message, peer))
+          request = peer.receive(5.0)
+          peer.name, index = request['name'], request['process_id']
+          their_count = request['num_processes']
         except (OSError, ValueError, KeyError):  # Not one of our processes.
           peer.close()
+          continue
+        connected.append(peer)
+        _remove_ended(peers)
+        if their_count != count:
+          raise InputError(
+            f'--num_processes is {count} in process 0, {their_count} in'
+            f' process {index}: start all with the same number.'
+          )
+        if index in peers:
+          raise InputError(f'--process_id={index} was given to two processes.')
+        peers[index] = peer
   except TimeoutError:
-    missing = sorted(set(range(1, count)) - _present(came, count).keys())
+    _remove_ended(peers)
+    missing = sorted(set(range(1, count)) - peers.keys())
     error = RunError(
-      f'Process {", ".join(map(str, missing))} of {count} has not come within'
-      f' {seconds:g} s (--join_seconds).'
+      f'Process {", ".join(map(str, missing))} of {count} did not connect'
+      f' within {seconds:g} s (--join_seconds).'
     )
   except InputError as wrong:
     error = wrong
   else:
-    for peer in present.values():
+    for peer in peers.values():
       peer.send({'name': name(0)})
-    return present
-  for _, peer in came:
+    return peers
+  for peer in connected:
     peer.send({'error': str(error)})
     peer.close()
   raise error
 
 
-def _present(
-  came: list[tuple[dict[str, Any], Peer]], count: int
-) -> dict[int, Peer]:
-  """Returns who has come; removes who is gone since.
+def _listen(port: int, backlog: int) -> socket.socket:
+  both = socket.has_dualstack_ipv6()
+  family = socket.AF_INET6 if both else socket.AF_INET
+  try:
+    return socket.create_server(
+      ('', port), family=family, dualstack_ipv6=both, backlog=backlog
+    )
+  except OSError as error:
+    raise InputError(
+      f'Process 0 cannot listen on port {port} of --coordinator_address:'
+      f' {os.strerror(error.errno or 0)}. Choose another port.'
+    ) from None
 
-  Raises:
-    InputError: they do not fit together.
-  """
-  present: dict[int, Peer] = {}
-  for message, peer in [*came]:
-    index, their_count = message['process_id'], message['num_processes']
-    if peer.has_ended():  # It may come again.
-      came.remove((message, peer))
-      peer.close()
-      continue
-    if index not in range(1, count):
-      raise InputError(f'--process_id={index} is none of {count} processes.')
-    if their_count != count:
-      raise InputError(
-        f'--num_processes is {count} in process 0, {their_count} in process'
-        f' {index}.'
-      )
-    if index in present:
-      raise InputError(f'--process_id={index} was given to two processes.')
-    present[index] = peer
-  return present
+
+def _remove_ended(peers: dict[int, Peer]) -> None:
+  """Removes processes that ended while they waited; they may be restarted."""
+  for index, peer in [*peers.items()]:
+    if peer.has_ended():
+      peers.pop(index).close()
 
 
 def _register(
-  host: str, port: int, me: Mapping[str, Any], seconds: float
+  host: str, port: int, request: Mapping[str, Any], seconds: float
 ) -> Peer:
   start, reason = time.monotonic(), ''
   while (left := start + seconds - time.monotonic()) > 0:
     try:
       peer = Peer(socket.create_connection((host, port), min(left, 5.0)))
-      peer.send(me)
-      # Process 0 began to wait before this one, or later.
+      peer.send(request)
+      # Process 0 may have begun to wait later than this process.
       reply = peer.receive(2 * seconds + 5)
     except (OSError, ValueError) as error:
       reason = getattr(error, 'strerror', None) or str(error)
@@ -184,7 +190,7 @@ def _register(
     peer.name = reply['name']
     return peer
   raise RunError(
-    f'Process 0 cannot be reached at {host}:{port} for {seconds:.0f} s'
-    f' ({reason}): is it started, is the address its own, does a firewall let'
+    f'Process 0 could not be reached at {host}:{port} within {seconds:.0f} s'
+    f' ({reason}): is it running, is the address its own, does a firewall let'
     ' the port through?'
   )

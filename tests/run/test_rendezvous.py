@@ -1,4 +1,4 @@
-"""The rendezvous, with threads for processes: who is missing, wrong calls."""
+"""The rendezvous, with threads for processes."""
 
 import concurrent.futures
 import socket
@@ -17,7 +17,7 @@ def port():
   return free_port()
 
 
-def hold(port, ids, *, num_processes=3, seconds=60.0, host='127.0.0.1'):
+def meet_all(port, ids, *, num_processes=3, seconds=60.0, host='127.0.0.1'):
   """Returns the result or the error of each process."""
 
   def one(process_id):
@@ -32,10 +32,10 @@ def hold(port, ids, *, num_processes=3, seconds=60.0, host='127.0.0.1'):
     return list(pool.map(one, ids))
 
 
-def hold_while(port, text, **options):
+def meet_while(port, text, **options):
   """Returns the error of process 0 where another one sends a text and dies."""
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
-    called = pool.submit(hold, port, [0], **options)
+    called = pool.submit(meet_all, port, [0], **options)
     send(port, text)
     (error,) = called.result()
   return error
@@ -59,8 +59,8 @@ def close(peers):
     peer.close()
 
 
-def test_all_are_connected_in_any_order(port):
-  results = hold(port, [2, 1, 0])
+def test_processes_connect_in_any_order(port):
+  results = meet_all(port, [2, 1, 0])
   assert [sorted(peers) for peers in results] == [[0], [0], [1, 2]]
   assert results[2][1].name.startswith('Process 1 (')
   close(results[2])  # The others see this when process 0 dies.
@@ -69,62 +69,60 @@ def test_all_are_connected_in_any_order(port):
       peers[0].receive(60.0)
 
 
-def test_processes_that_have_not_come_or_have_died_are_named_as_missing(port):
-  for error in hold(port, [0, 2], num_processes=4, seconds=1.0):
+def test_missing_and_dead_processes_are_named(port):
+  for error in meet_all(port, [0, 2], num_processes=4, seconds=1.0):
     assert isinstance(error, RunError)
-    assert str(error).startswith('Process 1, 3 of 4 has not come within 1 s')
-  error = hold_while(port, ONE_OF_THREE, seconds=2.0)
-  assert str(error).startswith('Process 1, 2 of 3 has not come within 2 s')
+    assert str(error).startswith('Process 1, 3 of 4 did not connect within 1 s')
+  error = meet_while(port, ONE_OF_THREE, seconds=2.0)
+  assert str(error).startswith('Process 1, 2 of 3 did not connect within 2 s')
 
 
-def test_addresses_that_lead_nowhere_are_named(port):
-  (error,) = hold(port, [1], seconds=0.5)
+def test_a_bad_address_is_named(port):
+  (error,) = meet_all(port, [1], seconds=0.5)
   assert isinstance(error, RunError)
-  assert f'cannot be reached at 127.0.0.1:{port}' in str(error)
+  assert f'could not be reached at 127.0.0.1:{port}' in str(error)
   assert 'refused' in str(error)
-  (error,) = hold(port, [1], seconds=0.5, host='no-such-host.invalid')
-  assert 'cannot be reached at no-such-host.invalid' in str(error)
+  (error,) = meet_all(port, [1], seconds=0.5, host='no-such-host.invalid')
+  assert 'could not be reached at no-such-host.invalid' in str(error)
   with socket.create_server(('', 0)) as server:
     taken = server.getsockname()[1]
-    (error,) = hold(taken, [0])
+    (error,) = meet_all(taken, [0])
   assert isinstance(error, InputError)
-  assert f'Port {taken} of --coordinator_address' in str(error)
-  with pytest.raises(InputError, match='no HOST:PORT'):
+  assert f'port {taken} of --coordinator_address' in str(error)
+  with pytest.raises(InputError, match='is not HOST:PORT'):
     rendezvous.meet('a:70000', 2, 1, 1.0)
 
 
-def test_wrong_numbers_are_refused(port):
-  for error in hold(port, [0, 3]):
-    assert '--process_id=3 is none of 3 processes' in str(error)
-  for error in hold(port, [0, 1, 1]):
+def test_numbers_that_do_not_fit_are_refused(port):
+  for error in meet_all(port, [0, 1, 1]):
     assert '--process_id=1 was given to two processes' in str(error)
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
-    first = pool.submit(hold, port, [0], num_processes=2)
-    second = pool.submit(hold, port, [1], num_processes=3)
+    first = pool.submit(meet_all, port, [0], num_processes=2)
+    second = pool.submit(meet_all, port, [1], num_processes=3)
     for error in first.result() + second.result():
       assert '--num_processes is 2 in process 0, 3 in process 1' in str(error)
 
 
-def test_strangers_at_the_port_are_ignored(port):
+def test_other_programs_at_the_port_are_ignored(port):
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
-    called = pool.submit(hold, port, [0], num_processes=2)
+    called = pool.submit(meet_all, port, [0], num_processes=2)
     for text in ('GET / HTTP/1.1\r\n\r\n', '{"process_id": 1}\n', '[]\n'):
       send(port, text)
-    results = hold(port, [1], num_processes=2) + called.result()
+    results = meet_all(port, [1], num_processes=2) + called.result()
   for peers in results:
     close(peers)
     assert len(peers) == 1
 
 
-@pytest.mark.parametrize('others_come_before', [False, True])
-def test_a_process_that_has_died_may_come_again(port, others_come_before):
+@pytest.mark.parametrize('others_connect_before', [False, True])
+def test_a_dead_process_may_be_restarted(port, others_connect_before):
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
-    called = pool.submit(hold, port, [0])
+    called = pool.submit(meet_all, port, [0])
     send(port, ONE_OF_THREE)
-    other = pool.submit(hold, port, [2])
-    if others_come_before:
+    other = pool.submit(meet_all, port, [2])
+    if others_connect_before:
       with pytest.raises(TimeoutError):
         other.result(timeout=0.5)
-    results = hold(port, [1]) + other.result() + called.result()
+    results = meet_all(port, [1]) + other.result() + called.result()
   for peers in results:
     close(peers)
