@@ -1,4 +1,4 @@
-"""The aot tool: what it says of a compiled step, and of devices and memory."""
+"""The aot tool: figures of a compiled step, topologies and memory."""
 
 import importlib.util
 import json
@@ -165,7 +165,7 @@ def test_the_search_ends_at_the_largest_batch_that_fits(
   [
     # In leaps: 33 images take as much as 64.
     (lambda batch: -(-batch // 32) * 32 * 1e7, '--config.batch_size=256'),
-    (lambda _: 1e9, 'None that was tried fits'),
+    (lambda _: 1e9, 'No smaller batch that was tried fits'),
   ],
 )
 def test_too_large_a_batch_is_refused_with_one_that_fits(

@@ -1,15 +1,15 @@
-"""Compiles a run for a pod that is not there, and says what a chip will do.
+"""Compiles a run for a pod that is not here, and reports what a chip will do.
 
   python -m resnet.tools.aot --config=configs/resnet50.py --topology=v5e:16x16
 
 Takes --config and --config.FIELD=VALUE as main.py does; `batch_size` is that of
-the whole pod. The data set need not be here. TPUs need `pip install 'jax[tpu]'`
+the whole pod. The data set may be absent. TPUs need `pip install 'jax[tpu]'`
 but no TPU; `--topology=cpu:8` needs neither. A compilation takes a minute or
-more. All numbers but the last, which is an estimate, are the compiler's, of one
-chip: memory, arithmetic, traffic and collectives of an update and of a batch of
-evaluation. The compiler counts the body of a loop once: where an update loops
-over micro-batches, arithmetic and traffic are multiplied by their number (exact
-but for the optimizer's part); loops over blocks (cifar_resnet1202) count once.
+more. For one chip, the compiler reports memory, arithmetic, traffic and
+collectives of an update and of a batch of evaluation; images/s are an estimate.
+The compiler counts the body of a loop once. For an update of several
+micro-batches, arithmetic and traffic are therefore multiplied by their number
+(exact but for the optimizer); loops over blocks (cifar_resnet1202) count once.
 """
 
 import argparse
@@ -25,31 +25,34 @@ from resnet.tools.aot import compiled, topologies
 from resnet.tools.aot.compiled import Compiled, OutOfMemoryError
 from resnet.tools.aot.topologies import Chip, Topology
 
-_MOST_TRIES = 6
+_MAX_TRIES = 6
 _size = functools.partial(command.size_text, digits=2)
 
 
 def main(args: argparse.Namespace) -> None:
+  """Compiles both programs and prints the report."""
   topology = topologies.open_topology(args.topology)
   run = compiled.prepare(args.config, topology)
-  per_chip = run.length.batch_size // len(topology.devices)
+  num_chips = len(topology.devices)
+  per_chip = run.length.batch_size // num_chips
   try:
     _, train = compiled.build_train(run)
     _, evaluation = compiled.build_eval(run)
   except OutOfMemoryError as error:
     guess = int(per_chip * error.hbm_bytes / error.needed_bytes)
-    remedy = 'None that was tried fits.'
+    remedy = 'No smaller batch that was tried fits.'
     if largest := _search(args.config, topology, guess):
-      remedy = f'The largest that was found to fit is {largest}:'
-      remedy += f' --config.batch_size={largest * len(topology.devices)}'
+      remedy = f'The largest batch found to fit is {largest} images per chip:'
+      remedy += f' --config.batch_size={largest * num_chips}'
     raise InputError(
-      f'A batch of {per_chip} images a chip takes {_size(error.needed_bytes)};'
-      f' a chip of {topology.name} has {_size(error.hbm_bytes)}. {remedy}'
+      f'A batch of {per_chip} images per chip needs'
+      f' {_size(error.needed_bytes)}; a chip of {topology.name} has'
+      f' {_size(error.hbm_bytes)}. {remedy}'
     ) from None
   report = {
     'config': args.config_path,
     'topology': topology.name,
-    'num_chips': len(topology.devices),
+    'num_chips': num_chips,
     'sharding': dict(run.sharding.mesh.shape),
     'batch_size': run.length.batch_size,
     'batch_size_per_chip': per_chip,
@@ -57,40 +60,39 @@ def main(args: argparse.Namespace) -> None:
     'eval': evaluation._asdict(),
   }
   if chip := topology.chip:
-    estimated = _estimated_largest(chip, train, run, per_chip)
     report['hbm_bytes'] = chip.hbm_bytes
     report['headroom_bytes'] = chip.hbm_bytes - train.peak_bytes
-    report['estimated_largest_batch_size_per_chip'] = estimated
+    guess = _estimate_largest(chip, train, run)
+    report['estimated_largest_batch_size_per_chip'] = guess
     if args.largest:
-      found = _search(args.config, topology, estimated)
-      report['largest_batch_size_per_chip'] = found
-    report['estimate'] = _roofline(chip, train, run)
+      largest = _search(args.config, topology, guess)
+      report['largest_batch_size_per_chip'] = largest
+    report['estimate'] = _estimate_speed(chip, train, run)
   print(json.dumps(report, indent=2) if args.json else _text(report))
 
 
-def _estimated_largest(
-  chip: Chip, train: Compiled, run: Experiment, per_chip: int
-) -> int:
-  """Returns the images that fill a chip if all temporaries grow with them.
+def _estimate_largest(chip: Chip, train: Compiled, run: Experiment) -> int:
+  """Returns the batch per chip at which temporaries would fill the chip.
 
-  A small network may need no temporaries: then the images themselves count.
+  A small network may need no temporaries, so the images themselves count too.
   """
+  per_chip = run.length.batch_size // run.sharding.mesh.size
   per_image = train.temporary_bytes / per_chip + math.prod(run.image_shape)
   return per_chip + int((chip.hbm_bytes - train.peak_bytes) // per_image)
 
 
 def _search(config: Any, topology: Topology, guess: int) -> int:
-  """Returns the largest batch a chip that fits, 0 if none does; compiles.
+  """Compiles to find the largest batch per chip that fits; 0 if none does.
 
   Tries `guess`, then other multiples of the group of batch statistics, up to
-  the training set. After _MOST_TRIES the result may not be the very largest.
+  the training set. After _MAX_TRIES a larger one may still fit.
   """
   chip, count = topology.chip, len(topology.devices)
   assert chip  # A CPU takes any batch.
   source = compiled.prepare(config, topology).train_reader.source
   step = (config.model.bn_group_size or 8) * config.accumulation_steps
   fits, fails = 0, (len(source) // count // step + 1) * step
-  for _ in range(_MOST_TRIES):
+  for _ in range(_MAX_TRIES):
     if fits + step == fails:
       break
     batch = min(max(guess // step * step, fits + step), fails - step)
@@ -98,18 +100,19 @@ def _search(config: Any, topology: Topology, guess: int) -> int:
     run = compiled.prepare(config, topology)
     try:
       _, train = compiled.build_train(run)
+      fits, guess = batch, _estimate_largest(chip, train, run)
     except OutOfMemoryError:
       fails, guess = batch, (fits + batch) // 2
-    else:
-      fits, guess = batch, _estimated_largest(chip, train, run, batch)
   return fits
 
 
-def _roofline(chip: Chip, train: Compiled, run: Experiment) -> dict[str, Any]:
-  """Estimates the speed: the slowest of three, as if the others hid behind it.
+def _estimate_speed(
+  chip: Chip, train: Compiled, run: Experiment
+) -> dict[str, Any]:
+  """Estimates images/s from the slowest of arithmetic, memory and collectives.
 
-  A collective of n chips sends (n - 1) / n of its bytes over the links, an
-  all-reduce twice that.
+  The other two are taken to overlap with it. In a collective of n chips each
+  sends (n - 1) / n of its bytes over the links, in an all-reduce twice that.
   """
   count = run.sharding.mesh.size
   sent = sum(
@@ -130,7 +133,7 @@ def _text(report: dict[str, Any]) -> str:
   lines = [
     f'{report["config"]} on {report["topology"]}: {report["num_chips"]} chips'
     f' ({mesh}), batch {report["batch_size"]:,},'
-    f' {report["batch_size_per_chip"]} a chip. Of one chip:'
+    f' {report["batch_size_per_chip"]} per chip. For one chip:'
   ]
   for name in ('train', 'eval'):
     program = report[name]
@@ -141,19 +144,10 @@ def _text(report: dict[str, Any]) -> str:
       f' {_size(program["temporary_bytes"])}',
       f'  arithmetic   {program["flops"] / 1e9:,.2f} GFLOP',
       f'  traffic      {program["accessed_bytes"] / 1e9:.2f} GB',
+      *(map(_collective_text, program['collectives'])),
     ]
     if not program['collectives']:
       lines.append('  collectives  none')
-    for row in program['collectives']:
-      where = 'not per layer'
-      if row['per_layer']:
-        where = f'per layer: in {", ".join(row["layers"][:3])}'
-        where += ', ...' if len(row['layers']) > 3 else ''
-      lines.append(
-        f'  {row["kind"]:<12} {row["count"]} of {row["tensors"]} tensors,'
-        f' {_size(row["bytes"])}, the largest {_size(row["largest_bytes"])};'
-        f' {where}'
-      )
   if estimate := report.get('estimate'):
     largest, how = report['estimated_largest_batch_size_per_chip'], 'estimated'
     if 'largest_batch_size_per_chip' in report:
@@ -165,29 +159,36 @@ def _text(report: dict[str, Any]) -> str:
     lines += [
       'chip:',
       f'  headroom     {_size(report["headroom_bytes"])} of'
-      f' {_size(report["hbm_bytes"])} are left by the update',
-      f'  largest      {largest} images a chip fit ({how})',
+      f' {_size(report["hbm_bytes"])} are free during an update',
+      f'  largest      {largest} images per chip fit ({how})',
       f'  ESTIMATE     {estimate["images_per_second"]:,.0f} images/s on all'
-      f' chips, by peak figures of the maker: {times}',
+      f' chips, from peak figures of the maker: {times}',
     ]
   return '\n'.join(lines)
+
+
+def _collective_text(row: dict[str, Any]) -> str:
+  where = 'not per layer'
+  if row['per_layer']:
+    where = f'per layer: in {", ".join(row["layers"][:3])}'
+    where += ', ...' * (len(row['layers']) > 3)
+  return (
+    f'  {row["kind"]:<12} {row["count"]} of {row["tensors"]} tensors,'
+    f' {_size(row["bytes"])}, the largest {_size(row["largest_bytes"])};'
+    f' {where}'
+  )
 
 
 def parser() -> command.Parser:
   """Returns the parser of the command line."""
   result = command.ConfigParser('aot', __doc__)
+  text = 'v5e:16x16, v5p:4x4x4, v6e:2x4, ..., or cpu:8; a wrong one lists all'
   result.add_argument(
-    '--topology',
-    required=True,
-    metavar='NAME:SHAPE',
-    help='v5e:16x16, v5p:4x4x4, v6e:2x4, ..., or cpu:8; a wrong one lists all',
+    '--topology', required=True, metavar='NAME:SHAPE', help=text
   )
-  result.add_argument(
-    '--largest',
-    action='store_true',
-    help='compile on, to find the largest batch that fits',
-  )
-  result.add_argument('--json', action='store_true', help='as a JSON object')
+  text = 'compile further batches to find the largest one that fits'
+  result.add_argument('--largest', action='store_true', help=text)
+  result.add_argument('--json', action='store_true', help='print JSON')
   return result
 
 

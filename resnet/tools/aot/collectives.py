@@ -1,4 +1,4 @@
-"""The collectives of a compiled program, read from its HLO text."""
+"""Finds the collectives of a compiled program in its HLO text."""
 
 import collections
 import math
@@ -24,30 +24,30 @@ _LAYER = re.compile(r'[/(:]((?:stem|stage\d+_block\d+|head)\w*(?:/(?:\w+))?)/')
 
 
 def summarize(text: str) -> list[dict[str, Any]]:
-  """Returns a row for each kind, of one layer or of several.
+  """Returns a row for each kind of collective, per layer and across layers.
 
-  Bytes are those of results on one device. A collective in a loop counts each
-  time that it runs.
+  Bytes are those of the results on one device. A collective in a loop counts as
+  often as it runs.
   """
   computations, entry = _parse(text)
   times = _count_runs(computations, entry)
   groups = collections.defaultdict(list)
   for name, instructions in computations.items():
     for x in instructions:
-      # The shape at the end of an asynchronous collective is its result's.
+      # The end of an asynchronous collective has the shape of the result.
       kind = x['kind'].removesuffix('-done')
       if kind in _KINDS:
-        sizes = _tensors(x['shape'])
-        layer = _layer(x.string, sizes)
-        groups[kind, layer is not None].append((times[name], sizes, layer))
+        tensors = _tensors(x['shape'])
+        layer = _layer(x.string, tensors)
+        groups[kind, layer is not None].append((times[name], tensors, layer))
   return [
     {
       'kind': kind,
       'per_layer': per_layer,
       'count': sum(count for count, _, _ in group),
-      'tensors': sum(count * len(sizes) for count, sizes, _ in group),
-      'bytes': sum(count * _num_bytes(sizes) for count, sizes, _ in group),
-      'largest_bytes': max(_num_bytes(sizes) for _, sizes, _ in group),
+      'tensors': sum(count * len(tensors) for count, tensors, _ in group),
+      'bytes': sum(count * _num_bytes(tensors) for count, tensors, _ in group),
+      'largest_bytes': max(_num_bytes(tensors) for _, tensors, _ in group),
       'layers': sorted({layer for _, _, layer in group if layer}),
     }
     for (kind, per_layer), group in groups.items()
@@ -55,7 +55,7 @@ def summarize(text: str) -> list[dict[str, Any]]:
 
 
 def _parse(text: str) -> tuple[dict[str, list[re.Match[str]]], str]:
-  """Returns the instructions of each computation; the one that runs once."""
+  """Returns the instructions by computation, and the name of the entry."""
   computations, entry, name = {}, '', ''
   for line in text.splitlines():
     if found := _COMPUTATION.match(line):
@@ -75,8 +75,8 @@ def _count_runs(computations: Any, entry: str) -> dict[str, int]:
     times[name] += count
     for x in computations.get(name, ()):
       if x['kind'] in ('async-update', 'async-done'):
-        continue  # They call what their start calls.
-      rounds = _rounds(x, computations) if x['kind'] == 'while' else 1
+        continue  # Counted at their start, which calls the same computations.
+      rounds = _trip_count(x, computations) if x['kind'] == 'while' else 1
       called = ' '.join(_CALLED.findall(x.string))
       for other in re.findall(r'[\w.-]+', called):
         visit(other, count * rounds)
@@ -85,10 +85,10 @@ def _count_runs(computations: Any, entry: str) -> dict[str, int]:
   return times
 
 
-def _rounds(loop: re.Match[str], computations: Any) -> int:
+def _trip_count(loop: re.Match[str], computations: Any) -> int:
   if known := _TRIP_COUNT.search(loop.string):
     return int(known[1])
-  # A TPU's program has it in the condition alone: `round < constant(4)`.
+  # On a TPU only the condition has it: `i < constant(4)`.
   (condition,) = _CONDITION.findall(loop.string)
   lines = '\n'.join(x.string for x in computations[condition])
   limits = _LIMIT.findall(lines)
@@ -96,26 +96,22 @@ def _rounds(loop: re.Match[str], computations: Any) -> int:
 
 
 def _layer(line: str, tensors: list[Any]) -> str | None:
-  """Returns the layer of a collective, as 'stage1_block1/bn1', or None.
+  """Returns the layer of a collective, such as 'stage1_block1/bn1', or None.
 
-  XLA joins collectives of many layers and may keep one of their names: it is of
-  that layer if all tensors are alike, as the sums of a batch norm and of the
-  shortcut's beside it, or two are alike and at most one is besides.
+  XLA may join collectives of many layers under the name of one. We take it for
+  that layer's if all tensors have one shape, as the sums of a batch norm and of
+  the shortcut's next to it, or two of three have.
   """
   layers = collections.Counter(_LAYER.findall(line)).most_common(1)
   num_shapes = len(set(tensors))
-  is_of_one = num_shapes == 1 or num_shapes < len(tensors) <= 3
-  return layers[0][0] if layers and is_of_one else None
+  is_one_layer = num_shapes == 1 or num_shapes < len(tensors) <= 3
+  return layers[0][0] if layers and is_one_layer else None
 
 
 def _tensors(shape: str) -> list[tuple[int, tuple[int, ...]]]:
   """'(f32[2,3]{1,0}, bf16[])' -> [(4, (2, 3)), (2, ())], bytes and dims."""
-  return [
-    # A truth value, 'pred', takes a byte.
-    (
-      max(int(bits or 8) // 8, 1),
-      tuple(map(int, filter(None, dims.split(',')))),
-    )
+  return [  # A boolean, 'pred', takes a byte.
+    (max(int(bits or 8) // 8, 1), tuple(map(int, re.findall(r'\d+', dims))))
     for bits, dims in _TENSOR.findall(shape)
   ]
 

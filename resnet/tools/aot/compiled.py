@@ -1,4 +1,4 @@
-"""The steps of a run, compiled for devices that need not be there."""
+"""Compiles the steps of a run for devices that may be absent."""
 
 import dataclasses
 import re
@@ -17,13 +17,13 @@ from resnet.tools.aot.topologies import Topology
 from resnet.training import metrics
 from resnet.training.step import jit_steps
 
-# Sets that need not be here: classes and training images.
+# Classes and training images of data sets that may be absent.
 _KNOWN_SETS = {
   'imagenet2012': (1000, 1_281_167),
   'cifar10': (10, 50_000),
   'cifar100': (100, 50_000),
 }
-# Two wordings of the compiler.
+# The compiler has two wordings for this.
 _OUT_OF_MEMORY = re.compile(
   r'(?:Used |\()([\d.]+)([KMG])(?: of |\) exceeds available HBM \()'
   r'([\d.]+)([KMG])'
@@ -31,25 +31,25 @@ _OUT_OF_MEMORY = re.compile(
 _UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30}
 
 
+@dataclasses.dataclass(eq=False)
 class OutOfMemoryError(Exception):
-  """The compiler needs more memory than a chip has; both in bytes."""
+  """The program needs more memory than a chip has."""
 
-  def __init__(self, needed_bytes: float, hbm_bytes: float):
-    super().__init__(needed_bytes, hbm_bytes)
-    self.needed_bytes, self.hbm_bytes = needed_bytes, hbm_bytes
+  needed_bytes: float
+  hbm_bytes: float
 
 
 class Compiled(NamedTuple):
-  """The compiler's figures of a program on one chip.
+  """The compiler's figures for a program on one chip.
 
   Attributes:
     seconds: compilation time.
     argument_bytes: memory of the arguments.
-    temporary_bytes: memory that the program needs besides while it runs.
-    peak_bytes: arguments, temporaries, code, and results that do not replace
-      arguments.
-    flops: floating-point operations; a multiply-add is two.
-    accessed_bytes: traffic to memory.
+    temporary_bytes: memory of intermediate results.
+    peak_bytes: memory of arguments, temporaries, code, and those results that
+      do not reuse the memory of arguments.
+    flops: floating-point operations; a multiply-add counts as two.
+    accessed_bytes: memory traffic.
     collectives: see `collectives.summarize`.
   """
 
@@ -63,21 +63,21 @@ class Compiled(NamedTuple):
 
 
 def prepare(config: Any, topology: Topology) -> Experiment:
-  """Resolves a config for a topology; its data set need not be here.
+  """Resolves a config for a topology; its data set may be absent.
 
-  Where sizes are scheduled it is the run of the largest one.
+  With scheduled image sizes, returns the experiment at the largest one.
   """
   run = resolve(config, devices=topology.devices, data=_stand_in(config))
   model = run.task.model
   if topology.chip and getattr(model, 'conv_backend', '') is None:
-    # None is the choice of the backend at hand, not of the topology's.
+    # None would choose for the backend of this machine.
     model = model.clone(conv_backend='xla')
   task = dataclasses.replace(run.task, model=model)
   return dataclasses.replace(run, task=task).at_last_size()
 
 
 def _stand_in(config: Any) -> pipeline.Data | None:
-  """Returns data of the shapes of a set that need not be here."""
+  """Returns fake data with the shapes of a known set; None for others."""
   name = config.data.name.partition(':')[0]
   if name not in _KNOWN_SETS:
     return None
@@ -103,22 +103,22 @@ def _stand_in(config: Any) -> pipeline.Data | None:
 def abstract_batch(
   run: Experiment, batch_size: int, image_shape: tuple[int, int, int]
 ) -> dict[str, jax.ShapeDtypeStruct]:
-  """Returns shapes, dtypes and sharding of a batch, all devices together."""
-  fields = {
-    'image': (image_shape, jnp.uint8),
-    'label': ((), jnp.int32),
-    'mask': ((), jnp.bool_),
-  }
-  return {
-    name: jax.ShapeDtypeStruct(
+  """Returns shapes, dtypes and sharding of a global batch."""
+
+  def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(
       (batch_size, *shape), dtype, sharding=run.sharding.batch
     )
-    for name, (shape, dtype) in fields.items()
+
+  return {
+    'image': array(jnp.uint8, *image_shape),
+    'label': array(jnp.int32),
+    'mask': array(jnp.bool_),
   }
 
 
 def build_train(run: Experiment) -> tuple[Any, Compiled]:
-  """Returns the update, ready to run, and what the compiler says of it."""
+  """Returns the compiled update and the compiler's figures for it."""
   step = jit_steps(run.task, run.sharding).train
   batch = abstract_batch(run, run.length.batch_size, run.train_image_shape)
   rounds = 1 if run.task.unroll_parts else run.task.accumulation_steps
@@ -126,7 +126,7 @@ def build_train(run: Experiment) -> tuple[Any, Compiled]:
 
 
 def build_eval(run: Experiment) -> tuple[Any, Compiled]:
-  """As `build_train`, of the evaluation of a batch."""
+  """Returns the compiled evaluation of a batch and the compiler's figures."""
   step = jit_steps(run.task, run.sharding).evaluate
   sums = jax.eval_shape(metrics.zeros)
   batch = abstract_batch(run, run.eval_reader.batch_size, run.eval_image_shape)
@@ -136,15 +136,14 @@ def build_eval(run: Experiment) -> tuple[Any, Compiled]:
 def build(step: Any, *args: Any, rounds: int = 1) -> tuple[Any, Compiled]:
   """Compiles a jitted function for arguments of these shapes.
 
-  XLA's cost analysis counts the body of a loop once: `rounds` is how often the
-  loop runs in which the function spends its time.
+  XLA's cost analysis counts the body of a loop once; `rounds` is the number of
+  iterations of the loop in which the function spends its time.
 
   Raises:
-    OutOfMemoryError: a chip has not enough memory.
-    InputError: the compiler refuses for another reason.
+    OutOfMemoryError: a chip has too little memory.
+    InputError: the compiler failed for another reason.
   """
-  start = time.monotonic()
-  lowered = step.lower(*args)
+  start, lowered = time.monotonic(), step.lower(*args)
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
@@ -154,19 +153,21 @@ def build(step: Any, *args: Any, rounds: int = 1) -> tuple[Any, Compiled]:
         float(needed) * _UNITS[unit], float(limit) * _UNITS[limit_unit]
       ) from None
     raise InputError(
-      f'The compiler refuses: {str(error).strip().splitlines()[0]}'
+      f'The compiler failed: {str(error).strip().splitlines()[0]}'
     ) from error
   seconds = time.monotonic() - start
   memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+  arguments, temporaries = (
+    memory.argument_size_in_bytes,
+    memory.temp_size_in_bytes,
+  )
+  results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+  code = memory.generated_code_size_in_bytes
   return compiled, Compiled(
     seconds=seconds,
-    argument_bytes=memory.argument_size_in_bytes,
-    temporary_bytes=memory.temp_size_in_bytes,
-    peak_bytes=memory.argument_size_in_bytes
-    + memory.temp_size_in_bytes
-    + memory.output_size_in_bytes
-    - memory.alias_size_in_bytes
-    + memory.generated_code_size_in_bytes,
+    argument_bytes=arguments,
+    temporary_bytes=temporaries,
+    peak_bytes=arguments + temporaries + results + code,
     flops=cost['flops'] * rounds,
     accessed_bytes=cost['bytes accessed'] * rounds,
     collectives=collectives.summarize(compiled.as_text()),

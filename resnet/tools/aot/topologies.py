@@ -1,4 +1,4 @@
-"""Devices that are not there, to compile for: TPU slices and virtual CPUs."""
+"""Devices to compile for without having them: TPU slices and virtual CPUs."""
 
 import contextlib
 import importlib.util
@@ -12,14 +12,14 @@ from resnet.errors import InputError
 
 
 class Chip(NamedTuple):
-  """The maker's figures of a chip (docs.cloud.google.com/tpu/docs/NAME).
+  """The maker's figures for a chip (docs.cloud.google.com/tpu/docs/NAME).
 
   Attributes:
-    hbm_bytes: memory that libtpu gives to a program.
+    hbm_bytes: memory that libtpu leaves to a program.
     hbm_bytes_per_second: bandwidth of that memory.
-    flops_per_second: peak in bfloat16; a multiply-add is two.
-    ici_bytes_per_second: to its neighbours, both directions together.
-    shapes: the slices that exist, the smallest first.
+    flops_per_second: peak in bfloat16; a multiply-add counts as two.
+    ici_bytes_per_second: bandwidth to all neighbours, sent plus received.
+    shapes: the available slices, the smallest first.
   """
 
   hbm_bytes: float
@@ -34,7 +34,7 @@ _SHAPES_2D = '2x2 2x4 4x4 4x8 8x8 8x16 16x16'
 _SHAPES_3D = (
   '2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 16x16x16'
 )
-# libtpu keeps some of the memory; these figures are from its error message.
+# libtpu reserves some memory; its error message names the rest.
 CHIPS = {
   'v5e': Chip(15.75 * 2**30, 819e9, 197e12, 400e9, _SHAPES_2D),
   'v5p': Chip(95.74 * 2**30, 2765e9, 459e12, 1200e9, _SHAPES_3D),
@@ -52,47 +52,48 @@ class Topology(NamedTuple):
 
 
 def open_topology(name: str) -> Topology:
-  """Returns a topology: 'v5e:16x16', 'cpu:8'. To be called before JAX is used.
+  """Returns a topology such as 'v5e:16x16' or 'cpu:8'.
 
-  This process then computes on its CPU, also on a machine with accelerators.
+  Must be called before JAX is used: it makes this process compute on the CPU,
+  even on a machine with accelerators.
   """
   kind, _, shape = name.partition(':')
   jax.config.update('jax_platforms', 'cpu')
   if kind == 'cpu' and shape.isdecimal():
-    return Topology(name=name, devices=_cpu_devices(int(shape)), chip=None)
+    return Topology(name, _cpu_devices(int(shape)), chip=None)
   chip = CHIPS.get(kind)
   if chip is None or shape not in chip.shapes.split():
-    there_are = '; '.join(f'{x}: {chip.shapes}' for x, chip in CHIPS.items())
+    known = '; '.join(f'{x}: {chip.shapes}' for x, chip in CHIPS.items())
     raise InputError(
-      f'--topology={name} does not exist. There are {there_are}; and cpu:N with'
-      f' N up to {_MAX_CPU_DEVICES}.'
+      f'--topology={name} does not exist. Known are {known}; cpu:N with N up to'
+      f' {_MAX_CPU_DEVICES}.'
     )
   if importlib.util.find_spec('libtpu') is None:
     raise InputError(
-      f'--topology={name} needs the compiler for TPUs, libtpu, which is not'
-      " installed: pip install 'jax[tpu]'"
+      f'--topology={name} needs libtpu, the compiler for TPUs: type'
+      " pip install 'jax[tpu]'"
     )
-  # Without these libtpu asks the network for the slice that it runs on. The
-  # type is that of no slice here, but libtpu warns where it knows none.
+  # Without these, libtpu asks the network which slice it runs on. It ignores
+  # the type, but warns without one.
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
   os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
   os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5litepod-8')
-  # Nor is a chip taken: two of these may run side by side.
+  # No chip is used, so several such processes may run at a time.
   os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
-  # JAX writes such programs into its cache, but cannot read them from there.
+  # JAX writes such programs to its cache, but cannot read them back.
   jax.config.update('jax_enable_compilation_cache', False)
   described = topologies.get_topology_desc(platform='tpu', topology_name=name)
-  return Topology(name=name, devices=tuple(described.devices), chip=chip)
+  return Topology(name, tuple(described.devices), chip)
 
 
 def _cpu_devices(count: int) -> tuple[Any, ...]:
-  # Once JAX is in use the number of its devices is fixed.
+  # The number of devices is fixed once JAX is in use.
   with contextlib.suppress(RuntimeError):
     jax.config.update('jax_num_cpu_devices', min(count, _MAX_CPU_DEVICES))
   devices = jax.devices('cpu')
   if not 1 <= count <= len(devices):
     raise InputError(
-      f'--topology=cpu:{count}: JAX has {len(devices)} CPU devices; up to'
-      f' {_MAX_CPU_DEVICES} before it begins.'
+      f'--topology=cpu:{count}: JAX has {len(devices)} CPU devices; type a'
+      f' number of 1 to {len(devices)}.'
     )
   return tuple(devices[:count])
