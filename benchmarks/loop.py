@@ -92,13 +92,21 @@ def _images_per_second(run, steps, batch, count):
     StopSignal() as stop,
     contextlib.closing(Checkpoints(workdir, keep=1)) as checkpoints,
     contextlib.closing(
-      Loop(run, workdir, checkpoints, 0, None, stop, DataWarnings())
+      Loop(
+        run,
+        workdir,
+        checkpoints,
+        # The first step is not counted, nor what follows the last log line.
+        _Resident(batch, count + 1, stop),
+        0,
+        None,
+        stop,
+        DataWarnings(),
+      )
     ) as loop,
   ):
-    loop.train = steps.train  # Compiled already.
-    # The first step is not counted, nor what comes after the last log line.
-    batches = _Resident(batch, count + 1, stop)
-    outcome = loop.run(run.create_state(), batches, 0.0)
+    loop.train = steps.train  # Already compiled.
+    outcome = loop.run(run.create_state(), 0.0)
   assert outcome.images_per_second
   return outcome.images_per_second
 

@@ -1,7 +1,7 @@
-"""Updates that were skipped, because loss or gradients were not finite.
+"""Updates that were skipped because the loss or a gradient was not finite.
 
-`BadSteps` records them during a run; `replay` makes one of them once more, to
-see what was not finite (`--mode=replay`).
+`BadSteps` records them during a run; `replay` (`--mode=replay`) repeats one of
+them and prints what was not finite.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ _MOST_SHOWN = 10
 
 
 class BadSteps:
-  """Keeps which records were in a bad batch, and ends a run of too many."""
+  """Records the batches of skipped updates; ends a run with too many."""
 
   def __init__(self, experiment: Experiment, workdir: str, *, first_step: int):
     self._experiment = experiment
@@ -52,14 +52,12 @@ class BadSteps:
     if jax.process_index() == 0 and self._lines is None:
       self._lines = JsonLines(self._path, first_step=self._first_step)
 
-  def check(self, step: int, num_in_row: int) -> list[str]:
-    """Returns lines about a finished step; records it if it was skipped.
+  def record(self, step: int, num_in_row: int) -> str:
+    """Records the skipped update of a step; returns a warning.
 
     Raises:
       RunError: it is the last of `max_bad_steps` skipped updates in a row.
     """
-    if not num_in_row:
-      return []
     records = record_keys(self._experiment, step)
     self._open()
     if self._lines:
@@ -69,16 +67,16 @@ class BadSteps:
       self._lines.sync()
     if num_in_row >= self._experiment.config['max_bad_steps']:
       raise RunError(
-        f'Loss or gradients were not finite in {num_in_row} steps in a row, the'
-        f' last is step {step} (max_bad_steps). The records of their batches'
-        f' are in {self._path}; --mode=replay shows what'
-        ' went wrong. The checkpoints are good; a lower learning rate, or'
-        ' other data, need another --workdir.'
+        f'Loss or gradients were not finite in {num_in_row} steps in a row, up'
+        f' to step {step} (max_bad_steps). {self._path} lists the records of'
+        ' their batches; --mode=replay shows what was not finite. The'
+        ' checkpoints are good. To lower the learning rate or change the data,'
+        ' start a run in another --workdir.'
       )
-    return [
-      f'warning: loss or gradients of step {step} are not finite: its update is'
-      f' skipped ({num_in_row} in a row).'
-    ]
+    return (
+      f'warning: loss or gradients of step {step} were not finite; its update'
+      f' was skipped ({num_in_row} in a row).'
+    )
 
   def close(self) -> None:
     """Closes the file."""
@@ -88,10 +86,9 @@ class BadSteps:
 
 def record_keys(experiment: Experiment, step: int) -> list[Any]:
   """Returns the keys of the records in the global batch of update `step`."""
+  size = experiment.length.batch_size
   reader = dataclasses.replace(
-    experiment.train_reader,
-    row_start=0,
-    row_count=experiment.length.batch_size,
+    experiment.train_reader, row_start=0, row_count=size
   )
   try:
     return reader.keys(step - 1)
@@ -104,17 +101,20 @@ def replay(experiment: Experiment, workdir: str, step: int | None) -> int:
 
   Args:
     experiment: the run in `workdir`.
-    workdir: of the run.
-    step: of the update; None: the last one in `bad_steps.jsonl`.
+    workdir: folder of the run.
+    step: number of the update; None takes the last one in `bad_steps.jsonl`.
 
   Returns:
     The exit code.
   """
   if jax.process_count() > 1:
-    raise InputError('--mode=replay is for one process.')
+    raise InputError(
+      f'--mode=replay needs one process, not {jax.process_count()}: leave out'
+      ' --num_processes.'
+    )
   saved = workdir_lib.read_config(workdir)
   if saved is None:
-    raise InputError(f'{workdir} holds no run: give its --workdir.')
+    raise InputError(f'{workdir} holds no run: type the --workdir of one.')
   workdir_lib.check_same_config(
     workdir,
     saved['config'],
@@ -129,15 +129,15 @@ def replay(experiment: Experiment, workdir: str, step: int | None) -> int:
     experiment.train_reader, warnings, first_step=first_step, num_steps=step
   )
   print(f'Step {step}, from the checkpoint of step {first_step}.')
-  size, train = None, None
+  trains: dict[int, Any] = {}  # The jitted update by image size.
   for now in range(first_step, step - 1):
-    if size != experiment.sizes.at(now):
-      size = experiment.sizes.at(now)
-      train = jit_steps(experiment.at(now).task, experiment.sharding).train
-    assert train
-    state, metrics = train(state, next(batches))
+    size = experiment.sizes.at(now)
+    if size not in trains:
+      steps = jit_steps(experiment.at(now).task, experiment.sharding)
+      trains[size] = steps.train
+    state, metrics = trains[size](state, next(batches))
     if int(metrics['skipped_in_row']):
-      print(f'step {now + 1}: not finite either, skipped.')
+      print(f'Step {now + 1} is not finite either; skipped.')
   _print_not_finite(experiment, state, next(batches), step)
   batches.close()
   return 0
@@ -148,7 +148,8 @@ def _check_step(experiment: Experiment, workdir: str, given: int | None) -> int:
   bad = {line.get('step', 0): line for line in read_json_lines(path)}
   if given is None and not bad:
     raise InputError(
-      f'{workdir} has no bad step (no {FILE}); --replay_step=N replays any.'
+      f'{workdir} has no bad step (no {FILE}): --replay_step=N replays any'
+      ' step.'
     )
   step = max(bad) if given is None else given
   if not 0 < step <= experiment.length.num_steps:
@@ -157,8 +158,8 @@ def _check_step(experiment: Experiment, workdir: str, given: int | None) -> int:
     )
   if step in bad and bad[step]['records'] != record_keys(experiment, step):
     raise InputError(
-      f'The records of step {step} are not those of {path}: the data have'
-      ' changed since.'
+      f'The records of step {step} are not those in {path}: the data have'
+      ' changed since. Replay with the data of the run.'
     )
   return step
 
@@ -172,8 +173,8 @@ def _state_before(
     return saved[-1], state
   if experiment.config['init_from'] is not None:
     raise InputError(
-      f'{workdir} has no checkpoint before step {step}, and its first weights'
-      ' were those of another run.'
+      f'{workdir} has no checkpoint before step {step}, and its initial weights'
+      ' were those of init_from: replay a later step.'
     )
   return 0, experiment.create_state()
 
@@ -181,7 +182,10 @@ def _state_before(
 def _print_not_finite(
   experiment: Experiment, state: TrainState, batch: Batch, step: int
 ) -> None:
-  """Prints losses, gradients and statistics of an update, the batch at once."""
+  """Prints which losses, gradients and statistics of an update are bad.
+
+  Computes the whole batch at once, without micro-batches.
+  """
   task = experiment.at(step - 1).task
   options = compiler.options(experiment.sharding.backend)
 

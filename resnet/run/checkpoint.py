@@ -1,4 +1,4 @@
-"""Checkpoints of a run: Orbax, asynchronous, the latest few and the best."""
+"""Saves and restores checkpoints with Orbax: the latest few and the best."""
 
 from collections.abc import Callable, Iterator
 import contextlib
@@ -10,7 +10,9 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy
+from orbax.checkpoint.checkpoint_managers import (
+  preservation_policy as policies,
+)
 
 from resnet.errors import InputError, RunError
 from resnet.files import write_atomically
@@ -20,7 +22,7 @@ from resnet.run.workdir import CHECKPOINTS as FOLDER
 from resnet.training.state import TrainState
 from resnet.weights import best_step, score
 
-# The index of the state, which Orbax writes last.
+# Orbax writes the index of the state last.
 _INDEX_FILE = 'manifest.ocdbt'
 
 
@@ -29,10 +31,10 @@ class SaveError(RunError):
 
 
 class Checkpoints:
-  """The folder `workdir/checkpoints`, one subfolder a step.
+  """The folder `workdir/checkpoints`, with a subfolder for each step.
 
-  A failed save surfaces at the next `save`, at `finish`, and at the first
-  `check` after it ended.
+  Saves are asynchronous: the error of a failed one is raised by the next
+  `save`, by `finish`, and by the first `check` after it ended.
   """
 
   def __init__(
@@ -45,15 +47,15 @@ class Checkpoints:
     """Opens the folder; moves checkpoints with damaged metrics out of it.
 
     Args:
-      workdir: of the run.
-      keep: how many of the latest checkpoints to keep, besides the best by
-        `weights.score`; None opens the folder to read, and a damaged one is an
-        error.
-      say: gets a warning for each that is moved.
+      workdir: folder of the run.
+      keep: number of latest checkpoints to keep, besides the best by
+        `weights.score`. None opens the folder read-only; a damaged checkpoint
+        is then an error.
+      say: receives a warning for each checkpoint that is moved.
     """
     self._workdir = os.path.abspath(workdir)
     self._folder = os.path.join(self._workdir, FOLDER)
-    self._keep = keep
+    self._keep, self._say = keep, say
     damaged = integrity.find_damaged_metrics(self._folder)
     for error in damaged.values():
       if keep is None:
@@ -62,25 +64,22 @@ class Checkpoints:
     multihost_utils.sync_global_devices('metrics are read')
     integrity.set_aside(self._folder, [*damaged])
     self._manager = self._open()
-    # The step whose save may still be in progress, or has not been checked.
+    # The step whose save may be in progress or has not been checked yet.
     self._unchecked_step: int | None = None
 
   def _open(self) -> ocp.CheckpointManager:
-    kept: dict[str, Any] = {'read_only': True, 'create': False}
+    options: dict[str, Any] = {'read_only': True, 'create': False}
     if self._keep is not None:
-      best = preservation_policy.BestN(
+      best = policies.BestN(
         n=1, get_metric_fn=score, keep_checkpoints_without_metrics=False
       )
-      policies = [preservation_policy.LatestN(self._keep), best]
-      kept = {
-        'preservation_policy': preservation_policy.AnyPreservationPolicy(
-          policies
-        ),
-        'cleanup_tmp_directories': True,
-      }
+      kept = policies.AnyPreservationPolicy(
+        [policies.LatestN(self._keep), best]
+      )
+      options = {'preservation_policy': kept, 'cleanup_tmp_directories': True}
     return ocp.CheckpointManager(
       self._folder,
-      options=ocp.CheckpointManagerOptions(best_fn=score, **kept),
+      options=ocp.CheckpointManagerOptions(best_fn=score, **options),
       item_handlers=ocp.StandardCheckpointHandler(),
     )
 
@@ -93,7 +92,7 @@ class Checkpoints:
     return sorted(self._manager.all_steps())
 
   def best_step(self) -> int | None:
-    """Returns the step of the highest `score`, None without evaluation."""
+    """Returns the step of the highest `score`, None if none was evaluated."""
     return best_step(self._manager, self.metrics)
 
   def metrics(self, step: int) -> dict[str, Any] | None:
@@ -101,27 +100,27 @@ class Checkpoints:
     try:
       metrics = self._manager.metrics(step)
       return metrics and integrity.without_checksum(metrics)
-    except Exception as error:  # Whatever damaged files make Orbax raise.
+    except Exception as error:  # Damaged files make Orbax raise anything.
       raise integrity.error_of(self._folder, step, error) from error
 
   def save(self, state: TrainState, metrics: dict[str, float] | None) -> None:
-    """Begins to save a state with the evaluation at its step, if any.
+    """Starts to save a state, and the evaluation at its step if there is one.
 
     The state may be donated as soon as this returns.
 
     Raises:
       RunError: a number is not finite; nothing is written.
-      SaveError: it could not be written, or the one before.
+      SaveError: this save or the previous one failed.
     """
     checksum, is_finite = integrity.inspect(state)
     step = int(state.step)
     if not is_finite:
       raise RunError(
-        f'The state after step {step} holds numbers that are not finite: it is'
-        ' not saved, the last good checkpoint stays.'
+        f'The state after step {step} holds numbers that are not finite, so it'
+        ' is not saved. The last good checkpoint stays.'
       )
     with self._as_save_error():
-      # Waits for the save before, which is checked then.
+      # Wait for the previous save, so that it can be checked.
       self._manager.wait_until_finished()
     self._check_index()
     with self._as_save_error():
@@ -133,27 +132,19 @@ class Checkpoints:
     self._unchecked_step = step
 
   def compile(self, state: TrainState) -> None:
-    """Compiles what `save` works out, which may take its time."""
+    """Compiles the checks of `save`, so that the first save is not slow."""
     jax.block_until_ready(integrity.inspect(state))
 
-  def save_now(
-    self,
-    state: TrainState,
-    metrics: dict[str, float] | None,
-    error: SaveError,
-    say: Callable[[str], None],
+  def save_again(
+    self, state: TrainState, metrics: dict[str, float] | None
   ) -> None:
-    """Tries again after `error`, a second time, and waits for the end.
+    """Saves a second time after a failure, and waits until it is on disk.
 
     Raises:
-      SaveError: it failed again, or there are several processes, of which the
-        others know nothing of it; the checkpoints before are as they were.
+      SaveError: it failed again; the earlier checkpoints are unchanged.
     """
-    if jax.process_count() > 1:
-      raise error
-    say(f'warning: {error} Trying again.')
-    # The thread of the failed save would tell its error once more.
     try:
+      # The manager of the failed save would raise its error again.
       with self._as_save_error():
         self._manager = self._open()
       step = int(state.step)
@@ -165,16 +156,16 @@ class Checkpoints:
       self.finish(expected_step=step)
     except SaveError as again:
       raise SaveError(
-        f'{again} The newest checkpoint is of step {self.latest_step()}.'
-        ' Fix that; the same command continues from there.'
+        f'{again} The newest checkpoint is that of step {self.latest_step()}.'
+        ' Fix the cause; the same command continues from there.'
       ) from again
 
   @contextlib.contextmanager
   def _as_save_error(self) -> Iterator[None]:
     try:
       yield
-    except Exception as error:  # Whatever Orbax's threads ran into.
-      self._unchecked_step = None  # It is known to have failed.
+    except Exception as error:  # Orbax's threads may raise anything.
+      self._unchecked_step = None
       text = str(error).strip().splitlines()
       raise SaveError(
         f'A checkpoint could not be written to {self._folder}:'
@@ -182,18 +173,18 @@ class Checkpoints:
       ) from error
 
   def add_metrics(self, step: int, metrics: dict[str, float]) -> None:
-    """Adds the evaluation of a step to its checkpoint, which has none.
+    """Adds the evaluation of a step to its checkpoint, which must have none.
 
     Raises:
-      SaveError: it could not be written; the checkpoint is as it was.
+      SaveError: it could not be written; the checkpoint is unchanged.
     """
     if jax.process_index() == 0:
-      beside = os.path.join(self._workdir, f'.metrics_{step}')
+      temporary = os.path.join(self._workdir, f'.metrics_{step}')
       with self._as_save_error():
-        os.makedirs(beside, exist_ok=True)
+        os.makedirs(temporary, exist_ok=True)
         text = json.dumps(integrity.with_checksum(metrics))
-        write_atomically(os.path.join(beside, 'metrics'), text)
-        os.rename(beside, os.path.join(self._folder, str(step), 'metrics'))
+        write_atomically(os.path.join(temporary, 'metrics'), text)
+        os.rename(temporary, os.path.join(self._folder, str(step), 'metrics'))
     multihost_utils.sync_global_devices('metrics are added')
     self._manager.reload()
 
@@ -201,46 +192,46 @@ class Checkpoints:
     """Returns the state at `step`; see `integrity.restore`."""
     return integrity.restore(self._manager, self._folder, step, target)
 
-  def restore_newest(
-    self, target: TrainState, say: Callable[[str], None]
-  ) -> TrainState | None:
-    """Restores the newest checkpoint that is whole; None: there is none.
+  def restore_newest(self, target: TrainState) -> TrainState | None:
+    """Restores the newest intact checkpoint; returns None if there is none.
 
-    Damaged ones are moved to `workdir/damaged_checkpoints`, with a warning; it
-    is an InputError if all are damaged.
+    Damaged ones are moved to `workdir/damaged_checkpoints`, with a warning.
+
+    Raises:
+      InputError: all are damaged.
     """
     for step in reversed(self.all_steps()):
       try:
         return self.restore(step, target)
-      except DamagedError as error:  # For all processes.
-        say(f'warning: {error}')
+      except DamagedError as error:  # Raised in all processes.
+        self._say(f'warning: {error}')
       integrity.set_aside(self._folder, [step])
       self._manager.reload()
     damaged = os.path.join(self._workdir, integrity.FOLDER)
     if os.path.isdir(damaged):
       raise InputError(
-        f'{self._workdir} has no whole checkpoint left; the damaged ones are in'
-        f' {damaged}. Put a good one into {self._folder}, or begin'
-        ' anew with another --workdir.'
+        f'{self._workdir} has no intact checkpoint left; the damaged ones are'
+        f' in {damaged}. Put a good one into {self._folder}, or start again in'
+        ' another --workdir.'
       )
     return None
 
   def check(self) -> None:
-    """Raises SaveError if a save that has ended went wrong; does not wait."""
+    """Raises a SaveError if a finished save has failed; does not wait."""
     is_done = not self._manager.is_saving_in_progress()
     with self._as_save_error():
       if is_done:
-        # Orbax raises the error of its last thread only in those who wait.
+        # Orbax raises the error of its last thread only on waiting for it.
         self._manager.wait_until_finished()
       self._manager.check_for_errors()
     if is_done:
       self._check_index()
 
   def _check_index(self) -> None:
-    """Raises SaveError if the last save, which has ended, left no index.
+    """Raises a SaveError if the last save ended without writing its index.
 
-    Without it nothing can be restored, whatever else was written. Process 0
-    writes it, so the others need not see it yet.
+    Nothing can be restored without the index. Process 0 writes it, so others
+    may not see it yet.
     """
     step, self._unchecked_step = self._unchecked_step, None
     if step is None or jax.process_index() > 0:
@@ -248,14 +239,14 @@ class Checkpoints:
     if not os.path.exists(self._index(step)):
       raise SaveError(
         f'The checkpoint of step {step} cannot be restored: the save ended'
-        f' without an error, but there is no {self._index(step)}.'
+        f' without an error, but {self._index(step)} does not exist.'
       )
 
   def _index(self, step: int) -> str:
     return os.path.join(self._folder, str(step), STATE_FOLDER, _INDEX_FILE)
 
   def finish(self, expected_step: int) -> None:
-    """Waits until all is written.
+    """Waits until all saves are on disk.
 
     Raises:
       SaveError: a save failed, or the newest checkpoint is not that of
@@ -266,16 +257,16 @@ class Checkpoints:
     self._check_index()
     if self.latest_step() != expected_step:
       raise SaveError(
-        f'The newest checkpoint is of step {self.latest_step()}, not'
-        f' {expected_step}.'
+        f'The newest checkpoint is that of step {self.latest_step()}, not of'
+        f' step {expected_step}.'
       )
 
   def close(self) -> None:
-    """Waits for what is being written and lets go of the folder.
+    """Waits for unfinished saves and closes the folder.
 
     Raises:
-      SaveError: a save failed, and no other error is on its way: after a failed
-        save Orbax raises anew, which must not take the place of that error.
+      SaveError: a save failed, unless another exception is being handled:
+        Orbax raises again after a failed save, which would hide the first one.
     """
     earlier = sys.exception()
     try:

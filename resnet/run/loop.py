@@ -4,12 +4,12 @@ The order within an iteration is a contract:
 
   batch, step, log, evaluate, save, stop
 
-The checkpoint of step s comes after everything else that is due at s, so that a
-resumed run neither repeats nor forgets a line or an evaluation. (A signal
-during an evaluation saves s without it; the resumed run evaluates first.)
+The checkpoint of a step is saved after everything else that is due at the step,
+so that a resumed run neither repeats nor skips a log line or an evaluation. (If
+a signal interrupts an evaluation, the resumed run evaluates first.)
 
-The host is at most MAX_STEPS_IN_FLIGHT steps ahead of the device, so that the
-device never waits for it and its clock measures the device's speed.
+The host runs at most MAX_STEPS_IN_FLIGHT steps ahead: enough that the device
+never waits for it, and few enough that its clock measures the device's speed.
 """
 
 import collections
@@ -39,17 +39,18 @@ from resnet.training.step import jit_steps
 from resnet.weights import score
 
 MAX_STEPS_IN_FLIGHT = 2
-# Metrics by name; None: there was none, or a signal ended it.
+# Metrics by name; None: no evaluation was due, or a signal interrupted it.
 Evaluation = dict[str, float] | None
 
 
 @dataclasses.dataclass
 class Loop:
-  """The moving parts of a run, and the loop that moves them."""
+  """Trains, logs, evaluates and saves, from a first step to the last."""
 
   experiment: Experiment
   workdir: str
   checkpoints: Checkpoints
+  batches: DeviceLoader
   first_step: int
   reference: Reference | None
   stop: StopSignal
@@ -58,6 +59,7 @@ class Loop:
   def __post_init__(self):
     experiment, first_step = self.experiment, self.first_step
     self.config = experiment.config
+    self.meter = Meter(experiment.length, self.batches, first_step)
     self.saved_step = first_step
     self.signal = AgreedSignal(self.stop, experiment.sharding.batch)
     self.size = experiment.sizes.at(first_step)
@@ -67,9 +69,8 @@ class Loop:
     if jax.process_index() == 0:
       self.writer = MetricsWriter(self.workdir, first_step=first_step)
     self.bad_steps = BadSteps(experiment, self.workdir, first_step=first_step)
-    self.watchdog = Watchdog(
-      self.workdir, seconds=self.config['watchdog_seconds']
-    )
+    seconds = self.config['watchdog_seconds']
+    self.watchdog = Watchdog(self.workdir, seconds=seconds)
     self.progress = Progress(
       first_step=first_step,
       num_steps=experiment.length.num_steps,
@@ -80,61 +81,55 @@ class Loop:
     self.best_score = score(best) if best else -math.inf
     # The last failed save; cleared by the next success.
     self.save_error: SaveError | None = None
-    # Dispatched steps: (step, its metrics, broken images met so far).
+    # Dispatched steps: (step, its metrics, number of broken images so far).
     self.in_flight = collections.deque[tuple[int, Any, int]]()
     self.num_bad_logged = 0
 
-  def run(
-    self, state: TrainState, batches: DeviceLoader, start_time: float
-  ) -> Outcome:
-    """Runs to the end, or to a signal."""
+  def run(self, state: TrainState, start_time: float) -> Outcome:
+    """Trains until the last step or a signal."""
     length = self.experiment.length
-    meter = Meter(length, batches, self.first_step)
-    step, evaluation = self.first_step, self.evaluate_late(state, meter)
+    step, evaluation = self.first_step, self.evaluate_late(state)
     while step < length.num_steps and not self.signal.poll():
       self.watchdog.watch(f'waiting for batch {step + 1}')
-      with self.keeping(state, step, meter):
-        batch = next(batches)
+      with self.keeping(state, step):
+        batch = next(self.batches)
       if step == self.first_step:
-        state, metrics = self.first(state, batch, start_time)
-        meter.start(step + 1)
+        state, metrics = self.run_first_step(state, batch, start_time)
       else:
         if self.experiment.sizes.at(step) != self.size:
-          with meter.paused(self.finish_steps):
+          with self.meter.paused(self.finish_steps):
             self.compile(state, batch, step, evaluation)
           if self.signal.number:
             break
         state, metrics = self.train(state, batch)
       step += 1
       is_last = step == length.num_steps
-      self.in_flight.append((step, metrics, batches.num_left_out))
-      self.finish_steps(meter, leave=MAX_STEPS_IN_FLIGHT)
-
+      self.in_flight.append((step, metrics, self.batches.num_left_out))
+      self.finish_steps(leave=MAX_STEPS_IN_FLIGHT)
       evaluation = None
       if self.experiment.is_eval_step(step) or is_last:
-        with meter.paused(self.finish_steps):
-          evaluation = self.evaluate(state, step, meter)
-
+        with self.meter.paused(self.finish_steps):
+          evaluation = self.evaluate(state, step)
       is_best = evaluation and score(evaluation) > self.best_score
       is_due = is_last or step % self.config['save_every_steps'] == 0
       if is_best or is_due or self.save_error or self.signal.number:
-        with meter.paused(self.finish_steps):
+        with self.meter.paused(self.finish_steps):
           self.save(state, step, evaluation)
     if step > self.saved_step:  # A signal arrived after the last poll.
-      with meter.paused(self.finish_steps):
+      with self.meter.paused(self.finish_steps):
         self.save(state, step, evaluation)
     self.finish(state, step, evaluation)
     return Outcome(
       step=step,
       metrics=evaluation,
-      images_per_second=meter.mean,
+      images_per_second=self.meter.mean,
       signal=self.signal.number,
     )
 
-  def first(
+  def run_first_step(
     self, state: TrainState, batch: Any, start_time: float
   ) -> tuple[TrainState, Any]:
-    """Compiles and makes the first step."""
+    """Compiles and runs the first step."""
     self.watchdog.watch(None)
     with self.stop.exit_on_signal():
       state, metrics = self.train(state, batch)
@@ -144,12 +139,13 @@ class Loop:
       f'First step done {time.time() - start_time:.1f} s after the start.'
     )
     self.checkpoints.compile(state)
+    self.meter.start(self.first_step + 1)
     return state, metrics
 
   def compile(
     self, state: TrainState, batch: Any, step: int, evaluation: Evaluation
   ) -> None:
-    """Saves, then compiles for images of another size, unless stopped."""
+    """Saves, then compiles for the next image size, unless a signal came."""
     if step > self.saved_step:
       self.save(state, step, evaluation)
     self.finish(state, step, evaluation)
@@ -162,9 +158,9 @@ class Loop:
       train = jit_steps(run.task, run.sharding).train
       self.train = train.lower(state, batch).compile()
 
-  def evaluate(self, state: TrainState, step: int, meter: Meter) -> Evaluation:
-    """Evaluates, writes and shows; None: a signal came before the end."""
-    with self.keeping(state, step, meter):
+  def evaluate(self, state: TrainState, step: int) -> Evaluation:
+    """Evaluates, prints and writes the metrics; see `Evaluation`."""
+    with self.keeping(state, step):
       evaluation = evaluate(
         self.experiment,
         self.steps,
@@ -178,15 +174,14 @@ class Loop:
       self.write(step, evaluation)
     return evaluation
 
-  def evaluate_late(self, state: TrainState, meter: Meter) -> Evaluation:
-    """Makes the evaluation that was cut off, if there is one."""
+  def evaluate_late(self, state: TrainState) -> Evaluation:
+    """Makes the evaluation of the first step if a signal interrupted it."""
     step = self.first_step
     is_due = self.experiment.is_eval_step(step)
     is_due |= step == self.experiment.length.num_steps
     if not step or not is_due or self.checkpoints.metrics(step):
       return None
-    evaluation = self.evaluate(state, step, meter)
-    if evaluation:
+    if evaluation := self.evaluate(state, step):
       self.best_score = max(self.best_score, score(evaluation))
       self.watchdog.watch(f'saving step {step}')
       if self.writer:
@@ -194,30 +189,29 @@ class Loop:
       self.checkpoints.add_metrics(step, evaluation)
     return evaluation
 
-  def finish_steps(self, meter: Meter, *, leave: int = 0) -> None:
-    """Waits until at most `leave` steps are in flight; logs what is due."""
+  def finish_steps(self, *, leave: int = 0) -> None:
+    """Waits until at most `leave` steps are in flight; logs due intervals."""
     while len(self.in_flight) > leave:
       step, metrics, num_bad = self.in_flight.popleft()
       jax.block_until_ready(metrics)
       self.watchdog.step_done(f'training after step {step}')
       self.progress.advance()
       metrics = dict(metrics)
-      for line in self.bad_steps.check(
-        step, int(metrics.pop('skipped_in_row'))
-      ):
-        self.progress.say(line)
+      num_in_row = int(metrics.pop('skipped_in_row'))
+      if num_in_row:
+        self.progress.say(self.bad_steps.record(step, num_in_row))
       is_last = step == self.experiment.length.num_steps
       if step % self.experiment.task.log_every_steps == 0 or is_last:
-        self.log(step, metrics, num_bad, meter)
+        self.log(step, metrics, num_bad)
         try:
           self.checkpoints.check()
         except SaveError as error:
-          if jax.process_count() > 1:  # The others did not notice.
+          if jax.process_count() > 1:  # The other processes cannot know.
             raise
           self.save_error = error
 
-  def log(self, step: int, metrics: Any, num_bad: int, meter: Meter) -> None:
-    """Writes and shows the metrics of the interval that ends with `step`."""
+  def log(self, step: int, metrics: Any, num_bad: int) -> None:
+    """Prints and writes the metrics of the interval that ends with `step`."""
     rate, skipped = metrics.pop('learning_rate'), metrics.pop('skipped_steps')
     means = metrics_lib.means(metrics)
     values = {
@@ -225,17 +219,17 @@ class Loop:
       'train/top1': means['top1'],
       'learning_rate': float(rate),
       **({'skipped_steps': int(skipped)} if skipped else {}),
-      **meter.interval(step),
+      **self.meter.interval(step),
     }
     if self.experiment.train_reader.max_bad_images is not None:
       values['bad_images'] = sum_over_processes(num_bad - self.num_bad_logged)
       self.num_bad_logged = num_bad
     epoch = self.experiment.epoch(step)
-    self.progress.metrics(step, epoch, values, meter.seconds_left(step))
+    self.progress.metrics(step, epoch, values, self.meter.seconds_left(step))
     self.write(step, values)
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
-    """Writes a line; warns of values outside of the reference's band."""
+    """Writes a line of metrics; warns if they leave the reference's band."""
     epoch = self.experiment.epoch(step)
     is_eval = 'eval/loss' in values
     if self.writer and not (is_eval and self.writer.has_evaluation(step)):
@@ -245,7 +239,7 @@ class Loop:
         self.progress.say(line)
 
   def save(self, state: TrainState, step: int, evaluation: Evaluation) -> None:
-    """Begins to save; what is saved is never ahead of its metrics."""
+    """Starts to save, after the metrics up to this step are on disk."""
     self.watchdog.watch(f'saving step {step}')
     if self.writer:
       self.writer.sync()
@@ -255,20 +249,27 @@ class Loop:
       if self.save_error:
         raise self.save_error
       self.checkpoints.save(state, evaluation)
-    except SaveError as error:  # It may be that of the save before.
-      self.checkpoints.save_now(state, evaluation, error, self.progress.say)
+    except SaveError as error:  # Of this save or of the previous one.
+      self.save_again(state, evaluation, error)
     self.saved_step, self.save_error = step, None
 
+  def save_again(
+    self, state: TrainState, evaluation: Evaluation, error: SaveError
+  ) -> None:
+    """Retries a failed save; raises `error` where others may not know it."""
+    if jax.process_count() > 1:
+      raise error
+    self.progress.say(f'warning: {error} Trying again.')
+    self.checkpoints.save_again(state, evaluation)
+
   @contextlib.contextmanager
-  def keeping(
-    self, state: TrainState, step: int, meter: Meter
-  ) -> Iterator[None]:
-    """Saves the state if the block fails on its data; shows their warnings."""
+  def keeping(self, state: TrainState, step: int) -> Iterator[None]:
+    """Prints the block's warnings; saves the state if its data fail."""
     try:
       yield
     except (InputError, RunError):
-      if jax.process_count() == 1:  # One of several cannot save alone.
-        self.finish_steps(meter)
+      if jax.process_count() == 1:  # A save needs all processes.
+        self.finish_steps()
         if step > self.saved_step:
           self.save(state, step, None)
           self.finish(state, step, None)
@@ -281,17 +282,17 @@ class Loop:
     self, state: TrainState, step: int, evaluation: Evaluation
   ) -> None:
     """Waits until the last checkpoint is on disk."""
-    if not self.saved_step:  # A signal came before the first step.
+    if not self.saved_step:  # A signal arrived before the first step.
       return
     self.watchdog.watch(f'saving step {step}')
     try:
       self.checkpoints.finish(expected_step=self.saved_step)
     except SaveError as error:
-      self.checkpoints.save_now(state, evaluation, error, self.progress.say)
+      self.save_again(state, evaluation, error)
     self.watchdog.watch(None)
 
   def close(self) -> None:
-    """Ends the threads, and closes the files."""
-    for part in (self.bad_steps, self.watchdog, self.progress, self.writer):
-      if part:
-        part.close()
+    """Stops the threads and closes the files."""
+    parts = (self.bad_steps, self.watchdog, self.progress, self.writer)
+    for part in filter(None, parts):
+      part.close()

@@ -1,7 +1,7 @@
-"""A run from its command to its end: begin or continue, train, tell.
+"""A run from its command to its end: start or resume, train, report.
 
-The state is that of the newest whole checkpoint in the workdir; without one,
-of `init_from`; without that, random.
+A run starts from the newest intact checkpoint in the workdir, otherwise from
+the weights of `init_from`, otherwise from random weights.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,17 +33,16 @@ from resnet.run.stopping import Outcome, StopSignal
 def run(
   experiment: Experiment, workdir: str, *, start_time: float, **options: Any
 ) -> int:
-  """Trains, prints how it ended, returns the exit code; see `train`."""
+  """Trains, prints the outcome and returns the exit code; see `train`."""
   outcome = train(experiment, workdir, start_time=start_time, **options)
   if jax.process_index() == 0:
-    _tell(outcome, experiment.length.num_steps, workdir, start_time)
+    _print_outcome(outcome, experiment.length.num_steps, workdir, start_time)
   return 0 if outcome.signal is None else 128 + outcome.signal
 
 
-def _tell(
+def _print_outcome(
   outcome: Outcome, num_steps: int, workdir: str, start_time: float
 ) -> None:
-  """Prints how a run ended."""
   if outcome.signal is not None:
     saved = 'it is saved. The same command continues.'
     if not outcome.step:
@@ -57,13 +56,11 @@ def _tell(
     return
   if outcome.was_complete:
     print(f'The run in {workdir} is complete: nothing to do.')
-  table = {'steps': f'{num_steps:,}'}
+  table, metrics = {'steps': f'{num_steps:,}'}, outcome.metrics or {}
   names = {'top1': 'top-1', 'top5': 'top-5', 'loss': 'loss'}
   for prefix, kind in (('eval', 'eval'), ('eval_ema', 'ema')):
     for metric, name in names.items():
-      if (
-        value := (outcome.metrics or {}).get(f'{prefix}/{metric}')
-      ) is not None:
+      if (value := metrics.get(f'{prefix}/{metric}')) is not None:
         table[f'{kind} {name}'] = f'{value:.4f}'
   if outcome.images_per_second:
     table['images/s'] = f'{outcome.images_per_second:,.0f}'
@@ -89,19 +86,19 @@ def train(
   """Trains in `workdir`, from its newest checkpoint if it has one.
 
   Args:
-    experiment: the run.
-    workdir: made if need be; nothing is written before the first batches of
-      both splits have been read.
-    start_time: time.time() at which the program began.
+    experiment: the run to train.
+    workdir: folder of the run, created if missing. Nothing is written before
+      the first batches of both splits have been read.
+    start_time: time.time() at the start of the program.
     reference: warn when the run leaves its band.
-    allow_config_change: the fields in SAFE_FIELDS may differ from the run's.
+    allow_config_change: let the fields in SAFE_FIELDS differ from the run's.
     on_leave: see `StopSignal`.
-    draw: draws the curves of a workdir, once the run is complete.
+    draw: draws the curves of a workdir once the run is complete.
 
   Raises:
-    InputError: the workdir is of another config, is in use or cannot be
-      written, or a record is broken.
-    RunError: the run could not go on: disk, workers, numbers.
+    InputError: the workdir has another config, is in use or cannot be written,
+      or a record is broken.
+    RunError: the disk, a worker or a number that is not finite ended the run.
   """
   grace_seconds = experiment.config['preemption_grace_seconds']
   with (
@@ -117,8 +114,8 @@ def train(
   if draw and is_complete and not is_drawn and jax.process_index() == 0:
     try:
       draw(workdir)
-    except OSError as error:  # A picture is no reason to fail a finished run.
-      print(f'No {workdir_lib.CURVES_FILE}: {error}', file=sys.stderr)
+    except OSError as error:  # A complete run must not fail for a figure.
+      print(f'warning: {curves} was not written: {error}', file=sys.stderr)
   return outcome
 
 
@@ -132,7 +129,7 @@ def _train(
   cleanup: contextlib.ExitStack,
   start_time: float,
 ) -> Outcome:
-  """As `train`, of a run that `workdir_lib.check` has found good."""
+  """Trains a run that `workdir_lib.check` has accepted; see `train`."""
   checkpoints, state, initial = None, None, None
   if is_begun:
     if outcome := _complete(experiment, workdir):
@@ -140,7 +137,7 @@ def _train(
     files.check_writable(workdir)
     checkpoints = _open(experiment, workdir, cleanup)
     with stop.exit_on_signal():
-      state = checkpoints.restore_newest(experiment.abstract_state(), _say)
+      state = checkpoints.restore_newest(experiment.abstract_state())
     if state is None:
       workdir_lib.check_not_lost(workdir, experiment.config['save_every_steps'])
     elif outcome := _complete_with(checkpoints, experiment):
@@ -168,22 +165,29 @@ def _train(
       state = initial.apply(state) if initial else state
   jax.monitoring.record_event('/resnet/state')
   loop = Loop(
-    experiment, workdir, checkpoints, first_step, reference, stop, warnings
+    experiment,
+    workdir,
+    checkpoints,
+    batches,
+    first_step,
+    reference,
+    stop,
+    warnings,
   )
   cleanup.callback(loop.close)
-  for line in (
+  lines = [
     _describe(experiment, first_step),
     *fields.notices(experiment.config),
     *changed,
     initial and initial.describe(),
     reference and reference.describe(experiment.config),
-  ):
-    if line:
-      loop.progress.say(line)
+  ]
+  for line in filter(None, lines):
+    loop.progress.say(line)
   if jax.process_index() == 0:
     devices = experiment.sharding.mesh.devices.flatten().tolist()
     record_start(workdir, step=first_step, devices=devices)
-  outcome = loop.run(state, batches, start_time)
+  outcome = loop.run(state, start_time)
   if jax.process_index() == 0:
     record_end(workdir, step=outcome.step)
   return outcome
@@ -192,7 +196,7 @@ def _train(
 def _open(
   experiment: Experiment, workdir: str, cleanup: contextlib.ExitStack
 ) -> Checkpoints:
-  """Takes the workdir for this process; opens its checkpoints to write."""
+  """Locks the workdir and opens its checkpoints for writing."""
   if jax.process_index() == 0:
     cleanup.callback(Lock(workdir).close)
   checkpoints = Checkpoints(
@@ -203,7 +207,7 @@ def _open(
 
 
 def _complete(experiment: Experiment, workdir: str) -> Outcome | None:
-  """Returns the end of a run with nothing left to do, or None."""
+  """Returns the outcome of a run that is complete and intact, or None."""
   if not os.path.isdir(os.path.join(workdir, FOLDER)):
     return None
   try:
@@ -212,33 +216,32 @@ def _complete(experiment: Experiment, workdir: str) -> Outcome | None:
     if outcome:
       checkpoints.restore(outcome.step, experiment.abstract_state())
     return outcome
-  except DamagedError:  # An earlier checkpoint is taken, and training repeated.
+  except DamagedError:  # Training is repeated from an earlier checkpoint.
     return None
 
 
 def _complete_with(
   checkpoints: Checkpoints, experiment: Experiment
 ) -> Outcome | None:
-  """Returns the end of a run of which all steps and evaluations are saved."""
+  """Returns the outcome if the last step is saved with its evaluation."""
   step = checkpoints.latest_step()
   if step is None or step < experiment.length.num_steps:
     return None
-  metrics = checkpoints.metrics(step)
-  if metrics is None:
-    return None
-  return Outcome(step=step, metrics=metrics, was_complete=True)
+  if metrics := checkpoints.metrics(step):
+    return Outcome(step=step, metrics=metrics, was_complete=True)
+  return None
 
 
 def _start_reading(
   experiment: Experiment, first_step: int, warnings: DataWarnings
 ) -> DeviceLoader:
-  """Reads the first batches of both splits, and ahead for training.
+  """Reads the first batches of both splits, and starts to read ahead.
 
   Raises:
     InputError: a record is broken.
   """
   loader, num_bytes = experiment.loader, 0  # TensorBoard's queue needs little.
-  if loader.num_workers:  # Training has its batches while evaluation reads.
+  if loader.num_workers:  # Both splits hold batches during an evaluation.
     readers = experiment.train_reader, experiment.eval_reader
     num_bytes = loader.max_batches * sum(r.num_batch_bytes for r in readers)
   check_shared_memory(num_bytes)
@@ -263,23 +266,20 @@ def _say(text: str) -> None:
 
 def _describe(experiment: Experiment, first_step: int) -> str:
   model = experiment.config['model.name']
-  train, eval_ = (
-    reader.source
-    for reader in (experiment.train_reader, experiment.eval_reader)
-  )
+  train = experiment.train_reader.source
+  eval_ = experiment.eval_reader.source
   devices = experiment.sharding.mesh.devices.flat
   num_steps = experiment.length.num_steps
   what = f'steps {first_step + 1} to {num_steps}'
   if first_step == num_steps:
     what = 'the last evaluation'
-  sizes = ', '.join(
-    f'{size} pixels from step {start + 1}'
-    for start, size in experiment.sizes.starts
-  )
-  return (
+  parts = [
     f'{"Continuing" if first_step else "Training"} {model} on {train.name}'
-    f' ({len(train):,} {train.split}, {len(eval_):,} {eval_.split} images),'
-    f' {what}, batch {experiment.length.batch_size},'
-    f' {len(devices)} x {devices[0].device_kind}'
-    f'{", " + sizes if len(experiment.sizes.starts) > 1 else ""}'
-  )
+    f' ({len(train):,} {train.split}, {len(eval_):,} {eval_.split} images)',
+    f'{what}, batch {experiment.length.batch_size}',
+    f'{len(devices)} x {devices[0].device_kind}',
+  ]
+  if len(experiment.sizes.starts) > 1:
+    for start, size in experiment.sizes.starts:
+      parts.append(f'{size} pixels from step {start + 1}')
+  return ', '.join(parts)

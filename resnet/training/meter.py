@@ -37,9 +37,9 @@ class Meter:
     self._zero()
 
   @contextlib.contextmanager
-  def paused(self, finish_steps: Callable[['Meter'], None]) -> Iterator[None]:
+  def paused(self, finish_steps: Callable[[], None]) -> Iterator[None]:
     """Finishes the steps in flight, then stands still for the block."""
-    finish_steps(self)
+    finish_steps()
     self._seconds += time.monotonic() - self._time
     wait = self._waiter.wait_seconds
     yield

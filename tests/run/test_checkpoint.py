@@ -46,7 +46,7 @@ def assert_equal(state, other):
   jax.tree.map(np.testing.assert_array_equal, state, other)
 
 
-def test_a_state_is_restored_with_its_metrics_where_it_fits(state, workdir):
+def test_a_state_is_restored_with_its_metrics_on_other_devices(state, workdir):
   checkpoints = Checkpoints(workdir, keep=2)
   assert checkpoints.latest_step() is None
   assert checkpoints.best_step() is None
@@ -63,9 +63,7 @@ def test_a_state_is_restored_with_its_metrics_where_it_fits(state, workdir):
     checkpoints.restore(0, tiny(model__num_classes=11).abstract_state())
 
 
-def test_one_changed_bit_of_what_is_read_is_noticed(
-  run, state, workdir, monkeypatch
-):
+def test_a_flipped_bit_is_detected_on_restore(run, state, workdir, monkeypatch):
   save(workdir, state)
   real = ocp.StandardCheckpointHandler.restore
 
@@ -94,7 +92,7 @@ def test_a_state_that_is_not_finite_is_not_saved(state, workdir):
   ):
     checkpoints.save(bad, None)
   checkpoints.finish(expected_step=0)
-  with pytest.raises(SaveError, match='of step 0, not 1'):
+  with pytest.raises(SaveError, match='of step 0, not of step 1'):
     checkpoints.finish(expected_step=1)
 
 
@@ -132,7 +130,9 @@ def test_closing_after_a_failed_save_does_not_hide_its_error(
     checkpoints.close()
 
 
-def test_an_error_of_the_machine_is_no_damage(run, state, workdir, monkeypatch):
+def test_an_error_of_the_machine_is_not_reported_as_damage(
+  run, state, workdir, monkeypatch
+):
   """A checkpoint that cannot be read now stays where it is."""
   save(workdir, state, {'eval/top1': 0.5}).close()
 
@@ -146,7 +146,7 @@ def test_an_error_of_the_machine_is_no_damage(run, state, workdir, monkeypatch):
     with monkeypatch.context() as patch:
       patch.setattr(owner, name, fail)
       with pytest.raises(RunError, match=r'cannot be read now: .*Too many'):
-        Checkpoints(workdir, keep=1).restore_newest(run.abstract_state(), print)
+        Checkpoints(workdir, keep=1).restore_newest(run.abstract_state())
     assert not pathlib.Path(workdir, 'damaged_checkpoints').exists()
     assert Checkpoints(workdir).all_steps() == [0]
 
@@ -167,14 +167,14 @@ def test_metrics_are_added_whole_or_not_at_all(
       checkpoints.add_metrics(0, metrics)
   for expected in (None, metrics):
     checkpoints = Checkpoints(workdir, keep=1)
-    assert_equal(state, checkpoints.restore_newest(run.abstract_state(), print))
+    assert_equal(state, checkpoints.restore_newest(run.abstract_state()))
     assert checkpoints.metrics(0) == expected
     if expected is None:
       checkpoints.add_metrics(0, metrics)
       assert checkpoints.best_step() == 0
 
 
-def test_metrics_that_were_changed_are_noticed(state, workdir):
+def test_changed_metrics_are_detected(state, workdir):
   save(workdir, state, {'eval/top1': 0.25}).close()
   (path,) = pathlib.Path(workdir).rglob('metrics/metrics')
   text = path.read_text()
@@ -188,8 +188,8 @@ def test_metrics_that_were_changed_are_noticed(state, workdir):
   assert len(lines) == 1
 
 
-def test_a_save_without_its_index_is_no_save(state, tmp_path):
-  """Orbax takes the path for a pattern, and merges nothing."""
+def test_a_save_without_its_index_fails(state, tmp_path):
+  """Orbax treats the path as a pattern and merges nothing."""
   checkpoints = Checkpoints(str(tmp_path / 'run[1]'), keep=1)
   checkpoints.save(state, None)
   with pytest.raises(SaveError, match=r'cannot be restored.*manifest\.ocdbt'):

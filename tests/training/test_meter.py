@@ -23,7 +23,7 @@ def test_rates_leave_out_pauses_and_compilation(monkeypatch):
   meter.start(1)
   assert meter.interval(1) == {}  # No step is done.
   now, waiter.wait_seconds = 52.0, 0.5
-  with meter.paused(lambda _: None):
+  with meter.paused(lambda: None):
     now, waiter.wait_seconds = 60.0, 3.0  # Evaluation, and its own data.
   now, waiter.wait_seconds = 62.0, 3.5
   assert meter.interval(5) == {'images_per_second': 10.0, 'data_wait': 0.25}
