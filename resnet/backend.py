@@ -12,13 +12,13 @@ def devices() -> list[Any]:
   """Returns the devices of all processes.
 
   Raises:
-    InputError: JAX cannot use the backend that it was told to use.
+    InputError: JAX cannot use its backend, or that of $JAX_PLATFORMS.
   """
   try:
     return jax.devices()
-  # JAX asserts where the only backend that it may try is not there.
+  # JAX fails an assertion if the only backend that it may use is missing.
   except (RuntimeError, AssertionError) as error:
-    reason = str(error).splitlines()[0] if str(error) else 'it is not there'
+    reason = str(error).splitlines()[0] if str(error) else 'it is missing'
     what, remedy = 'its devices', ''
     if asked := os.environ.get('JAX_PLATFORMS'):
       what = f'the backend {asked!r} of $JAX_PLATFORMS'

@@ -1,4 +1,4 @@
-"""Errors that are printed as one line, without a traceback."""
+"""Errors that end a program with one line instead of a traceback."""
 
 from collections.abc import Iterable
 import difflib
@@ -7,23 +7,23 @@ import re
 
 
 class InputError(ValueError):
-  """Bad input. `main` prints it as one line on stderr and exits with 2.
+  """Bad input; `main` prints it as one line on stderr and exits with 2.
 
-  The message says what is wrong, the value, what was expected, and what to
-  type instead.
+  The message says what is wrong, the value, what was expected, and what to type
+  instead.
   """
 
 
 class RunError(Exception):
-  """The run cannot go on, and neither the input nor the program is to blame.
+  """The run cannot continue, through no fault of the input or the program.
 
-  `main` prints it as one line on stderr and exits with 1. The message says
-  what happened, the likely cause, and what to type instead.
+  `main` prints it as one line on stderr and exits with 1. The message says what
+  happened, the likely cause, and what to type instead.
   """
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-  """Returns ' Did you mean: a, b?', or all names where none is near."""
+  """Returns ' Did you mean: a, b?', or all names if none is similar."""
   names = sorted(names)
   same = [other for other in names if _letters(other) == _letters(name)]
   longer = [other for other in names if name and other.startswith(name)]

@@ -1,4 +1,4 @@
-"""Files that are written whole, and folders that one command uses at a time."""
+"""Atomic writes, locks of folders, and JSON."""
 
 from collections.abc import Iterator
 import contextlib
@@ -21,8 +21,8 @@ LOCK_FILE = '.lock'
 def replacing(path: str) -> Iterator[str]:
   """Yields the path of a temporary file that replaces `path` at the end.
 
-  It is on disk before it is renamed. After an error `path` is as it was, and
-  the temporary file is gone.
+  The file is synced to disk before it is renamed. After an error `path` is
+  unchanged and the temporary file is deleted.
   """
   folder, name = os.path.split(path)
   descriptor, temporary = tempfile.mkstemp(
@@ -41,7 +41,7 @@ def replacing(path: str) -> Iterator[str]:
 
 
 def write_atomically(path: str, content: str | bytes) -> None:
-  """Writes a file whole or not at all, and leaves it on disk."""
+  """Writes a file completely or not at all, and syncs it to disk."""
   data = content.encode() if isinstance(content, str) else content
   with replacing(path) as temporary, open(temporary, 'wb') as file:
     file.write(data)
@@ -49,7 +49,7 @@ def write_atomically(path: str, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def writing(what: str) -> Iterator[None]:
-  """Raises an OSError as an InputError: '`what` cannot be written: ...'."""
+  """Turns an OSError into an InputError: '`what` cannot be written: ...'."""
   try:
     yield
   except OSError as error:
@@ -58,7 +58,7 @@ def writing(what: str) -> Iterator[None]:
 
 
 def check_writable(folder: str) -> None:
-  """Raises an InputError where a folder exists and cannot be written."""
+  """Raises an InputError if a folder exists but cannot be written."""
   if not os.path.lexists(folder):
     return
   with (
@@ -69,7 +69,7 @@ def check_writable(folder: str) -> None:
 
 
 def to_json(value: Any, **options: Any) -> str:
-  """Returns JSON text that every parser reads: NaN and infinities are null."""
+  """Returns JSON text for any parser: NaN and infinities become null."""
 
   def replace(x: Any) -> Any:
     if isinstance(x, float) and not math.isfinite(x):
@@ -84,9 +84,9 @@ def to_json(value: Any, **options: Any) -> str:
 
 
 def read_json_lines(path: str) -> list[dict[str, Any]]:
-  """Reads a file of JSON objects, one a line; a missing file has none.
+  """Reads a file of JSON objects, one per line; [] if the file is missing.
 
-  Half a line at the end, which a kill leaves behind, is left out.
+  Ignores a partial last line, which a killed process leaves behind.
   """
   try:
     with open(path) as file:
@@ -99,15 +99,15 @@ def read_json_lines(path: str) -> list[dict[str, Any]]:
     raise InputError(f'{path} cannot be read: {error.strerror}.') from None
   except ValueError:
     raise InputError(
-      f'{path} has a line that this program did not write: repair or move it.'
+      f'{path} has a line that is not a JSON object: repair or move the file.'
     ) from None
   return lines
 
 
 class Lock:
-  """Holds a folder until it is closed or its process has ended.
+  """Locks a folder until it is closed or its process has ended.
 
-  The kernel drops the lock of a killed process, whatever its file says.
+  The kernel releases the lock of a killed process, whatever the file contains.
   """
 
   def __init__(
@@ -116,8 +116,8 @@ class Lock:
     """Takes the lock.
 
     Raises:
-      InputError: another process has it; the message names that process and
-        gives `advice`. Or the file of the lock cannot be opened.
+      InputError: another process holds it, which the message names, with
+        `advice`; or the lock file cannot be opened.
     """
     path = os.path.join(workdir, LOCK_FILE)
     try:
@@ -134,7 +134,7 @@ class Lock:
       ) from None
     except OSError as error:
       print(
-        f'warning: {workdir} cannot be locked ({error.strerror}): take care'
+        f'warning: {workdir} cannot be locked ({error.strerror}). Make sure'
         ' that no second command uses it.',
         file=sys.stderr,
       )
@@ -145,7 +145,7 @@ class Lock:
     self._file.flush()
 
   def close(self) -> None:
-    """Lets the workdir go."""
+    """Releases the lock."""
     self._file.close()
 
 

@@ -1,4 +1,4 @@
-"""How a program ends: its output, its last line, its exit code."""
+"""How a program ends: its output streams, its last line, its exit code."""
 
 from collections.abc import Callable
 import contextlib
@@ -14,14 +14,14 @@ from typing import Any, NoReturn
 
 from resnet.errors import InputError, RunError
 
-# What a disk says when it is full, over quota, read-only or broken.
+# Errors of a disk that is full, over quota, read-only or broken.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
 
 class LastingStream:
-  """A text stream whose output is discarded once it cannot be written.
+  """A text stream that discards its output once it cannot be written.
 
-  So work continues when a pipe or a terminal closes or a disk is full.
+  Work thus continues when a pipe or a terminal closes or a disk is full.
   """
 
   def __init__(self, stream: Any):
@@ -37,14 +37,14 @@ class LastingStream:
       return len(text)
 
   def flush(self) -> None:
-    """Writes or discards what is buffered."""
+    """Writes or discards the buffer."""
     try:
       self._stream.flush()
     except OSError:
       self._discard()
 
   def _discard(self) -> None:
-    # The descriptor: libraries and the ending interpreter write to it too.
+    # Redirect the descriptor, because libraries and the interpreter use it too.
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, self._stream.fileno())
     os.close(null)
@@ -54,52 +54,52 @@ class LastingStream:
 
 
 def outlive_terminal() -> None:
-  """Lets this process go on where stdout or stderr can no longer be written.
+  """Lets this process continue when stdout or stderr cannot be written.
 
-  A stream that was closed from the start (`>&-`) is /dev/null.
+  A stream that is closed from the start (`>&-`) becomes /dev/null.
   """
   for name in ('stdin', 'stdout', 'stderr'):
     if getattr(sys, name) is None:
-      # Otherwise the next file that is opened would take its descriptor.
+      # Otherwise the next file to be opened would get its descriptor.
       mode = 'r' if name == 'stdin' else 'w'
       setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
   sys.stdout, sys.stderr = LastingStream(sys.stdout), LastingStream(sys.stderr)
 
 
-class _Echoes:
-  """Hides errors of threads once the program has said why it ends.
+class _ThreadErrors:
+  """Hides errors of threads once the program has printed why it ends.
 
   After a failed save, threads of Orbax and TensorStore report it repeatedly.
   """
 
   def __init__(self):
-    # The garbage collector may call a hook within another.
+    # Reentrant, because the garbage collector may call a hook within another.
     self._lock = threading.RLock()
-    self._ended = False
-    sys.unraisablehook = self._show(sys.__unraisablehook__)
-    threading.excepthook = self._show(threading.__excepthook__)
+    self._hidden = False
+    sys.unraisablehook = self._wrap(sys.__unraisablehook__)
+    threading.excepthook = self._wrap(threading.__excepthook__)
 
-  def end(self) -> None:
+  def hide(self) -> None:
     with self._lock:
-      self._ended = True
+      self._hidden = True
 
-  def _show(self, hook: Callable[[Any], Any]) -> Callable[[Any], None]:
+  def _wrap(self, hook: Callable[[Any], Any]) -> Callable[[Any], None]:
     def show(args: Any) -> None:
       with self._lock:
-        if not self._ended and str(args.exc_value) != 'Event loop is closed':
+        if not self._hidden and str(args.exc_value) != 'Event loop is closed':
           hook(args)
 
     return show
 
 
 def print_error(message: str, code: int = 2) -> int:
-  """Says in one line what is wrong; returns the exit code, 2 for bad input."""
+  """Prints an error as one line; returns the exit code, 2 for bad input."""
   print('error:', ' '.join(message.split()), file=sys.stderr)
   return code
 
 
 def exit_immediately(code: int) -> NoReturn:
-  """Ends this process, and its workers, now: nothing is waited for."""
+  """Ends this process and its workers without waiting for anything."""
   for child in multiprocessing.active_children():
     child.kill()
   for stream in (sys.stdout, sys.stderr):
@@ -109,24 +109,24 @@ def exit_immediately(code: int) -> NoReturn:
 
 
 def run_to_exit(join: Callable[[], Any], body: Callable[[Any], int]) -> int:
-  """Runs a program; its errors become exit codes, after a line on stderr.
+  """Runs a program; an error becomes a line on stderr and an exit code.
 
   `join` returns the `Cluster` of several processes, or None; `body` takes it
-  and returns the exit code. The process ends here where threads or other
-  processes would keep it from ending.
+  and returns the exit code. Exits immediately where threads or other processes
+  would keep this process alive.
   """
-  # Until training handles it, Ctrl-C ends the program at once.
+  # Ctrl-C ends the program immediately until training handles it.
   signal.signal(signal.SIGINT, signal.SIG_DFL)
-  # Orbax and its event loops log tracebacks of errors that are reported here.
+  # Orbax and its event loops log tracebacks of errors that are printed below.
   for name in ('', 'absl', 'asyncio'):
     logging.getLogger(name).setLevel(logging.CRITICAL)
   outlive_terminal()
-  echoes = _Echoes()
+  thread_errors = _ThreadErrors()
   cluster = None
 
   def fail(error: Exception, code: int) -> int:
-    echoes.end()
-    if cluster:  # The others would wait for this process to take part.
+    thread_errors.hide()
+    if cluster:  # The other processes would wait for this one.
       cluster.fail(str(error), code)
       exit_immediately(print_error(str(error), code))
     return print_error(str(error), code)
@@ -136,13 +136,13 @@ def run_to_exit(join: Callable[[], Any], body: Callable[[Any], int]) -> int:
     code = body(cluster)
     if cluster:
       cluster.close(code)
-    if code > 128:  # All is saved; a later size may still be compiled for.
+    if code > 128:  # A signal: the state is saved, but XLA may still compile.
       exit_immediately(code)
     return code
   except InputError as error:
     return fail(error, 2)
   except Exception as error:
-    # After a failed save, Orbax's threads would keep the process for ever.
+    # After a failed save, Orbax's threads would keep the process alive.
     known = getattr(error, 'errno', None) in _DISK_ERRORS
     if known or isinstance(error, RunError):
       exit_immediately(fail(error, 1))

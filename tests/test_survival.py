@@ -272,7 +272,7 @@ def test_without_a_whole_checkpoint_nothing_begins_anew(stopped):
   for _ in range(2):  # The second time there is none to be damaged.
     with pytest.raises(InputError, match='no intact checkpoint left'):
       train(stopped)
-  message = f'has come to step {NUM_STEPS}, but holds no checkpoint'
+  message = f'has reached step {NUM_STEPS}, but holds no checkpoint'
   for folder in ('damaged_checkpoints', 'checkpoints'):
     shutil.rmtree(stopped / folder)
     with pytest.raises(InputError, match=message):

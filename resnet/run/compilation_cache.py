@@ -1,4 +1,4 @@
-"""Compiled programs, kept on disk for later processes."""
+"""Keeps compiled programs on disk for later processes."""
 
 import hashlib
 import os
@@ -10,14 +10,14 @@ import jax
 
 
 def keep_programs() -> str | None:
-  """Lets JAX find the compiled programs of earlier processes.
+  """Makes JAX reuse the compiled programs of earlier processes.
 
-  They lie in $JAX_COMPILATION_CACHE_DIR, or in a folder for this kind of
-  processor under $XDG_CACHE_HOME or ~/.cache. They are machine code, so a
+  They are stored in $JAX_COMPILATION_CACHE_DIR, or in a folder for this kind of
+  processor under $XDG_CACHE_HOME or ~/.cache. Because they are machine code, a
   folder that others may write to is not used.
 
   Returns:
-    Why they are not kept, or None.
+    Why programs are not kept, or None.
   """
   config: Any = jax.config  # Environment variables of the same names set it.
   if not config.jax_enable_compilation_cache:
@@ -43,13 +43,13 @@ def keep_programs() -> str | None:
 
 
 def _cache_home() -> str:
-  # An empty or relative one counts as none (XDG Base Directory Specification).
+  # The XDG Base Directory Specification ignores an empty or relative path.
   home = os.environ.get('XDG_CACHE_HOME', '')
   return home if os.path.isabs(home) else os.path.expanduser('~/.cache')
 
 
 def _processor() -> str:
-  """Returns a checksum of what the processor can do."""
+  """Returns a checksum of the processor's instruction sets."""
   text = platform.machine()
   try:
     with open('/proc/cpuinfo') as file:

@@ -19,11 +19,11 @@ class History:
   """A run, complete or not.
 
   Attributes:
-    workdir: of the run.
+    workdir: folder of the run.
     config: all fields by dotted name.
     derived: numbers that follow from config and data, such as `num_steps`.
-    lines: of metrics.jsonl.
-    starts: the lines of starts.jsonl that begin a process of the run.
+    lines: lines of metrics.jsonl.
+    starts: lines of starts.jsonl, one for each start of the run.
   """
 
   workdir: str
@@ -34,7 +34,7 @@ class History:
 
   @property
   def num_steps(self) -> int:
-    """Number of updates of the whole run."""
+    """Number of updates of the complete run."""
     return self.derived['num_steps']
 
   @property
@@ -44,7 +44,7 @@ class History:
     return bool(len(steps)) and steps[-1] == self.num_steps
 
   def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns steps [N] and values [N] of a metric; null is NaN."""
+    """Returns steps [N] and values [N] of a metric; null becomes NaN."""
     points = [(x['step'], x[name]) for x in self.lines if name in x]
     steps, values = zip(*points, strict=True) if points else ((), ())
     return (
@@ -53,28 +53,27 @@ class History:
     )
 
   def last(self, name: str) -> float | None:
-    """Returns the last value of a metric, or None if it has no value."""
+    """Returns the last value of a metric, or None if there is none."""
     _, values = self.series(name)
     return float(values[-1]) if len(values) else None
 
   @property
   def hardware(self) -> list[str]:
-    """Hardware of each start, without repetition."""
+    """Hardware of all starts, without repetition."""
     return list(dict.fromkeys(start['hardware'] for start in self.starts))
 
   @property
   def commits(self) -> list[str]:
-    """Git commit of each start, without repetition."""
-    return list(
-      dict.fromkeys(start['commit'] or 'unknown' for start in self.starts)
-    )
+    """Git commits of all starts, without repetition."""
+    commits = (start['commit'] or 'unknown' for start in self.starts)
+    return list(dict.fromkeys(commits))
 
 
 def read_history(workdir: str) -> History:
-  """Reads a workdir; InputError: it holds no run, or damaged files."""
+  """Reads a workdir; raises an InputError if it holds no intact run."""
   saved = read_config(workdir)
   if saved is None:
-    raise InputError(f'{workdir} holds no run: there is no config.json.')
+    raise InputError(f'{workdir} holds no run: it has no config.json.')
   return History(
     workdir=workdir,
     config=saved['config'],

@@ -1,4 +1,4 @@
-"""The weights that a run begins with, or that an evaluation takes."""
+"""Initial weights of a run, and the weights that an evaluation reads."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -20,14 +20,14 @@ from resnet.training.step import jit_steps
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InitialWeights:
-  """Weights that were found to fit a run, not read yet.
+  """Weights that fit a run but have not been read yet.
 
   Attributes:
-    source: of the weights.
+    source: where they are stored.
     model: name of the network.
-    overrides: what the config changes of it.
-    new_head: the source is for another number of classes, so the head is that
-      of a fresh network.
+    overrides: fields of the network that the config changes.
+    new_head: keep the initial head, because the source has another number of
+      classes.
   """
 
   source: weights.Source
@@ -36,7 +36,7 @@ class InitialWeights:
   new_head: bool
 
   def apply(self, state: TrainState) -> TrainState:
-    """Returns a fresh state with these weights, placed as the old ones."""
+    """Returns an initial state with its weights replaced by these."""
     variables = weights.read_source(self.source, self.model, **self.overrides)
     params = dict(variables['params'])
     if self.new_head:
@@ -45,31 +45,29 @@ class InitialWeights:
     def place(new: Any, old: jax.Array) -> jax.Array:
       return jax.device_put(new, old.sharding)
 
-    params = jax.tree.map(place, params, dict(state.params))
+    old_stats = dict(state.batch_stats)
     state = state.replace(
-      params=params,
-      batch_stats=jax.tree.map(
-        place, variables['batch_stats'], dict(state.batch_stats)
-      ),
+      params=jax.tree.map(place, params, dict(state.params)),
+      batch_stats=jax.tree.map(place, variables['batch_stats'], old_stats),
     )
     return state.with_new_ema()
 
   def describe(self) -> str:
-    """Returns a line that says where the weights are from."""
+    """Returns a line that names the source of the weights."""
     text = f'Weights from {self.source.name}'
     if self.new_head:
-      text += '; the head is new: the source is for another number of classes'
+      text += '; the head is new: the source has another number of classes'
     return text
 
 
 def open_weights(
   experiment: Experiment,
 ) -> tuple[InitialWeights, Experiment]:
-  """Opens `init_from` and checks that it fits; reads no tensor.
+  """Opens `init_from` and checks that it fits the run; reads no tensor.
 
   Returns:
-    The weights, and the experiment with their mean and standard deviation,
-    where the source has them and the config gives none.
+    The weights and the experiment. If the config sets no mean and standard
+    deviation, those of the source replace the data set's.
   """
   config = experiment.config
   source = weights.open_source(config['init_from'])
@@ -79,33 +77,29 @@ def open_weights(
   theirs = weights.check_source(source, model, **overrides)
   params = {'params': experiment.abstract_state().params}
   ours: dict[Any, Any] = traverse_util.flatten_dict(params)
-  new_head = False
-  for path, leaf in ours.items():
-    if theirs[path] == leaf.shape:
-      continue
+  differing = [path for path, x in ours.items() if theirs[path] != x.shape]
+  for path in differing:
     if path[1] != 'head':
       raise InputError(
         f'{"/".join(path)} in {source.name} has the shape {list(theirs[path])};'
         f' images of {experiment.image_shape[-1]} channels need'
-        f' {list(leaf.shape)}.'
+        f' {list(ours[path].shape)}.'
       )
-    new_head = True
   preprocessing = source.metadata.preprocessing
   given = config['data.mean'] is not None or config['data.std'] is not None
   if preprocessing and not given:
     if len(preprocessing.mean) != experiment.image_shape[-1]:
       raise InputError(
-        f'{source.name} has the mean of {len(preprocessing.mean)} channels, the'
-        f' images have {experiment.image_shape[-1]}: give data.mean, data.std.'
+        f'{source.name} has the mean of {len(preprocessing.mean)} channels, but'
+        f' the images have {experiment.image_shape[-1]}: set data.mean and'
+        ' data.std.'
       )
+    statistics = {'mean': preprocessing.mean, 'std': preprocessing.std}
     experiment = experiment.with_statistics_of(
-      {
-        'mean': [255 * value for value in preprocessing.mean],
-        'std': [255 * value for value in preprocessing.std],
-      }
+      {name: [255 * x for x in values] for name, values in statistics.items()}
     )
   initial = InitialWeights(
-    source=source, model=model, overrides=overrides, new_head=new_head
+    source=source, model=model, overrides=overrides, new_head=bool(differing)
   )
   return initial, experiment
 
@@ -116,10 +110,10 @@ def evaluate_checkpoint(
   """Evaluates a checkpoint of a run and prints the result; writes nothing.
 
   Args:
-    experiment: of the same model; its data may be others, and are normalised
-      as the run's were.
-    workdir: of the run; if there is none, `init_from` is evaluated.
-    which: 'best' (by eval top-1; the latest if none was evaluated), 'latest'.
+    experiment: must have the same model. Its data may differ; they are
+      normalised as the run's were.
+    workdir: folder of the run; if it holds none, `init_from` is evaluated.
+    which: 'latest', or 'best' by eval top-1 (the latest if none was evaluated).
 
   Returns:
     The exit code.
@@ -129,7 +123,7 @@ def evaluate_checkpoint(
   warnings = DataWarnings(experiment.eval_reader.max_bad_images)
   try:
     values = evaluate(experiment, steps, state, warnings)
-    assert values is not None  # Nothing stops it.
+    assert values is not None  # No signal can stop it.
   finally:
     for line in warnings.take():
       print(line)
@@ -141,7 +135,11 @@ def evaluate_checkpoint(
 def open_state(
   experiment: Experiment, workdir: str, which: str
 ) -> tuple[int, TrainState, Experiment]:
-  """Returns step and state to evaluate, and the experiment normalised as it."""
+  """Returns step and state to evaluate, and the experiment.
+
+  The experiment gets the mean and the standard deviation that the weights were
+  trained with.
+  """
   saved = workdir_lib.read_config(workdir)
   if saved is not None:
     data_fields = {f for f in experiment.config if not f.startswith('model.')}
@@ -158,14 +156,14 @@ def open_state(
     return step, state, experiment
   if experiment.config['init_from'] is None:
     raise InputError(
-      f'{workdir} holds no run: train one first, or give its --workdir, or'
-      ' weights: --config.init_from=...'
+      f'{workdir} holds no run: train one first, or type the --workdir of a run'
+      ' or --config.init_from=WEIGHTS.'
     )
   initial, experiment = open_weights(experiment)
   if initial.new_head:
     raise InputError(
-      f'{initial.source.name} is for another number of classes than the data:'
-      ' there is nothing to evaluate before it is trained.'
+      f'{initial.source.name} has another number of classes than the data:'
+      ' train its new head first.'
     )
   if jax.process_index() == 0:
     print(initial.describe())

@@ -1,9 +1,9 @@
-"""Finds damaged checkpoints and sets them aside.
+"""Detects damaged checkpoints and sets them aside.
 
-A checksum of the arrays, computed on the devices before a save and after a
-restore, is stored with each state: Orbax notices neither a flipped byte nor a
-missing file of zeros. Metrics have a checksum too: Orbax cannot open a folder
-in which those of one checkpoint are no JSON.
+Each state is stored with a checksum of its arrays, computed on the devices
+before a save and after a restore, because Orbax detects neither a flipped byte
+nor a missing file of zeros. Metrics have a checksum too, because Orbax cannot
+open a folder in which the metrics of one checkpoint are not valid JSON.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,29 +25,30 @@ from resnet.errors import InputError, RunError
 from resnet.training import guards
 from resnet.training.state import TrainState
 
-# Beside the folder of checkpoints, so that Orbax does not see it.
+# Next to the folder of checkpoints, where Orbax does not look.
 FOLDER = 'damaged_checkpoints'
 # The folder of the state in a checkpoint.
 STATE_FOLDER = 'default'
-# The checksum among the metrics of a checkpoint.
+# The name of the checksum among the metrics of a checkpoint.
 _CRC = 'crc32'
-_OF_MACHINE = (
+# Errors of the machine, which say nothing about the content of a file.
+_MACHINE_ERRORS = (
   *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM),
   *(errno.EIO, errno.ESTALE),
 )
 
 
 class DamagedError(InputError):
-  """A checkpoint cannot be read, or is not what was saved."""
+  """A checkpoint cannot be read or differs from what was saved."""
 
 
 def error_of(folder: str, step: int, reason: object) -> DamagedError:
-  """Returns the error of a damaged checkpoint.
+  """Returns the error for a damaged checkpoint.
 
   Raises:
-    RunError: instead, where the machine is to blame: the files may be good.
+    RunError: the machine is to blame instead, so the files may be good.
   """
-  if _is_of_machine(reason):
+  if _is_machine_error(reason):
     raise RunError(
       f'The checkpoint of step {step} in {folder} cannot be read now: {reason}.'
       ' It stays where it is; the same command tries again.'
@@ -58,34 +59,34 @@ def error_of(folder: str, step: int, reason: object) -> DamagedError:
   )
 
 
-def _is_of_machine(reason: Any) -> bool:
-  """Whether an error tells nothing of the content of files."""
+def _is_machine_error(reason: Any) -> bool:
+  """Whether an error or its cause says nothing about the content of files."""
   while isinstance(reason, BaseException):
     if isinstance(reason, MemoryError) or 'RESOURCE_EXHAUSTED' in str(reason):
       return True
-    if getattr(reason, 'errno', None) in _OF_MACHINE:
+    if getattr(reason, 'errno', None) in _MACHINE_ERRORS:
       return True
     reason = reason.__cause__ or reason.__context__
   return False
 
 
 def with_checksum(metrics: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns metrics as they lie on disk."""
+  """Returns metrics with their checksum, as they are stored on disk."""
   text = json.dumps(metrics, sort_keys=True)
   return {**metrics, _CRC: zlib.crc32(text.encode())}
 
 
 def without_checksum(saved: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns metrics as they were before `with_checksum`."""
+  """Returns stored metrics without their checksum."""
   return {name: value for name, value in saved.items() if name != _CRC}
 
 
 def find_damaged_metrics(folder: str) -> dict[int, DamagedError]:
-  """Returns the errors of checkpoints whose metrics are not what was saved."""
+  """Returns an error by step for each checkpoint with damaged metrics."""
   errors = {}
   for path in sorted(pathlib.Path(folder).glob('*/metrics/metrics')):
     step = path.parts[-3]
-    if not step.isdigit():  # Half a checkpoint, which Orbax removes.
+    if not step.isdigit():  # An unfinished checkpoint, which Orbax removes.
       continue
     try:
       saved = json.loads(path.read_text())
@@ -97,7 +98,7 @@ def find_damaged_metrics(folder: str) -> dict[int, DamagedError]:
 
 
 def set_aside(folder: str, steps: Sequence[int]) -> None:
-  """Moves damaged checkpoints out of Orbax's sight; all processes call this."""
+  """Moves damaged checkpoints to FOLDER; all processes must call this."""
   target = os.path.join(os.path.dirname(folder), FOLDER)
   for step in steps if jax.process_index() == 0 else ():
     os.makedirs(target, exist_ok=True)
@@ -110,20 +111,20 @@ def set_aside(folder: str, steps: Sequence[int]) -> None:
 def restore(
   manager: ocp.CheckpointManager, folder: str, step: int, target: TrainState
 ) -> TrainState:
-  """Returns the state at `step`, placed like `target`, which is abstract.
+  """Returns the state at `step`, sharded like the abstract state `target`.
 
-  All processes return, or all raise.
+  Either all processes return or all raise.
 
   Raises:
-    DamagedError: it cannot be read, or is not what was saved.
-    InputError: its tree, shapes or dtypes are others than those of `target`.
+    DamagedError: it cannot be read or differs from what was saved.
+    InputError: its tree, shapes or dtypes differ from those of `target`.
   """
   failure, restored = None, {}
   try:
     restored = _read(manager, folder, step, target)
   except DamagedError as error:
     failure = error
-  # The checksum is worked out by all processes together.
+  # All processes compute the checksum together.
   is_read = multihost_utils.process_allgather(np.int32(failure is None))
   if not np.all(is_read):
     raise failure or error_of(folder, step, 'another process cannot read it')
@@ -146,13 +147,13 @@ def _read(
     if not stored:
       raise ValueError('its metadata are missing')
     if stored == wanted:
-      # Not by the manager: it waits for all processes, and one that cannot read
-      # its part does not come.
+      # The manager would wait for all processes, and so hang if one of them
+      # cannot read its part.
       return ocp.StandardCheckpointHandler().restore(
         epath.Path(folder, str(step), STATE_FOLDER),
         args=ocp.args.StandardRestore(target_tree),
       )
-  except Exception as error:  # Whatever damaged files make Orbax raise.
+  except Exception as error:  # Damaged files make Orbax raise anything.
     raise error_of(folder, step, error) from error
   path = min(p for p, _ in stored.items() ^ wanted.items())
   raise InputError(
@@ -164,12 +165,12 @@ def _read(
 
 @jax.jit
 def inspect(state: TrainState) -> tuple[jax.Array, jax.Array]:
-  """Returns the checksum of a state, and whether all of it is finite."""
+  """Returns the checksum of a state and whether all its numbers are finite."""
   return guards.checksum(state), guards.all_finite(state)
 
 
 def saved_tree(state: TrainState, checksum: Any) -> dict[str, Any]:
-  """What lies on disk: the fields of the state, and its checksum."""
+  """Returns the tree that is stored: the fields of a state and its checksum."""
   tree = {
     field.name: getattr(state, field.name)
     for field in dataclasses.fields(state)

@@ -1,4 +1,4 @@
-"""Writes the metrics of a run: metrics.jsonl, TensorBoard, the terminal."""
+"""Writes the metrics of a run to metrics.jsonl, TensorBoard and a terminal."""
 
 from collections.abc import Mapping
 import contextlib
@@ -17,35 +17,35 @@ from resnet.run.workdir import METRICS_FILE
 
 
 class JsonLines:
-  """Appends JSON objects to a file, one a line, and never half a line.
+  """Appends JSON objects to a file, one per line and never a partial line.
 
   Attributes:
-    path: of the file.
-    kept: the lines that were in the file when it was opened.
+    path: path of the file.
+    kept: lines that the file had when it was opened, up to `first_step`.
   """
 
   def __init__(self, path: str, *, first_step: int):
-    """Drops the lines after `first_step`, which the run writes again."""
+    """Removes lines after `first_step`, which the run will write again."""
     self.path = path
     self.kept = [x for x in read_json_lines(path) if x['step'] <= first_step]
     self._file = open(path, 'ab', buffering=0)  # noqa: SIM115 (until `close`)
     with open(path, 'rb') as file:
       size = sum(map(len, itertools.islice(file, len(self.kept))))
-    self._file.truncate(size)  # Half a line goes, too.
+    self._file.truncate(size)  # Removes a partial line too.
 
   def write(self, line: Mapping[str, Any]) -> None:
-    """Appends a line; on a RunError the file is as before."""
+    """Appends a line; raises a RunError and leaves the file as it was."""
     size = os.fstat(self._file.fileno()).st_size
     data = (to_json(line) + '\n').encode()
     try:
       written = self._file.write(data)
-      if written != len(data):  # The disk had room for a part only.
+      if written != len(data):  # The disk had room for only a part.
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     except OSError as error:
       with contextlib.suppress(OSError):
         self._file.truncate(size)
       raise RunError(
-        f'{self.path} cannot be written: {error.strerror}. Fix that; the'
+        f'{self.path} cannot be written: {error.strerror}. Fix the cause; the'
         ' same command continues from the newest checkpoint.'
       ) from error
 
@@ -54,13 +54,14 @@ class JsonLines:
     os.fsync(self._file.fileno())
 
   def close(self) -> None:
+    """Closes the file."""
     self._file.close()
 
 
 class MetricsWriter:
   """Appends to `metrics.jsonl` and to TensorBoard event files in a workdir.
 
-  A line is a JSON object with 'step' and 'epoch'; see `files.to_json`.
+  Each line is a JSON object with 'step' and 'epoch'; see `files.to_json`.
   """
 
   def __init__(self, workdir: str, *, first_step: int):
@@ -71,14 +72,14 @@ class MetricsWriter:
     )
 
   def has_evaluation(self, step: int) -> bool:
-    """Whether an evaluation at `step` was there when the file was opened."""
+    """Whether the file had an evaluation at `step` when it was opened."""
     return any(
       line['step'] == step and 'eval/loss' in line for line in self._lines.kept
     )
 
   def write(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
     """Writes one line; raises a RunError if it cannot be written."""
-    # The file that reports a full disk comes first.
+    # This one comes first because it reports a full disk.
     self._lines.write({'step': step, 'epoch': round(epoch, 6), **values})
     for name, value in values.items():
       self._events.add_scalar(name, value, step)
@@ -95,7 +96,7 @@ class MetricsWriter:
 
 
 class Progress:
-  """Prints lines and, on a terminal, a bar below them; in process 0 only."""
+  """Prints lines and, on a terminal, a progress bar; only in process 0."""
 
   def __init__(
     self,
@@ -128,7 +129,7 @@ class Progress:
     values: Mapping[str, float],
     seconds_left: float | None,
   ) -> None:
-    """Shows the metrics of an interval of training."""
+    """Prints the training metrics of a log interval."""
     text = (
       f'loss {values["train/loss"]:.4f}  top1 {values["train/top1"]:.4f}'
       f'  lr {values["learning_rate"]:.4g}'
@@ -143,16 +144,17 @@ class Progress:
     self.say(f'step {step}/{self._num_steps}  epoch {epoch:.1f}  {text}')
 
   def say(self, text: str) -> None:
-    """Prints a line, above the bar if there is one; only in process 0."""
+    """Prints a line above the bar; only in process 0."""
     if self._process_index == 0:
       self.say_anywhere(text)
 
   def say_anywhere(self, text: str) -> None:
-    """Prints a line in any process, about an event of that process."""
+    """Prints a line in any process, with the number of that process."""
     if self._process_index > 0:
       text = f'process {self._process_index}: {text}'
     tqdm.tqdm.write(text, file=self._stream)
     self._stream.flush()
 
   def close(self) -> None:
+    """Removes the bar."""
     self._bar.close()

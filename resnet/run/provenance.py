@@ -1,4 +1,4 @@
-"""Records when, where and from which commit a run was started."""
+"""Records when, on what hardware and from which commit a run was started."""
 
 from collections.abc import Sequence
 import datetime
@@ -18,30 +18,19 @@ _ROOT = pathlib.Path(__file__).parents[2]
 
 
 def record_start(workdir: str, *, step: int, devices: Sequence[Any]) -> None:
-  """Appends a line to `starts.jsonl`: training begins after `step`."""
-  _append(
-    workdir,
-    {
-      'step': step,
-      'time': _now(),
-      'commit': commit(),
-      'hardware': hardware(devices),
-      'jax': jax.__version__,
-    },
-  )
+  """Appends a line to `starts.jsonl`: training starts after `step`."""
+  facts = {'commit': commit(), 'hardware': hardware(devices)}
+  _append(workdir, 'step', step, **facts, jax=jax.__version__)
 
 
 def record_end(workdir: str, *, step: int) -> None:
   """Appends a line to `starts.jsonl`: training ended after `step`."""
-  _append(workdir, {'end_step': step, 'time': _now()})
+  _append(workdir, 'end_step', step)
 
 
-def _now() -> str:
-  return datetime.datetime.now(datetime.UTC).isoformat(timespec='milliseconds')
-
-
-def _append(workdir: str, line: dict[str, Any]) -> None:
-  lines = [*_read(workdir), line]
+def _append(workdir: str, kind: str, step: int, **facts: Any) -> None:
+  now = datetime.datetime.now(datetime.UTC).isoformat(timespec='milliseconds')
+  lines = [*_read(workdir), {kind: step, 'time': now, **facts}]
   write_atomically(
     os.path.join(workdir, STARTS_FILE),
     ''.join(f'{json.dumps(line)}\n' for line in lines),
@@ -53,25 +42,25 @@ def _read(workdir: str) -> list[dict[str, Any]]:
 
 
 def read_starts(workdir: str) -> list[dict[str, Any]]:
-  """Returns the lines of `record_start`; none if the file is missing."""
+  """Returns the lines of `record_start`; [] if the file is missing."""
   return [line for line in _read(workdir) if 'commit' in line]
 
 
 def read_last_step(workdir: str) -> int:
-  """Returns the highest step at which training began or ended."""
+  """Returns the highest step at which training started or ended."""
   steps = [line.get('end_step', line.get('step', 0)) for line in _read(workdir)]
   return max(steps, default=0)
 
 
 def hardware(devices: Sequence[Any]) -> str:
-  """Returns '8 x NVIDIA H100', or the cores and the make of the CPU."""
+  """Returns '8 x NVIDIA H100', or the number of cores and the CPU model."""
   if devices[0].platform == 'cpu':
     return f'{os.cpu_count()} cores of {_cpu_model()}'
   return f'{len(devices)} x {devices[0].device_kind}'
 
 
 def commit() -> str | None:
-  """Returns the git commit, with '+' if files changed; None without git."""
+  """Returns the git commit, with '+' after changes; None without git."""
   try:
     head = _git('rev-parse', '--short=12', 'HEAD').strip()
     changed = _git('status', '--porcelain', '--untracked-files=no').strip()

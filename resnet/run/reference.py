@@ -1,4 +1,4 @@
-"""The band of earlier runs, and warnings where a run leaves it."""
+"""Warns when a run leaves the band of earlier runs with other seeds."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -13,10 +13,12 @@ from resnet.weights.metadata import refuse_damage
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reference:
-  """What runs of one config, with different seeds, measured at each step.
+  """Mean and standard deviation of runs that differ only in their seeds.
 
-  `config` has the fields that the runs share, by dotted name; `bands` have mean
-  and standard deviation over the seeds, by metric and step.
+  Attributes:
+    num_seeds: number of runs.
+    config: fields that the runs share, by dotted name.
+    bands: mean and standard deviation over the seeds, by metric and step.
   """
 
   num_seeds: int
@@ -30,9 +32,10 @@ class Reference:
 
       t = (value - mean) / (std * sqrt(1 + 1 / n)),
 
-    as the number of standard deviations at which a normal distribution has the
-    same tail as that of t with n - 1 degrees of freedom. None where the
-    reference has no value; infinity for a value that is not finite.
+    converted to the number of standard deviations at which a normal
+    distribution has the same tail as Student's with n - 1 degrees of freedom.
+    Returns None where the reference has no value, and infinity for a value that
+    is not finite.
     """
     if step not in self.bands.get(metric, {}):
       return None
@@ -46,11 +49,11 @@ class Reference:
   def warnings(
     self, step: int, epoch: float, values: Mapping[str, float]
   ) -> list[str]:
-    """Returns a line for each value outside of the band."""
+    """Returns a line for each value outside the band."""
     lines = []
     for metric, value in values.items():
       sigma = self.sigmas(step, metric, value) or 0.0
-      if abs(sigma) > 3:  # A good run is there at 0.27 % of the values.
+      if abs(sigma) > 3:  # True for 0.27 % of the values of a good run.
         lines.append(
           f'warning: epoch {epoch:.1f}: {metric} {value:.4f} is'
           f' {abs(sigma):.1f} sigma {"above" if sigma > 0 else "below"}'
@@ -67,7 +70,7 @@ class Reference:
 
 def read_reference(path: str) -> Reference:
   """Reads a file of `python -m resnet.tools.reference`."""
-  what = f'--reference={path} is no file of resnet.tools.reference'
+  what = f'--reference={path} was not written by resnet.tools.reference'
   with refuse_damage(what), open(path) as file:
     fields = json.load(file)
     for metric, band in fields['bands'].items():

@@ -1,4 +1,4 @@
-"""What stops a run: signals from outside, and a watchdog where it hangs."""
+"""Stops a run: on signals, and by a watchdog if it hangs."""
 
 import collections
 from collections.abc import Callable, Iterator, Mapping
@@ -19,16 +19,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet.output import exit_immediately
+from resnet.output import exit_immediately, print_error
 
-# Some steps take many times the median, as when the disk is busy.
+# Some steps take many times the median, for example while the disk is busy.
 _MANY_STEPS = 50
 
 
 def stop_signals() -> tuple[int, ...]:
   """Returns the signals that stop a run: SIGTERM, SIGINT (Ctrl-C) and SIGHUP.
 
-  SIGHUP, a closed terminal, is left out where it is ignored, as by `nohup`.
+  SIGHUP (a closed terminal) is left out if it is ignored, as under `nohup`.
   """
   numbers = [signal.SIGTERM, signal.SIGINT]
   if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
@@ -41,11 +41,12 @@ class Outcome:
   """How a run ended.
 
   Attributes:
-    step: finished updates.
-    metrics: of the last evaluation, if it was at `step`.
-    images_per_second: of training alone, this time; None: no interval ended.
-    signal: that stopped the run, or None.
-    was_complete: there was nothing left to do.
+    step: number of finished updates.
+    metrics: metrics of the last evaluation, if it was at `step`.
+    images_per_second: speed of training since this start; None if no log
+      interval has ended.
+    signal: number of the signal that stopped the run, or None.
+    was_complete: the run was complete when it was started.
   """
 
   step: int
@@ -56,16 +57,15 @@ class Outcome:
 
 
 class StopSignal:
-  """Stops the run after the step, and saves, on one of `stop_signals`.
+  """Records one of `stop_signals`, so that the loop stops and saves.
 
-  The process ends immediately at a second signal, at the first one where there
-  is nothing to lose (`exit_on_signal`), and when `grace_seconds` have passed.
-  A thread waits for signals: Python calls handlers only when the main thread
-  returns from XLA's compiler. One of several processes always waits
-  `grace_seconds`.
+  The process exits immediately on a second signal, on the first one within
+  `exit_on_signal`, and `grace_seconds` after the first one. A thread waits for
+  signals, because Python calls handlers only when the main thread returns from
+  XLA's compiler. One of several processes never exits on the first signal.
 
   Attributes:
-    received: number of the first signal, None before.
+    received: number of the first signal, or None.
   """
 
   def __init__(
@@ -74,7 +74,7 @@ class StopSignal:
     grace_seconds: float = 30.0,
     on_leave: Callable[[str, int], None] | None = None,
   ):
-    """Calls `on_leave` with reason and exit code before it ends the process."""
+    """Calls `on_leave` with reason and exit code before the process exits."""
     self.received: int | None = None
     self._grace_seconds = grace_seconds
     self._on_leave = on_leave
@@ -101,7 +101,7 @@ class StopSignal:
 
   @contextlib.contextmanager
   def exit_on_signal(self) -> Iterator[None]:
-    """Within the block a signal ends the process: all that counts is saved."""
+    """Lets a signal end the process within the block: nothing can be lost."""
     self._may_leave = jax.process_count() == 1
     try:
       yield
@@ -128,19 +128,16 @@ class StopSignal:
         if self._timer:
           self._exit(f'Stopped at once by a second {name}.', number)
         self.received = number
+        message = (
+          f'Not saved within {self._grace_seconds:g} s of {name}'
+          ' (preemption_grace_seconds). The same command continues from the'
+          ' previous checkpoint.'
+        )
         self._timer = threading.Timer(
-          self._grace_seconds, self._too_late, [number]
+          self._grace_seconds, self._exit, [message, number]
         )
         self._timer.daemon = True
         self._timer.start()
-
-  def _too_late(self, number: int) -> None:
-    self._exit(
-      f'Not saved within {self._grace_seconds:g} s of'
-      f' {signal.Signals(number).name} (preemption_grace_seconds). The same'
-      ' command continues from the checkpoint before.',
-      number,
-    )
 
   def _exit(self, message: str, number: int) -> NoReturn:
     print(message, file=sys.stderr)
@@ -150,10 +147,10 @@ class StopSignal:
 
 
 class AgreedSignal:
-  """The highest signal that any process received, at the same step in all.
+  """Lets all processes stop at the same step, on a signal to any of them.
 
-  The devices compute the maximum at each step; it is read two steps later, so
-  that nobody waits for it.
+  The devices compute the maximum of all signal numbers at each step. It is read
+  two steps later, so that no process waits for it.
   """
 
   _LAG = 2
@@ -163,18 +160,18 @@ class AgreedSignal:
     self._sharding = sharding
     self._max = jax.jit(jnp.max)
     self._votes: collections.deque[jax.Array] = collections.deque()
-    # By number: making an array takes as long as the maximum.
+    # Arrays are cached by number: making one takes as long as the maximum.
     self._arrays: dict[int, jax.Array] = {}
     self._agreed: int | None = None
 
   @property
   def number(self) -> int | None:
-    """The number of the signal; None: there was none."""
+    """The number of the signal, or None."""
     is_alone = jax.process_count() == 1
     return self._stop.received if is_alone else self._agreed
 
   def poll(self) -> int | None:
-    """Returns `number`; all processes call this equally often."""
+    """Returns `number`; all processes must call this equally often."""
     if jax.process_count() > 1 and self._agreed is None:
       self._votes.append(self._max(self._array(self._stop.received or 0)))
       if len(self._votes) > self._LAG:
@@ -182,7 +179,7 @@ class AgreedSignal:
     return self.number
 
   def _array(self, number: int) -> jax.Array:
-    """Returns an array over all devices, which has `number` on ours."""
+    """Returns an array over all devices that is `number` on local ones."""
     if number not in self._arrays:
       mine = np.full(jax.local_device_count(), number, np.int32)
       self._arrays[number] = jax.make_array_from_process_local_data(
@@ -192,7 +189,7 @@ class AgreedSignal:
 
 
 class Watchdog:
-  """Ends the process after `seconds`, and 50 median steps, without progress."""
+  """Ends the process if nothing happens for `seconds` and 50 median steps."""
 
   def __init__(self, workdir: str, *, seconds: float | None):
     self._workdir = workdir
@@ -205,17 +202,17 @@ class Watchdog:
       threading.Thread(target=self._watch, daemon=True).start()
 
   def watch(self, what: str | None) -> None:
-    """Starts to time `what`, 'training step 12'; None stops, as to compile."""
+    """Restarts the timer of `what`, such as 'saving step 8'; None stops it."""
     self._what, self._since = what, time.monotonic()
 
   def step_done(self, what: str) -> None:
-    """As `watch`, and the time since the last call was a step's."""
+    """Records the time since the last call as that of a step; see `watch`."""
     if self._what is not None:
       self._step_seconds.append(time.monotonic() - self._since)
     self.watch(what)
 
   def close(self) -> None:
-    """Ends the thread."""
+    """Stops the thread."""
     self._closed.set()
 
   def _limit(self) -> float:
@@ -225,13 +222,14 @@ class Watchdog:
   def _watch(self) -> None:
     assert self._seconds is not None
     while not self._closed.wait(min(self._seconds / 10, 5.0)):
-      # In this order: `watch` may come in between.
+      # Read in this order, because `watch` may be called in between.
       since, what = self._since, self._what
       seconds = time.monotonic() - since
       if what is not None and seconds > self._limit():
-        self._bark(what, seconds)
+        self._exit(what, seconds)
 
-  def _bark(self, what: str, seconds: float) -> None:
+  def _exit(self, what: str, seconds: float) -> NoReturn:
+    """Writes the stacks of all threads, prints their file, and exits."""
     now = datetime.datetime.now(datetime.UTC).strftime('%Y%m%dT%H%M%S')
     path = os.path.join(
       self._workdir, f'stacks_{now}_{jax.process_index()}.txt'
@@ -244,11 +242,9 @@ class Watchdog:
     except OSError as error:
       faulthandler.dump_traceback(sys.stderr)
       path = f'stderr ({error})'
-    print(
-      f'error: {what} has hung for {seconds:.0f} s, longer than'
-      f' {self._limit():.0f} s (watchdog_seconds): the run ends. What its'
-      f' threads did is in {path}. The same command continues from the newest'
-      ' checkpoint.',
-      file=sys.stderr,
+    message = (
+      f'{what} has made no progress for {seconds:.0f} s, longer than'
+      f' {self._limit():.0f} s (watchdog_seconds). The stacks of all threads'
+      f' are in {path}. The same command continues from the newest checkpoint.'
     )
-    exit_immediately(1)
+    exit_immediately(print_error(message, code=1))

@@ -1,4 +1,4 @@
-"""The folder of a run: its config, and whether a run may go on in it."""
+"""The folder of a run: its config, and whether a run may continue in it."""
 
 from collections.abc import Collection, Mapping
 import json
@@ -25,33 +25,32 @@ def check_name(workdir: str) -> None:
   """Refuses an address, which would become a folder `gs:` of this machine."""
   if '://' in workdir:
     raise InputError(
-      f'--workdir={workdir} is an address, no folder: name a folder of a disk'
-      ' that all processes share.'
+      f'--workdir={workdir} is an address, not a folder: type a folder on a'
+      ' disk that all processes share.'
     )
 
 
-# Orbax finds the parts of a checkpoint by a glob of its unescaped path: below
-# such a folder it finds none, or those of another folder, without an error.
+# Orbax finds the parts of a checkpoint by a glob of its unescaped path. Below
+# such a folder it silently finds none, or those of another folder.
 _GLOB_CHARACTERS = '*?[]\\'
 
 
 def check_can_save(workdir: str) -> None:
-  """Refuses a folder whose path Orbax takes for a pattern."""
+  """Refuses a folder whose path Orbax would treat as a pattern."""
   path = os.path.abspath(workdir)
   if found := [c for c in _GLOB_CHARACTERS if c in path]:
     raise InputError(
-      f'--workdir={workdir} is the folder {path}, and no checkpoint can be'
-      f' saved below a folder with {" or ".join(found)} in its name: give'
-      ' another --workdir.'
+      f'--workdir={workdir} is the folder {path}. Checkpoints cannot be saved'
+      f' in a path with {" or ".join(found)}: type another --workdir.'
     )
 
 
 def read_config(workdir: str) -> dict[str, Any] | None:
-  """Returns {'config': fields, 'derived': numbers}, None where no run began.
+  """Returns {'config': fields, 'derived': numbers}, or None without a run.
 
   Raises:
-    InputError: the file is not one that `write_config` wrote, or there can be
-      no such folder.
+    InputError: `write_config` did not write the file, or `workdir` cannot be a
+      folder.
   """
   check_name(workdir)
   path = os.path.join(workdir, CONFIG_FILE)
@@ -65,7 +64,7 @@ def read_config(workdir: str) -> dict[str, Any] | None:
   if not isinstance(saved, dict) or not all(
     isinstance(saved.get(part), dict) for part in ('config', 'derived')
   ):
-    raise InputError(f'{path} is not the config of a run of this program.')
+    raise InputError(f'{path} is not the config of a run.')
   return saved
 
 
@@ -78,21 +77,21 @@ def check_same_config(
   safe: Collection[str] = (),
   allow_change: bool = False,
 ) -> list[str]:
-  """Compares two configs by field.
+  """Checks that two configs differ only in fields that may change.
 
   Args:
-    workdir: of the saved config.
-    saved: by field.
-    config: of the new command, by field.
-    ignore: fields that do not matter.
-    safe: fields that may change if `allow_change`.
-    allow_change: --allow_config_change.
+    workdir: folder of the saved config, for messages.
+    saved: saved values by field.
+    config: values of the new command by field.
+    ignore: fields that need not be equal.
+    safe: fields that may change with `allow_change`.
+    allow_change: the flag --allow_config_change.
 
   Returns:
-    The differences that are allowed, to be shown.
+    The allowed differences as text.
 
   Raises:
-    InputError: there are others; the message shows where.
+    InputError: other fields differ; the message lists them.
   """
   fields = [
     field
@@ -107,18 +106,18 @@ def check_same_config(
   if not differences or (may_change and allow_change):
     return differences
   remedy = (
-    f'Give the old values (--config=configs/saved.py:{workdir} has them), or'
+    f'Type the old values (--config=configs/saved.py:{workdir} has them) or'
     ' another --workdir'
   )
   if may_change:
-    remedy += '; --allow_config_change lets the run go on with the new ones'
+    remedy += ', or continue with the new values: --allow_config_change'
   elif fields == ['num_epochs'] and config['num_epochs'] > saved['num_epochs']:
     remedy += (
-      '; a run keeps its length, so train these weights further in another one:'
-      f' --config.init_from={workdir} with a new --workdir'
+      '. The length of a run is fixed; train its weights further in a new'
+      f' --workdir with --config.init_from={workdir}'
     )
   raise InputError(
-    f'{workdir} holds a run of another config ({"; ".join(differences)}).'
+    f'{workdir} holds a run with another config ({"; ".join(differences)}).'
     f' {remedy}.'
   )
 
@@ -126,7 +125,7 @@ def check_same_config(
 def write_config(
   workdir: str, config: Mapping[str, Any], derived: Mapping[str, Any]
 ) -> None:
-  """Writes what `read_config` reads; InputError: it cannot be written."""
+  """Writes config.json; raises an InputError if it cannot be written."""
   text = json.dumps({'config': config, 'derived': derived}, indent=2) + '\n'
   path = os.path.join(workdir, CONFIG_FILE)
   with writing(path):
@@ -136,50 +135,53 @@ def write_config(
 def check(
   experiment: Experiment, workdir: str, allow_config_change: bool
 ) -> tuple[bool, Experiment, list[str]]:
-  """Returns whether a run was begun in `workdir`; it must be this one.
+  """Checks that a run in `workdir` is this one.
 
-  And the experiment, with the statistics of that run where it began with the
-  weights of another, whose source may be gone by now; and the changes of its
-  config, which must be allowed.
+  Returns:
+    Whether a run was started in `workdir`; the experiment, which takes mean and
+    standard deviation from that run if it was initialised from other weights,
+    as their source may be deleted; and the changes of its config as text.
+
+  Raises:
+    InputError: the workdir cannot be used, or holds another run.
   """
   check_can_save(workdir)
   saved = read_config(workdir)
-  # Before any process has written something.
+  # Compare before any process writes something.
   exists = multihost_utils.process_allgather(np.int32(saved is not None))
   if len(np.unique(exists)) > 1:
     raise _not_shared(workdir)
-  changed = []
   if saved is None:
     if os.path.isdir(os.path.join(workdir, CHECKPOINTS)):
       raise InputError(
-        f'{workdir} has checkpoints but no config.json, so nobody knows'
-        ' of which run they are: give another --workdir.'
+        f'{workdir} has checkpoints but no config.json, so their run is'
+        ' unknown: type another --workdir.'
       )
-  else:
-    if experiment.config['init_from'] is not None:
-      experiment = experiment.with_statistics_of(saved['derived'])
-    changed = check_same_config(
-      workdir,
-      saved['config'],
-      experiment.config,
-      ignore=FREE_FIELDS,
-      safe=SAFE_FIELDS,
-      allow_change=allow_config_change,
-    )
-    # The data may have been prepared anew since, under the same name.
-    check_same_config(workdir, saved['derived'], experiment.derived())
-  return saved is not None, experiment, changed
+    return False, experiment, []
+  if experiment.config['init_from'] is not None:
+    experiment = experiment.with_statistics_of(saved['derived'])
+  changed = check_same_config(
+    workdir,
+    saved['config'],
+    experiment.config,
+    ignore=FREE_FIELDS,
+    safe=SAFE_FIELDS,
+    allow_change=allow_config_change,
+  )
+  # The data may have been prepared again under the same name.
+  check_same_config(workdir, saved['derived'], experiment.derived())
+  return True, experiment, changed
 
 
 def _not_shared(workdir: str) -> InputError:
   return InputError(
     f'--workdir={workdir} is not the same folder for all'
-    f' {jax.process_count()} processes: name one that they share.'
+    f' {jax.process_count()} processes: type one that they share.'
   )
 
 
 def write_shared_config(workdir: str, experiment: Experiment) -> None:
-  """Writes config.json for all processes; InputError: not all see it."""
+  """Writes config.json; raises an InputError if a process cannot see it."""
   if jax.process_index() == 0:
     write_config(workdir, experiment.config, experiment.derived())
   multihost_utils.sync_global_devices('config.json')
@@ -188,7 +190,7 @@ def write_shared_config(workdir: str, experiment: Experiment) -> None:
 
 
 def check_not_lost(workdir: str, save_every_steps: int) -> None:
-  """Refuses a run that has no checkpoint left but was once saved."""
+  """Refuses a run whose checkpoints were deleted."""
   step = read_last_step(workdir)
   lines = read_json_lines(os.path.join(workdir, METRICS_FILE))
   logged = max((line.get('step', 0) for line in lines), default=0)
@@ -197,7 +199,6 @@ def check_not_lost(workdir: str, save_every_steps: int) -> None:
     step = max(step, logged)
   if step:
     raise InputError(
-      f'{workdir} has come to step {step}, but holds no checkpoint any more:'
-      f' put its folder {CHECKPOINTS} back, or begin anew with another'
-      ' --workdir.'
+      f'{workdir} has reached step {step}, but holds no checkpoint: restore its'
+      f' folder {CHECKPOINTS}, or start again in another --workdir.'
     )

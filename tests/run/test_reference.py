@@ -71,7 +71,7 @@ def test_a_file_is_read_and_a_damaged_one_refused(tmp_path):
   for broken in (path, '/nowhere.json'):
     with pytest.raises(
       InputError,
-      match=f'--reference={broken} is no file of resnet.tools.reference',
+      match=f'--reference={broken} was not written by resnet.tools.reference',
     ):
       read_reference(str(broken))
 

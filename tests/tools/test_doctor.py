@@ -164,7 +164,7 @@ def test_a_signal_in_a_save_leaves_nothing_behind(
   ('arg', 'part'),
   [
     ('--config.batch_sise=3', 'batch_size'),
-    ('--workdir=gs://bucket/run', 'is an address, no folder'),
+    ('--workdir=gs://bucket/run', 'is an address, not a folder'),
   ],
 )
 def test_bad_input_is_one_line(tool, arg, part):
