@@ -28,6 +28,7 @@ from resnet.run.loop import Loop
 from resnet.run.provenance import record_end, record_start
 from resnet.run.reference import Reference
 from resnet.run.stopping import Outcome, StopSignal
+from resnet.training.state import TrainState
 
 
 def run(
@@ -150,13 +151,9 @@ def _train(
     files.check_writable(folder)
   batches = _start_reading(experiment, first_step, warnings)
   cleanup.callback(batches.close)
-  jax.monitoring.record_event('/resnet/data')
   if stop.received and jax.process_count() == 1:
     return Outcome(step=first_step, metrics=None, signal=stop.received)
-  if checkpoints is None:
-    with files.writing(f'--workdir={workdir}'):
-      os.makedirs(workdir, exist_ok=True)
-    checkpoints = _open(experiment, workdir, cleanup)
+  checkpoints = checkpoints or _open(experiment, workdir, cleanup)
   if changed or not is_begun:
     workdir_lib.write_shared_config(workdir, experiment)
   if state is None:
@@ -175,28 +172,35 @@ def _train(
     warnings,
   )
   cleanup.callback(loop.close)
-  lines = [
-    _describe(experiment, first_step),
-    *fields.notices(experiment.config),
-    *changed,
-    initial and initial.describe(),
-    reference and reference.describe(experiment.config),
-  ]
-  for line in filter(None, lines):
+  lines = [*_describe(experiment, first_step), *changed]
+  if initial:
+    lines.append(initial.describe())
+  if reference:
+    lines.append(reference.describe(experiment.config))
+  return _run_loop(loop, state, lines, start_time)
+
+
+def _run_loop(
+  loop: Loop, state: TrainState, lines: Sequence[str], start_time: float
+) -> Outcome:
+  """Prints `lines` and runs the loop; records when it started and ended."""
+  for line in lines:
     loop.progress.say(line)
   if jax.process_index() == 0:
-    devices = experiment.sharding.mesh.devices.flatten().tolist()
-    record_start(workdir, step=first_step, devices=devices)
+    devices = loop.experiment.sharding.mesh.devices.flatten().tolist()
+    record_start(loop.workdir, step=loop.first_step, devices=devices)
   outcome = loop.run(state, start_time)
   if jax.process_index() == 0:
-    record_end(workdir, step=outcome.step)
+    record_end(loop.workdir, step=outcome.step)
   return outcome
 
 
 def _open(
   experiment: Experiment, workdir: str, cleanup: contextlib.ExitStack
 ) -> Checkpoints:
-  """Locks the workdir and opens its checkpoints for writing."""
+  """Creates and locks the workdir; opens its checkpoints for writing."""
+  with files.writing(f'--workdir={workdir}'):
+    os.makedirs(workdir, exist_ok=True)
   if jax.process_index() == 0:
     cleanup.callback(Lock(workdir).close)
   checkpoints = Checkpoints(
@@ -256,6 +260,7 @@ def _start_reading(
     raise first_eval_batch
   if first_step < experiment.length.num_steps:
     batches.start()
+  jax.monitoring.record_event('/resnet/data')
   return batches
 
 
@@ -264,7 +269,8 @@ def _say(text: str) -> None:
     print(text)
 
 
-def _describe(experiment: Experiment, first_step: int) -> str:
+def _describe(experiment: Experiment, first_step: int) -> list[str]:
+  """Returns lines about a run and about fields that have no effect."""
   model = experiment.config['model.name']
   train = experiment.train_reader.source
   eval_ = experiment.eval_reader.source
@@ -282,4 +288,4 @@ def _describe(experiment: Experiment, first_step: int) -> str:
   if len(experiment.sizes.starts) > 1:
     for start, size in experiment.sizes.starts:
       parts.append(f'{size} pixels from step {start + 1}')
-  return ', '.join(parts)
+  return [', '.join(parts), *fields.notices(experiment.config)]
