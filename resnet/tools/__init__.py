@@ -1,1 +1,1 @@
-"""Commands: python -m resnet.tools.NAME --help, one module or package each."""
+"""Commands, one module or package each: python -m resnet.tools.NAME --help"""

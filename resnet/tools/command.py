@@ -1,4 +1,4 @@
-"""The command line of a tool: bad input is one line on stderr, exit code 2."""
+"""Command lines of tools; a bad one exits with code 2 and one line on stderr."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -15,14 +15,13 @@ from resnet.output import print_error
 
 
 class Parser(argparse.ArgumentParser):
-  """An ArgumentParser that says in one line what is wrong.
+  """An ArgumentParser that reports an error in one line.
 
-  A value that begins with ~/ is a path below the home folder: a shell leaves
-  it as it is in --out=~/sets.
+  Expands a leading ~/ in values, because a shell does not in --out=~/sets.
   """
 
   def __init__(self, tool: str = '', doc: str | None = None, **options: Any):
-    """Describes `python -m resnet.tools.TOOL` by the docstring `doc`."""
+    """Creates the parser of `resnet.tools.TOOL`, described by `doc`."""
     defaults = {
       'prog': f'python -m resnet.tools.{tool}',
       'description': doc,
@@ -42,25 +41,26 @@ class Parser(argparse.ArgumentParser):
 
 
 class ConfigParser(Parser):
-  """A Parser that knows --config and --config.FIELD too, as main.py does."""
+  """A Parser that also takes --config and --config.FIELD, as main.py does."""
 
   def __init__(self, tool: str = '', doc: str | None = None, **options: Any):
-    epilog = '--config=FILE and --config.FIELD=VALUE are those of main.py.'
+    epilog = 'Also takes --config=FILE and --config.FIELD=VALUE, as main.py.'
     super().__init__(tool, doc, epilog=epilog, **options)
 
   def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-    """Adds to what was declared: `config`, `config_path`, their `flags`."""
+    """Adds `config`, `config_path` and the flags of the config, `flags`."""
     namespace, rest = self.parse_known_args(args, namespace)
     namespace.flags = rest
-    config = config_lib.read([self.prog, *rest])
-    namespace.config, namespace.config_path = config
+    namespace.config, namespace.config_path = config_lib.read(
+      [self.prog, *rest]
+    )
     return namespace
 
 
 def positive(text: str) -> int:
-  """Returns a count of at least one: the `type` of an argument."""
+  """Returns a positive integer; for the `type` of an argument."""
   if not text.isdecimal() or not int(text):
-    raise argparse.ArgumentTypeError(f'{text!r} is no number of at least 1')
+    raise argparse.ArgumentTypeError(f'{text!r} is not an integer of 1 or more')
   return int(text)
 
 
@@ -72,7 +72,7 @@ def size_text(num_bytes: float, digits: int = 1) -> str:
 
 
 def table(rows: Sequence[Sequence[str]], *, markdown: bool = False) -> str:
-  """Returns a table, titles first; columns of numbers are right-aligned."""
+  """Returns a table with titles in row 0; right-aligns columns of numbers."""
   columns = []
   for column in zip(*rows, strict=True):
     width = max(map(len, column))
@@ -89,19 +89,19 @@ def table(rows: Sequence[Sequence[str]], *, markdown: bool = False) -> str:
 
 def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> None:
   """Parses the command line and runs `main` with it."""
-  logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax says much.
+  logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax logs much.
   try:
     main(parser.parse_args())
   except InputError as error:
     _fail(str(error))
-  except RunError as error:  # In a run that the tool has made.
+  except RunError as error:
     _fail(str(error), 1)
-  except BrokenPipeError:  # `... | head` has seen enough.
+  except BrokenPipeError:  # The reader has ended, as in `... | head`.
     sys.stderr.close()
   except (RuntimeError, AssertionError):
     try:
       backend.devices()
-    except InputError as error:  # The reason of whatever failed.
+    except InputError as error:  # JAX has no device: the likely cause.
       _fail(str(error))
     raise
   except KeyboardInterrupt:

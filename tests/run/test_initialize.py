@@ -94,7 +94,7 @@ def test_the_head_is_new_for_another_number_of_classes(file, first, tmp_path):
   assert new.params['head']['kernel'].shape == (64, 12)
   assert_equal(new.params['stem_conv'], first[1].params['stem_conv'])
   assert 'the head is new' in initial.describe()
-  with pytest.raises(InputError, match='nothing to evaluate'):
+  with pytest.raises(InputError, match='train its new head first'):
     evaluate_checkpoint(run, str(tmp_path / 'nothing'), 'best')
 
 

@@ -180,7 +180,7 @@ def test_torch_is_timed():
     ('speed', "'speed'"),
     ('input --also=seed=1', 'all must be data.FIELD=VALUE'),
     ('input --rounds=0', 'at least 1'),
-    ('step --rounds=x', "--rounds: 'x' is no number of at least 1"),
+    ('step --rounds=x', "--rounds: 'x' is not an integer of 1 or more"),
     ('step --against=torch', 'is for one CPU or GPU'),
     ('step --against=tf', 'tf is none of flax, torch'),
   ],

@@ -65,4 +65,4 @@ def test_figures_add_up_and_follow_size_and_type(tool):
 def test_bad_input_is_refused(tool):
   assert_refused(tool('summary'), 'Name networks, or give --all')
   result = tool('summary', 'resnet18', '--image-size=0')
-  assert_refused(result, "--image-size: '0' is no number of at least 1")
+  assert_refused(result, "--image-size: '0' is not an integer of 1 or more")

@@ -1,11 +1,11 @@
-"""Says before a run what would go wrong in it, and how fast it will be.
+"""Checks before a run what would go wrong in it, and how fast it will be.
 
   python -m resnet.tools.doctor --config=configs/resnet50.py --workdir=DIR
 
 Takes the flags of main.py: --config (default: configs/digits.py), --workdir
-and --config.FIELD=VALUE. Prints one line a check: ok, warn, FAIL with what to
-fix, or skip where a check before it failed. Exit code 2 where one FAILs. All
-that it writes is removed.
+and --config.FIELD=VALUE. Prints a line for each check: ok, warn, FAIL with what
+to fix, or skip if a check that it needs has failed. The exit code is 2 if a
+check FAILs. Removes all files that it writes.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def main(args: argparse.Namespace) -> None:
   found: dict[str, Finding] = {}
 
   def run(name: str, check: Any, *given: Any, needs: str = '') -> None:
-    """Runs a check, unless the one that it `needs` failed, and prints."""
+    """Runs and prints a check, or skips it if the check it `needs` failed."""
     try:
       finding = Finding('skip', f'needs {needs}')
       if not needs or found[needs].status != 'FAIL':
@@ -59,12 +59,12 @@ def parser() -> command.Parser:
   """Returns the parser of the command line."""
   result = command.ConfigParser('doctor', __doc__)
   result.add_argument(
-    '--workdir', metavar='DIR', help='of the run; default: runs/<config name>'
+    '--workdir', metavar='DIR', help='default: runs/<config name>'
   )
   return result
 
 
 if __name__ == '__main__':
-  # Ctrl-C ends the program at once, except in the check that writes.
+  # Ctrl-C ends the program immediately, except in the check that writes.
   signal.signal(signal.SIGINT, signal.SIG_DFL)
   command.run(main, parser())

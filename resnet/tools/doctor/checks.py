@@ -1,4 +1,4 @@
-"""Checks of the machine and the data of a run; an exception is a FAIL."""
+"""Checks of the machine and the data of a run; an exception means FAIL."""
 
 from collections.abc import Callable
 import contextlib
@@ -31,20 +31,26 @@ from resnet.tools.command import size_text
 
 REQUIREMENTS = pathlib.Path(__file__).parents[3] / 'requirements.txt'
 _SHOWN = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
-_SAMPLE_SIZE = 256  # Records of a split.
+_SAMPLE_SIZE = 256  # Records per split.
 STEP_SECONDS, INPUT_SECONDS = 5.0, 3.0
 
 
 class Finding(NamedTuple):
-  """What a check found and, for FAIL and warn, what to fix."""
+  """The result of a check and, for FAIL and warn, what to fix.
+
+  Attributes:
+    status: see `resnet.tools.doctor`.
+    text: what was found.
+    rate: images/s, if the check measured them.
+  """
 
   status: Literal['ok', 'warn', 'FAIL', 'skip']
   text: str
-  rate: float | None = None  # Images/s, where they were measured.
+  rate: float | None = None
 
 
 def versions(requirements: pathlib.Path = REQUIREMENTS) -> Finding:
-  """The installed packages, against what `requirements` asks for."""
+  """Compares the installed packages with a requirements file."""
   wrong, found = [], {}
   for line in requirements.read_text().splitlines():
     if text := line.partition('#')[0].strip():
@@ -59,13 +65,13 @@ def versions(requirements: pathlib.Path = REQUIREMENTS) -> Finding:
   shown = [f'{name} {found[name]}' for name in _SHOWN if name in found]
   text = f'Python {platform.python_version()}, {", ".join(shown)}'
   if wrong:
-    mend = f'pip install --requirement {requirements}'
-    return Finding('FAIL', f'{", ".join(wrong)}: {mend} ({text})')
+    fix = f'pip install --requirement {requirements}'
+    return Finding('FAIL', f'{", ".join(wrong)}: {fix} ({text})')
   return Finding('ok', text)
 
 
 def devices() -> Finding:
-  """What JAX computes on, and the memory of the fullest device."""
+  """Names JAX's devices and the free memory of the fullest one."""
   found = backend.devices()
   text = f'{len(found)} x {found[0].device_kind} ({found[0].platform})'
   stats = [device.memory_stats() or {} for device in jax.local_devices()]
@@ -77,16 +83,16 @@ def devices() -> Finding:
   names = {x.metadata['Name'] or '' for x in importlib.metadata.distributions()}
   unused = [x for x in names if x.lower().startswith(('jax-cuda', 'libtpu'))]
   if found[0].platform == 'cpu' and unused:
-    text += f', but {", ".join(sorted(unused))} is installed: look at the'
-    text += ' driver (nvidia-smi) and at JAX_PLATFORMS'
+    text += f', but {", ".join(sorted(unused))} is installed: check the driver'
+    text += ' (nvidia-smi) and JAX_PLATFORMS'
     return Finding('warn', text)
   return Finding('ok', text)
 
 
 def disk(experiment: Experiment, workdir: str) -> Finding:
-  """Free space, against the checkpoints that the run will keep."""
+  """Compares free space with the checkpoints that the run will keep."""
   size = state_bytes(experiment)
-  # Besides the latest: the best one, and one that is being written.
+  # The latest ones, the best one, and one that is being written.
   count = experiment.config['keep_checkpoints'] + 2
   files = pathlib.Path(workdir, FOLDER).rglob('*')
   held = sum(path.stat().st_size for path in files if path.is_file())
@@ -96,31 +102,32 @@ def disk(experiment: Experiment, workdir: str) -> Finding:
   text = f'{size_text(free)} free in {folder}, {size_text(needed)} needed'
   text += f' ({count} checkpoints of {size_text(size)})'
   if free < needed:
-    text += ': make room, name another --workdir, or keep fewer:'
-    text += ' --config.keep_checkpoints=1'
+    text += ': free some space, type another --workdir, or keep fewer'
+    text += ' checkpoints: --config.keep_checkpoints=1'
     return Finding('FAIL', text)
   return Finding('ok', text)
 
 
 def state_bytes(experiment: Experiment) -> int:
+  """Returns the size of the training state."""
   leaves = jax.tree.leaves(experiment.abstract_state())
   return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
 
 
 def _nearest_folder(path: str) -> str:
-  """Returns the folder itself or the nearest one above it that exists."""
+  """Returns `path` or its nearest parent that is a folder."""
   start = pathlib.Path(os.path.abspath(path))
   return next(str(x) for x in (start, *start.parents) if x.is_dir())
 
 
 def checkpoint(experiment: Experiment, workdir: str) -> Finding:
-  """Saves the first state beside the workdir and reads it back."""
+  """Saves the initial state next to the workdir and restores it."""
   state, size = experiment.create_state(), state_bytes(experiment)
   beside = _nearest_folder(os.path.dirname(os.path.abspath(workdir)))
   with writing(beside):
     place = tempfile.TemporaryDirectory(prefix='.doctor.', dir=beside)
   with (
-    StopSignal() as stop,  # Orbax, interrupted in a save, would go on to write.
+    StopSignal() as stop,  # A signal would not stop the threads of Orbax.
     place as folder,
     contextlib.closing(Checkpoints(folder, keep=1)) as checkpoints,
   ):
@@ -132,12 +139,12 @@ def checkpoint(experiment: Experiment, workdir: str) -> Finding:
     restore = time.monotonic() - start - save
   if stop.received:
     sys.exit(128 + stop.received)
-  text = f'{size_text(size)} saved in {save:.2f} s, read in {restore:.2f} s'
-  return Finding('ok', f'{text} and checked')
+  text = f'{size_text(size)} saved in {save:.2f} s, restored and verified in'
+  return Finding('ok', f'{text} {restore:.2f} s')
 
 
 def data(experiment: Experiment) -> Finding:
-  """Both splits: every record of a sample has a good label and an image."""
+  """Decodes a sample of both splits and checks its labels."""
   source = experiment.train_reader.source
   names, count = source.class_names or (), source.num_classes
   shown = names if len(names) < 7 else (*names[:3], '...', *names[-3:])
@@ -153,16 +160,17 @@ def data(experiment: Experiment) -> Finding:
       broken.append(f'{len(errors)} of {len(labels):,} are broken: {errors[0]}')
   text = f'{source.name}: {", ".join(texts)}'
   if broken:
-    return Finding('FAIL', f'{text}. {" ".join(broken)} Prepare the set anew.')
+    fix = 'Prepare the data set again.'
+    return Finding('FAIL', f'{text}. {" ".join(broken)} {fix}')
   if count == 1000 and list(names) != sorted(names):
-    # Published weights of ImageNet have their logits in that order.
-    text += '; not sorted: published weights of ImageNet are for sorted synsets'
+    text += '; classes are not sorted: published weights of ImageNet have their'
+    text += ' logits in the order of sorted synsets'
     return Finding('warn', text)
-  return Finding('ok', f'{text}; all of these decode')
+  return Finding('ok', f'{text}; all of them decode')
 
 
 def _examine(reader: BatchReader) -> tuple[list[str], list[int]]:
-  """Returns what is wrong in a sample, and its labels."""
+  """Returns the errors and the labels of a sample of records."""
   source, errors, labels = reader.source, [], []
   size, last = min(_SAMPLE_SIZE, len(source)), source.num_classes - 1
   indices = np.linspace(0, len(source) - 1, size).astype(int).tolist()
@@ -181,7 +189,7 @@ def _examine(reader: BatchReader) -> tuple[list[str], list[int]]:
 
 
 def step(experiment: Experiment) -> Finding:
-  """Compiles the update and times it on noise that is on the devices."""
+  """Compiles the update and times it on random images on the devices."""
   program = programs.ours(experiment, 'step')
   assert program.facts
   program.seconds(1)  # The first step also loads the program.
@@ -193,7 +201,7 @@ def step(experiment: Experiment) -> Finding:
 
 
 def input_speed(experiment: Experiment, step_rate: float | None) -> Finding:
-  """Reads as the run would and compares with `step_rate`, images/s."""
+  """Compares the reading speed of the run with `step_rate`, in images/s."""
   loader = experiment.loader
   with input.open_reader(experiment) as images_per_second:
     rate = _median(lambda: images_per_second(loader.max_batches), INPUT_SECONDS)
@@ -202,16 +210,15 @@ def input_speed(experiment: Experiment, step_rate: float | None) -> Finding:
   if step_rate is None:
     return Finding('ok', text)
   if rate < step_rate:
-    text += f'; the devices take {step_rate / rate:.1f} times as many: raise'
+    text += f'; the devices need {step_rate / rate:.1f} times as many: raise'
     text += ' --config.data.num_workers or --config.data.num_threads'
     return Finding('warn', f'{text} ({os.cpu_count()} cores)')
-  return Finding(
-    'ok', f'{text}, {rate / step_rate:.1f} times what a step takes'
-  )
+  text += f', {rate / step_rate:.1f} times as many as the devices need'
+  return Finding('ok', text)
 
 
 def _median(measure: Callable[[], float], seconds: float) -> float:
-  """Measures for so many seconds, at least once; returns the median."""
+  """Measures at least once and for `seconds`; returns the median."""
   values, end = [], time.monotonic() + seconds
   while not values or time.monotonic() < end:
     values.append(measure())
