@@ -1,4 +1,4 @@
-"""Command lines of tools; a bad one exits with code 2 and one line on stderr."""
+"""Command lines of tools; errors are one line on stderr and exit code 2."""
 
 import argparse
 from collections.abc import Callable, Sequence

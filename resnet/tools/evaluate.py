@@ -1,27 +1,30 @@
-"""Evaluates a run in detail: several views, calibration, confusions.
+"""Evaluates a run in detail: several views, calibration, confusion matrix.
 
   python -m resnet.tools.evaluate --workdir=runs/digits
   python -m resnet.tools.evaluate ... --views=ten_crop --output=report
 
-Prints top-1, top-5, loss, the expected calibration error and the worst classes;
+Prints top-1, top-5, loss, the expected calibration error and the worst classes.
 --output also writes them to OUTPUT.json, the reliability diagram to OUTPUT.png,
-and the confusion matrix, label by prediction, to OUTPUT.csv. A run that keeps
-moving averages is evaluated with them; --workdir=DIR#raw takes the weights.
+and the confusion matrix (labels in rows, predictions in columns) to OUTPUT.csv.
+Uses the moving averages of the weights if the run keeps them; --workdir=DIR#raw
+uses the raw weights.
 
 --views averages the probabilities of several views: flip, the mirror image;
 ten_crop, corners and centre with their mirror images; scales, the central
 square and its mirror image with the shorter side resized to each of --scales
-(by default those of He et al. 2016, section 3.4, in proportion to the size of
-evaluation). Where memory is short, take a smaller --config.batch_size.
+(by default those of He et al. 2016, section 3.4, in proportion to the image
+size). If memory is short, use a smaller --config.batch_size.
 
---precise_bn=N takes the batch statistics anew, of the first N training images
-(Wu and Johnson 2021, section 3), and shows what changed; the checkpoint stays.
+--precise_bn=N recomputes the batch statistics from the first N training images
+(Wu and Johnson 2021, section 3) and prints the change; the checkpoint stays as
+it is.
 
---on evaluates on another TFDS set of the same classes, such as
+--on evaluates on another TFDS data set with the same classes, such as
 imagenet_v2/matched-frequency (Recht et al. 2019).
 
---real_labels=real.json adds the ReaL top-1 (Beyer et al. 2020): right is any of
-the labels that the file has for an image; images without labels do not count.
+--real_labels=real.json adds the ReaL top-1 (Beyer et al. 2020): a prediction is
+right if it is any of the labels in the file; images without labels do not
+count.
 """
 
 import argparse
@@ -50,6 +53,7 @@ from resnet.weights import split_raw
 
 
 def main(args: argparse.Namespace) -> None:
+  """Evaluates, prints and writes the report."""
   run = experiment_lib.resolve(args.config)
   _check(args)
   sides = _sides(args, run.eval_image_shape[0])
@@ -98,16 +102,16 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-  """Refuses bad values before all the work."""
+  """Refuses bad values before any work is done."""
   if args.scales is not None and args.views != 'scales':
-    raise InputError('--scales is for --views=scales: give that, too.')
+    raise InputError('--scales needs --views=scales.')
   if args.on is None and (args.split, args.data_dir) != (None, None):
-    raise InputError('--split and --data_dir are for --on: give that, too.')
+    raise InputError('--split and --data_dir need --on.')
   if args.output is None:
     return
   if os.path.isdir(args.output) or not os.path.basename(args.output):
     raise InputError(
-      f'--output={args.output} names no file: type'
+      f'--output={args.output} is a folder: type'
       f' --output={os.path.join(args.output, "report")}'
     )
   folder = os.path.dirname(args.output) or '.'
@@ -117,29 +121,29 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _sides(args: argparse.Namespace, size: int) -> tuple[int, ...]:
-  """Returns the sides of --views=scales; of other views none."""
+  """Returns the sides for --views=scales in pixels; () for other views."""
   if args.views != 'scales':
     return ()
   if args.scales is None:
     return paper_sides(size)
   try:
     sides = tuple(map(int, args.scales.split(',')))
+    if not all(map(FIELDS['data.image_size'].accepts, sides)):
+      raise ValueError
   except ValueError:
-    sides = ()
-  if not sides or not all(map(FIELDS['data.image_size'].accepts, sides)):
     raise InputError(
-      f'--scales={args.scales} are not sides of 1 to 4096 pixels:'
+      f'--scales={args.scales} is not a list of 1 to 4096 pixels:'
       ' type --scales=224,256,384'
-    )
+    ) from None
   return sides
 
 
 def _print(report: Mapping[str, Any], names: Sequence[str] | None) -> None:
   def name(label: int) -> str:
-    # A network may have more logits than the set has classes.
-    if names and label < len(names):
-      return names[label]
-    return f'class {label}'
+    # A network may have more logits than the data set has classes.
+    return (
+      (names or ())[label] if label < len(names or ()) else f'class {label}'
+    )
 
   print(
     f'{report["num_examples"]:,} images of {report["images"]}, views:'
@@ -155,7 +159,7 @@ def _print(report: Mapping[str, Any], names: Sequence[str] | None) -> None:
   if num := report['num_not_finite']:
     print(
       f'  warning: the logits of {num:,} images are not finite; they count as'
-      ' wrong'
+      ' wrong predictions'
     )
   print(
     f'  calibration error {report["ece"]:.4f}'
@@ -165,7 +169,7 @@ def _print(report: Mapping[str, Any], names: Sequence[str] | None) -> None:
     before = precise['running_statistics']['top1']
     print(
       f'  batch statistics of {precise["num_images"]:,} training images: top-1'
-      f' {report["top1"] - before:+.4f} (the running ones: {before:.4f})'
+      f' {report["top1"] - before:+.4f} (running statistics: {before:.4f})'
     )
   for entry in report['worst_classes']:
     text = f'  {name(entry["label"])}: top-1 {entry["top1"]:.4f}'
@@ -181,7 +185,7 @@ def _save(
   sums: Mapping[str, np.ndarray],
   model: str,
 ) -> None:
-  """Writes OUTPUT.json, .csv (confusions) and .png (reliability)."""
+  """Writes OUTPUT.json, .csv (confusion matrix) and .png (reliability)."""
   names = ('count', 'confidence', 'top1')
   bins = {name: sums[f'bin_{name}'].astype(float) for name in names}
   lists = {name: values.tolist() for name, values in bins.items()}
@@ -201,17 +205,20 @@ def parser() -> command.Parser:
   """Returns the parser of the command line."""
   result = command.ConfigParser('evaluate', __doc__)
   add = result.add_argument
-  add('--workdir', required=True, metavar='DIR', help='of the run')
+  add('--workdir', required=True, metavar='DIR', help='folder of the run')
   add('--checkpoint', choices=('best', 'latest'), default='best')
   add('--views', choices=views.VIEWS, default='center')
-  add('--on', metavar='SET', help='other images of the same classes')
-  add('--split', help='of --on; without it, the only one')
-  add('--data_dir', metavar='DIR', help='of --on; else that of the config')
+  add('--on', metavar='SET', help='another data set with the same classes')
+  add('--split', help='split of --on; default: its only one')
+  add(
+    '--data_dir', metavar='DIR', help='data_dir of --on; default: as --config'
+  )
   add('--real_labels', metavar='FILE', help='real.json of ImageNet-ReaL')
   add('--scales', metavar='N,N,...', help='pixels, for --views=scales')
-  add('--precise_bn', type=int, metavar='N', help='of so many training images')
-  add('--worst', type=command.positive, default=5, metavar='N', help='classes')
-  add('--output', metavar='FILE', help='without an ending')
+  add('--precise_bn', type=int, metavar='N', help='number of training images')
+  text = 'number of worst classes to print; default: %(default)s'
+  add('--worst', type=command.positive, default=5, metavar='N', help=text)
+  add('--output', metavar='FILE', help='path without an extension')
   return result
 
 

@@ -1,13 +1,13 @@
-"""A trained network for other programs: StableHLO, ONNX or OpenVINO.
+"""Exports a trained network as StableHLO, ONNX or OpenVINO.
 
   export='python -m resnet.tools.export --weights=SOURCE'
   $export --format=stablehlo --platforms=cpu,cuda,tpu --out=DIR
   $export --format=onnx --with-preprocessing --out=DIR
 
-DIR gets the program, for any batch size, its weights, and manifest.json:
-class names, preprocessing, versions, checksum. It is run beside the network
-before it is kept: StableHLO must give the same bits on a CPU, the others the
-logits within 1e-5. `resnet.tools.predict --weights=DIR` uses it.
+Writes the program, for any batch size, its weights and manifest.json (class
+names, preprocessing, versions, checksum) to DIR. Before that, compares it with
+the network: StableHLO must give the same bits on a CPU, other formats the same
+logits within 1e-5. `resnet.tools.predict --weights=DIR` runs it.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from resnet.tools import command
 
 
 def main(args: argparse.Namespace) -> None:
-  """Exports and says what was checked."""
+  """Exports and prints the largest difference from the network."""
   manifest = export(
     read_weights(args.weights, args.model),
     args.out,
@@ -42,13 +42,13 @@ def parser() -> command.Parser:
   result = command.Parser('export', __doc__)
   add = result.add_argument
   add('--weights', metavar='SOURCE', required=True)
-  add('--model', help='default: the one that SOURCE names')
+  add('--model', help='default: the network that SOURCE names')
   needs = (formats.get_format(name).HELP for name in formats.NAMES)
   needs = '; '.join(filter(None, needs))
   add('--format', choices=formats.NAMES, required=True, help=needs)
   add('--out', metavar='DIR', required=True, help='a new folder')
   add('--platforms', default='cpu', help='for StableHLO: cpu,cuda,tpu')
-  text = 'take uint8 pixels, and normalise them inside'
+  text = 'let the program take uint8 pixels and normalise them'
   add('--with-preprocessing', action='store_true', help=text)
   return result
 

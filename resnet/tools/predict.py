@@ -1,4 +1,4 @@
-"""What is in a picture: the likeliest classes, features, maps.
+"""Predicts the most likely classes of images, their features and maps.
 
   predict='python -m resnet.tools.predict --weights=SOURCE'
   $predict one.png FOLDER --top=3
@@ -7,9 +7,9 @@
   $predict one.png --explain=DIR --stage=stage3
 
 A SOURCE is a workdir (its best checkpoint), an Orbax checkpoint, a .safetensors
-file in the names of torchvision or timm, hf-hub:OWNER/NAME@REVISION, or a
-folder of resnet.tools.export. Images are PNG or JPEG, prepared as is recorded
-with the weights. A line each on stdout.
+file with the names of torchvision or timm, hf-hub:OWNER/NAME@REVISION, or a
+folder of resnet.tools.export. Images are PNG or JPEG and are preprocessed as
+recorded with the weights. Prints a line for each image.
 """
 
 import argparse
@@ -40,8 +40,8 @@ def main(args: argparse.Namespace) -> None:
   name, count = collections.Counter(files.values()).most_common(1)[0]
   if args.explain and count > 1:
     raise InputError(
-      f'{count} images are called {name}, as their maps would be: take them one'
-      ' by one.'
+      f'{count} images are called {name}, so their maps would overwrite each'
+      ' other: predict them one by one.'
     )
   network = open_network(args.weights, args.model, args.dtype)
   transform = ImageTransform(
@@ -49,13 +49,13 @@ def main(args: argparse.Namespace) -> None:
   )
   maps = ['cam', *(f'gradcam_{stage}' for stage in args.stage)]
   outputs = [args.features or 'probabilities', *(maps if args.explain else [])]
-  # One image does not wait for the padding of many.
+  # A few images are not padded to a whole batch.
   size = min(args.batch_size, len(files))
   predictor = Predictor(network, outputs, [size * transform.num_views])
   batches = _batches(args, transform, list(files))
 
   def results() -> Iterator[tuple[list[str], np.ndarray]]:
-    """Yields names [B] and means over the views; writes the maps."""
+    """Yields names [B] and outputs averaged over views; writes the maps."""
     for (names, crops), rows in predictor.stream(batches):
       by_view = {
         kind: values.reshape(-1, transform.num_views, *values.shape[1:])
@@ -81,7 +81,7 @@ def _batches(
   args: argparse.Namespace, transform: ImageTransform, files: list[str]
 ) -> Iterator[tuple[tuple[list[str], np.ndarray], np.ndarray]]:
   """Yields names [B] and central crops [B, S, S, C], and all crops."""
-  # None where stderr is a file.
+  # disable=None: no bar if stderr is a file.
   bar = tqdm.tqdm(total=len(files), unit=' images', disable=None)
   with ThreadPoolExecutor(args.num_threads) as pool, bar:
     for start in range(0, len(files), args.batch_size):
@@ -95,7 +95,7 @@ def _batches(
         elif args.on_bad_image == 'error':
           raise image
         else:
-          bar.write(f'left out: {image}', file=sys.stderr)
+          bar.write(f'skipped: {image}', file=sys.stderr)
       if names:
         yield (names, np.stack([i[0] for i in images])), np.concatenate(images)
 
@@ -103,7 +103,7 @@ def _batches(
 def _print(
   args: argparse.Namespace, network: Network, files: list[str], rows: np.ndarray
 ) -> None:
-  """Prints a line for each image: its likeliest classes, the first first."""
+  """Prints a line for each image: its classes, the most likely first."""
   for file, row in zip(files, rows, strict=True):
     if not np.all(np.isfinite(row)):
       text = f'warning: the logits of {readable(file)} are not finite'
@@ -120,9 +120,12 @@ def _print(
 
 def _check(args: argparse.Namespace) -> None:
   if bool(args.features) != bool(args.out):
-    raise InputError('Features need a file: --features=pooled --out=FILE.npz')
+    raise InputError(
+      '--features and --out need each other: type --features=pooled'
+      ' --out=FILE.npz'
+    )
   if args.features and (args.views != 'center' or args.json):
-    raise InputError('--features goes without --flip, --ten_crop and --json.')
+    raise InputError('--features excludes --flip, --ten_crop and --json.')
   if args.stage and not args.explain:
     raise InputError('--stage needs --explain=DIR.')
 
@@ -133,12 +136,12 @@ def parser() -> command.Parser:
   add = result.add_argument
   add('images', metavar='IMAGE|FOLDER', nargs='+')
   add_arguments(result)
-  add('--top', type=command.positive, default=5, help='classes a line')
-  add('--json', action='store_true', help='a JSON object a line')
+  add('--top', type=command.positive, default=5, help='classes per image')
+  add('--json', action='store_true', help='print a JSON object per image')
   result.set_defaults(views='center')
   group = result.add_mutually_exclusive_group()
   for views, text in (
-    ('flip', 'average with the mirror image'),
+    ('flip', 'average over the image and its mirror image'),
     ('ten_crop', 'average over corners, centre, and their mirror images'),
   ):
     flags = dict.fromkeys((f'--{views.replace("_", "-")}', f'--{views}'))
@@ -146,13 +149,13 @@ def parser() -> command.Parser:
       *flags, action='store_const', const=views, dest='views', help=text
     )
   add('--features', metavar='NAME', help='pooled, stem, stage1, ...')
-  add('--out', metavar='FILE', help='of the features: .npz or .parquet')
-  add('--explain', metavar='DIR', help='for the class activation maps')
-  text = 'with --explain: Grad-CAM of this stage too; may be repeated'
+  add('--out', metavar='FILE', help='file of the features: .npz or .parquet')
+  add('--explain', metavar='DIR', help='folder for class activation maps')
+  text = 'with --explain: add Grad-CAM of this stage; may be repeated'
   add('--stage', action='append', default=[], metavar='stageN', help=text)
   add('--batch-size', type=command.positive, default=32, help='images')
-  add('--num-threads', type=command.positive, default=4, help='that decode')
-  text = 'skip: leave out what is no image, and say so on stderr'
+  add('--num-threads', type=command.positive, default=4, help='for decoding')
+  text = 'skip: warn about files that cannot be decoded and continue'
   add('--on-bad-image', choices=('error', 'skip'), default='error', help=text)
   return result
 

@@ -1,11 +1,11 @@
-"""Prepares a data set once, so that training reads it fast and safely.
+"""Converts a data set to ArrayRecord, once, for fast random access.
 
   python -m resnet.tools.prepare --from=KIND --source=PATH --out=DIR
 
 imagenet: the folder of ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar.
 folder: PATH/train/CLASS/FILE and PATH/val/CLASS/FILE, JPEG or PNG; val may be
 validation or test, too. tfds: a set that is prepared already. idx: the files of
-MNIST and its kin. cifar: a binary archive, cifar-10-binary.tar.gz or
+MNIST or Fashion-MNIST. cifar: a binary archive, cifar-10-binary.tar.gz or
 cifar-100-binary.tar.gz, or its folder.
 
 Writes ArrayRecord in TFDS's layout to DIR/NAME/1.0.0, which training finds with
@@ -31,7 +31,7 @@ from resnet.errors import InputError, RunError
 from resnet.files import Lock, writing
 from resnet.tools import command
 
-# A function of --source and --name for each --from, which returns the splits.
+# By value of --from, a function (source, name) -> splits.
 _OPENERS = {
   'imagenet': imagenet.open_splits,
   'folder': folder_lib.open_splits,
@@ -39,11 +39,12 @@ _OPENERS = {
   'idx': idx.open_splits,
   'cifar': cifar.open_splits,
 }
-# Records of a split by which an unfinished set is compared with its source.
+# Records per split that identify the source of an unfinished data set.
 _NUM_COMPARED = 256
 
 
 def main(args: argparse.Namespace) -> None:
+  """Writes the data set, or verifies a finished one."""
   parent = os.path.join(args.out, _name(args))
   folder, manifest = os.path.join(parent, writer.VERSION), None
   if not os.path.isdir(folder):
@@ -60,7 +61,7 @@ def main(args: argparse.Namespace) -> None:
   if manifest is None:
     with _bar('compared') as bar:
       manifest = writer.verify(folder, bar.update)
-    print('Prepared already; all files are as the manifest says.')
+    print('Already prepared; all files match the manifest.')
   _check_by_tfds(args.out, folder, manifest)
   for text in manifest['left_out']:
     print(f'left out: {text}')
@@ -74,7 +75,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def make_job(args: argparse.Namespace) -> Job:
-  """Returns what the command line asks for."""
+  """Returns the splits, the encoding and the folder to write."""
   name = _name(args)
   splits = _OPENERS[args.kind](args.source, name)
   first = next(iter(splits.values()))
@@ -82,8 +83,8 @@ def make_job(args: argparse.Namespace) -> Job:
     # TFDS reads the names back from a file of one name a line.
     if text.encode(errors='ignore').decode().strip().splitlines() != [text]:
       raise InputError(
-        f'The class name {text!r} is not one line of UTF-8 without blanks'
-        ' around it, and a prepared set cannot hold it: rename the class.'
+        f'The class name {text!r} cannot be stored: it is not one line of UTF-8'
+        ' without blanks around it; rename the class.'
       )
   return Job(
     name=name,
@@ -105,8 +106,8 @@ def make_job(args: argparse.Namespace) -> Job:
 
 
 def _name(args: argparse.Namespace) -> str:
-  """Returns --name, or a name made of the last part of --source."""
-  # Without the version of a prepared set.
+  """Returns --name, or a name derived from the last part of --source."""
+  # Remove the version of a prepared set.
   path = re.sub(r'/\d+\.\d+\.\d+$', '', os.path.normpath(args.source))
   name = re.sub('[^a-z0-9]+', '_', os.path.basename(path).lower()).strip('_')
   if args.kind == 'imagenet':
@@ -116,8 +117,8 @@ def _name(args: argparse.Namespace) -> str:
   name = args.name or name
   if not re.fullmatch('[a-z][a-z0-9_]*', name):
     raise InputError(
-      f'{name!r} is no name of a set: small letters, digits, underscores, a'
-      ' letter first: --name=NAME'
+      f'{name!r} is not a valid name: type --name=NAME with lower-case letters,'
+      ' digits and underscores, a letter first.'
     )
   return name
 
@@ -130,8 +131,8 @@ def _check_by_tfds(out: str, folder: str, manifest: dict[str, Any]) -> None:
     is_same = names is None or source.class_names == tuple(names)
     if len(source) != count or not is_same:
       raise RunError(
-        f'{folder} does not open as it was written: {len(source)} images of'
-        f' {split} for {count}, class names {source.class_names} for {names}.'
+        f'{folder} cannot be read back: {split} has {len(source)} images, not'
+        f' {count}; class names {source.class_names} instead of {names}.'
         ' Delete it and prepare it again.'
       )
     for index in (0, count - 1):
@@ -146,21 +147,24 @@ def parser() -> command.Parser:
   """Returns the parser of the command line."""
   result = command.Parser('prepare', __doc__)
   add = result.add_argument
-  text = 'the kind of source'
+  text = 'kind of source'
   add('--from', dest='kind', required=True, choices=_OPENERS, help=text)
   add('--source', required=True, metavar='PATH', help='a folder or file')
-  text = 'of prepared sets (data_dir)'
+  text = 'folder of prepared sets (data_dir)'
   add('--out', required=True, metavar='DIR', help=text)
-  add('--name', help="of the set; default: the source's last part")
-  text = 'shrink larger images to this shorter side, pixels, once and for all'
+  add('--name', help='name of the set; default: the last part of --source')
+  text = 'shrink images with a longer shorter side to this one, in pixels'
   add('--resize', metavar='SHORT_SIDE', type=int, help=text)
-  text = 'of JPEG after --resize, 1 to 100; default: %(default)s'
+  text = 'JPEG quality of resized images, 1 to 100; default: %(default)s'
   add('--quality', type=int, default=90, help=text)
-  text = 'store pixels of one size; with --resize, of the central square'
+  text = 'store pixels of one size; with --resize, the central square'
   add('--raw', action='store_true', help=text)
-  text = 'leave images that cannot be decoded out, and list them'
+  text = 'skip and list images that cannot be decoded'
   add('--skip-bad', action='store_true', help=text)
-  text, cores = 'shards in work at a time; default: %(default)s', os.cpu_count()
+  text, cores = (
+    'shards to write in parallel; default: %(default)s',
+    os.cpu_count(),
+  )
   add('--threads', type=command.positive, default=cores or 1, help=text)
   return result
 

@@ -1,10 +1,10 @@
-"""Measures how well a linear classifier separates features.
+"""Measures how well a linear classifier separates the features of a network.
 
   python -m resnet.tools.probe --weights=SOURCE --data=digits
 
-The pooled features of SOURCE (see resnet.tools.predict) for the images of a
-TFDS set are standardised, and a logistic regression is fitted to 5, 20, 100 and
-all labels a class. The few are drawn by --seeds random seeds; shown are mean
+Standardises the pooled features of SOURCE (see resnet.tools.predict) for the
+images of a TFDS data set, and fits logistic regressions to 5, 20, 100 and all
+labels per class. Few labels are drawn with --seeds random seeds. Prints mean
 and standard deviation of the accuracy on the evaluation split.
 """
 
@@ -27,7 +27,7 @@ _BATCH_SIZE = 64
 
 
 def main(args: argparse.Namespace) -> None:
-  """Extracts features of both splits, fits, prints."""
+  """Extracts the features of both splits, fits and prints."""
   sources = [
     open_source(args.data, split, data_dir=args.data_dir)
     for split in (args.train_split, args.eval_split)
@@ -41,14 +41,14 @@ def main(args: argparse.Namespace) -> None:
     f'{network.name} on {args.data}: {len(train[1]):,} training and'
     f' {len(test[1]):,} test images, {train[0].shape[1]} features'
   )
-  print('labels a class   top-1')
+  print('labels per class top-1')
   for count in _COUNTS:
     if count and count >= np.bincount(train[1]).max():
-      continue  # Every class has fewer: this is the line of all.
+      continue  # No class has more labels, so this equals the last line.
     seeds = args.seeds if count else 1
     scores = [score(train, test, count, seed) for seed in range(seeds)]
     spread = f' ± {np.std(scores, ddof=1):.4f}' if seeds > 1 else ''
-    print(f'{count or "all":>14}   {np.mean(scores):.4f}{spread}')
+    print(f'{count or "all":>16} {np.mean(scores):.4f}{spread}')
 
 
 def _features(
@@ -87,7 +87,7 @@ def score(
   count: int | None,
   seed: int,
 ) -> float:
-  """Returns the test accuracy with `count` labels a class; None: all."""
+  """Returns the test accuracy with `count` labels per class (None: all)."""
   from sklearn.linear_model import LogisticRegression  # A slow import.
   from sklearn.pipeline import make_pipeline
   from sklearn.preprocessing import StandardScaler
@@ -110,13 +110,12 @@ def parser() -> command.Parser:
   result = command.Parser('probe', __doc__)
   add = result.add_argument
   add_arguments(result)
-  add('--data', metavar='NAME', required=True, help='TFDS set')
+  add('--data', metavar='NAME', required=True, help='TFDS data set')
   add('--data-dir', metavar='DIR', help="default: TFDS's")
   add('--train-split', default='train')
   add('--eval-split', default='test')
-  add(
-    '--seeds', type=command.positive, default=5, help='draws of the few labels'
-  )
+  text = 'number of draws of few labels'
+  add('--seeds', type=command.positive, default=5, help=text)
   return result
 
 

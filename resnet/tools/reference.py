@@ -1,8 +1,8 @@
-"""Makes the band of a reference from finished runs of several seeds.
+"""Writes the band of a reference from complete runs with several seeds.
 
   python -m resnet.tools.reference runs/digits_seed* --output=band.json
 
-Training warns when a run leaves it: python main.py --reference=band.json
+Training warns when a run leaves the band: python main.py --reference=band.json
 """
 
 import argparse
@@ -20,7 +20,7 @@ from resnet.tools import command
 
 
 def main(args: argparse.Namespace) -> None:
-  """Checks the runs and writes their band."""
+  """Checks that the runs are comparable and writes their band."""
   histories = [read_history(workdir) for workdir in args.workdirs]
   free = {'seed', *FREE_FIELDS}
   config = {k: v for k, v in histories[0].config.items() if k not in free}
@@ -30,16 +30,16 @@ def main(args: argparse.Namespace) -> None:
     for field, value in config.items():
       if (other := history.config.get(field)) != value:
         raise InputError(
-          f'The runs differ in {field}: {value!r} and {other!r}; only their'
-          ' seeds may differ.'
+          f'The runs differ in {field}: {value!r} and {other!r}. Only their'
+          ' seeds may differ: leave out the other runs.'
         )
   seeds = {history.config['seed'] for history in histories}
   if not 3 <= len(seeds) == len(histories):
     raise InputError(
-      'A band needs at least 3 runs with different seeds; these are'
+      'A band needs at least 3 runs with different seeds, not'
       f' {len(histories)} runs with {len(seeds)} seeds.'
     )
-  # The loss deviates early; the accuracy is the result.
+  # The loss shows a deviation early; the accuracy is the result.
   bands = {x: _band(histories, x) for x in ('train/loss', 'eval/top1')}
   fields = {'num_seeds': len(seeds), 'config': config, 'bands': bands}
   with writing(f'--output={args.output}'):
@@ -49,13 +49,13 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _band(histories: list[History], metric: str) -> dict[str, Any]:
-  """Returns mean and deviation of a metric at the steps that all runs have."""
+  """Returns mean and deviation of a metric at the steps of all runs."""
   curves = [dict(zip(*h.series(metric), strict=True)) for h in histories]
   steps = sorted(map(int, set.intersection(*map(set, curves))))
   values = np.array([[curve[step] for step in steps] for curve in curves])
   if not np.isfinite(values).all():
     raise InputError(f'{metric} of a run is not finite: leave that run out.')
-  # An accuracy is known to one image.
+  # One image is the resolution of an accuracy.
   one = 1 / histories[0].derived['num_eval_examples']
   std = np.maximum(values.std(0, ddof=1), one if 'top1' in metric else 1e-9)
   mean = values.mean(axis=0)

@@ -1,8 +1,8 @@
-"""Shows runs side by side: curves, final numbers, where they differ.
+"""Compares runs: their curves, last metrics and different fields.
 
   python -m resnet.tools.report runs/digits runs/other --output=report.png
 
-Prints the tables and writes the curves.
+Prints tables and writes the curves.
 """
 
 import argparse
@@ -33,7 +33,7 @@ _COLUMNS = (
 
 
 def main(args: argparse.Namespace) -> None:
-  """Reads the runs, draws and prints them."""
+  """Reads the runs, draws their curves and prints their tables."""
   if not args.output.endswith('.png'):
     raise InputError(f'--output={args.output} must end in .png.')
   histories = []
@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> None:
   with writing(f'--output={args.output}'):
     os.makedirs(os.path.dirname(args.output) or '.', exist_ok=True)
     figures.save(draw_curves(histories, names), args.output)
-  print(command.table(_numbers(histories, names)))
+  print(command.table(_last_metrics(histories, names)))
   differences = _differences(histories, names)
   if len(differences) > 1:
     print(f'\n{command.table(differences)}')
@@ -59,13 +59,13 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _names(workdirs: Sequence[str]) -> list[str]:
-  """Returns the paths without what they begin with in common."""
+  """Returns the paths relative to their common parent."""
   paths = [os.path.abspath(workdir) for workdir in workdirs]
   above = os.path.commonpath([os.path.dirname(path) for path in paths])
   return [os.path.relpath(path, above) for path in paths]
 
 
-def _numbers(histories: Sequence[History], names: Sequence[str]) -> Rows:
+def _last_metrics(histories: Sequence[History], names: Sequence[str]) -> Rows:
   rows = [['run', 'step', *(title for title, _, _ in _COLUMNS)]]
   for history, name in zip(histories, names, strict=True):
     step = history.lines[-1]['step']
@@ -78,8 +78,8 @@ def _numbers(histories: Sequence[History], names: Sequence[str]) -> Rows:
 
 
 def _differences(histories: Sequence[History], names: Sequence[str]) -> Rows:
-  """Returns the fields of the configs, hardware and commit that differ."""
-  sides = [
+  """Returns rows of the fields, hardware and commits that differ."""
+  runs = [
     {field: repr(value) for field, value in history.config.items()}
     | {
       'hardware': ', '.join(history.hardware) or 'unknown',
@@ -88,8 +88,8 @@ def _differences(histories: Sequence[History], names: Sequence[str]) -> Rows:
     for history in histories
   ]
   rows = [['field', *names]]
-  for field in dict.fromkeys(field for side in sides for field in side):
-    values = [side.get(field, 'none') for side in sides]
+  for field in dict.fromkeys(field for run in runs for field in run):
+    values = [run.get(field, 'none') for run in runs]
     if len(set(values)) > 1:
       rows.append([field, *values])
   return rows

@@ -1,12 +1,12 @@
-"""A network behind a web page and POST /predict.
+"""Serves a network as a web page and as POST /predict.
 
   python -m resnet.tools.serve --weights=SOURCE
   curl 127.0.0.1:8000/predict -F image=@cat.jpg -F image=@dog.jpg
 
 SOURCE is as for resnet.tools.predict. The page is http://127.0.0.1:8000; other
-machines reach it only with --host. Images of all requests are predicted
-together; Prometheus finds numbers at /metrics. SIGTERM or Ctrl-C: what was
-accepted is answered first. Needs: pip install -r requirements-serve.txt
+machines can reach it only with --host. Images of concurrent requests share
+batches; /metrics is for Prometheus. On SIGTERM or Ctrl-C, accepted requests are
+answered first. Needs: pip install -r requirements-serve.txt
 """
 
 import argparse
@@ -24,7 +24,7 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
 def main(args: argparse.Namespace) -> None:
-  """Compiles, then serves until a signal."""
+  """Compiles the network and serves it until a signal."""
   wait = args.wait_milliseconds
   if not 0 <= wait <= 1000:
     raise InputError(f'--wait-milliseconds={wait} is not in 0 .. 1000.')
@@ -34,14 +34,15 @@ def main(args: argparse.Namespace) -> None:
     from resnet.serving.app import Server, create_app
   except ImportError as error:
     raise InputError(
-      f'Serving needs packages ({error}): pip install -r requirements-serve.txt'
+      f'Serving needs more packages ({error}): type pip install -r'
+      ' requirements-serve.txt'
     ) from None
   try:  # Take the port before anything is compiled.
     listener = socket.create_server((args.host, args.port), backlog=1024)
   except (OSError, OverflowError) as error:
     flags = f'--host={args.host} --port={args.port}'
     text = getattr(error, 'strerror', None) or error
-    raise InputError(f'{flags}: {text}. Name another --port.') from None
+    raise InputError(f'{flags}: {text}. Type another --port.') from None
   with listener:
     network = open_network(args.weights, args.model, args.dtype)
     outputs = [n for n in ('probabilities', 'cam') if n in network.outputs]
@@ -66,7 +67,7 @@ def main(args: argparse.Namespace) -> None:
     print(f'{network.name}: http://{host}:{port}', flush=True)
     try:
       uvicorn.Server(config).run(sockets=[listener])
-    except KeyboardInterrupt:  # At the end uvicorn sends itself the signal.
+    except KeyboardInterrupt:  # uvicorn raises the signal again at its end.
       sys.exit(130)
 
 
@@ -75,15 +76,16 @@ def parser() -> command.Parser:
   result = command.Parser('serve', __doc__)
   add = result.add_argument
   add_arguments(result)
-  add('--host', default='127.0.0.1', help='0.0.0.0 is for all machines')
-  add('--port', type=int, default=8000, help='0: any that is free')
+  text = '0.0.0.0 accepts requests from all machines'
+  add('--host', default='127.0.0.1', help=text)
+  add('--port', type=int, default=8000, help='0: any free port')
   add('--max-batch', type=int, choices=_SIZES, default=16, help='images')
-  text = 'to wait for more images after the first of a batch'
+  text = 'wait this long for more images after the first one of a batch'
   add('--wait-milliseconds', type=float, default=5.0, help=text)
   for name, default, text in (
-    ('max-waiting', 256, 'images; more are answered with 503'),
-    ('request-seconds', 10, 'for the body of a request to arrive'),
-    ('grace-seconds', 30, 'after a signal, to answer what was accepted'),
+    ('max-waiting', 256, 'images; further requests are answered with 503'),
+    ('request-seconds', 10, 'timeout for the body of a request'),
+    ('grace-seconds', 30, 'timeout for accepted requests after a signal'),
   ):
     add(f'--{name}', type=command.positive, default=default, help=text)
   return result

@@ -1,14 +1,14 @@
-"""Networks as the papers' tables show them, counted from the traced program.
+"""Prints networks as tables of the papers do, counted from the traced program.
 
   python -m resnet.tools.summary resnet50
   python -m resnet.tools.summary resnet50_v1 resnet101_v1 --markdown
   python -m resnet.tools.summary --all
 
-Of one image: multiply-adds of convolutions and dense layers, with one operation
-besides for each multiplication and addition elsewhere (batch norm: two for each
-element); activations are the elements that convolutions and dense layers write.
-Training memory is an estimate for a batch: parameters, gradients and momentum,
-and the inputs and outputs of convolutions, kept for the backward pass.
+For one image: multiply-adds of convolutions and dense layers, plus one for each
+multiplication or addition in other layers (batch norm: two per element).
+Activations are the outputs of convolutions and dense layers, in elements.
+Training memory is an estimate for a batch: parameters, gradients, momentum, and
+the inputs and outputs of convolutions, which the backward pass needs.
 """
 
 import argparse
@@ -27,14 +27,15 @@ _COLUMNS = ['parameters', 'multiply-adds', 'activations', 'training memory']
 
 
 def main(args: argparse.Namespace) -> None:
+  """Traces the networks and prints their table."""
   if args.all == bool(args.names):
-    raise InputError('Name networks, or give --all, not both.')
+    raise InputError('Type names of networks or --all, and not both.')
   names = list_models() if args.all else args.names
   models = {name: create_model(name) for name in names}
   networks = {
     name: cost_lib.trace(
       name,
-      # He et al. 2016: 224 pixels for the nets of Table 1, 32 for CIFAR's.
+      # He et al. 2016 use 224 pixels for ImageNet and 32 for CIFAR.
       args.image_size or (32 if model.num_classes == 10 else 224),
       dtype=jnp.dtype(args.dtype),
     )
@@ -60,7 +61,7 @@ def main(args: argparse.Namespace) -> None:
 def _figures(
   network: NetworkCost, batch_size: int, part: str | None = None
 ) -> tuple[str, ...]:
-  """Returns the cells of _COLUMNS, of the network or of one part."""
+  """Returns the values of _COLUMNS for the network or one part of it."""
   cost = network.costs[part] if part else network.total
   return (
     f'{network.num_params(part):,}',
@@ -71,33 +72,31 @@ def _figures(
 
 
 def _layers(network: NetworkCost, part: str) -> str:
-  """Returns a cell of Table 1, such as '[1x1 64, 3x3 64, 1x1 256] x 3'."""
+  """Returns layers as in He et al.'s Table 1: '[3x3 64, 3x3 64] x 2'."""
   if part == 'head':
     return f'average pool, dense {network.model.num_classes}'
   params = network.params.items()
-  cells = [_convs({m: t for m, t in params if m.startswith(f'{part}_conv')})]
+  texts = [_convs({m: t for m, t in params if m.startswith(f'{part}_conv')})]
   if part == 'stage1' and getattr(network.model, 'stem_pool', False):
-    cells.append('3x3 max-pool')
+    texts.append('3x3 max-pool')
   blocks = [_convs(tree) for m, tree in params if m.startswith(f'{part}_block')]
-  # Blocks that differ only in what they see are one in Table 1.
-  cells += [
-    f'[{text}] x {blocks.count(text)}' for text in dict.fromkeys(blocks)
-  ]
-  return '; '.join(filter(None, cells))
+  # The table joins blocks that differ only in the shape of their input.
+  texts += [f'[{x}] x {blocks.count(x)}' for x in dict.fromkeys(blocks)]
+  return '; '.join(filter(None, texts))
 
 
 def _convs(modules: Any) -> str:
-  """'1x1 128, 3x3 128 (groups 32), 1x1 256' of the convolutions in a row."""
-  cells, channels = [], None
+  """Returns successive convolutions: '1x1 128, 3x3 128 (groups 32)'."""
+  texts, channels = [], None
   for name, tree in sorted(modules.items()):
     if 'conv' not in name or 'shortcut' in name:
       continue
     height, width, inputs, filters = tree['kernel'].shape
     groups = channels // inputs if channels else 1
     suffix = f' (groups {groups})' if groups > 1 else ''
-    cells.append(f'{height}x{width} {filters}{suffix}')
+    texts.append(f'{height}x{width} {filters}{suffix}')
     channels = filters
-  return ', '.join(cells)
+  return ', '.join(texts)
 
 
 def parser() -> command.Parser:
@@ -106,7 +105,9 @@ def parser() -> command.Parser:
   add = result.add_argument
   add('names', nargs='*', metavar='NETWORK')
   add('--all', action='store_true', help='all networks')
-  add('--image-size', type=command.positive, help='pixels; default: its own')
+  add(
+    '--image-size', type=command.positive, help='pixels; default: 224, CIFAR 32'
+  )
   add('--batch-size', type=command.positive, default=32, help='default: 32')
   add('--dtype', choices=('float32', 'bfloat16'), default='float32')
   add('--markdown', action='store_true')

@@ -1,11 +1,11 @@
-"""Weights from one place to another: convert, inspect.
+"""Converts and inspects weights.
 
   python -m resnet.tools.weights inspect resnet50.safetensors
   python -m resnet.tools.weights convert runs/digits digits.safetensors
 
-A SOURCE is a .safetensors file in the names of torchvision or timm,
-hf-hub:OWNER/NAME@REVISION, an Orbax checkpoint, or the workdir of a run: its
-best checkpoint. The network is the one that the source names, or --model.
+A SOURCE is a .safetensors file with the names of torchvision or timm,
+hf-hub:OWNER/NAME@REVISION, an Orbax checkpoint, or the workdir of a run, which
+stands for its best checkpoint. The network is --model, or that of the source.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from resnet.weights import (
 from resnet.weights.metadata import refuse_damage
 
 _PREPROCESSING = dataclasses.fields(Preprocessing)
-# The part of a tensor's name that is its block: timm's v2, torchvision's, ours.
+# The block in the name of a tensor of timm's v2, torchvision, or ours.
 _BLOCK = re.compile(r'(stages\.\d+\.blocks|layer\d+)\.\d+|stage\d+_block\d+')
 
 
@@ -45,9 +45,9 @@ def convert(args: argparse.Namespace) -> None:
   if missing := [name for name, value in fields.items() if value is None]:
     if len(missing) < len(fields):
       flags = ', '.join(f'--{name.replace("_", "-")}' for name in missing)
-      raise InputError(f'Preprocessing is given whole or not at all: {flags}.')
+      raise InputError(f'The preprocessing is incomplete: add {flags}.')
   else:
-    with refuse_damage('This is no preprocessing'):
+    with refuse_damage('The preprocessing is not valid'):
       changes['preprocessing'] = Preprocessing(**fields)
   variables = read_source(source, model, **source.metadata.overrides)
   num_classes = len(variables['params']['head']['bias'])
@@ -69,12 +69,12 @@ def convert(args: argparse.Namespace) -> None:
 
 
 def inspect(args: argparse.Namespace) -> None:
-  """Prints what a source holds; reads no tensor."""
+  """Prints the contents of a source; reads no tensor."""
   source = open_source(args.source)
   count = sum(math.prod(shape) for shape, _ in source.tensors.values())
   print(f'{source.name}: {len(source.tensors)} tensors, {count:,} numbers')
   _print_metadata(source.metadata)
-  print(f'fits          {", ".join(_fitting(source)) or "no network here"}')
+  print(f'fits          {", ".join(_fitting(source)) or "no known network"}')
   if args.tensors:
     width = max(map(len, source.tensors), default=0)
     for name, (shape, dtype) in source.tensors.items():
@@ -82,11 +82,11 @@ def inspect(args: argparse.Namespace) -> None:
 
 
 def _fitting(source: Source) -> list[str]:
-  """Returns the networks that have these tensors, by name."""
+  """Returns the names of the networks that have these tensors."""
   blocks = {m.group() for m in map(_BLOCK.search, source.tensors) if m}
   names = []
   for name in list_models():
-    # Tracing a network takes long; counting its blocks does not.
+    # Counting blocks is fast and saves tracing most networks.
     if sum(create_model(name).stage_sizes) == len(blocks):
       with contextlib.suppress(InputError):
         check_source(source, name, **source.metadata.overrides)
@@ -98,8 +98,8 @@ def _model(source: Source, given: str | None) -> str:
   name = given or source.metadata.model
   if name is None:
     raise InputError(
-      f'{source.name} does not say of what network it is: give --model.'
-      f' It fits: {", ".join(_fitting(source)) or "none here"}.'
+      f'{source.name} does not name its network: type --model=NAME. It fits:'
+      f' {", ".join(_fitting(source)) or "no known network"}.'
     )
   return name
 
@@ -109,7 +109,7 @@ def _print_metadata(metadata: Metadata) -> None:
   if metadata.preprocessing:
     fields |= dataclasses.asdict(metadata.preprocessing)
   for name, value in fields.items():
-    print(f'{name:13} {value if value is not None else "not said"}')
+    print(f'{name:13} {value if value is not None else "unknown"}')
   if metadata.ema is not None:
     print(f'weights       {"moving averages" if metadata.ema else "raw"}')
   if names := metadata.class_names:
@@ -121,6 +121,7 @@ def _floats(text: str) -> tuple[float, ...]:
 
 
 def main(args: argparse.Namespace) -> None:
+  """Runs the chosen command."""
   args.function(args)
 
 
@@ -138,16 +139,16 @@ def parser() -> command.Parser:
 
   add = add_command(convert)
   add('target', metavar='OUT.safetensors')
-  add('--model', help='default: the one that SOURCE names')
+  add('--model', help='default: the network that SOURCE names')
   add('--naming', choices=('torchvision', 'timm'), default='torchvision')
-  add('--class-names', metavar='FILE', help='a name a line')
-  add('--mean', type=_floats, help='shares of 255: 0.5,0.5,0.5')
-  add('--std', type=_floats, help='likewise')
+  add('--class-names', metavar='FILE', help='one name per line')
+  add('--mean', type=_floats, help='per channel, divided by 255: 0.5,0.5,0.5')
+  add('--std', type=_floats, help='per channel, divided by 255')
   add('--image-size', type=int, help='pixels')
-  add('--crop-share', type=float, help='0.875 is 224 of 256')
+  add('--crop-share', type=float, help='0.875 for 224 of 256 pixels')
   add('--interpolation', choices=('bilinear', 'bicubic'))
   add = add_command(inspect)
-  add('--tensors', action='store_true', help='list them all')
+  add('--tensors', action='store_true', help='list all tensors')
   return result
 
 

@@ -169,7 +169,9 @@ def test_precise_bn_is_evaluated_beside_the_moving_averages(
   batch = read_all(run.eval_reader)
   check(report, mean_of([batch['image']], variables, run.task), batch['label'])
   change = report['top1'] - running['top1']
-  assert f'top-1 {change:+.4f} (the running ones: {running["top1"]:.4f})' in out
+  assert (
+    f'top-1 {change:+.4f} (running statistics: {running["top1"]:.4f})' in out
+  )
 
 
 def test_bad_values_are_refused_before_anything_is_read(tool, tmp_path):

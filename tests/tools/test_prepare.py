@@ -150,7 +150,7 @@ def test_the_same_command_compares_a_set_with_its_manifest(
   place = tmp_path / 'my_photos' / '1.0.0'
   shutil.copytree(prepared, place)
   prepare_set('folder', folder, tmp_path)
-  assert 'Prepared already' in capsys.readouterr().out
+  assert 'Already prepared' in capsys.readouterr().out
   shard = next(place.glob('*train*00002*'))
   data = bytearray(shard.read_bytes())
   data[len(data) // 2] ^= 1

@@ -64,7 +64,7 @@ def test_inspect_names_the_networks_that_fit(tool, path, tmp_path):
   assert re.search(r'^fits +cifar_resnet8$', out, re.MULTILINE)
   other = str(tmp_path / 'x.safetensors')
   safetensors.numpy.save_file({'x': np.zeros(3, np.float32)}, other)
-  assert 'no network here' in tool('weights', 'inspect', other).stdout
+  assert 'no known network' in tool('weights', 'inspect', other).stdout
 
 
 @pytest.mark.parametrize(
