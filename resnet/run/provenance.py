@@ -1,11 +1,13 @@
 """Records when, on what hardware and from which commit a run was started."""
 
 from collections.abc import Sequence
+import contextlib
 import datetime
 import hashlib
 import json
 import os
 import pathlib
+import platform
 import subprocess
 from typing import Any
 
@@ -55,7 +57,7 @@ def read_last_step(workdir: str) -> int:
 def hardware(devices: Sequence[Any]) -> str:
   """Returns '8 x NVIDIA H100', or the number of cores and the CPU model."""
   if devices[0].platform == 'cpu':
-    return f'{os.cpu_count()} cores of {_cpu_model()}'
+    return f'{os.cpu_count()} cores of {cpu_model()}'
   return f'{len(devices)} x {devices[0].device_kind}'
 
 
@@ -86,12 +88,10 @@ def _git(*args: str) -> str:
   ).stdout
 
 
-def _cpu_model() -> str:
-  try:
-    with open('/proc/cpuinfo') as file:
-      for line in file:
-        if line.startswith('model name'):
-          return line.partition(':')[2].strip()
-  except OSError:
-    pass  # Not Linux.
-  return 'a CPU'
+def cpu_model() -> str:
+  """Returns the model name of the processor."""
+  with contextlib.suppress(OSError), open('/proc/cpuinfo') as file:
+    for line in file:
+      if line.startswith('model name'):
+        return line.partition(':')[2].strip()
+  return platform.machine()  # Not Linux on x86.

@@ -150,7 +150,7 @@ def test_bottlenecks_in_flax_equal_ours():
   np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_measurements_take_turns_and_are_compared_round_by_round():
+def test_measurements_take_turns_and_are_compared_by_round():
   order = []
   measured = {
     name: functools.partial(lambda name: order.append(name) or 1.0, name)
@@ -166,7 +166,7 @@ def test_measurements_take_turns_and_are_compared_round_by_round():
 
 
 @pytest.mark.slow
-def test_torch_is_timed():
+def test_torchvision_is_timed():
   pytest.importorskip('torchvision')
   run = experiment.resolve(fake_config(), devices=jax.devices()[:1])
   for subject in ('step', 'eval'):
@@ -179,10 +179,10 @@ def test_torch_is_timed():
   [
     ('speed', "'speed'"),
     ('input --also=seed=1', 'all must be data.FIELD=VALUE'),
-    ('input --rounds=0', 'at least 1'),
+    ('input --rounds=0', '1 or more'),
     ('step --rounds=x', "--rounds: 'x' is not an integer of 1 or more"),
     ('step --against=torch', 'is for one CPU or GPU'),
-    ('step --against=tf', 'tf is none of flax, torch'),
+    ('step --against=tf', 'tf is not one of flax, torch'),
   ],
 )
 def test_bad_arguments_are_refused(tool, words, part):

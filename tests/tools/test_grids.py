@@ -1,4 +1,4 @@
-"""The papers' experiments: what a grid is made of, and what a rung brings."""
+"""The papers' experiments: the cells of a grid, and gains between groups."""
 
 import itertools
 
@@ -30,7 +30,7 @@ def different(fields, others):
     for data in study.depths
   ],
 )
-def test_cells_differ_in_what_is_compared_only(name, data):
+def test_cells_differ_only_in_the_compared_fields(name, data):
   study, configs = fields_by_cell(name, data)
   compared = {'model.name'}.union(*study.groups.values())
   # The paper warms up its nets of 110 layers on CIFAR-10; plain ones too.
@@ -111,7 +111,7 @@ def test_seeds_depths_and_groups_can_be_chosen():
     ([5.0], [1.0], 'one seed: no claim'),
   ],
 )
-def test_a_gain_is_claimed_beyond_both_spreads_only(before, after, says):
+def test_a_gain_is_claimed_only_beyond_both_spreads(before, after, says):
   assert results.verdict(before, after) == says
 
 

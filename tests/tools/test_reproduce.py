@@ -1,4 +1,4 @@
-"""A grid of tiny runs: results, figures, going on after a kill."""
+"""A grid of tiny runs: results, figures, continuing after a kill."""
 
 import json
 import pathlib
@@ -63,13 +63,8 @@ def grid(tmp_path_factory):
 
 
 def grid_of(name, data, cells, workdir=''):
-  return grids.Grid(
-    workdir=str(workdir),
-    name=name,
-    study=studies.STUDIES[name],
-    data=data,
-    cells=cells,
-  )
+  study = studies.STUDIES[name]
+  return grids.Grid(str(workdir), name, study, data, cells)
 
 
 @pytest.fixture
@@ -116,9 +111,7 @@ def test_results_hold_every_cell(grid):
 
 
 @pytest.mark.parametrize(('group', 'error'), [('+mixup', 50), ('+ema', 25)])
-def test_a_net_with_moving_averages_is_tested_with_these(
-  group, error, tmp_path
-):
+def test_the_test_error_is_that_of_moving_averages(group, error, tmp_path):
   cell = grids.Cell(group, 8, 0)
   grid = grid_of('ladder', 'fashion_mnist', [cell])
   config = grids.config_of(grid.study, grid.data, cell)
@@ -137,7 +130,7 @@ def test_a_net_with_moving_averages_is_tested_with_these(
   assert result['curves']['test']['error'] == [error]
 
 
-def test_what_was_not_run_is_beside_the_papers_numbers(tmp_path):
+def test_runs_to_come_are_listed_with_the_papers_errors(tmp_path):
   study = studies.STUDIES['degradation']
   for data, depths, nets in (
     (
@@ -157,7 +150,7 @@ def test_what_was_not_run_is_beside_the_papers_numbers(tmp_path):
     assert found == cells
 
 
-def test_the_same_command_skips_what_is_complete(grid, tool):
+def test_the_same_command_skips_complete_runs(grid, tool):
   files = [grid / name for name in ('results.json', 'figure.svg')]
   before = [file.read_bytes() for file in files]
   out = tool('reproduce', *GRID, f'--workdir={grid}').stdout
@@ -166,7 +159,7 @@ def test_the_same_command_skips_what_is_complete(grid, tool):
   assert [file.read_bytes() for file in files] == before
 
 
-def test_other_folders_are_refused(grid, copy, tool):
+def test_the_folder_of_another_grid_is_refused(grid, copy, tool):
   result = tool('reproduce', 'preact', f'--workdir={grid}')
   assert_refused(
     result, 'another grid (shortcuts on digits, not preact on digits)'
@@ -198,8 +191,8 @@ def test_bad_cells_are_refused_before_the_first_run(tool, tmp_path):
   for study, flag, part in (
     ('degradation', '--depths=20,21', "no model 'cifar_plain21'"),
     ('preact', '--seeds=1,x', "--seeds: invalid numbers value: '1,x'"),
-    ('preact', '--groups=v3', "no group 'v3'. There are: v1, v2"),
-    ('ladder', '--data=digits', '--data=digits is none of fashion_mnist'),
+    ('preact', '--groups=v3', "unknown group 'v3'. There are: v1, v2"),
+    ('ladder', '--data=digits', '--data=digits is not one of fashion_mnist'),
     ('degredation', '--seeds=1', "invalid choice: 'degredation'"),
   ):
     workdir = f'--workdir={tmp_path}/grid'
@@ -207,7 +200,7 @@ def test_bad_cells_are_refused_before_the_first_run(tool, tmp_path):
     assert not (tmp_path / 'grid').exists()
 
 
-def test_responses_are_deviations_of_batch_norms(grid):
+def test_responses_are_deviations_of_batch_norm_outputs(grid):
   cell = grids.Cell('B', 8, 0)
   study = studies.STUDIES['shortcuts']
   run = resolve(grids.config_of(study, 'digits', cell))

@@ -1,11 +1,11 @@
-"""Measures parts of a run on this machine.
+"""Measures the speed of a step, of evaluation or of reading on this machine.
 
   python -m resnet.tools.benchmark step --config=configs/resnet50.py \\
     --against=flax,torch
 
-Takes --config and --config.FIELD=VALUE as main.py does. Everything is measured
-several times, in turn with what it is compared with. Prints medians, quartiles,
-and ratios of neighbouring measurements. See docs/performance.md.
+Takes --config and --config.FIELD=VALUE as main.py does. Measures all programs
+in turn, for several rounds. Prints medians, quartiles, and ratios of measurements
+of the same round. See docs/performance.md.
 """
 
 import argparse
@@ -18,6 +18,7 @@ _SUBJECTS = {'step': step, 'eval': step, 'input': input}
 
 
 def main(args: argparse.Namespace) -> None:
+  """Measures the chosen subject and saves the figures."""
   timing.save_figures(args.json, _SUBJECTS[args.subject].main(args))
 
 
@@ -32,11 +33,8 @@ def parser() -> command.Parser:
     timing.add_arguments(subject, module.COUNTS)
     _add_rivals(subject, module)
     if module is step:
-      subject.add_argument(
-        '--profile',
-        metavar='DIR',
-        help='where to write a trace for xprof or TensorBoard',
-      )
+      text = 'write a trace for xprof or TensorBoard to DIR'
+      subject.add_argument('--profile', metavar='DIR', help=text)
   return result
 
 
@@ -46,29 +44,20 @@ def _add_rivals(subject: argparse.ArgumentParser, module: Any) -> None:
   def listed(text: str) -> list[str]:
     names = text.split(',')
     if unknown := ', '.join(sorted(set(names) - set(module.RIVALS))):
-      raise argparse.ArgumentTypeError(f'{unknown} is none of {known}')
+      raise argparse.ArgumentTypeError(f'{unknown} is not one of {known}')
     return names
 
+  text = f'programs to compare with, of {known}'
   subject.add_argument(
-    '--against',
-    type=listed,
-    default=[],
-    metavar='RIVALS',
-    help=f'of {known}: in turn with ours',
+    '--against', type=listed, default=[], metavar='RIVALS', help=text
   )
   for name, package in module.RIVALS.items():
     if package:
-      subject.add_argument(
-        f'--{name}-python',
-        metavar='PYTHON',
-        help=f'an interpreter that has {package}; default: this one',
-      )
+      text = f'an interpreter with {package}; default: this one'
+      subject.add_argument(f'--{name}-python', metavar='PYTHON', help=text)
+  text = "compare with other fields of the config: 'FIELD=VALUE FIELD=VALUE'"
   subject.add_argument(
-    '--also',
-    action='append',
-    default=[],
-    metavar='FIELDS',
-    help="ours with other fields, in turn likewise: 'FIELD=VALUE FIELD=VALUE'",
+    '--also', action='append', default=[], metavar='FIELDS', help=text
   )
 
 

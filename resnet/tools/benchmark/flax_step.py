@@ -1,7 +1,7 @@
-"""A straightforward step in Flax, to compare with: `--against=flax`.
+"""A straightforward training step in Flax, for `--against=flax`.
 
-It has our networks' variables by the same names, their loss, optimizer and
-normalisation, but no guard against numbers that are not finite.
+It has the variables, loss, optimizer and normalisation of our step, but no
+guard against numbers that are not finite.
 """
 
 import functools
@@ -28,7 +28,7 @@ def _conv_bn(x, filters, size, strides=1, *, names, train):
 
 
 class Block(nn.Module):
-  """A basic block or a bottleneck (v1.5), with shortcut A or B."""
+  """A basic block or a bottleneck (v1.5) with shortcut A or B."""
 
   filters: int
   strides: int
@@ -57,7 +57,7 @@ class Block(nn.Module):
 
 
 class Network(nn.Module):
-  """A residual network for ImageNet or CIFAR, with the sizes of `ours`."""
+  """A residual network for ImageNet or CIFAR with the sizes of `ours`."""
 
   ours: Any
 
@@ -85,21 +85,21 @@ class Network(nn.Module):
 
 
 def create_network(ours):
-  """Returns the network with the sizes and the variables of one of ours."""
+  """Returns a Flax network with the sizes and variables of one of ours."""
   if (
     getattr(ours, 'block_cls', None) not in (BasicBlock, BottleneckBlock)
     or ours.stem not in (layers.imagenet_stem, layers.cifar_stem)
     or ours.shortcut not in ('A', 'B')
   ):
     raise InputError(
-      '--against=flax has no such network: take resnet18 to resnet200, or'
-      ' cifar_resnet8 to cifar_resnet110.'
+      '--against=flax does not have this network: choose resnet18 to resnet200'
+      ' or cifar_resnet8 to cifar_resnet110.'
     )
   return Network(ours)
 
 
 def train_step(state, batch, *, model, task):
-  """(params, batch_stats, opt_state), batch -> the same, updated; metrics."""
+  """Updates (params, batch_stats, opt_state); returns them and metrics."""
   params, batch_stats, opt_state = state
 
   def loss_fn(params):
@@ -122,7 +122,7 @@ def train_step(state, batch, *, model, task):
 
 
 def eval_step(variables, batch, *, model, task):
-  """Returns loss and hits of a batch."""
+  """Returns the sum of losses and the number of hits of a batch."""
   logits = model.apply(variables, task.normalize(batch['image']), train=False)
   losses = optax.softmax_cross_entropy_with_integer_labels(
     logits, batch['label']
@@ -132,7 +132,7 @@ def eval_step(variables, batch, *, model, task):
 
 
 def jit(run, subject):
-  """Returns the jitted step of a run: 'step' (donates its state) or 'eval'."""
+  """Returns the jitted 'step' (donates its state) or 'eval' of a run."""
   step, donated = (eval_step, ()) if subject == 'eval' else (train_step, 0)
   model = create_network(run.task.model)
   return jax.jit(

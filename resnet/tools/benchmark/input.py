@@ -1,4 +1,4 @@
-"""How fast images come from the disk to the device: stages, cores, rivals."""
+"""Measures the input pipeline from the disk to the device."""
 
 import argparse
 from collections.abc import Callable, Iterator
@@ -19,11 +19,11 @@ from resnet.experiment import Experiment, resolve
 from resnet.tools.benchmark import timing
 from resnet.tools.benchmark.rivals import open_rival
 
-HELP = 'from the disk to the device'
+HELP = 'the input pipeline, from the disk to the device'
 COUNTS = {'rounds': 7, 'batches': 10}
-# The package that each needs besides ours.
+# The package that each rival needs.
 RIVALS = {'tfdata': 'tensorflow', 'torchvision': 'torchvision'}
-# Images/s that ResNet-50 trains at, batch 256, bfloat16 (docs/input.md).
+# Images/s of training ResNet-50, batch 256, bfloat16 (docs/input.md).
 _ACCELERATORS = {'H100': 6000, 'TPU v5e chip': 2500}
 _STAGES = ('read', 'decode', 'crop and resize', 'batch', 'transfer')
 
@@ -41,7 +41,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
   stages = {}
   for name, run in runs.items():
     stages[name] = _stages(run, args.batches)
-    print(f'{name}: one core, microseconds an image and images/s')
+    print(f'{name}: one core, microseconds per image and images/s')
     total = sum(stages[name].values())
     for stage, value in {**stages[name], 'all': total}.items():
       print(f'  {stage:16}{value:8.1f}{1e6 / max(value, 1e-3):12,.0f}')
@@ -81,7 +81,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _stages(run: Experiment, count: int) -> dict[str, float]:
-  """Returns microseconds an image takes in each stage, in one thread."""
+  """Returns microseconds per image for each stage, in one thread."""
   reader = run.train_reader
   times: dict[str, float] = dict.fromkeys(_STAGES, 0.0)
   for step in range(count):
@@ -107,7 +107,7 @@ def _stages(run: Experiment, count: int) -> dict[str, float]:
 
 @contextlib.contextmanager
 def open_reader(run: Experiment) -> Iterator[Callable[[int], float]]:
-  """Yields (number of batches) -> images/s at which the run would read them."""
+  """Yields a function: number of batches -> images/s of the run's reader."""
   batches = read_ahead(
     run.train_reader,
     run.loader,
@@ -117,7 +117,7 @@ def open_reader(run: Experiment) -> Iterator[Callable[[int], float]]:
   )
 
   def images_per_second(count: int) -> float:
-    # Use up the batches that were read ahead; the pace is then steady.
+    # Use up the batches that were read ahead, so that the pace is steady.
     for _ in range(max(count, run.loader.max_batches)):
       next(batches)
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Steps that are ready to run and be timed: ours, Flax's, PyTorch's."""
+"""Compiled steps to be timed: ours, Flax's and PyTorch's."""
 
 from collections.abc import Callable, Iterator
 import contextlib
@@ -19,14 +19,20 @@ from resnet.tools.benchmark import flax_step
 from resnet.tools.benchmark.rivals import open_rival
 from resnet.training import metrics
 
-# Side of the matrices and number of floats that `ceilings` works on.
+# Side of the matrices and number of floats in `ceilings`.
 SIZES = {'cpu': (2048, 2**26)}
 _SIZES_OF_ACCELERATORS = (8192, 2**28)
 _REPEATS = 3
 
 
 class Program(NamedTuple):
-  """A step and its batch; `seconds` takes the number of steps to be timed."""
+  """A compiled step with its batch.
+
+  Attributes:
+    batch_size: number of images.
+    seconds: number of steps -> their seconds.
+    facts: the compiler's figures, if known.
+  """
 
   batch_size: int
   seconds: Callable[[int], float]
@@ -34,7 +40,7 @@ class Program(NamedTuple):
 
 
 def resolve_here(config: Any) -> Experiment:
-  """Resolves a config for the devices at hand; its data need not be here."""
+  """Resolves a config for this machine; its data set may be absent."""
   here = Topology(name='here', devices=tuple(jax.devices()), chip=None)
   return compiled.prepare(config, here)
 
@@ -46,7 +52,7 @@ def describe_devices(run: Experiment) -> str:
 
 
 def batch_on_device(run: Experiment, subject: str) -> dict[str, jax.Array]:
-  """Returns random images, as the step or the evaluation takes them."""
+  """Returns a batch of random images for the step or the evaluation."""
   reader, shape = run.train_reader, run.train_image_shape
   if subject == 'eval':
     reader, shape = run.eval_reader, run.eval_image_shape
@@ -62,7 +68,10 @@ def batch_on_device(run: Experiment, subject: str) -> dict[str, jax.Array]:
 def timed(
   advance: Callable[[Any], tuple[Any, Any]], carry: Any
 ) -> Callable[[int], float]:
-  """Returns (number of steps) -> seconds; `advance`: carry -> carry, result."""
+  """Returns a function: number of steps -> seconds.
+
+  A step is `advance`: carry -> (carry, result).
+  """
 
   def seconds(count: int) -> float:
     nonlocal carry
@@ -76,7 +85,7 @@ def timed(
 
 
 def ours(run: Experiment, subject: str) -> Program:
-  """Returns the step of a run, or its evaluation of a batch."""
+  """Returns our update, or our evaluation of a batch."""
   batch, state = batch_on_device(run, subject), run.create_state()
   if subject == 'eval':
     step, facts = compiled.build_eval(run)
@@ -90,7 +99,7 @@ def ours(run: Experiment, subject: str) -> Program:
 
 
 def flax(run: Experiment, subject: str) -> Program:
-  """Returns the straightforward step of flax_step.py."""
+  """Returns the update or evaluation of flax_step.py."""
   jitted = flax_step.jit(run, subject)
   batch, state = batch_on_device(run, subject), run.create_state()
   if subject == 'eval':
@@ -123,7 +132,7 @@ def torch(
     'std': run.task.std,
     'config': run.config,
   }
-  package = 'torchvision, or none with such a network'
+  package = 'torchvision, or one without this network'
   with open_rival(
     name, 'torch_step.py', [json.dumps(options)], package=package, python=python
   ) as seconds:
@@ -131,11 +140,11 @@ def torch(
 
 
 def ceilings(run: Experiment) -> dict[str, Callable[[], float]]:
-  """Returns what measures FLOP/s of a matrix product and bytes/s of a copy."""
+  """Returns functions that measure the FLOP/s and bytes/s of the device."""
   device, dtype = run.sharding.mesh.devices.flat[0], run.task.model.dtype
   side, count = SIZES.get(device.platform, _SIZES_OF_ACCELERATORS)
   multiply = jax.jit(jnp.matmul)
-  # In place: on a CPU fresh memory costs page faults.
+  # Works in place, because new memory costs page faults on a CPU.
   add = jax.jit(lambda x: x + 1, donate_argnums=0)
   matrix = jax.device_put(jnp.ones((side, side), dtype), device)
   numbers = jax.device_put(jnp.zeros(count, jnp.float32), device)

@@ -1,4 +1,4 @@
-"""Other programs to compare with, each in its own process."""
+"""Runs programs of others, to compare with, in their own processes."""
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
@@ -17,11 +17,11 @@ _SCRIPTS = pathlib.Path(__file__).parents[3] / 'benchmarks'
 def open_rival(
   name: str, script: str, args: Sequence[Any], *, package: str, python: Any
 ) -> Iterator[Callable[[int], float]]:
-  """Starts a process; yields what asks it a number and returns its answer.
+  """Starts a process; yields a function that sends it a number for another.
 
-  The script, of benchmarks/, says 'ready' or what is wrong, then answers each
-  number with a number; all as JSON, a line each. `python` is an interpreter
-  that has `package`, by default this one.
+  The script in benchmarks/ first prints 'ready' or an error, then answers each
+  number on stdin with a number; each is a line of JSON. `python` is an
+  interpreter with `package`, by default this one.
   """
   python = python or sys.executable
   try:
@@ -40,13 +40,13 @@ def open_rival(
     print(number, file=stdin, flush=True)
     if answer := stdout.readline().strip():
       return json.loads(answer)
-    raise RunError(f'{name} has ended; see above.')
+    raise RunError(f'{name} has ended; its error is above.')
 
   with process:
     answer = stdout.readline().strip()
     if not answer:
       raise InputError(
-        f'{python} has no {package}: give another interpreter,'
+        f'{python} has no {package}: type another interpreter,'
         f' --{name.partition("-")[0]}-python=PYTHON'
       )
     if json.loads(answer) != 'ready':

@@ -1,4 +1,4 @@
-"""`step` and `eval`: how fast, how near to the limits, against whom."""
+"""Measures an update or an evaluation step against limits and rivals."""
 
 import argparse
 import contextlib
@@ -14,23 +14,23 @@ from resnet.experiment import Experiment
 from resnet.tools.benchmark import programs, timing
 from resnet.tools.benchmark.programs import Program
 
-HELP = 'a training step, or a batch of evaluation, of images on the device'
+HELP = 'a training step or a batch of evaluation, with images on the device'
 COUNTS = {'rounds': 10}
-# The package that each needs besides ours.
+# The package that each rival needs.
 RIVALS = {'flax': None, 'torch': 'torchvision'}
-ROUND_SECONDS = 0.5  # A round lasts at least so long.
+ROUND_SECONDS = 0.5  # Target duration of a round.
 _TRACED_STEPS = 3
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
   """Measures, prints and returns the figures."""
-  # The time to compile is measured, so no program may come from a cache.
+  # Compilation is timed, so no program may come from the cache.
   jax.config.update('jax_enable_compilation_cache', False)
-  if 'torch' in args.against:  # It needs memory of the same device.
+  if 'torch' in args.against:  # PyTorch needs memory on the same device.
     os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
   run = programs.resolve_here(args.config)
   with contextlib.ExitStack() as cleanup:
-    # They may be refused, so they come first.
+    # Rivals come first, because they may be refused.
     others = _open_rivals(run, args, cleanup)
     ours = programs.ours(run, args.subject)
     limits = programs.ceilings(run)
@@ -81,7 +81,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 def _open_rivals(
   run: Experiment, args: argparse.Namespace, cleanup: contextlib.ExitStack
 ) -> dict[str, Program]:
-  """Returns the programs that ours is compared with."""
+  """Returns the programs to compare with, by name."""
   others: dict[str, Program] = {}
   if 'flax' in args.against:
     others['flax'] = programs.flax(run, args.subject)
@@ -93,7 +93,7 @@ def _open_rivals(
       except InputError as error:
         if name == 'torch-eager':
           raise
-        print(f'Without {name}: {error}', flush=True)
+        print(f'{name} is left out: {error}', flush=True)
   for fields in args.also:
     changed = programs.resolve_here(config_lib.changed(args.config, fields))
     others[fields] = programs.ours(changed, args.subject)
@@ -107,7 +107,7 @@ def _counts(program: Program) -> dict[str, Any]:
 
 
 def _repeated(program: Program) -> Any:
-  """Returns what times a step: the mean of as many as take ROUND_SECONDS."""
+  """Returns a function that measures the mean step of ROUND_SECONDS."""
   program.seconds(2)  # Warm-up.
   count = max(1, round(ROUND_SECONDS / program.seconds(1)))
   return lambda: program.seconds(count) / count
@@ -124,7 +124,7 @@ def _show(result: dict[str, Any]) -> None:
     f'  {result["images_per_second"]:,.1f} images/s, {ms["median"]:,.2f} ms'
     f' (quartiles {ms["low"]:,.2f} to {ms["high"]:,.2f}); compiled in'
     f' {result["compile_seconds"]:.1f} s\n'
-    f'  memory {result["peak_bytes"] / 1e9:.2f} GB by the compiler\n'
+    f'  memory {result["peak_bytes"] / 1e9:.2f} GB, as the compiler reports\n'
     f'  arithmetic {result["flops"] / 1e9:,.1f} GFLOP,'
     f' {share["arithmetic"]:.0%} of'
     f' {ceiling["flops_per_second"] / 1e9:,.0f} GFLOP/s (a large matrix'

@@ -1,22 +1,20 @@
-"""Measurements in turn, so that other load on the machine affects all alike."""
+"""Takes measurements in turn, so that other load affects all of them alike."""
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-import contextlib
 import json
 import os
-import platform
-import re
 import statistics
 from typing import Any
 
 from resnet.files import write_atomically
+from resnet.run.provenance import cpu_model
 from resnet.tools import command
 
 _COUNTS = {
-  'rounds': 'measurements of each, in turn',
-  'batches': 'in a round',
-  'saves': 'of the state',
+  'rounds': 'measurements of each program, in turn',
+  'batches': 'batches per round',
+  'saves': 'saves of the state',
 }
 
 
@@ -31,11 +29,13 @@ def add_arguments(
       default=default,
       help=f'{_COUNTS[count]}; default: {default}',
     )
-  parser.add_argument('--json', metavar='FILE', help='where to write figures')
+  parser.add_argument(
+    '--json', metavar='FILE', help='write the figures to FILE'
+  )
 
 
 def save_figures(path: str | None, figures: dict[str, Any]) -> None:
-  """Writes figures and the name of the machine as JSON, if there is a path."""
+  """Writes figures and the machine's name as JSON, unless `path` is None."""
   if path:
     text = json.dumps({'machine': machine(), **figures}, indent=2)
     write_atomically(path, text + '\n')
@@ -61,14 +61,10 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def ratio(values: Sequence[float], others: Sequence[float]) -> dict[str, float]:
-  """Returns the `spread` of value / other of each round."""
+  """Returns the `spread` of the ratios value / other of all rounds."""
   return spread([a / b for a, b in zip(values, others, strict=True)])
 
 
 def machine() -> str:
-  """Returns the name of the processor and the number of cores we may use."""
-  processor = None
-  with contextlib.suppress(OSError), open('/proc/cpuinfo') as file:
-    processor = re.search(r'^model name\s*: *(.*?)\s*$', file.read(), re.M)
-  name = processor[1] if processor else platform.machine()
-  return f'{name}, {len(os.sched_getaffinity(0))} cores'
+  """Returns the model of the processor and the number of usable cores."""
+  return f'{cpu_model()}, {len(os.sched_getaffinity(0))} cores'

@@ -2,10 +2,11 @@
 
   python -m resnet.tools.reproduce degradation --workdir=runs/degradation
 
-Each cell of the grid is an ordinary run in WORKDIR/cells. The same command
-continues after an interruption; more seeds or depths extend a grid. WORKDIR
-gets results.json, results.md, figure.png and figure.svg after every run.
-Experiments, and their data sets, the default first:
+An experiment is a grid of groups, depths and seeds. Each cell of the grid is an
+ordinary run in WORKDIR/cells. The same command continues after an interruption;
+more seeds or depths extend the grid. After every run the results are written to
+results.json, results.md, figure.png and figure.svg in WORKDIR. Experiments with
+their data sets, the default first:
 
 {experiments}
 """
@@ -37,9 +38,9 @@ from resnet.tools.reproduce import grids, responses, results, studies
 
 
 def main(args: argparse.Namespace) -> None:
-  """Makes the runs that are missing, and writes the results after each."""
+  """Trains the missing runs and writes the results after each of them."""
   outlive_terminal()
-  # Between runs Ctrl-C ends the program at once; a run saves first.
+  # Between runs Ctrl-C ends the program immediately; a run saves first.
   signal.signal(signal.SIGINT, signal.SIG_DFL)
   study = studies.STUDIES[args.experiment]
   data = args.data or next(iter(study.depths))
@@ -48,9 +49,9 @@ def main(args: argparse.Namespace) -> None:
     grids.config_of, study, data, data_dir=args.data_dir
   )
   for cell in asked:
-    resolve(config_of(cell))  # Report an error in any run before the first one.
+    resolve(config_of(cell))  # Report errors of any run before the first one.
   grid = _open_grid(args.workdir, args.experiment, data, asked)
-  # Runs that differ in their seed are the same program: compile it once.
+  # Runs that differ only in their seeds share a compiled program.
   cache = os.path.join(args.workdir, 'compiled')
   jax.config.update('jax_compilation_cache_dir', cache)
   done = {}
@@ -83,7 +84,7 @@ def main(args: argparse.Namespace) -> None:
 def _open_grid(
   workdir: str, name: str, data: str, asked: Sequence[grids.Cell]
 ) -> grids.Grid:
-  """Returns the grid, with the cells asked for now and before."""
+  """Returns the grid with the cells of this command and of earlier ones."""
   study = studies.STUDIES[name]
   path = os.path.join(workdir, results.RESULTS_FILE)
   cells = set(asked)
@@ -93,20 +94,14 @@ def _open_grid(
     was, now = f'{saved["experiment"]} on {saved["data"]}', f'{name} on {data}'
     if was != now:
       text = f'{workdir} holds another grid ({was}, not {now})'
-      raise InputError(f'{text}: give another --workdir.')
+      raise InputError(f'{text}: type another --workdir.')
     for cell in (*saved['cells'].values(), *saved['not_run']):
       cells.add(grids.Cell(cell['group'], cell['depth'], cell['seed']))
   groups = list(study.groups)
   ordered = sorted(
     cells, key=lambda x: (groups.index(x.group), x.depth, x.seed)
   )
-  return grids.Grid(
-    workdir=workdir,
-    name=name,
-    study=study,
-    data=data,
-    cells=ordered,
-  )
+  return grids.Grid(workdir, name, study, data, ordered)
 
 
 def _read(
@@ -118,11 +113,11 @@ def _read(
     return
   history = read_history(folder)
   last = os.path.join(folder, checkpoint.FOLDER, str(history.num_steps))
-  # After a kill the last checkpoint may be missing.
+  # The last checkpoint is missing if the run was killed before it was saved.
   if not (history.is_complete and os.path.isdir(last)):
     return
   run = resolve(config)
-  # The recipe may have changed since.
+  # The recipe may have changed since the run.
   workdir_lib.check_same_config(
     folder, history.config, run.config, ignore=FREE_FIELDS
   )
@@ -132,6 +127,7 @@ def _read(
 
 
 def numbers(text: str) -> list[int]:
+  """Parses '1,2,3'; argparse shows this name in its errors."""
   return [int(part) for part in text.split(',')]
 
 
@@ -145,8 +141,8 @@ def parser() -> command.Parser:
   result = command.Parser('reproduce', doc)
   add = result.add_argument
   add('experiment', metavar='EXPERIMENT', choices=studies.STUDIES)
-  add('--workdir', metavar='DIR', required=True, help='where to')
-  add('--data', metavar='NAME', help='default: the first above')
+  add('--workdir', metavar='DIR', required=True, help='folder of the grid')
+  add('--data', metavar='NAME', help='data set; default: the first one above')
   add('--data-dir', metavar='DIR', help="default: TFDS's")
   for name in ('seeds', 'depths'):
     add(f'--{name}', type=numbers, metavar='N,N,...')

@@ -1,4 +1,4 @@
-"""The figures of the papers, from the results of a grid."""
+"""Draws the figures of the papers from the results of a grid."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,23 +10,23 @@ from resnet.tools.reproduce.grids import Result, Study, by_net
 
 Nets = dict[tuple[str, int], list[Result]]
 
-# Where all errors end below this, the figure shows no more, as the paper's do.
+# Upper limit of the axis if all errors end below it, as in the papers.
 _SMALL_ERROR = 20.0
 _LABELS = {
   'error': ('updates', 'error, %'),
   'loss': ('updates', 'training loss'),
   'responses': ('layer', 'standard deviation'),
-  'gains': ('each with those to its left', 'test error, %'),
+  'gains': ('ingredients, each added to those on its left', 'test error, %'),
 }
 
 
 def draw(study: Study, results: Sequence[Result]) -> figures.Figure:
-  """Returns the figure of the complete cells of a grid."""
+  """Returns the figure of the results of a grid."""
   nets, shows = by_net(results), study.shows
   groups = list(study.groups)
   depths = sorted({depth for _, depth in nets})
-  # As in He et al. 2016: Figure 6 has a panel for each group and a style for
-  # each depth, Figure 7 compares the groups. Groups of one depth share a panel.
+  # In He et al. 2016, Figure 6 has a panel for each group and a style for each
+  # depth; Figure 7 compares the groups. Groups of one depth share a panel.
   by_depth = shows in ('responses', 'gains') or len(depths) == 1
   panels: dict[str, Nets] = {}
   for (group, depth), runs in nets.items():

@@ -1,7 +1,7 @@
 """Experiments as grids of ordinary runs.
 
-A cell is a run: the recipe of its data set, with the fields of its group, its
-depth and its seed.
+A grid has a cell for each combination of group, depth and seed. A cell is a run
+with the recipe of the data set and the fields of its group.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,24 +13,24 @@ from configs import cifar10, fashion_mnist, imagenet, paper_digits
 from resnet.errors import InputError, nearest
 
 Fields = dict[str, Any]
-# The result of a cell, as in results.json.
+# The result of a cell as stored in results.json.
 Result = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
-  """A comparison.
+  """A comparison of groups of runs.
 
   Attributes:
-    title: of the figure.
-    groups: the sides of the comparison: fields of the config, changed from the
+    title: title of the figure.
+    groups: by name, the fields of the config that a group changes in the
       recipe. 'model.name' is a format without 'cifar_', with {0} for the depth
-      and {1} for the depth with bottlenecks in place of basic blocks.
-    depths: number of layers, by data set; the first set is the default.
-    fields: of the config, changed from the recipe for all groups.
-    num_seeds: the default.
-    shows: 'error' over updates, 'loss' over updates, 'responses' by layer, or
-      'gains', the test error by group, each compared with the one before it.
+      and {1} for the depth with bottlenecks instead of basic blocks.
+    depths: numbers of layers by data set; the first data set is the default.
+    fields: fields of the config that all groups change.
+    num_seeds: default number of seeds.
+    shows: what the figure shows: 'error' or 'loss' over updates, 'responses' by
+      layer, or 'gains', the test error of each group against the one before it.
   """
 
   title: str
@@ -55,9 +55,9 @@ class Cell:
     return f'{self.group}{self.depth}_seed{self.seed}'
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Grid:
-  """A grid in its folder; `cells` are those asked for, now or before."""
+  """A grid and its folder; `cells` include those of earlier commands."""
 
   workdir: str
   name: str
@@ -70,7 +70,7 @@ class Grid:
     return os.path.join(self.workdir, 'cells', cell.name)
 
 
-# Each is the same for all cells of a grid.
+# Recipes by data set.
 RECIPES: dict[str, Callable[[str], Any]] = {
   'digits': paper_digits.get_config,
   'fashion_mnist': fashion_mnist.get_config,
@@ -86,15 +86,14 @@ def cells(
   depths: Sequence[int] | None = None,
   seeds: Sequence[int] | None = None,
 ) -> list[Cell]:
-  """Returns the cells of a grid, seed by seed; None takes the default."""
+  """Returns the cells of a grid, ordered by seed; None means the default."""
   if data not in study.depths:
     known = ', '.join(study.depths)
-    raise InputError(f'--data={data} is none of {known}.')
+    raise InputError(f'--data={data} is not one of {known}.')
   for group in groups or ():
     if group not in study.groups:
-      raise InputError(
-        f'There is no group {group!r}.{nearest(group, study.groups)}'
-      )
+      near = nearest(group, study.groups)
+      raise InputError(f'--groups: unknown group {group!r}.{near}')
   asked = [
     Cell(group, depth, seed)
     for seed in seeds or range(study.num_seeds)
@@ -111,7 +110,7 @@ def _net(study: Study, group: str, depth: int) -> str:
 
 
 def label(study: Study, group: str, depth: int) -> str:
-  """Returns the name of a net, with its group if others have the same name."""
+  """Returns the name of a network, with its group if it is ambiguous."""
   nets = [_net(study, other, depth) for other in study.groups]
   net = _net(study, group, depth)
   return net if nets.count(net) == 1 else f'{net} {group}'
@@ -136,7 +135,7 @@ def config_of(
 
 
 def by_net(results: Iterable[Result]) -> dict[tuple[str, int], list[Result]]:
-  """Returns the results of cells by (group, depth)."""
+  """Groups the results of cells by (group, depth)."""
   nets: dict[tuple[str, int], list[Result]] = {}
   for result in results:
     nets.setdefault((result['group'], result['depth']), []).append(result)

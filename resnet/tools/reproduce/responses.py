@@ -1,4 +1,4 @@
-"""Standard deviations of layer responses: He et al. 2016, Figure 7.
+"""Standard deviations of layer responses, as in He et al. 2016, Figure 7.
 
 The response of a layer is the output of its 3x3 convolution after batch norm,
 before the nonlinearity and before the addition.
@@ -16,10 +16,12 @@ from resnet.run.checkpoint import Checkpoints
 
 
 def measure(experiment: Experiment, workdir: str) -> dict[str, Any]:
-  """Measures the responses of a finished run.
+  """Measures the responses of a complete run.
 
-  Returns 'responses', the deviation of each layer, in order, over all images,
-  positions and channels of the evaluation split; 'mean_response', their mean.
+  Returns:
+    'responses', the standard deviation of each layer, in order, over all images
+    of the evaluation split, positions and channels; 'mean_response', their
+    mean.
   """
   checkpoints = Checkpoints(workdir)
   num_steps = experiment.length.num_steps
@@ -42,7 +44,7 @@ def measure(experiment: Experiment, workdir: str) -> dict[str, Any]:
     return {jax.tree_util.keystr(path): output for path, output in outputs}
 
   reader = experiment.eval_reader
-  # By layer: count, sum, sum of squares.
+  # Count, sum and sum of squares by layer.
   sums: dict[str, np.ndarray] = {}
   for i in range(-(-len(reader.source) // reader.batch_size)):
     batch = reader(i)
@@ -61,5 +63,5 @@ def measure(experiment: Experiment, workdir: str) -> dict[str, Any]:
 
 
 def _place(name: str) -> list[int]:
-  """Returns stage, block and layer to sort by; the stem, without, is first."""
+  """Returns [stage, block, layer] to sort by; [] for the stem, the first."""
   return list(map(int, re.findall(r'(?:stage|_block|bn)(\d+)', name)))

@@ -36,13 +36,15 @@ _NOTE = (
 def describe(
   grid: Grid, cell: Cell, run: Experiment, history: History
 ) -> dict[str, Any]:
-  """Returns the result of a complete run; errors are in %.
+  """Returns the result of a complete run, with errors in %.
 
   The test error is that of the moving averages if the run keeps them.
   """
-  evaluation = 'eval' if run.task.ema_decay is None else 'eval_ema'
+  prefixes = {'train': 'train', 'test': 'eval'}
+  if run.task.ema_decay is not None:
+    prefixes['test'] = 'eval_ema'
   curves = {}
-  for split, prefix in (('train', 'train'), ('test', evaluation)):
+  for split, prefix in prefixes.items():
     step, top1 = history.series(f'{prefix}/top1')
     _, loss = history.series(f'{prefix}/loss')
     curves[split] = {
@@ -52,9 +54,7 @@ def describe(
     }
   _, rates = history.series('images_per_second')
   return {
-    'group': cell.group,
-    'depth': cell.depth,
-    'seed': cell.seed,
+    **dataclasses.asdict(cell),
     'label': label(grid.study, cell.group, cell.depth),
     'train_error': curves['train']['error'][-1],
     'test_error': curves['test']['error'][-1],
@@ -63,13 +63,13 @@ def describe(
     'commits': history.commits,
     'images_per_second': float(np.median(rates)) if len(rates) else math.nan,
     'curves': curves,
-    # Where and how fast the data are read does not change the result.
+    # FREE_FIELDS, such as the number of workers, do not change the result.
     'config': {k: v for k, v in history.config.items() if k not in FREE_FIELDS},
   }
 
 
 def write(grid: Grid, done: Mapping[Cell, Result]) -> None:
-  """Writes results.json, results.md, and the figure of the complete cells."""
+  """Writes results.json, results.md and the figure of the complete cells."""
   complete = {cell.name: done[cell] for cell in grid.cells if cell in done}
   fields = {
     'experiment': grid.name,
@@ -91,7 +91,7 @@ def write(grid: Grid, done: Mapping[Cell, Result]) -> None:
       text.append(f'{key.capitalize()}: {", ".join(sorted(values))}.')
   if grid.study.shows == 'gains' and done:
     text += [
-      'Better or worse: mean ± standard deviation of both do not touch.',
+      'Better or worse: the ranges of mean ± standard deviation do not touch.',
       _table(gain_rows(list(complete.values()))),
     ]
   path = os.path.join(grid.workdir, '')
@@ -104,7 +104,7 @@ def write(grid: Grid, done: Mapping[Cell, Result]) -> None:
 
 
 def _rows(grid: Grid, done: Mapping[Cell, Result]) -> list[list[str]]:
-  """Returns a row for each net, titles first."""
+  """Returns the titles and a row for each network."""
   columns = list(_COLUMNS)
   if grid.study.shows == 'responses':
     columns.insert(3, ('mean response', 'mean_response', '.3f'))
@@ -125,7 +125,7 @@ def _rows(grid: Grid, done: Mapping[Cell, Result]) -> list[list[str]]:
 
 
 def _spread(values: Sequence[float], form: str) -> str:
-  """Returns 'mean ± standard deviation', or one value alone."""
+  """Returns 'mean ± standard deviation', or a single value."""
   if not values:
     return 'not run'
   text = format(statistics.mean(values), form)
@@ -135,13 +135,13 @@ def _spread(values: Sequence[float], form: str) -> str:
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
-  """Returns a table in Markdown; the first row are the titles."""
+  """Returns a Markdown table; the first row has the titles."""
   lines = [rows[0], ['---'] * len(rows[0]), *rows[1:]]
   return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
 def gain_rows(results: Sequence[Result]) -> list[list[str]]:
-  """Returns a row for each net, depth by depth, titles first."""
+  """Returns the titles and a row for each network, ordered by depth."""
   titles = ['added', 'fall of the test error, points', 'against the row before']
   table, before = [titles], {}
   nets = sorted(by_net(results).items(), key=lambda net: net[0][1])
@@ -157,10 +157,10 @@ def gain_rows(results: Sequence[Result]) -> list[list[str]]:
 
 
 def verdict(before: Sequence[float], after: Sequence[float]) -> str:
-  """Compares test errors, %, one for each seed.
+  """Compares test errors in %, one for each seed.
 
-  They are 'better' or 'worse' only where the ranges of mean ± standard
-  deviation do not touch.
+  Returns 'better' or 'worse' only if the ranges of mean ± standard deviation do
+  not touch.
   """
   if min(len(before), len(after)) < 2:
     return 'one seed: no claim'

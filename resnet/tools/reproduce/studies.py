@@ -1,11 +1,11 @@
-"""The studies that `reproduce` makes, and the papers' errors."""
+"""The studies of `resnet.tools.reproduce`, and the errors in the papers."""
 
 from itertools import accumulate
 import operator
 
 from resnet.tools.reproduce.grids import Fields, Study
 
-# Top-1 test error in %, by data set and label of the net.
+# Top-1 test error in %, by data set and label of the network.
 PAPER = {
   'cifar10': {
     'plain20': 'about 9.5',
@@ -80,7 +80,7 @@ STUDIES = {
       'identity': {'model.zero_init_last_scale': True},
     },
     depths={'digits': (20, 56, 110), 'cifar10': (20, 56, 110)},
-    # The question is how training begins, at the full rate.
+    # The study compares the start of training, at the full learning rate.
     fields={
       'num_epochs': 3.0,
       'log_every_steps': 1,
@@ -105,12 +105,12 @@ STUDIES = {
   ),
   'ladder': Study(
     title='Ingredients, one after the other',
-    # Each group has the fields of those before it, too.
+    # Each group also has the fields of those before it.
     groups=dict(
       zip(_LADDER, accumulate(_LADDER.values(), operator.or_), strict=True)
     ),
     depths={'fashion_mnist': (20,)},
-    # A twentieth of the images; the baseline has He et al.'s steps.
+    # A twentieth of the images; the baseline has the steps of He et al.
     fields={
       'num_epochs': _LADDER_EPOCHS,
       'eval_every_epochs': _LADDER_EPOCHS,
