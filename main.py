@@ -22,35 +22,35 @@ _CONFIG = config_flags.DEFINE_config_file(
 flags.DEFINE_string(
   'workdir',
   None,
-  'Folder of the run, made if need be; a run in it is resumed.'
+  'Folder of the run, created if missing; a run in it is resumed.'
   ' Default: runs/<config name>.',
 )
 flags.DEFINE_enum(
   'mode',
   'train',
   ['train', 'eval', 'replay'],
-  'Train, evaluate a checkpoint, or look into a step that was not finite.',
+  'Train, evaluate a checkpoint, or repeat a step that was not finite.',
 )
 flags.DEFINE_enum(
   'checkpoint',
   'best',
   ['best', 'latest'],
-  'What --mode=eval evaluates: the best by eval top-1, or the latest.',
+  'Checkpoint for --mode=eval: the best by eval top-1, or the latest.',
 )
 flags.DEFINE_bool(
   'allow_config_change',
   False,
-  'Let fields of logging, checkpoints and watchdogs differ from the run.',
+  'Let fields for logging, checkpoints and watchdogs differ from the run.',
 )
 flags.DEFINE_integer(
   'replay_step',
   None,
-  'The step that --mode=replay looks into; default: the last bad one.',
+  'Step for --mode=replay. Default: the last one that was not finite.',
 )
 flags.DEFINE_string(
   'reference',
   None,
-  'A file of resnet.tools.reference: training warns when it leaves the band.',
+  'File of resnet.tools.reference: training warns when it leaves the band.',
 )
 flags.DEFINE_bool(
   'keep_programs',
@@ -61,26 +61,26 @@ flags.DEFINE_bool(
 flags.DEFINE_string(
   'coordinator_address',
   None,
-  'HOST:PORT of process 0, if the processes are started by hand.',
+  'HOST:PORT of process 0, if processes are started by hand.',
 )
-flags.DEFINE_integer('num_processes', None, 'How many processes the run has.')
-flags.DEFINE_integer('process_id', None, 'Which of them this one is, from 0.')
+flags.DEFINE_integer('num_processes', None, 'Number of processes of the run.')
+flags.DEFINE_integer('process_id', None, 'Number of this process, from 0.')
 flags.DEFINE_bool(
   'distributed',
   None,
-  'Whether this is one process of many on a TPU pod, Slurm or GKE. By default'
-  ' JAX finds out; --distributed makes it an error to find none.',
+  'Whether this is one of several processes on a TPU pod, Slurm or GKE.'
+  ' Default: detected; --distributed makes it an error to find none.',
 )
 flags.DEFINE_integer(
   'join_seconds',
   300,
-  'How long to wait for missing processes.',
+  'Seconds to wait for missing processes.',
   lower_bound=1,
 )
 flags.DEFINE_integer(
   'heartbeat_seconds',
   60,
-  'How long another process may be silent before it counts as dead.',
+  'Seconds without a heartbeat after which a process counts as dead.',
   lower_bound=1,
 )
 
@@ -88,8 +88,8 @@ FLAGS = flags.FLAGS
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-  """Parses the command line; what is wrong in it ends the program."""
-  # The flag of the config reads the overrides of its fields from here.
+  """Parses the command line; an error in it ends the program."""
+  # The --config flag reads overrides of fields from sys.argv.
   sys.argv, none_fields = config_lib.split_none(argv)
   try:
     rest = FLAGS(sys.argv)
@@ -97,7 +97,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
   except SystemExit:
     if any(arg.lstrip('-').startswith('help') for arg in argv):
       sys.exit(0)  # absl would exit with 1.
-    sys.exit(print_error('The config file ended the program.'))
+    sys.exit(print_error('The config file called sys.exit.'))
   except Exception as error:  # A config file may raise anything.
     sys.exit(print_error(config_lib.explain(error)))
   if len(rest) > 1:
@@ -106,14 +106,15 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 
 def main(_: list[str]) -> int:
+  """Trains, evaluates or replays; returns the exit code."""
   if FLAGS.workdir == '':
-    return print_error("--workdir='' is no folder: leave it out, or name one.")
+    return print_error("--workdir='' is not a folder: type --workdir=DIR.")
   return run_to_exit(_join, _run)
 
 
-# Imports that take seconds come after the flags are known to be good.
+# Slow imports wait until the flags have been checked.
 def _join() -> Any:
-  """Returns the cluster of several processes; None: there is one."""
+  """Returns the cluster, or None if there is one process."""
   from resnet.run import cluster
 
   if FLAGS.distributed is False:
@@ -129,7 +130,7 @@ def _join() -> Any:
 
 
 def _run(cluster: Any) -> int:
-  """Does what the flags ask for; returns the exit code."""
+  """Trains, evaluates or replays in an initialised process."""
   import jax
 
   from resnet import experiment
@@ -141,14 +142,12 @@ def _run(cluster: Any) -> int:
     print(f'warning: {problem}', file=sys.stderr)
   path = config_flags.get_config_filename(FLAGS['config'])
   workdir = FLAGS.workdir or config_lib.default_workdir(path)
-  workdir = os.path.expanduser(workdir)  # A shell leaves --workdir=~/runs.
+  workdir = os.path.expanduser(workdir)  # A shell ignores ~ in --workdir=~/a.
   band = None
   if FLAGS.reference is not None:
     band = reference.read_reference(os.path.expanduser(FLAGS.reference))
   if band and FLAGS.mode != 'train':
-    raise InputError(
-      f'--reference is for training: leave it out of --mode={FLAGS.mode}.'
-    )
+    raise InputError(f'--reference needs --mode=train, not {FLAGS.mode}.')
   run = experiment.resolve(FLAGS.config)
   if cluster:
     flag_facts = {'--mode': FLAGS.mode, '--checkpoint': FLAGS.checkpoint}
@@ -169,7 +168,7 @@ def _run(cluster: Any) -> int:
 
 
 def _draw_curves(workdir: str) -> None:
-  # Imported at the end: training need not wait for matplotlib.
+  # Imported late, so that training does not wait for matplotlib.
   from resnet.plots.curves import save_curves
 
   save_curves(workdir)

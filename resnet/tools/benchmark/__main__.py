@@ -4,8 +4,8 @@
     --against=flax,torch
 
 Takes --config and --config.FIELD=VALUE as main.py does. Measures all programs
-in turn, for several rounds. Prints medians, quartiles, and ratios of measurements
-of the same round. See docs/performance.md.
+in turn, for several rounds. Prints medians, quartiles, and ratios between
+measurements of a round. See docs/performance.md.
 """
 
 import argparse
