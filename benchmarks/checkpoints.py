@@ -1,4 +1,4 @@
-"""How long a save of a run's state stops the loop; saves and restores in MB/s.
+"""Measures how long a save blocks the loop, and saves and restores in MB/s.
 
   PYTHONPATH=. python benchmarks/checkpoints.py --config=configs/fake.py
 
@@ -18,7 +18,7 @@ from resnet.tools.benchmark import programs, timing
 
 
 def main(args):
-  """Measures and prints; the first save, which compiles, stands alone."""
+  """Measures and prints; medians leave out the first save, which compiles."""
   count = args.saves
   if count < 2:
     raise InputError('--saves must be at least 2.')
@@ -47,12 +47,12 @@ def main(args):
   )
   print(
     f'{run.config["model.name"]}, {size / 1e6:,.0f} MB: {count} saves\n'
-    f'  the loop stands still for {stall["median"]:.3f} s (quartiles'
+    f'  a save blocks the loop for {stall["median"]:.3f} s (quartiles'
     f' {stall["low"]:.3f} to {stall["high"]:.3f}; the first {stalls[0]:.3f})'
   )
   for what, seconds in (
     ('on disk after', saved['median']),
-    ('restored and checked in', restored['median']),
+    ('restored and verified in', restored['median']),
   ):
     print(f'  {what} {seconds:.3f} s, {size / 1e6 / seconds:,.0f} MB/s')
   sizes = (f'{size / 1e6:,.0f} after {i}' for i, size in memory.items())

@@ -1,11 +1,11 @@
-"""How near exported networks are to the networks that they were made of.
+"""Measures how much the logits of exported networks differ from the network's.
 
   PYTHONPATH=. python benchmarks/exports.py NAME... [--size=224] --out=FILE.json
 
-Random weights with running statistics of a random batch. Each network is
-exported as StableHLO and as ONNX, for normalised and for uint8 pixels, and run
-beside the network with 1 and with 7 images: the largest difference of logits as
-a share of the largest logit. Prints Markdown.
+Exports networks with random weights, and running statistics of a random batch,
+as StableHLO and ONNX, for normalised and for uint8 pixels. Prints the largest
+difference of logits for 1 and 7 images, as a share of the largest logit, in
+Markdown.
 """
 
 import argparse
@@ -32,9 +32,8 @@ def _make_weights(name, size):
     model=model,
     variables=variables,
     preprocessing=Preprocessing(
-      # Of pixels that are uniform: activations are then as large as those that
-      # the running statistics are of. Where they are not, random networks
-      # amplify rounding.
+      # Those of uniform pixels, so that activations fit the running statistics.
+      # Otherwise random networks amplify rounding errors.
       mean=(0.5,) * 3,
       std=(12**-0.5,) * 3,
       image_size=size,

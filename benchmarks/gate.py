@@ -1,15 +1,14 @@
-"""Fails when a ratio of speeds has fallen by more than 15 %, or is too low.
+"""Fails if a ratio of speeds has fallen by more than 15 % or is too low.
 
   PYTHONPATH=. python benchmarks/gate.py
   PYTHONPATH=. python benchmarks/gate.py --write
 
 Runs `resnet.tools.benchmark step`, benchmarks/loop.py, and
-benchmarks/recipes.py for the plain step against the one with augmentation.
-Compares their ratios to another program in the same run, never times, with
-benchmarks/baseline.json. --write replaces it, after an intended change, by the
-ratios that were measured. Needs a quarter of an hour and a machine that is
-otherwise idle. Without torchvision its ratios are left out, and where
-torch.compile does not work, its own; that is said.
+benchmarks/recipes.py for the plain step and the one with augmentation. Compares
+ratios of programs that are measured in turn, never times, with
+benchmarks/baseline.json. --write replaces that file after an intended change.
+Takes a quarter of an hour on an otherwise idle machine. Ratios to torchvision
+or torch.compile are left out, and reported as such, where these are missing.
 """
 
 import argparse
@@ -47,7 +46,7 @@ CASES = {
   ],
   'ResNet-50, 224, batch 16, plain': ['recipes', '--only=all', '--rounds=9'],
 }
-# What the project stands for, whatever the baseline.
+# Lowest ratios, whatever the baseline.
 FLOORS = {
   'ResNet-20, 32, batch 128 / flax': 1.0,
   'ResNet-20, 32, batch 128, loop / step': 0.97,
@@ -73,7 +72,7 @@ def measure(case):
     if done.returncode:
       sys.exit(f'{case}: the benchmark ended with {done.returncode}.')
     found = json.loads(path.read_text())
-  if subject == 'recipes':  # How much longer it takes.
+  if subject == 'recipes':  # Reports how much longer a step takes.
     return {f'{case} / {name}': 1 / value for name, value in found.items()}
   if subject == 'loop':
     return {f'{case} / step': found['ratio']['median']}
@@ -88,11 +87,11 @@ def _has_torch():
 
 
 def compare(baseline, found):
-  """Returns a line for each ratio, and those that have fallen too low.
+  """Returns a line for each ratio, and the names of those that are too low.
 
   Args:
     baseline: ratios by name.
-    found: likewise; those of other names are reported too.
+    found: measured ratios by name, which may include new names.
   """
   lines, fallen = [], []
   for name, before in baseline.items():
@@ -118,7 +117,7 @@ def compare(baseline, found):
 
 def main():
   parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
-  parser.add_argument('--write', action='store_true', help='the baseline anew')
+  parser.add_argument('--write', action='store_true', help='write the baseline')
   args = parser.parse_args()
   found = {}
   for case in CASES:

@@ -1,12 +1,11 @@
-"""What the guards of a run cost a step.
+"""Measures what the guards of a run add to a step.
 
   PYTHONPATH=. python benchmarks/guards.py
 
-The training step of ResNet-20 (CIFAR, batch 128) and of ResNet-50 (64 pixels,
-batch 16), as it is, with what the loop does for the guards around it, against
-the same step without them; the two in turn, the median ratio of pairs. Without:
-updates are not checked, nothing is read back, no watchdog. What a save costs:
-benchmarks/checkpoints.py.
+Times the training step of ResNet-20 (CIFAR, batch 128) and of ResNet-50 (64
+pixels, batch 16) with the guards of the step and of the loop, in turn with the
+bare step, which does not check its update, read back metrics or use a watchdog.
+Prints the median ratio. benchmarks/checkpoints.py measures saves.
 """
 
 import argparse
@@ -64,7 +63,7 @@ def _compile(task, state, batch, *, guarded):
     all_finite=guards.all_finite if guarded else lambda _: True,
     choose=guards.choose if guarded else _always_new,
   ):
-    # Not the function itself: jit remembers what it has traced.
+    # jit caches by function, so each program needs its own.
     return jax.jit(lambda s, b: step(s, b)).lower(state, batch).compile()
 
 

@@ -1,11 +1,11 @@
-"""Batches of random resized crops by tf.data and torchvision, on request.
+"""Reads batches of random resized crops with tf.data or torchvision.
 
   python benchmarks/input_rivals.py tfdata FOLDER BATCH_SIZE WORKERS
 
-Started by `python -m resnet.tools.benchmark input --against=...`. Says "ready",
-then for each number read from stdin makes as many batches of uint8 [B, 224,
-224, 3] from the JPEG files in the class folders, and says images/s. As many are
-made before and not timed: what waited in its buffers is gone by then.
+Started by `python -m resnet.tools.benchmark input --against=...`. Prints
+"ready", then for each number N on stdin reads N batches of uint8 [B, 224, 224,
+3] from the JPEG files in the class folders, and prints images/s. N more batches
+are read first and not timed, to empty the buffers.
 """
 
 import glob
@@ -18,7 +18,7 @@ SIZE, AREA, ASPECT = 224, (0.08, 1.0), (3 / 4, 4 / 3)
 
 
 def tfdata(folder, batch_size, workers):
-  """As the TPU and MLPerf examples do it: only the crop is decoded."""
+  """Decodes only the crop, as the TPU and MLPerf examples do."""
   os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
   import tensorflow as tf
 
@@ -48,7 +48,7 @@ def tfdata(folder, batch_size, workers):
 
 
 def torchvision(folder, batch_size, workers):
-  """As the references of torchvision do it, without the float conversion."""
+  """Reads as torchvision's references do, without conversion to float."""
   import torch
   from torchvision import datasets
   from torchvision.transforms import v2
@@ -78,9 +78,9 @@ def torchvision(folder, batch_size, workers):
 
 def main():
   name, folder, batch_size, workers = sys.argv[1:]
-  roads = {'tfdata': tfdata, 'torchvision': torchvision}
+  rivals = {'tfdata': tfdata, 'torchvision': torchvision}
   try:
-    batches = roads[name](folder, int(batch_size), int(workers))
+    batches = rivals[name](folder, int(batch_size), int(workers))
   except ImportError:
     return
   print(json.dumps('ready'), flush=True)

@@ -1,8 +1,8 @@
-"""What the training loop costs: main.py's loop against its step alone.
+"""Compares the speed of the training loop with that of its step alone.
 
   PYTHONPATH=. python benchmarks/loop.py --config=configs/cifar10.py:resnet20
 
-Both train on one batch that is on the device: reading images does not count.
+Both train on one batch that stays on the device, so reading does not count.
 """
 
 import contextlib
@@ -28,8 +28,8 @@ def main(args):
   if count >= run.length.num_steps:
     raise InputError(
       f'{_INTERVALS} intervals of log_every_steps={run.task.log_every_steps}'
-      f' are more than the {run.length.num_steps} steps of the run: take a'
-      ' smaller --config.log_every_steps'
+      f' exceed the {run.length.num_steps} steps of the run: type a smaller'
+      ' --config.log_every_steps'
     )
   steps = jit_steps(run.task, run.sharding)
   batch = programs.batch_on_device(run, 'step')
@@ -66,7 +66,7 @@ def main(args):
 
 
 class _Resident:
-  """In the place of a `DeviceLoader`; asks for the end of the run."""
+  """Replaces a `DeviceLoader`; stops the run after `count` batches."""
 
   wait_seconds = 0.0
   num_left_out = 0
@@ -82,9 +82,9 @@ class _Resident:
 
 
 def _images_per_second(run, steps, batch, count):
-  """Runs the loop and returns its speed, by its own clock.
+  """Runs the loop and returns its speed by its own meter.
 
-  It stands still while a checkpoint is saved, as in any run.
+  The meter is paused while a checkpoint is saved, as in any run.
   """
   with (
     contextlib.redirect_stdout(io.StringIO()),

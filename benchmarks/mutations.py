@@ -1,9 +1,9 @@
-"""Puts faults into the core, one at a time: each must make a fast test fail.
+"""Checks that each of some faults in the core makes a fast test fail.
 
   .venv/bin/python -m benchmarks.mutations [NAME ...]
 
-A fault is one changed line in a copy of the repository. Prints a row for each:
-the fault, and the test that failed first. Exit code 1: a fault was not noticed.
+A fault is one changed line in a copy of the repository. Prints a row for each
+fault with the test that failed first. Exits with 1 if a fault was not detected.
 """
 
 import pathlib
@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 class Fault(NamedTuple):
-  """A fault: `before` becomes `after` in `path`, and `tests` must notice."""
+  """Replaces `before` with `after` in `path`; `tests` must detect that."""
 
   name: str
   path: str
@@ -181,7 +181,7 @@ def first_failure(fault: Fault) -> str | None:
     path = copy / fault.path
     text = path.read_text()
     if text.count(fault.before) != 1:
-      sys.exit(f'{fault.path} does not have once: {fault.before}')
+      sys.exit(f'{fault.path} must contain this once: {fault.before}')
     path.write_text(text.replace(fault.before, fault.after))
     result = subprocess.run(
       [

@@ -1,13 +1,13 @@
-"""How long it takes to make, count, convert and compile networks.
+"""Measures how long it takes to create, count, convert and compile networks.
 
   PYTHONPATH=. python benchmarks/networks.py
   PYTHONPATH=. python benchmarks/networks.py --compile=cifar_resnet1202
 
-Without --compile: the seconds to create and count each network of up to 200
-layers (traced, not run); then ResNet-152's state dict, converted to our
-variables and back, medians of five, against a plain copy of its arrays; and the
-memory that it takes, as a multiple of its size. With --compile: the train step
-of a CIFAR network, traced and compiled for this machine, batch 128.
+Without --compile, prints the seconds to create and trace each network of up to
+200 layers, and to convert ResNet-152's state dict to our variables and back
+(medians of five, compared with a plain copy of the arrays, and peak memory as a
+multiple of their size). With --compile, prints the seconds to trace and compile
+the training step of a CIFAR network for this machine, batch 128.
 """
 
 import argparse

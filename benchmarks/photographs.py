@@ -1,12 +1,12 @@
-"""Makes photographs of the size of ImageNet's from Debian's wallpapers.
+"""Makes photographs as large as ImageNet's from Debian's wallpapers.
 
   sudo apt-get install plasma-workspace-wallpapers gnome-backgrounds
   PYTHONPATH=. python benchmarks/photographs.py --out=DIR --count=2000
 
-Windows of the wallpapers, shrunk to about 500x375 pixels and stored as JPEG
-(4:2:0) of 60 to 110 kB: the size and weight of ImageNet's photographs. They lie
-in class folders, one a wallpaper, below DIR/train and DIR/val (a tenth), as
---config.data.name=folder reads them. The same files come out each time.
+Shrinks windows of the wallpapers to about 500x375 pixels and stores them as
+JPEG (4:2:0) of 60 to 110 kB, the sizes of ImageNet's photographs. Writes them
+to DIR/train and DIR/val (a tenth) with a class folder for each wallpaper, for
+--config.data.name=folder. The result is deterministic.
 """
 
 import argparse
@@ -25,12 +25,12 @@ _QUALITIES = (90, 95, 85, 97, 80, 75)
 
 
 def find_wallpapers():
-  """Returns the largest file of each wallpaper, in mixed order."""
+  """Returns the largest file of each wallpaper, shuffled."""
   largest = {}
   for path in sorted(p for f in _FOLDERS for p in pathlib.Path(f).rglob('*')):
     if path.suffix not in _KINDS or path.stem == 'screenshot':
       continue
-    # Each of Plasma's has a folder with a file a screen.
+    # Plasma has a folder for each wallpaper, with a file for each screen size.
     name = path.parent if path.parent.name.startswith('images') else path
     if path.stat().st_size > largest.get(name, (0, path))[0]:
       largest[name] = path.stat().st_size, path
@@ -85,7 +85,7 @@ def main():
     if len(jpegs) >= _MIN_OF_CLASS:
       name = '_'.join(path.relative_to('/usr/share').with_suffix('').parts)
     elif written + len(jpegs) < args.count:
-      continue  # Too few for a class; the last ones go to the class before.
+      continue  # Too few for a class; the last ones join the previous class.
     for i, jpeg in enumerate(jpegs):
       folder = pathlib.Path(args.out, 'val' if i % 10 == 1 else 'train', name)
       os.makedirs(folder, exist_ok=True)
@@ -95,7 +95,7 @@ def main():
       break
   print(f'{written:,} photographs in {args.out}')
   if written < args.count:
-    raise SystemExit('error: the wallpapers hold no more of 60 to 110 kB')
+    raise SystemExit('error: no more windows have 60 to 110 kB')
 
 
 if __name__ == '__main__':

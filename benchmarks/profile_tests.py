@@ -1,11 +1,11 @@
-"""A plugin of pytest: where the time and the memory of the tests go.
+"""Pytest plugin that measures the time and the memory of each test.
 
   .venv/bin/python -m pytest -m 'not slow' -p benchmarks.profile_tests
 
-Writes a line for each test to $TEST_PROFILE (by default test_profile.jsonl):
-its seconds, compilations and started processes, and the peak memory of the
-process that ran it. `.venv/bin/python -m benchmarks.profile_tests FILE` sums
-them up by folder.
+Writes a line for each test to $TEST_PROFILE (by default test_profile.jsonl)
+with its seconds, compilations, started processes, and the peak memory of its
+process. `.venv/bin/python -m benchmarks.profile_tests FILE` sums them up by
+folder.
 """
 
 import collections

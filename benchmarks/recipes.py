@@ -1,11 +1,11 @@
-"""What the ingredients of modern recipes cost: a step with them and without.
+"""Measures what the ingredients of modern recipes add to a step.
 
   PYTHONPATH=. python benchmarks/recipes.py
   PYTHONPATH=. python benchmarks/recipes.py --model=cifar_resnet20 --size=32
 
-RandAugment (two operations), mixup and cutmix by choice, and random erasing
-of every image with noise; the step with all of them, and that with each alone,
-against the plain one: in turn, the median ratio of the rounds.
+Times a step with RandAugment (two operations), with mixup or CutMix, with
+random erasing of every image, and with all of them, in turn with the plain
+step. Prints median ratios.
 """
 
 import argparse
@@ -42,7 +42,7 @@ RECIPES = {
 
 
 def _make(args, fields):
-  """Returns a function that makes a step and waits for it."""
+  """Returns a function that runs a step and waits for it."""
   config = fake.get_config()
   config.model.name = args.model
   config.batch_size = args.batch_size

@@ -1,14 +1,13 @@
-"""What batching gives a server, and how much of `predict` is left.
+"""Measures a server with and without batching, and the predict tool.
 
   PYTHONPATH=. python benchmarks/serving.py --out=DIR
 
-ResNet-18 at 224 pixels, random weights, JPEG images of 256 x 256. In turn,
-three times: 64 clients at once against a server that predicts one image at a
-time (the baseline), the same against one that batches, and the predict tool on
-as many files. Each is a process of its own; client and server share the
-machine. Then --requests requests against a batching server: how many were
-answered, and its memory before and after. Medians and their ratios, as
-Markdown, and results.json.
+ResNet-18 at 224 pixels, random weights, JPEG images of 256 x 256. Three times
+in turn: 64 concurrent clients of a server that predicts one image at a time
+(the baseline), the same clients of a server that batches, and the predict tool
+on as many files, each in its own process on this machine. Then sends --requests
+requests to a batching server and measures its memory before and after. Prints
+medians and ratios in Markdown and writes results.json.
 """
 
 import argparse
@@ -112,9 +111,9 @@ class _Server:
 
 
 def _predict_rate(path, folder, count):
-  """Images a second of the predict tool, without its start.
+  """Returns images/s of the predict tool without its start-up.
 
-  That is found from a run on one image.
+  A run on one image measures the start-up.
   """
   first = sorted(folder.iterdir())[0]
   seconds = []

@@ -1,14 +1,15 @@
-"""Kills, stops, damages and resizes small runs at random, and compares.
+"""Kills, stops, damages and resizes small runs at random; checks their results.
 
   PYTHONPATH=. python benchmarks/soak.py --output=docs/results/soak.json
 
-Rounds are made until the time is over. In each one run of `main.py` is killed
-(-9), stopped (SIGTERM, SIGINT, twice) or left alone at random moments, its
-newest checkpoint is damaged now and then, and it is started again until it is
-complete. In the rounds named 'one process' and 'two processes' all starts have
-the same devices, and the run must be bit-equal to one that was never stopped:
-lines of metrics, parameters, statistics, optimizer, averages. In the rounds
-named 'resized' every start has others, and losses must agree to rounding.
+Repeats rounds until the time is over. In each round a run of `main.py` is
+killed (SIGKILL), stopped (SIGTERM, SIGINT, or two signals) or left alone at
+random times, its newest checkpoint is sometimes damaged, and it is restarted
+until it is complete. In rounds named 'one process' and 'two processes' all
+starts have the same devices, and metrics, parameters, statistics, optimizer
+state and averages must be bit-equal to those of an undisturbed run. In rounds
+named 'resized' every start has other devices, and losses must agree up to
+rounding.
 """
 
 import argparse
@@ -37,7 +38,7 @@ COMMAND = (
   '--config.save_every_steps=5',
   '--config.keep_checkpoints=5',
   '--config.ema_decay=0.99',
-  # So low that rounding stays rounding.
+  # So low that rounding errors do not grow.
   '--config.schedule.learning_rate=0.001',
 )
 KINDS = {'one process': (1, 1), 'resized': None, 'two processes': (2, 1)}
@@ -45,7 +46,7 @@ SIZES = ((1, 1), (1, 2), (1, 4), (2, 1), (2, 2))  # (processes, devices of each)
 RTOL = 1e-4
 GOOD_CODES = {
   *(0, 130, 143),
-  # Before training handles signals they end the process.
+  # A signal before training handles it.
   *(-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT),
 }
 # When another process has died, JAX may end this one before we do.
@@ -77,7 +78,7 @@ class Soak:
     ]
 
   def finish(self, processes):
-    """Waits; returns the exit codes. A code that should not be ends it all."""
+    """Waits and returns the exit codes; an unexpected code ends the test."""
     ends = programs.finish(*processes)
     good = GOOD_CODES if len(ends) == 1 else GOOD_CODES_OF_SEVERAL
     for end in ends:
@@ -175,7 +176,7 @@ def main():
     workdir, lives = soak.round(len(rounds), size)
     compare(workdir, wholes[size or (1, 1)], resized=size is None)
     rounds.append({'kind': kind, 'starts': lives})
-    print(f'round {len(rounds)} ({kind}): {lives} starts, as it should be')
+    print(f'round {len(rounds)} ({kind}): {lives} starts, passed')
   result = {
     'seed': args.seed,
     'minutes': round((time.monotonic() - start) / 60, 1),

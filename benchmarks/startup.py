@@ -1,8 +1,8 @@
-"""Seconds from the start of a process to its first finished step, by phase.
+"""Measures the time from the start of a process to its first step, by phase.
 
   PYTHONPATH=. python benchmarks/startup.py --config=configs/digits.py
 
-Takes the flags of main.py. Cold: no program is kept from before. Warm: all are.
+Takes the flags of main.py. Cold: no program is cached. Warm: all are.
 """
 
 import json
@@ -21,7 +21,7 @@ from resnet.errors import InputError, RunError
 from resnet.tools import command
 from resnet.tools.benchmark import timing
 
-# What main.py has done when it reports a mark.
+# Name of the phase that ends at an event of main.py.
 _PHASES = {
   'imports': 'imported',
   'config and data': 'data',
@@ -97,7 +97,7 @@ def _run_to_first_step():
       marks[event.removeprefix(_PREFIX)] = time.time()
     if 'first_step' in marks:
       print(json.dumps(marks), flush=True)
-      os._exit(0)  # The rest of the run is not asked for.
+      os._exit(0)  # Skip the rest of the run.
 
   def add(event, duration_secs, **_):
     if event.startswith('/jax/core/compile/') and 'state' in marks:

@@ -1,8 +1,8 @@
-"""torchvision's network, eager or compiled: `--against=torch`.
+"""Times torchvision's network, eager or compiled, for `--against=torch`.
 
-Reads numbers of steps, answers with the seconds they took; the options are a
-JSON object, see resnet/tools/benchmark/programs.py. Images are uint8 on the
-device, their memory is channels_last, bfloat16 is autocast.
+Reads numbers of steps and prints the seconds they took. The argument is a JSON
+object, see resnet/tools/benchmark/programs.py. Images are uint8 on the device
+in channels_last memory; bfloat16 uses autocast.
 """
 
 import contextlib
@@ -20,14 +20,14 @@ except ImportError:
 
 
 class OptionA(nn.Module):
-  """Every second pixel, and zeros for the new channels."""
+  """Takes every second pixel and fills new channels with zeros."""
 
   def forward(self, x):
     return functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, x.shape[1]))
 
 
 def _cifar(depth, num_classes):
-  """He et al. 2016, section 4.2, of torchvision's blocks."""
+  """Returns a network of He et al. 2016, section 4.2, in torchvision."""
   block = models.resnet.BasicBlock
   layers = [
     nn.Conv2d(3, 16, 3, padding=1, bias=False),
@@ -125,7 +125,7 @@ def main():
     try:
       step()
       wait()
-    except Exception as error:  # Of torch.compile: many kinds.
+    except Exception as error:  # torch.compile raises many kinds.
       if not options['compile']:
         raise
       return print(json.dumps(_first_line(error)))

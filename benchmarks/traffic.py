@@ -1,11 +1,10 @@
-"""Memory traffic of ways to write the step, compiled ahead of time for a TPU.
+"""Compares the memory traffic of variants of the step, compiled for a TPU.
 
   PYTHONPATH=. python benchmarks/traffic.py --topology=v5e:2x2 --json=FILE
 
-Needs `pip install 'jax[tpu]'` but no TPU; each way takes some minutes to
-compile. ResNet-50, bfloat16, 256 images a chip, the same on each of four chips:
-what the compiler says of one image. `flax` is
-resnet/tools/benchmark/flax_step.py.
+Needs `pip install 'jax[tpu]'` but no TPU; each variant takes some minutes to
+compile. Prints the compiler's figures per image for ResNet-50, bfloat16, 256
+images per chip on four chips. `flax` is resnet/tools/benchmark/flax_step.py.
 """
 
 import argparse
@@ -45,7 +44,7 @@ _WAYS = {
 def main():
   parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
   parser.add_argument('--topology', default='v5e:2x2')
-  parser.add_argument('--batch-size', type=int, default=256, help='of a chip')
+  parser.add_argument('--batch-size', type=int, default=256, help='per chip')
   parser.add_argument('--ways', nargs='+', default=_WAYS, choices=_WAYS)
   parser.add_argument('--network', default='resnet50')
   parser.add_argument('--json', metavar='FILE')
@@ -54,7 +53,7 @@ def main():
   config = resnet50.get_config()
   config.model.name = args.network
   config.batch_size = args.batch_size * len(topology.devices)
-  # On every chip as on one: no statistics of batch norm between chips.
+  # Batch norm does not communicate between chips.
   config.model.bn_group_size = args.batch_size
   config.model.dtype = 'bfloat16'
   run = compiled.prepare(config, topology)

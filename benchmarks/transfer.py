@@ -1,13 +1,13 @@
-"""Does a network that knows some classes learn others from fewer labels?
+"""Compares fine-tuning with training from random weights on few labels.
 
   PYTHONPATH=. python benchmarks/transfer.py --idx=FOLDER --workdir=DIR
 
-ResNet-8 learns Fashion-MNIST's classes 0 to 6 (2,000 images a class). Then it
-learns classes 7 to 9 from 20 labels a class, drawn by seeds 0 to 4: fine-tuned,
-and from random weights, by the same recipe at the same two rates. Accuracy is
-that of the last step on the 3,000 test images of classes 7 to 9. FOLDER has the
-idx files, as Debian's dataset-fashion-mnist. Prints a Markdown table and writes
-results.json into the workdir.
+Trains ResNet-8 on Fashion-MNIST's classes 0 to 6 (2,000 images per class), then
+on classes 7 to 9 with 20 labels per class, drawn with seeds 0 to 4: from those
+weights and from random ones, with the same recipe and the same two learning
+rates. The accuracy is that of the last step on the 3,000 test images of classes
+7 to 9. FOLDER has the idx files, as in Debian's dataset-fashion-mnist. Prints a
+Markdown table and writes results.json to the workdir.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from resnet.run.provenance import commit, hardware
 _SEEDS = range(5)
 _LABELS_A_CLASS = 20
 _OLD, _NEW = range(7), range(7, 10)
-# Rate and whether the weights are those of the old classes.
+# Learning rate, and whether to start from the weights of the old classes.
 _ARMS = {
   'fine-tuned, rate 0.01': (0.01, True),
   'from scratch, rate 0.01': (0.01, False),
@@ -42,7 +42,7 @@ _ARMS = {
 
 
 def _select(split, classes, count=None, seed=0):
-  """Returns `count` images of each class, all for None; labels begin at 0."""
+  """Returns `count` images per class (None: all), with labels from 0."""
   images, labels = split
   rng = np.random.default_rng(seed)
   rows = []

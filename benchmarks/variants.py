@@ -1,11 +1,12 @@
-"""Ways to write parts of the step that were tried, see docs/performance.md.
+"""Measures variants of parts of the step; see docs/performance.md.
 
   PYTHONPATH=. python benchmarks/variants.py --batch-size=16 --dtype=float32
   PYTHONPATH=. python benchmarks/variants.py --topology=v5e:2x4 --json=FILE
 
-The first times them in turn with our step on this machine: ResNet-50 at 224
-pixels. The second compiles them for a TPU that is not there, needs `pip install
-'jax[tpu]'`, and takes some minutes for each: what the compiler says of a chip.
+The first command times ResNet-50 at 224 pixels on this machine, in turn with
+our step. The second compiles for an absent TPU and prints the compiler's
+figures for a chip; it needs `pip install 'jax[tpu]'` and some minutes per
+variant.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from resnet.training import step
 
 
 def _windows(x):
-  """[B, H, W, C] -> nine arrays, the taps of the windows, row by row."""
+  """Returns the nine taps of the windows of [B, H, W, C], row by row."""
   rows, columns = ((n - 1) // 2 + 1 for n in x.shape[1:3])
   x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
   return [
@@ -53,7 +54,7 @@ def _spread(first, grads, shape):
 
   def tap(i, j):
     x = jnp.where(first == 3 * i + j, grads, jnp.zeros_like(grads))
-    # Tap 0 of a window is tap 2 of the one before.
+    # Tap 0 of a window is tap 2 of the previous one.
     after = ((0, 0), (0, int(i == 0)), (0, int(j == 0)), (0, 0))
     return jnp.pad(x, after)[:, -num_rows:, -num_columns:]
 
@@ -143,21 +144,21 @@ def build(run, name):
 def _time(config, rounds):
   """Returns seconds of each in turn, a value a round."""
   run = programs.resolve_here(config)
-  roads = {}
+  measurements = {}
   for name in NAMES:
     changed, update, _ = build(run, name)
     batch = programs.batch_on_device(changed, 'step')
     state = changed.create_state()
     seconds = programs.timed(lambda s, u=update, b=batch: u(s, b), state)
     seconds(1)  # Warm-up.
-    roads[name] = functools.partial(seconds, 1)
-  return timing.in_turn(roads, rounds)
+    measurements[name] = functools.partial(seconds, 1)
+  return timing.in_turn(measurements, rounds)
 
 
 def main():
   parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
-  parser.add_argument('--topology', help='compile for it instead')
-  parser.add_argument('--batch-size', type=int, default=256, help='of a chip')
+  parser.add_argument('--topology', help='compile for this TPU instead')
+  parser.add_argument('--batch-size', type=int, default=256, help='per chip')
   parser.add_argument('--dtype', default='bfloat16')
   parser.add_argument('--rounds', type=int, default=7)
   parser.add_argument('--json', metavar='FILE')

@@ -1,14 +1,14 @@
-"""What a step costs the host, for 1 to 8 processes.
+"""Measures the CPU time of the host per step for 1 to 8 processes.
 
   PYTHONPATH=. python benchmarks/weak_scaling.py
 
-Each process has one virtual device and 16 images a step, JPEG files of 500x375
-pixels of which 32x32 are made, and runs the loop of `main.py`: input, dispatch,
-agreement on signals, reading metrics, a log line every 10 steps, no evaluation
-and no save. Shown is the CPU time of process 0 from the first step to the last,
-by step, of the thread that makes batches ("input") and of the main one
-("loop"): what devices take, and the processes that share the cores, does not
-count. Groups of batch statistics are a device's.
+Each process has one virtual device and 16 images per step, crops of 32x32
+pixels from JPEG files of 500x375. It runs the loop of `main.py`: input,
+dispatch, agreement on signals, reading metrics, and a log line every 10 steps,
+without evaluations and saves. Prints the CPU time per step of process 0, for
+the thread that makes batches ("input") and for the main thread ("loop"). The
+time of devices and of other processes does not count. Batch statistics stay on
+a device.
 """
 
 import argparse
@@ -36,7 +36,7 @@ _STEPS, _IMAGES, _FILES = 60, 16, 160
 
 
 def _make_files(folder):
-  """Writes JPEG files of the size and weight of ImageNet's."""
+  """Writes JPEG files as large as ImageNet's, in pixels and bytes."""
   rng = np.random.default_rng(0)
   for split in ('train', 'val'):
     for i in range(_FILES):
@@ -48,7 +48,7 @@ def _make_files(folder):
 
 
 def _train(count, index, port, folder):
-  """Runs one process; process 0 prints seconds of CPU time a step."""
+  """Runs one process; process 0 prints seconds of CPU time per step."""
   cluster = cluster_lib.join(
     f'127.0.0.1:{port}',
     count,
@@ -82,9 +82,9 @@ def _train(count, index, port, folder):
       input_seconds.append(time.thread_time() - begin)
 
   class Timed(loop.Loop):
-    def first(self, *args):
+    def run_first_step(self, *args):
       nonlocal start
-      result = super().first(*args)
+      result = super().run_first_step(*args)
       start = time.thread_time()
       return result
 

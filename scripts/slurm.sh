@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# GPUs under Slurm, one task a GPU:
+# GPUs under Slurm, one task per GPU:
 #   sbatch scripts/slurm.sh CONFIG WORKDIR [FLAG...]
 # Explained line by line in docs/pods.md.
 #SBATCH --job-name=resnet
@@ -21,7 +21,7 @@ srun --kill-on-bad-exit=0 --wait=180 --cpus-per-task="$SLURM_CPUS_PER_TASK" \
   .venv/bin/python main.py --distributed \
   --config="$1" --workdir="$2" "${@:3}" || status=$?
 if [[ $status -eq 143 ]]; then
-  echo "Stopped by a signal: back into the queue."
+  echo "Stopped by a signal; requeued."
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"
