@@ -10,9 +10,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import (
-  preservation_policy as policies,
-)
+from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from resnet.errors import InputError, RunError
 from resnet.files import write_atomically

@@ -24,7 +24,10 @@ def keep_programs() -> str | None:
     return None
   folder = config.jax_compilation_cache_dir
   if not folder:
-    folder = os.path.join(_cache_home(), 'resnet', f'programs_{_processor()}')
+    home = os.environ.get('XDG_CACHE_HOME', '')
+    # The XDG Base Directory Specification ignores an empty or relative path.
+    home = home if os.path.isabs(home) else os.path.expanduser('~/.cache')
+    folder = os.path.join(home, 'resnet', f'programs_{_processor()}')
     try:
       os.makedirs(folder, mode=0o700, exist_ok=True)
       found = os.stat(folder)
@@ -40,12 +43,6 @@ def keep_programs() -> str | None:
   # JAX caches only compilations longer than one second; cache all of them.
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   return None
-
-
-def _cache_home() -> str:
-  # The XDG Base Directory Specification ignores an empty or relative path.
-  home = os.environ.get('XDG_CACHE_HOME', '')
-  return home if os.path.isabs(home) else os.path.expanduser('~/.cache')
 
 
 def _processor() -> str:

@@ -57,16 +57,10 @@ class History:
     _, values = self.series(name)
     return float(values[-1]) if len(values) else None
 
-  @property
-  def hardware(self) -> list[str]:
-    """Hardware of all starts, without repetition."""
-    return list(dict.fromkeys(start['hardware'] for start in self.starts))
-
-  @property
-  def commits(self) -> list[str]:
-    """Git commits of all starts, without repetition."""
-    commits = (start['commit'] or 'unknown' for start in self.starts)
-    return list(dict.fromkeys(commits))
+  def distinct(self, fact: str) -> list[str]:
+    """Returns each 'hardware' or 'commit' of the starts once."""
+    values = (start[fact] or 'unknown' for start in self.starts)
+    return list(dict.fromkeys(values))
 
 
 def read_history(workdir: str) -> History:

@@ -60,9 +60,7 @@ class InitialWeights:
     return text
 
 
-def open_weights(
-  experiment: Experiment,
-) -> tuple[InitialWeights, Experiment]:
+def open_weights(experiment: Experiment) -> tuple[InitialWeights, Experiment]:
   """Opens `init_from` and checks that it fits the run; reads no tensor.
 
   Returns:

@@ -82,8 +82,8 @@ def _differences(histories: Sequence[History], names: Sequence[str]) -> Rows:
   runs = [
     {field: repr(value) for field, value in history.config.items()}
     | {
-      'hardware': ', '.join(history.hardware) or 'unknown',
-      'commit': ', '.join(history.commits) or 'unknown',
+      fact: ', '.join(history.distinct(fact)) or 'unknown'
+      for fact in ('hardware', 'commit')
     }
     for history in histories
   ]

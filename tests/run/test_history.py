@@ -62,7 +62,7 @@ def test_damaged_files_are_named(tmp_path):
 
 def test_starts_have_hardware_and_commits(tmp_path, monkeypatch):
   path = write_run(tmp_path, [])
-  assert read_history(path).hardware == []
+  assert read_history(path).distinct('hardware') == []
   for step, commit in ((0, None), (5, None), (7, 'abc+')):
     monkeypatch.setattr(provenance, 'commit', lambda commit=commit: commit)
     provenance.record_start(path, step=step, devices=jax.devices())
@@ -71,8 +71,8 @@ def test_starts_have_hardware_and_commits(tmp_path, monkeypatch):
     assert provenance.read_last_step(path) == step + 1
   history = read_history(path)
   assert [start['step'] for start in history.starts] == [0, 5, 7]
-  assert history.commits == ['unknown', 'abc+']
-  (hardware,) = history.hardware
+  assert history.distinct('commit') == ['unknown', 'abc+']
+  (hardware,) = history.distinct('hardware')
   assert 'cores of ' in hardware
 
 

@@ -60,7 +60,7 @@ def open_topology(name: str) -> Topology:
   kind, _, shape = name.partition(':')
   jax.config.update('jax_platforms', 'cpu')
   if kind == 'cpu' and shape.isdecimal():
-    return Topology(name, _cpu_devices(int(shape)), chip=None)
+    return _open_cpus(name, int(shape))
   chip = CHIPS.get(kind)
   if chip is None or shape not in chip.shapes.split():
     known = '; '.join(f'{x}: {chip.shapes}' for x, chip in CHIPS.items())
@@ -86,7 +86,7 @@ def open_topology(name: str) -> Topology:
   return Topology(name, tuple(described.devices), chip)
 
 
-def _cpu_devices(count: int) -> tuple[Any, ...]:
+def _open_cpus(name: str, count: int) -> Topology:
   # The number of devices is fixed once JAX is in use.
   with contextlib.suppress(RuntimeError):
     jax.config.update('jax_num_cpu_devices', min(count, _MAX_CPU_DEVICES))
@@ -96,4 +96,4 @@ def _cpu_devices(count: int) -> tuple[Any, ...]:
       f'--topology=cpu:{count}: JAX has {len(devices)} CPU devices; type a'
       f' number of 1 to {len(devices)}.'
     )
-  return tuple(devices[:count])
+  return Topology(name, tuple(devices[:count]), chip=None)

@@ -54,14 +54,11 @@ def measure(experiment: Experiment, workdir: str) -> dict[str, Any]:
       y = np.asarray(output, np.float64)[batch['mask']]
       sums[name] = sums.get(name, 0) + np.array([y.size, y.sum(), (y**2).sum()])
   deviations = []
-  for name in sorted(sums, key=_place):
+  # Sort by stage, block and layer; the stem, which has none, comes first.
+  place = re.compile(r'(?:stage|_block|bn)(\d+)')
+  for name in sorted(sums, key=lambda x: [int(n) for n in place.findall(x)]):
     count, total, total_of_squares = sums[name]
     variance = total_of_squares / count - (total / count) ** 2
     deviations.append(float(np.sqrt(np.maximum(variance, 0))))
   mean = float(np.mean(deviations))
   return {'responses': deviations, 'mean_response': mean}
-
-
-def _place(name: str) -> list[int]:
-  """Returns [stage, block, layer] to sort by; [] for the stem, the first."""
-  return list(map(int, re.findall(r'(?:stage|_block|bn)(\d+)', name)))

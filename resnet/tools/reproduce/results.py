@@ -59,8 +59,8 @@ def describe(
     'train_error': curves['train']['error'][-1],
     'test_error': curves['test']['error'][-1],
     'first_loss': curves['train']['loss'][0],
-    'hardware': history.hardware,
-    'commits': history.commits,
+    'hardware': history.distinct('hardware'),
+    'commits': history.distinct('commit'),
     'images_per_second': float(np.median(rates)) if len(rates) else math.nan,
     'curves': curves,
     # FREE_FIELDS, such as the number of workers, do not change the result.
