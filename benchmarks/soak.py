@@ -145,7 +145,7 @@ class Soak:
 
 
 def compare(workdir, whole, resized):
-  """Raises AssertionError where a run is not what it should be."""
+  """Raises an AssertionError if a run differs from what it should be."""
   names = [p.name for p in (workdir / 'checkpoints').iterdir()]
   assert all(name.isdigit() for name in names), names
   if resized:

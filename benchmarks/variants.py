@@ -124,7 +124,7 @@ NAMES = ('ours', 'max-pool by taps', 'bfloat16 all-reduce', 'flat update')
 
 
 def build(run, name):
-  """Returns the update of a run, written as NAMES says, and its `Compiled`."""
+  """Returns the update of a run with variant `name`, and its `Compiled`."""
   task = run.task
   if name == 'max-pool by taps':
     model = task.model.clone(stem_pool=pool_by_taps)

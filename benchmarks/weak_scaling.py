@@ -105,7 +105,7 @@ def _train(count, index, port, folder):
 
 
 def _measure(count, images):
-  """Returns seconds of CPU time a step of process 0 among `count`.
+  """Returns seconds of CPU time per step of process 0 of `count`.
 
   Those of its main thread, and of the threads that make batches.
   """
@@ -168,7 +168,7 @@ def main():
   }
   for count, total in totals.items():
     print(
-      f'{count} processes: {1000 * total:.2f} ms of host time a step,'
+      f'{count} processes: {1000 * total:.2f} ms of host time per step,'
       f' {total / totals[args.counts[0]]:.2f} times that of {args.counts[0]}'
     )
 

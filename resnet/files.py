@@ -111,7 +111,7 @@ class Lock:
   """
 
   def __init__(
-    self, workdir: str, advice: str = 'stop it, or give another --workdir'
+    self, workdir: str, advice: str = 'stop it, or type another --workdir'
   ):
     """Takes the lock.
 

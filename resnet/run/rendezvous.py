@@ -40,7 +40,7 @@ class Peer:
     Raises:
       OSError: TimeoutError after `seconds`, another one if the connection was
         closed.
-      ValueError: the line is no JSON object, so not from one of our processes.
+      ValueError: the line is not a JSON object of one of our processes.
     """
     self._connection.settimeout(seconds)
     try:

@@ -52,7 +52,7 @@ def main(args: argparse.Namespace) -> None:
     check_disk(job)
     with writing(parent):
       os.makedirs(parent, exist_ok=True)
-    with contextlib.closing(Lock(parent, 'or give another --out or --name')):
+    with contextlib.closing(Lock(parent, 'or type another --out or --name')):
       if not os.path.isdir(folder):  # Another command may have finished it.
         with _bar('prepared', sum(map(len, job.splits.values()))) as bar:
           manifest = writer.write(
@@ -80,7 +80,7 @@ def make_job(args: argparse.Namespace) -> Job:
   splits = _OPENERS[args.kind](args.source, name)
   first = next(iter(splits.values()))
   for text in first.class_names or ():
-    # TFDS reads the names back from a file of one name a line.
+    # TFDS stores the names in a file, one per line.
     if text.encode(errors='ignore').decode().strip().splitlines() != [text]:
       raise InputError(
         f'The class name {text!r} cannot be stored: it is not one line of UTF-8'

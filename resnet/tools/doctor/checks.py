@@ -195,7 +195,7 @@ def step(experiment: Experiment) -> Finding:
   program.seconds(1)  # The first step also loads the program.
   seconds = _median(lambda: program.seconds(1), STEP_SECONDS)
   rate = program.batch_size / seconds
-  text = f'{rate:,.0f} images/s, {1000 * seconds:,.1f} ms a step of'
+  text = f'{rate:,.0f} images/s, {1000 * seconds:,.1f} ms per step, batch'
   text += f' {program.batch_size:,}, compiled in {program.facts.seconds:.1f} s'
   return Finding('ok', text, rate)
 
