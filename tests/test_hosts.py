@@ -129,7 +129,7 @@ def test_a_run_continues_after_a_death_and_equals_that_of_one_host(tmp_path):
   assert series(workdir, 'eval/num_examples') == {40: 100, 80: 100}
 
 
-def test_a_host_whose_cable_is_pulled_is_named(tmp_path):
+def test_an_unplugged_host_is_named(tmp_path):
   workdir = tmp_path / 'run'
   more = ('--heartbeat_seconds=20', '--config.num_epochs=2000')
   running = start(workdir, *more)

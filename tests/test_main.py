@@ -171,7 +171,7 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, args, parts):
   assert not workdir.exists()
 
 
-def test_a_backend_that_is_not_there_is_named(tmp_path):
+def test_a_missing_backend_is_named(tmp_path):
   workdir = f'--workdir={tmp_path / "run"}'
   result = run_main(*SMALL, workdir, JAX_PLATFORMS='cuda')
   assert_refused(result, "'cuda'", 'JAX_PLATFORMS=cpu')
@@ -191,7 +191,7 @@ def test_a_config_file_that_raises_is_one_line(tmp_path):
     (['--mode=replay'], 'no bad step'),
   ],
 )
-def test_what_does_not_fit_the_workdir_is_refused(done, args, part):
+def test_flags_that_do_not_fit_the_workdir_are_refused(done, args, part):
   workdir, _ = done
   before = files_under(workdir)
   assert_refused(run_main(*SMALL, f'--workdir={workdir}', *args), part)
@@ -217,7 +217,7 @@ def explained(config):
 
 
 @LOADS_A_CONFIG
-def test_a_config_that_takes_no_argument_says_what_to_type():
+def test_an_argument_for_a_config_without_one_is_refused():
   path = f'{ROOT}/configs/resnetrs50.py'
   assert explained(f'{path}:a:b') == (
     f'--config={path}:a:b: this config takes nothing after the colon: type'
@@ -226,7 +226,7 @@ def test_a_config_that_takes_no_argument_says_what_to_type():
 
 
 @LOADS_A_CONFIG
-def test_an_input_error_of_a_config_file_is_all_that_is_said(tmp_path):
+def test_only_the_input_error_of_a_config_file_is_printed(tmp_path):
   path = tmp_path / 'config.py'
   path.write_text(
     'from resnet.errors import InputError\n'
@@ -318,7 +318,7 @@ def test_an_own_set_is_trained_without_its_broken_image_and_tensorflow(
   assert line in result.stdout
 
 
-def test_nothing_comes_after_the_error():
+def test_thread_errors_are_hidden_after_the_error():
   """Threads may raise before the last line, not after it."""
   script = (
     'import sys, threading\n'

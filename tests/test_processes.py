@@ -191,7 +191,7 @@ def test_a_run_after_a_signal_and_a_death_is_bit_equal(two, tmp_path):
 @pytest.mark.parametrize(
   ('count', 'devices', 'slurm'), [(2, 2, False), (4, 1, True)]
 )
-def test_processes_learn_what_one_does(
+def test_processes_train_as_one_process_does(
   four_devices, tmp_path, count, devices, slurm
 ):
   workdir = tmp_path / 'run'
@@ -211,7 +211,7 @@ def test_a_run_continues_with_other_processes(two, tmp_path, count, devices):
 
 
 @pytest.mark.slow
-def test_a_process_that_stands_still_is_named(tmp_path):
+def test_a_hung_process_is_named(tmp_path):
   running = start(2, tmp_path / 'run', '--heartbeat_seconds=15')
   wait_for_step(tmp_path / 'run', 3, *running)
   running[1].send_signal(signal.SIGSTOP)
@@ -225,7 +225,7 @@ def test_a_process_that_stands_still_is_named(tmp_path):
 
 
 @pytest.mark.slow
-def test_where_process_0_stands_still_it_is_named_and_signals_work(tmp_path):
+def test_a_hung_process_0_is_named_and_signals_work(tmp_path):
   workdir = tmp_path / 'run'
   args = ('--config.batch_size=60', '--heartbeat_seconds=20')
   running = start(3, workdir, *args, keep_programs=False)
@@ -247,7 +247,7 @@ def test_where_process_0_stands_still_it_is_named_and_signals_work(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_signal_while_compiling_is_heard_after_the_first_step(tmp_path):
+def test_a_signal_while_compiling_stops_after_the_first_step(tmp_path):
   workdir = tmp_path / 'run'
   grace = '--config.preemption_grace_seconds=600'
   running = start(2, workdir, grace, keep_programs=False)
@@ -260,7 +260,7 @@ def test_a_signal_while_compiling_is_heard_after_the_first_step(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_shard_that_one_process_cannot_read(tmp_path):
+def test_a_shard_that_one_process_cannot_read_is_set_aside_by_all(tmp_path):
   workdir, whole = tmp_path / 'run', tmp_path / 'whole'
   split = '--config.sharding.fsdp=2'
   run(2, whole, split)
@@ -333,7 +333,9 @@ output.exit_immediately(143)
     pytest.param(0, True, (143, 9), marks=pytest.mark.slow),
   ],
 )
-def test_the_first_that_is_done_waits_for_the_other(first, dies, expected):
+def test_the_first_process_that_is_done_waits_for_the_other(
+  first, dies, expected
+):
   """And ends with its own code where the other one dies meanwhile."""
   args = (free_port(), first, int(dies))
   ends = finish(*(programs.start('-c', CLOSE, i, *args) for i in range(2)))

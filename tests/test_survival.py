@@ -155,7 +155,7 @@ def test_a_run_stopped_by_signals_continues_bit_for_bit(whole, tmp_path):
   assert_continued(workdir, whole)
 
 
-def test_a_run_trains_on_without_its_terminal(whole, tmp_path):
+def test_a_run_continues_without_its_terminal(whole, tmp_path):
   """SIGHUP is ignored as at the start, and nobody reads what is printed."""
   action = (
     'os.kill(os.getpid(), signal.SIGHUP); ends = os.pipe();'
@@ -265,7 +265,7 @@ def test_a_complete_run_with_damaged_checkpoints(whole, complete, capsys):
   assert_continued(complete, whole)
 
 
-def test_without_a_whole_checkpoint_nothing_begins_anew(stopped):
+def test_a_run_without_an_intact_checkpoint_does_not_start_again(stopped):
   for folder in (stopped / 'checkpoints').iterdir():
     _truncate(folder)
   before = (stopped / 'metrics.jsonl').read_bytes()

@@ -60,7 +60,7 @@ def test_a_folder_that_cannot_be_made_is_reported(tmp_path):
   assert folder is None
 
 
-def test_nothing_is_made_where_the_user_names_a_folder_or_wants_none(tmp_path):
+def test_no_folder_is_created_if_the_user_names_one_or_wants_no_cache(tmp_path):
   mine = str(tmp_path / 'mine')
   assert keep_programs(given=mine) == (None, mine)
   jax.config.update('jax_enable_compilation_cache', False)

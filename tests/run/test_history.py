@@ -13,7 +13,7 @@ from resnet.run.history import read_history
 from tests.run.made_runs import write_run
 
 
-def test_series_keep_what_is_not_finite_as_nan(tmp_path):
+def test_series_have_nan_for_null(tmp_path):
   lines = [
     {'step': 5, 'train/loss': 1.5},
     {'step': 5, 'eval/top1': 0.5},
@@ -39,7 +39,7 @@ def test_a_run_is_complete_with_its_last_evaluation(tmp_path):
   assert read_history(write_run(tmp_path, lines)).is_complete
 
 
-def test_half_a_line_at_the_end_is_left_out(tmp_path):
+def test_a_partial_last_line_is_ignored(tmp_path):
   path = write_run(tmp_path, [{'step': 5, 'train/loss': 1.0}])
   with open(f'{path}/metrics.jsonl', 'a') as file:
     file.write('{"step": 10, "tra')

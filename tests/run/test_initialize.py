@@ -98,7 +98,7 @@ def test_the_head_is_new_for_another_number_of_classes(file, first, tmp_path):
     evaluate_checkpoint(run, str(tmp_path / 'nothing'), 'best')
 
 
-def test_the_config_may_give_another_mean_than_that_of_the_weights(file):
+def test_a_mean_in_the_config_overrides_that_of_the_weights(file):
   given = {'data__mean': (1.0, 2.0, 3.0), 'data__std': (4.0, 5.0, 6.0)}
   _, run = open_weights(resolve(init_from=file, **given))
   assert run.task.mean == (1.0, 2.0, 3.0)
@@ -130,9 +130,7 @@ def test_a_run_records_its_source_and_resumes_without_it(
   assert resumed.metrics == whole.metrics
 
 
-def test_weights_are_evaluated_where_there_is_no_run(
-  file, first, tmp_path, capsys
-):
+def test_init_from_is_evaluated_without_a_run(file, first, tmp_path, capsys):
   nothing = tmp_path / 'nothing'
   assert evaluate_checkpoint(resolve(init_from=file), str(nothing), 'best') == 0
   out = capsys.readouterr().out

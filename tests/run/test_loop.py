@@ -105,7 +105,7 @@ def test_a_run_that_crashed_and_was_stopped_resumes_bit_for_bit(
   ('number', 'step'),
   [(10, 8), pytest.param(20, 16, marks=pytest.mark.slow)],
 )
-def test_an_evaluation_cut_off_by_a_signal_is_made_after_resuming(
+def test_an_evaluation_interrupted_by_a_signal_is_made_after_resuming(
   whole, tmp_path, monkeypatch, number, step
 ):
   """The first of two evaluations is cut off, or the last one."""

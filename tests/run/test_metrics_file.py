@@ -21,7 +21,7 @@ def test_a_line_is_json_with_null_for_values_that_are_not_finite(tmp_path):
   assert b'train/loss' in events.read_bytes()
 
 
-def test_a_restart_drops_later_lines_and_half_a_line(tmp_path):
+def test_a_restart_drops_later_lines_and_a_partial_line(tmp_path):
   path = tmp_path / 'metrics.jsonl'
   writer = MetricsWriter(str(tmp_path), first_step=0)
   for step in (1, 2, 3):
@@ -39,7 +39,7 @@ def test_a_restart_drops_later_lines_and_half_a_line(tmp_path):
   }
 
 
-def test_a_foreign_line_is_refused_and_kept(tmp_path):
+def test_a_line_that_is_not_json_is_refused_and_kept(tmp_path):
   path = tmp_path / 'metrics.jsonl'
   path.write_text('{"step": 1}\nnot json\n')
   with pytest.raises(InputError, match=r'metrics\.jsonl has a line'):

@@ -54,7 +54,7 @@ def test_values_outside_the_band_give_warnings():
   assert 'nan is inf sigma above' in line
 
 
-def test_a_file_is_read_and_a_damaged_one_refused(tmp_path):
+def test_a_damaged_reference_is_refused(tmp_path):
   path = tmp_path / 'band.json'
   fields = {
     'num_seeds': 3,
@@ -76,7 +76,7 @@ def test_a_file_is_read_and_a_damaged_one_refused(tmp_path):
       read_reference(str(broken))
 
 
-def test_another_config_is_shown():
+def test_fields_that_differ_from_the_reference_are_listed():
   assert make().describe({'batch_size': 8}) == 'Reference of 3 seeds.'
   assert make().describe({'batch_size': 16}) == (
     'Reference of 3 seeds; the config differs in batch_size.'

@@ -88,7 +88,9 @@ def test_images_cropped_on_the_host_grow_as_well(tmp_path):
   assert len(losses(tmp_path)) == NUM_STEPS
 
 
-def test_all_is_saved_before_another_size_is_compiled(tmp_path, monkeypatch):
+def test_the_state_is_saved_before_another_size_is_compiled(
+  tmp_path, monkeypatch
+):
   sizes, saved, real = [], [], loop.jit_steps
 
   def jit_steps(task, sharding):

@@ -168,7 +168,7 @@ def test_the_search_ends_at_the_largest_batch_that_fits(
     (lambda _: 1e9, 'No smaller batch that was tried fits'),
   ],
 )
-def test_too_large_a_batch_is_refused_with_one_that_fits(
+def test_a_batch_that_does_not_fit_is_refused_with_one_that_does(
   aot_of_pod, memory, part
 ):
   result, _ = aot_of_pod(memory, '--config.batch_size=512')
@@ -297,7 +297,7 @@ def test_collectives_in_a_loop_count_each_time_that_it_runs():
   assert sum(row['count'] for row in found.collectives) == 15
 
 
-def test_the_rounds_of_a_loop_on_a_tpu_are_in_its_condition():
+def test_the_trip_count_of_a_loop_on_a_tpu_is_in_its_condition():
   text = """HloModule jit_step
 %cond (p.1: (s32[], f32[8])) -> pred[] {
   %n = s32[]{:T(128)} constant(4)
@@ -318,7 +318,7 @@ ENTRY %main (p: (s32[], f32[8])) -> (s32[], f32[8]) {
 
 
 @pytest.mark.slow
-def test_a_batch_in_many_parts_costs_what_it_costs_at_once():
+def test_micro_batches_do_not_change_the_counted_flops():
   """The loop over parts; XLA alone would count one of the 16."""
   found = []
   for parts in (1, 16):

@@ -15,7 +15,7 @@ def test_ctrl_c_ends_a_tool_in_one_line(tool, monkeypatch):
   assert result.stderr == 'error: Stopped by Ctrl-C.\n'
 
 
-def test_a_tilde_in_any_flag_means_the_home_folder():
+def test_a_tilde_in_any_flag_is_the_home_folder():
   parser = command.Parser()
   parser.add_argument('--out')
   assert parser.parse_args(['--out=~/x']).out == os.path.expanduser('~/x')

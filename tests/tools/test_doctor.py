@@ -127,7 +127,7 @@ def test_versions_are_those_of_the_requirements(tmp_path):
   assert 'numpy' not in found.text.partition(':')[0]
 
 
-def test_what_a_check_raises_is_its_finding(examine, monkeypatch, tmp_path):
+def test_an_exception_of_a_check_is_its_finding(examine, monkeypatch, tmp_path):
   def save(self, state, metrics):
     del self, state, metrics
     raise OSError(28, 'No space left on device')

@@ -154,7 +154,7 @@ def test_scales_are_squares_of_oblong_images():
     np.testing.assert_array_equal(view[0], expected)
 
 
-def test_precise_bn_is_evaluated_beside_the_moving_averages(
+def test_precise_bn_is_compared_with_running_statistics(
   run_tool, metrics, made
 ):
   out, report = run_tool('--precise_bn=65')

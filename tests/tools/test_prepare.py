@@ -107,7 +107,7 @@ def test_a_set_holds_the_files_and_a_manifest(folder, prepared):
   assert len(names) == len(plain) == 27
 
 
-def test_a_prepared_set_is_prepared_again_with_larger_images_shrunk(
+def test_a_prepared_set_can_be_prepared_again_with_smaller_images(
   folder, prepared, tmp_path
 ):
   words = ('--resize=44', '--quality=95')
@@ -244,7 +244,7 @@ def test_bad_input_is_refused(tool, folder, tmp_path, words, message):
 @pytest.mark.parametrize(
   'name', ['cat ', ' cat', 'a\nb', 'a\rb', os.fsdecode(b'\xff')]
 )
-def test_a_class_name_that_tfds_cannot_keep_is_refused(
+def test_a_class_name_that_tfds_cannot_store_is_refused(
   tool, folder, tmp_path, name
 ):
   source = shutil.copytree(folder, tmp_path / 'my-photos')
@@ -256,7 +256,7 @@ def test_a_class_name_that_tfds_cannot_keep_is_refused(
   assert not (tmp_path / 'sets').exists()
 
 
-def test_two_commands_do_not_write_one_set(tool, folder, tmp_path):
+def test_a_second_command_on_the_same_set_is_refused(tool, folder, tmp_path):
   place = tmp_path / 'my_photos'
   place.mkdir()
   words = ('--from=folder', f'--source={folder}', f'--out={tmp_path}')

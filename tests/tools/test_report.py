@@ -37,7 +37,7 @@ def test_report_shows_numbers_and_differences(tool, tmp_path):
   assert (tmp_path / 'out' / 'report.png').read_bytes()[:4] == b'\x89PNG'
 
 
-def test_folders_of_one_name_are_told_apart_and_empty_ones_left_out(
+def test_folders_of_one_name_are_distinguished_and_empty_ones_skipped(
   tool, tmp_path
 ):
   paths = [finished(tmp_path / x / 'run') for x in ('a', 'b')]

@@ -27,7 +27,7 @@ def path(tmp_path_factory):
   return path
 
 
-def test_convert_adds_what_the_source_does_not_say(tool, path, tmp_path):
+def test_convert_adds_missing_metadata(tool, path, tmp_path):
   names = tmp_path / 'names.txt'
   names.write_text('cat\ndog\nKatze\n')
   target, again = (str(tmp_path / f'{name}.safetensors') for name in 'ab')
