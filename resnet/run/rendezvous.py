@@ -115,9 +115,10 @@ def _coordinate(port: int, count: int, seconds: float) -> dict[int, Peer]:
         peer = Peer(server.accept()[0])
         try:
           request = peer.receive(5.0)
-          peer.name, index = request['name'], request['process_id']
+          peer.name, index = request['name'], int(request['process_id'])
           their_count = request['num_processes']
-        except (OSError, ValueError, KeyError):  # Not one of our processes.
+        # Another program connected, not one of our processes.
+        except (OSError, ValueError, KeyError, TypeError):
           peer.close()
           continue
         connected.append(peer)
