@@ -3,7 +3,7 @@
   PYTHONPATH=. python benchmarks/gate.py
   PYTHONPATH=. python benchmarks/gate.py --write
 
-Runs `resnet.tools.benchmark step`, benchmarks/loop.py, and
+Runs `benchmarks/compare.py step`, benchmarks/loop.py, and
 benchmarks/recipes.py for the plain step and the one with augmentation. Compares
 ratios of programs that are measured in turn, never times, with
 benchmarks/baseline.json. --write replaces that file after an intended change.
@@ -64,9 +64,9 @@ def measure(case):
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder, 'figures.json')
     subject = words.pop(0)
-    module = ['resnet.tools.benchmark', 'step']
-    if subject != 'step':
-      module = [f'benchmarks.{subject}']
+    module = [f'benchmarks.{subject}']
+    if subject == 'step':
+      module = ['benchmarks.compare', 'step']
     command = [sys.executable, '-m', *module, *words, f'--json={path}']
     done = subprocess.run(command, check=False)
     if done.returncode:

@@ -2,7 +2,7 @@
 
   python benchmarks/input_rivals.py tfdata FOLDER BATCH_SIZE WORKERS
 
-Started by `python -m resnet.tools.benchmark input --against=...`. Prints
+Started by `python benchmarks/compare.py input --against=...`. Prints
 "ready", then for each number N on stdin reads N batches of uint8 [B, 224, 224,
 3] from the JPEG files in the class folders, and prints images/s. N more batches
 are read first and not timed, to empty the buffers.

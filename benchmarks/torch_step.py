@@ -1,7 +1,7 @@
 """Times torchvision's network, eager or compiled, for `--against=torch`.
 
 Reads numbers of steps and prints the seconds they took. The argument is a JSON
-object, see resnet/tools/benchmark/programs.py. Images are uint8 on the device
+object, see benchmarks/compare.py. Images are uint8 on the device
 in channels_last memory; bfloat16 uses autocast.
 """
 

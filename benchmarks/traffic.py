@@ -4,7 +4,7 @@
 
 Needs `pip install 'jax[tpu]'` but no TPU; each variant takes some minutes to
 compile. Prints the compiler's figures per image for ResNet-50, bfloat16, 256
-images per chip on four chips. `flax` is resnet/tools/benchmark/flax_step.py.
+images per chip on four chips. `flax` is benchmarks/flax_step.py.
 """
 
 import argparse
@@ -14,11 +14,11 @@ import json
 
 import jax
 
+from benchmarks import flax_step
 from configs import resnet50
 from resnet.files import write_atomically
 from resnet.tools.aot import compiled, topologies
 from resnet.tools.aot.compiled import abstract_batch
-from resnet.tools.benchmark import flax_step
 
 
 def _flax(run):

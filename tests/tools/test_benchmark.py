@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import checkpoints, loop
+from benchmarks import checkpoints, compare, flax_step, loop
 from resnet import experiment
-from resnet.tools.benchmark import flax_step, programs, step, timing
+from resnet.errors import InputError
+from resnet.tools.benchmark import programs, step, timing
 from resnet.training.step import jit_steps
 from tests.networks import make_variables
 from tests.programs import SMALL, assert_refused
@@ -66,12 +67,11 @@ def test_figures_of_step_and_eval_add_up(measure, tmp_path):
     '--rounds=3',
     *('--config.data.image_size=16', '--config.data.eval_resize=16'),
   )
-  found, _ = measure(
-    'step',
-    *brief,
-    '--against=flax',
-    f'--profile={tmp_path}/trace',
-  )
+  path = tmp_path / 'compared.json'
+  args = ['step', *SMALL, *brief, '--against=flax', f'--json={path}']
+  args.append(f'--profile={tmp_path}/trace')
+  compare.main(compare.parser().parse_args(args))
+  found = json.loads(path.read_text())
   ms, rate = found['ms'], found['images_per_second']
   assert ms['low'] <= ms['median'] <= ms['high']
   assert rate == pytest.approx(64 / ms['median'] * 1e3)
@@ -170,7 +170,7 @@ def test_torchvision_is_timed():
   pytest.importorskip('torchvision')
   run = experiment.resolve(fake_config(), devices=jax.devices()[:1])
   for subject in ('step', 'eval'):
-    with programs.torch(run, subject, 'torch-eager', None) as program:
+    with compare.torch(run, subject, name='torch-eager') as program:
       assert program.seconds(2) > 0
 
 
@@ -181,10 +181,17 @@ def test_torchvision_is_timed():
     ('input --also=seed=1', 'all must be data.FIELD=VALUE'),
     ('input --rounds=0', '1 or more'),
     ('step --rounds=x', "--rounds: 'x' is not an integer of 1 or more"),
-    ('step --against=torch', 'is for one CPU or GPU'),
-    ('step --against=tf', 'tf is not one of flax, torch'),
   ],
 )
 def test_bad_arguments_are_refused(tool, words, part):
   subject, *rest = words.split()
   assert_refused(tool('benchmark', subject, *SMALL, *rest), part)
+
+
+def test_rivals_that_cannot_run_are_refused(capsys):
+  args = compare.parser().parse_args(['step', *SMALL, '--against=torch'])
+  with pytest.raises(InputError, match='is for one CPU or GPU'):
+    compare.main(args)
+  with pytest.raises(SystemExit):
+    compare.parser().parse_args(['step', '--against=tf'])
+  assert 'tf is not one of flax, torch' in capsys.readouterr().err

@@ -1,11 +1,12 @@
 """Measures the speed of a step, of evaluation or of reading on this machine.
 
   python -m resnet.tools.benchmark step --config=configs/resnet50.py \\
-    --against=flax,torch
+    --also='model.remat=True'
 
-Takes --config and --config.FIELD=VALUE as main.py does. Measures all programs
-in turn, for several rounds. Prints medians, quartiles, and ratios between
-measurements of a round. See docs/performance.md.
+Takes --config and --config.FIELD=VALUE as main.py does. Measures several
+rounds, in each of which all programs take turns. Prints medians, quartiles, and
+ratios of measurements of the same round. See docs/performance.md;
+benchmarks/compare.py measures Flax's and PyTorch's programs in the same way.
 """
 
 import argparse
@@ -14,51 +15,38 @@ from typing import Any
 from resnet.tools import command
 from resnet.tools.benchmark import input, step, timing
 
-_SUBJECTS = {'step': step, 'eval': step, 'input': input}
+SUBJECTS = {'step': step, 'eval': step, 'input': input}
 
 
 def main(args: argparse.Namespace) -> None:
   """Measures the chosen subject and saves the figures."""
-  timing.save_figures(args.json, _SUBJECTS[args.subject].main(args))
+  timing.save_figures(args.json, SUBJECTS[args.subject].main(args))
+
+
+def create_parser(
+  text: str | None = __doc__, **options: Any
+) -> tuple[command.Parser, dict[str, argparse.ArgumentParser]]:
+  """Returns the parser of the command line, and those of its subjects."""
+  result = command.ConfigParser('benchmark', text, **options)
+  subparsers = result.add_subparsers(
+    dest='subject', required=True, parser_class=command.Parser
+  )
+  subjects = {}
+  for subject, module in SUBJECTS.items():
+    subjects[subject] = subparsers.add_parser(subject, help=module.HELP)
+    timing.add_arguments(subjects[subject], module.COUNTS)
+    text = "compare with other fields of the config: 'FIELD=VALUE FIELD=VALUE'"
+    add = subjects[subject].add_argument
+    add('--also', action='append', default=[], metavar='FIELDS', help=text)
+    if module is step:
+      text = 'write a trace for xprof or TensorBoard to DIR'
+      add('--profile', metavar='DIR', help=text)
+  return result, subjects
 
 
 def parser() -> command.Parser:
   """Returns the parser of the command line."""
-  result = command.ConfigParser('benchmark', __doc__)
-  subjects = result.add_subparsers(
-    dest='subject', required=True, parser_class=command.Parser
-  )
-  for name, module in _SUBJECTS.items():
-    subject = subjects.add_parser(name, help=module.HELP)
-    timing.add_arguments(subject, module.COUNTS)
-    _add_rivals(subject, module)
-    if module is step:
-      text = 'write a trace for xprof or TensorBoard to DIR'
-      subject.add_argument('--profile', metavar='DIR', help=text)
-  return result
-
-
-def _add_rivals(subject: argparse.ArgumentParser, module: Any) -> None:
-  known = ', '.join(module.RIVALS)
-
-  def listed(text: str) -> list[str]:
-    names = text.split(',')
-    if unknown := ', '.join(sorted(set(names) - set(module.RIVALS))):
-      raise argparse.ArgumentTypeError(f'{unknown} is not one of {known}')
-    return names
-
-  text = f'programs to compare with, of {known}'
-  subject.add_argument(
-    '--against', type=listed, default=[], metavar='RIVALS', help=text
-  )
-  for name, package in module.RIVALS.items():
-    if package:
-      text = f'an interpreter with {package}; default: this one'
-      subject.add_argument(f'--{name}-python', metavar='PYTHON', help=text)
-  text = "compare with other fields of the config: 'FIELD=VALUE FIELD=VALUE'"
-  subject.add_argument(
-    '--also', action='append', default=[], metavar='FIELDS', help=text
-  )
+  return create_parser()[0]
 
 
 if __name__ == '__main__':

@@ -1,10 +1,9 @@
 """Measures the input pipeline from the disk to the device."""
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import functools
-import os
 import statistics
 import time
 from typing import Any
@@ -17,21 +16,23 @@ from resnet.data.host.warnings import DataWarnings
 from resnet.errors import InputError
 from resnet.experiment import Experiment, resolve
 from resnet.tools.benchmark import timing
-from resnet.tools.benchmark.rivals import open_rival
 
 HELP = 'the input pipeline, from the disk to the device'
 COUNTS = {'rounds': 7, 'batches': 10}
-# The package that each rival needs.
-RIVALS = {'tfdata': 'tensorflow', 'torchvision': 'torchvision'}
 # Images/s of training ResNet-50, batch 256, bfloat16 (docs/input.md).
 _ACCELERATORS = {'H100': 6000, 'TPU v5e chip': 2500}
 _STAGES = ('read', 'decode', 'crop and resize', 'batch', 'transfer')
 
 
-def main(args: argparse.Namespace) -> dict[str, Any]:
+# Opens a function: number of batches -> images/s.
+Opener = contextlib.AbstractContextManager[Callable[[int], float]]
+
+
+def main(
+  args: argparse.Namespace, rivals: Mapping[str, Opener] | None = None
+) -> dict[str, Any]:
   """Measures, prints and returns figures; ratios are to the first rival."""
-  if args.against and args.config.data.name != 'folder':
-    raise InputError('--against needs JPEG files: --config.data.name=folder')
+  rivals = rivals or {}
   runs = {'config': resolve(args.config).at_last_size()}
   for fields in args.also:
     if not all(field.startswith('data.') for field in fields.split()):
@@ -46,14 +47,13 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     for stage, value in {**stages[name], 'all': total}.items():
       print(f'  {stage:16}{value:8.1f}{1e6 / max(value, 1e-3):12,.0f}')
   opened = {name: open_reader(run) for name, run in runs.items()}
-  opened |= {name: _open_rival(args, name) for name in args.against}
   with contextlib.ExitStack() as cleanup:
     measurements = {
       name: functools.partial(cleanup.enter_context(one), args.batches)
-      for name, one in opened.items()
+      for name, one in {**opened, **rivals}.items()
     }
     rates = timing.in_turn(measurements, args.rounds)
-  first = args.against[0] if args.against else 'config'
+  first = next(iter(rivals), 'config')
   ratios = {
     name: timing.ratio(values, rates[first])['median']
     for name, values in rates.items()
@@ -127,15 +127,3 @@ def open_reader(run: Experiment) -> Iterator[Callable[[int], float]]:
 
   with contextlib.closing(batches):
     yield images_per_second
-
-
-def _open_rival(args: argparse.Namespace, name: str) -> Any:
-  data = args.config.data
-  folder = os.path.join(data.data_dir, data.train_split)
-  return open_rival(
-    name,
-    'input_rivals.py',
-    (name, folder, args.config.batch_size, data.num_threads),
-    package=RIVALS[name],
-    python=getattr(args, f'{name}_python'),
-  )

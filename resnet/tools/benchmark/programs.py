@@ -1,8 +1,6 @@
-"""Compiled steps to be timed: ours, Flax's and PyTorch's."""
+"""Compiled steps to be timed, and what the machine could do at best."""
 
-from collections.abc import Callable, Iterator
-import contextlib
-import json
+from collections.abc import Callable
 import time
 from typing import Any, NamedTuple
 
@@ -10,13 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet.errors import InputError
 from resnet.experiment import Experiment
 from resnet.tools.aot import compiled
 from resnet.tools.aot.compiled import Compiled
 from resnet.tools.aot.topologies import Topology
-from resnet.tools.benchmark import flax_step
-from resnet.tools.benchmark.rivals import open_rival
 from resnet.training import metrics
 
 # Side of the matrices and number of floats in `ceilings`.
@@ -96,47 +91,6 @@ def ours(run: Experiment, subject: str) -> Program:
     step, facts = compiled.build_train(run)
     seconds = timed(lambda state: step(state, batch), state)
   return Program(len(batch['label']), seconds, facts)
-
-
-def flax(run: Experiment, subject: str) -> Program:
-  """Returns the update or evaluation of flax_step.py."""
-  jitted = flax_step.jit(run, subject)
-  batch, state = batch_on_device(run, subject), run.create_state()
-  if subject == 'eval':
-    step, facts = compiled.build(jitted, state.variables, batch)
-    seconds = timed(lambda x: (x, step(x, batch)), state.variables)
-  else:
-    trained = (state.params, state.batch_stats, state.opt_state)
-    step, facts = compiled.build(jitted, trained, batch)
-    seconds = timed(lambda trained: step(trained, batch), trained)
-  return Program(len(batch['label']), seconds, facts)
-
-
-@contextlib.contextmanager
-def torch(
-  run: Experiment, subject: str, name: str, python: str | None
-) -> Iterator[Program]:
-  """Yields torchvision's network of the same name, in another process."""
-  device, *others = run.sharding.mesh.devices.flatten()
-  if others or device.platform not in ('cpu', 'gpu'):
-    raise InputError(f'--against={name} is for one CPU or GPU.')
-  reader = run.eval_reader if subject == 'eval' else run.train_reader
-  options = {
-    'subject': subject,
-    'compile': name == 'torch-compile',
-    'image_shape': run.image_shape,
-    'batch_size': reader.batch_size,
-    'num_classes': reader.num_classes,
-    'device': 'cuda' if device.platform == 'gpu' else 'cpu',
-    'mean': run.task.mean,
-    'std': run.task.std,
-    'config': run.config,
-  }
-  package = 'torchvision, or one without this network'
-  with open_rival(
-    name, 'torch_step.py', [json.dumps(options)], package=package, python=python
-  ) as seconds:
-    yield Program(reader.batch_size, seconds)
 
 
 def ceilings(run: Experiment) -> dict[str, Callable[[], float]]:

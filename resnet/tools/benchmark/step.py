@@ -1,37 +1,45 @@
 """Measures an update or an evaluation step against limits and rivals."""
 
 import argparse
+from collections.abc import Callable, Mapping
 import contextlib
-import os
 import statistics
 from typing import Any
 
 import jax
 
 from resnet import config as config_lib
-from resnet.errors import InputError
 from resnet.experiment import Experiment
 from resnet.tools.benchmark import programs, timing
 from resnet.tools.benchmark.programs import Program
 
 HELP = 'a training step or a batch of evaluation, with images on the device'
 COUNTS = {'rounds': 10}
-# The package that each rival needs.
-RIVALS = {'flax': None, 'torch': 'torchvision'}
 ROUND_SECONDS = 0.5  # Target duration of a round.
 _TRACED_STEPS = 3
+# (run, 'step' or 'eval') -> a program to compare with, or None to leave it out.
+Rival = Callable[
+  [Experiment, str], contextlib.AbstractContextManager[Program | None]
+]
 
 
-def main(args: argparse.Namespace) -> dict[str, Any]:
-  """Measures, prints and returns the figures."""
+def main(
+  args: argparse.Namespace, rivals: Mapping[str, Rival] | None = None
+) -> dict[str, Any]:
+  """Measures, prints and returns the figures; `rivals` take turns with ours."""
   # Compilation is timed, so no program may come from the cache.
   jax.config.update('jax_enable_compilation_cache', False)
-  if 'torch' in args.against:  # PyTorch needs memory on the same device.
-    os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
   run = programs.resolve_here(args.config)
   with contextlib.ExitStack() as cleanup:
     # Rivals come first, because they may be refused.
-    others = _open_rivals(run, args, cleanup)
+    others = {
+      name: program
+      for name, rival in (rivals or {}).items()
+      if (program := cleanup.enter_context(rival(run, args.subject)))
+    }
+    for fields in args.also:
+      changed = programs.resolve_here(config_lib.changed(args.config, fields))
+      others[fields] = programs.ours(changed, args.subject)
     ours = programs.ours(run, args.subject)
     limits = programs.ceilings(run)
     steps = {
@@ -76,28 +84,6 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
   }
   _show(result)
   return result
-
-
-def _open_rivals(
-  run: Experiment, args: argparse.Namespace, cleanup: contextlib.ExitStack
-) -> dict[str, Program]:
-  """Returns the programs to compare with, by name."""
-  others: dict[str, Program] = {}
-  if 'flax' in args.against:
-    others['flax'] = programs.flax(run, args.subject)
-  if 'torch' in args.against:
-    for name in ('torch-eager', 'torch-compile'):
-      torch = programs.torch(run, args.subject, name, args.torch_python)
-      try:
-        others[name] = cleanup.enter_context(torch)
-      except InputError as error:
-        if name == 'torch-eager':
-          raise
-        print(f'{name} is left out: {error}', flush=True)
-  for fields in args.also:
-    changed = programs.resolve_here(config_lib.changed(args.config, fields))
-    others[fields] = programs.ours(changed, args.subject)
-  return others
 
 
 def _counts(program: Program) -> dict[str, Any]:

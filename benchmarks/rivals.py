@@ -10,7 +10,7 @@ from typing import Any
 
 from resnet.errors import InputError, RunError
 
-_SCRIPTS = pathlib.Path(__file__).parents[3] / 'benchmarks'
+_SCRIPTS = pathlib.Path(__file__).parent
 
 
 @contextlib.contextmanager
