@@ -1,1 +1,1 @@
-"""One file a run; `get_config()` returns a locked ConfigDict."""
+"""One file per recipe; its `get_config()` returns a locked ConfigDict."""

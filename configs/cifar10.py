@@ -2,12 +2,12 @@
 
   python main.py --config=configs/cifar10.py:resnet56
 
-The part after the colon is the net: resnet20, 32, 44, 56, 110 or 1202, plain20,
-32, 44, 56 or 110 without shortcuts, preact_resnet110, 164 or 1001 (v2). With a
-number of epochs, `:resnet20,20`, it is a short recipe instead of the paper's:
-one cycle of the learning rate, on all 50,000 images.
+The argument after the colon is the net: resnet20, 32, 44, 56, 110 or 1202,
+plain20, 32, 44, 56 or 110 without shortcuts, preact_resnet110, 164 or 1001
+(v2). A number of epochs, as in `:resnet20,20`, replaces the paper's recipe by a
+short one: one cycle of the learning rate, on all 50,000 images.
 
-The set comes from its binary archive, or from class folders of images:
+Prepare the set once, from its binary archive or from class folders of images:
 
   prepare='python -m resnet.tools.prepare --out=DIR'
   $prepare --from=cifar --source=cifar-10-binary.tar.gz
@@ -21,9 +21,11 @@ Published test error, %: 8.75 (20), 7.51 (32), 7.17 (44), 6.97 (56),
 (56), over 60 (110). v2 ("Identity mappings", Table 4, another recipe): 5.46
 (164), 4.92 (1001). Not run.
 
-The paper trains 64,000 updates on 45,000 images and divides the rate after
-32,000 and 48,000; its pixels have their mean subtracted, ours are also divided
-by their standard deviation, and the mean is per channel, not per pixel.
+As in the paper, a run makes 64,000 updates on 45,000 images and divides the
+learning rate after 32,000 and 48,000.
+
+What differs: the paper subtracts the mean of each pixel; we subtract the mean
+of each channel and divide by its standard deviation.
 """
 
 import re
@@ -35,7 +37,7 @@ def get_config(spec='resnet56'):
   net, _, num_epochs = spec.partition(',')
   config = default.get_config()
   batch_size, num_train = 128, 45_000
-  epochs = batch_size / num_train  # Of one update.
+  epochs = batch_size / num_train  # Epochs per update.
   config.batch_size = batch_size
   config.num_epochs = 64_000 * epochs
   config.eval_every_epochs = 5.0
@@ -55,9 +57,9 @@ def get_config(spec='resnet56'):
   if num_epochs:
     _shorten(config, float(num_epochs))
   elif depth and int(depth[0]) >= 110:
-    # The paper warms up its ResNet-110 at 0.01 until the training error is
-    # below 80 % (about 400 updates); this is a line of the same length, for
-    # plain nets too.
+    # The paper trains its ResNet-110 at a rate of 0.01 until the training error
+    # is below 80 % (about 400 updates). We use a linear warm-up of that length,
+    # for plain nets too.
     config.schedule.warmup_epochs = 400 * epochs
   return config
 

@@ -1,93 +1,97 @@
-"""Every field once, with unit, meaning and source. All configs begin here.
+"""All fields, with unit, meaning and source. Every config starts from these.
 
-Not meant to be run: where a value must stand, it is that of the ImageNet recipe
-of He et al. 2016 as torchvision's references run it for 90 epochs. The paper
-itself differs: it crops from a shorter side of 256 to 480 pixels, jitters
-colours, and divides the rate when the error plateaus.
+Not meant to be run by itself. The values are those of the ImageNet recipe of He
+et al. 2016 in torchvision's references, which train for 90 epochs. The paper
+differs: it crops from images with a shorter side of 256 to 480 pixels, jitters
+colours, and divides the learning rate when the error plateaus.
 """
 
 from ml_collections import ConfigDict, config_dict
 
 
 def get_config() -> ConfigDict:
-  """Returns the fields; a placeholder is a field that may stay None."""
+  """Returns all fields; those with a placeholder may be None."""
   config = ConfigDict()
 
-  # Seed of initialisation, data order and augmentation.
+  # Seed of the initial weights, the data order and the augmentation.
   config.seed = 0
-  # Weights to begin with, for fine-tuning: a .safetensors file,
+  # Initial weights, for fine-tuning: a .safetensors file,
   # 'hf-hub:OWNER/NAME@REVISION', a workdir or an Orbax checkpoint; None: random
-  # ones. A checkpoint in the workdir goes before them.
+  # weights. A run whose workdir has a checkpoint continues from that instead.
   config.init_from = config_dict.placeholder(str)
-  # Images per update over all devices of all processes.
+  # Images per update, over all devices of all processes.
   config.batch_size = 256
-  # Passes over the training split; may be a fraction.
+  # Length of the run: passes over the training split, may be a fraction.
   config.num_epochs = 90.0
   # Micro-batches per update (gradient accumulation).
   config.accumulation_steps = 1
-  # Updates from one metrics line to the next.
+  # Interval between lines of metrics, updates.
   config.log_every_steps = 100
-  # Epochs from one evaluation to the next; there is always one at the end.
+  # Interval between evaluations, epochs; the run always ends with one.
   config.eval_every_epochs = 1.0
-  # Updates from one checkpoint to the next; there is always one at the end.
+  # Interval between checkpoints, updates; the run always ends with one.
   config.save_every_steps = 1000
-  # Latest checkpoints to keep, besides the best by eval top-1, that of the
-  # moving averages where there are any.
+  # Number of latest checkpoints to keep, besides the best. The best has the
+  # highest top-1 accuracy, of the moving averages if the run keeps them.
   config.keep_checkpoints = 3
-  # An update is skipped where loss or gradients are not finite; so many in a
-  # row end the run, and --mode=replay shows why.
+  # An update is skipped if the loss or a gradient is not finite. This many
+  # skipped updates in a row end the run; --mode=replay shows the cause.
   config.max_bad_steps = 10
-  # Without progress for so many seconds, and 50 steps, the run writes what its
-  # threads do and ends; not while it compiles. None: it may hang for ever.
-  config.watchdog_seconds = config_dict.placeholder(float)  # It may be None.
+  # A step that takes longer than this many seconds, and than 50 median steps,
+  # counts as hanging: the run prints the stacks of its threads and exits.
+  # Compilation does not count. None: wait forever.
+  config.watchdog_seconds = config_dict.placeholder(float)  # Permits None.
   config.watchdog_seconds = 600.0
-  # From SIGTERM or Ctrl-C to the end of the process: the time to save.
+  # Time to save a checkpoint after SIGTERM or Ctrl-C before the process exits,
+  # seconds.
   config.preemption_grace_seconds = 30.0
-  # Share of the moving averages of weights and statistics that each of their
-  # moves keeps, 0.9999 for long runs, less in the first ones; evaluated beside
-  # the weights, and what prediction, export and fine-tuning take. None: none.
+  # Decay of the moving averages (EMA) of weights and batch statistics, such as
+  # 0.9999 for long runs; smaller in the first updates (`training.state`).
+  # Evaluation reports both averages and weights; prediction, export and
+  # fine-tuning use the averages. None: no averages.
   config.ema_decay = config_dict.placeholder(float)
-  # Updates from one move to the next.
+  # Interval between updates of the moving averages, updates of the weights.
   config.ema_every_steps = 1
 
   model = config.model = ConfigDict()
   # One of resnet.models.list_models().
   model.name = 'resnet50'
-  # Number of logits; None: the classes of the data set.
+  # Number of logits; None: the number of classes of the data set.
   model.num_classes = config_dict.placeholder(int)
-  # Dtype of the computation, 'float32' or 'bfloat16'; parameters are float32.
+  # Dtype of the computation, 'float32' or 'bfloat16'. Parameters are float32.
   model.dtype = 'float32'
-  # Start every residual block as the identity (Goyal et al. 2017, 5.1); None:
-  # the network's own, which is False.
+  # Start every residual block as the identity (Goyal et al. 2017, section 5.1);
+  # None: the network's default, which is False.
   model.zero_init_last_scale = config_dict.placeholder(bool)
   # Shortcut option 'A', 'B' or 'C' (He et al. 2016, Table 3), 'D' (He et al.
-  # 2019) or 'none'; None: the network's own.
+  # 2019) or 'none'; None: the network's default.
   model.shortcut = config_dict.placeholder(str)
-  # Images per group of batch statistics; None: the whole batch. Per device in
-  # the paper and in torchvision: 32 images. To keep the statistics on a device,
-  # a divisor of batch_size / accumulation_steps / devices.
+  # Images per group of batch statistics; None: the whole batch. The paper and
+  # torchvision compute them per device, from 32 images. A divisor of batch_size
+  # / accumulation_steps / devices needs no communication between devices.
   model.bn_group_size = config_dict.placeholder(int)
-  # Share of the running statistics that one update keeps; None: the network's
-  # own, which is 0.9 as in the paper.
+  # Weight of the old running statistics in their update; None: the network's
+  # default, which is 0.9 as in the paper.
   model.bn_momentum = config_dict.placeholder(float)
-  # For fine-tuning: the stem and so many stages stay as they are, their batch
-  # norms too; None: none.
+  # For fine-tuning: do not train the stem and this many stages, nor update
+  # their batch statistics; None: train everything.
   model.frozen_stages = config_dict.placeholder(int)
-  # For fine-tuning: batch norms normalise with their running statistics in
-  # training too, and keep them; None: no.
+  # For fine-tuning: batch norms use their running statistics in training too,
+  # and never update them; None: False.
   model.frozen_bn = config_dict.placeholder(bool)
-  # Share of the images, 0 to 1, whose residual the last block leaves out in
-  # training, the ones before it less (Huang et al. 2016); None: none.
+  # Stochastic depth (Huang et al. 2016): probability that, in training, an
+  # image skips the residual of the last block; it falls linearly towards the
+  # first block. None: no skipping.
   model.drop_path = config_dict.placeholder(float)
-  # Share of the pooled features that training leaves out before the head
-  # (Srivastava et al. 2014); None: none.
+  # Dropout before the head (Srivastava et al. 2014): probability that, in
+  # training, a pooled feature is dropped; None: no dropout.
   model.dropout = config_dict.placeholder(float)
-  # Convolutions of 1x1, or larger than the image, by 'xla' or as a 'matmul';
-  # None: the faster one on the backend at hand, which is 'matmul' on a CPU
-  # only. The sums are the same but for their order.
+  # How to compute convolutions that are 1x1 or larger than the image: 'xla' or
+  # 'matmul'; None: 'matmul' on CPUs, where it is faster, 'xla' elsewhere. The
+  # results differ only by rounding.
   model.conv_backend = config_dict.placeholder(str)
-  # Keep of each block only its input for the backward pass and compute it again
-  # there (Chen et al. 2016): for larger batches; None: no.
+  # Save memory, for larger batches: store only the input of each block, and
+  # recompute the block in the backward pass (Chen et al. 2016); None: False.
   model.remat = config_dict.placeholder(bool)
 
   data = config.data = ConfigDict()
@@ -95,113 +99,120 @@ def get_config() -> ConfigDict:
   # classification set: 'set/config:version'.
   data.name = 'imagenet2012'
   # Folder of prepared TFDS sets; None: $TFDS_DATA_DIR or ~/tensorflow_datasets.
-  # For 'folder': what holds train/CLASS/FILE and val/CLASS/FILE.
+  # For 'folder': the folder with train/CLASS/FILE and val/CLASS/FILE.
   data.data_dir = config_dict.placeholder(str)
-  # TFDS splits: 'train', 'train[:90%]', ...; for 'folder' names of folders.
+  # TFDS splits: 'train', 'train[:90%]', ...; for 'folder': names of subfolders.
   data.train_split = 'train'
   data.eval_split = 'validation'
-  # Side of the square images that the network sees, pixels ...
+  # Side of the network's square input images, pixels.
   data.image_size = 224
-  # ... in training, from an epoch on: (epoch, size) pairs, both rising, from
-  # epoch 0 to a last size that is image_size (progressive resizing: Howard
-  # 2018; Tan and Le 2021, section 4). FFCV's 88 epochs: ((0.0, 160), (71.0,
-  # 192)). (): image_size throughout.
+  # Progressive resizing in training (Howard 2018; Tan and Le 2021, section 4):
+  # pairs (epoch, size in pixels), each size from its epoch on. Both rise, from
+  # epoch 0 to the size image_size. FFCV's 88 epochs: ((0.0, 160), (71.0, 192)).
+  # (): image_size in all epochs.
   data.size_schedule = ()
-  # ... and in evaluation (Touvron et al. 2019, FixRes); None: the same.
+  # Side of the images in evaluation, pixels (FixRes, Touvron et al. 2019);
+  # None: image_size.
   data.eval_size = config_dict.placeholder(int)
   # Training crop: 'random_resized' (Szegedy et al. 2015), 'pad' (He et al.
   # 2016, section 4.2) or 'none'.
   data.crop = 'random_resized'
-  # For 'random_resized': range of the share of the area ...
+  # For 'random_resized': range of the area of the crop / area of the image.
   data.crop_area = (0.08, 1.0)
-  # ... and of width / height.
+  # For 'random_resized': range of width / height of the crop.
   data.crop_aspect = (3 / 4, 4 / 3)
-  # For 'pad': zeros on each side, pixels.
+  # For 'pad': width of the zeros on each side, pixels.
   data.crop_padding = 4
   # Mirror half of the training images.
   data.flip = True
-  # Copies of an image in a batch, each with crop and augmentation of its own;
-  # an epoch is as long, of fewer different images (Hoffer et al. 2020).
+  # Repeated augmentation (Hoffer et al. 2020): copies of each image in a batch,
+  # cropped and augmented differently. An epoch has as many steps as without.
   data.repeats = 1
-  # Evaluation: the shorter side is resized to this, then the centre is cut.
+  # In evaluation, the shorter side is resized to this, pixels, before the
+  # centre is cropped.
   data.eval_resize = 256
-  # Resizing, with antialias as in torchvision: 'bilinear' or 'bicubic'.
+  # Interpolation of resizing: 'bilinear' or 'bicubic', with antialiasing as in
+  # torchvision.
   data.interpolation = 'bilinear'
-  # Where training images are cropped and flipped: on the 'host', or on the
-  # 'device', for images that are stored in one size (resnet.tools.prepare
-  # --raw) where the host is short of cores.
+  # Where training images are cropped and flipped: 'host', or 'device', if the
+  # host has too few cores and all images are stored in one size
+  # (resnet.tools.prepare --raw).
   data.augment_on = 'host'
-  # Mean and standard deviation of each channel, in units of 0..255 pixels;
-  # None: published ones where known, else measured on 1,024 training images.
+  # Mean and standard deviation of each channel, for pixels from 0 to 255; None:
+  # the published values if known, otherwise measured on 1,024 training images.
   data.mean = config_dict.placeholder(tuple)
   data.std = config_dict.placeholder(tuple)
-  # Processes that read; 0: threads of the main process.
+  # Worker processes that read data; 0: read in the main process.
   data.num_workers = 0
-  # Threads in each of these processes.
+  # Threads per process that reads data.
   data.num_threads = 8
-  # Batches that wait, ready, in each of these processes.
+  # Batches to read ahead, per process that reads data.
   data.prefetch_batches = 8
-  # Of a training or evaluation image that cannot be decoded: 'error', or 'skip'
-  # it. In training the next record takes its place, in evaluation none does.
+  # What to do with an image that cannot be decoded: 'error' ends the run;
+  # 'skip' uses the next record instead in training, and none in evaluation.
   data.on_bad_image = 'error'
-  # For 'skip': different ones that a process may leave out before it is an
-  # error after all.
+  # For 'skip': number of different images that each process may skip; more of
+  # them end the run.
   data.max_bad_images = 100
-  # Times that reading goes on after the death of a data worker process, such as
-  # by lack of memory; counted anew in each evaluation.
+  # Number of times to replace worker processes that died, for example because
+  # memory ran out. The count starts again in each evaluation.
   data.max_worker_restarts = 0
 
-  # Inside the step, after crop and flip, for any data.augment_on: see
-  # docs/recipes.md.
+  # Augmentation on the device, after crop and flip, whatever data.augment_on
+  # is; see docs/recipes.md.
   augment = config.augment = ConfigDict()
-  # Names, in the order in which they are applied: 'randaugment',
+  # Operations in the order in which they are applied: 'randaugment',
   # 'trivialaugment_wide', 'autoaugment_imagenet', 'autoaugment_cifar',
-  # 'augmix', 'color_jitter', 'lighting'; and 'erasing', on normalised images,
-  # the last.
+  # 'augmix', 'color_jitter', 'lighting'; and 'erasing', which must be last.
   augment.operations = ()
-  # For 'randaugment' (Cubuk et al. 2020): operations an image gets, and number
-  # of their magnitude, 0 to 30.
+  # For 'randaugment' (Cubuk et al. 2020): number of operations per image, and
+  # their magnitude, 0 to 30.
   augment.num_layers = 2
   augment.magnitude = 9
-  # And timm's two: standard deviation of the magnitude, drawn anew for each
-  # operation, in the same units (three of them are one of timm's, whose
-  # magnitude ends at 10); and the chance that an operation is done, 0 to 1.
+  # For 'randaugment', as in timm: standard deviation of the magnitude, which is
+  # drawn for each operation (3 here is 1 in timm, whose magnitudes end at 10),
+  # and probability of applying an operation.
   augment.magnitude_std = 0.0
   augment.operation_probability = 1.0
-  # Interpolation of shears, translations, rotations: 'nearest' or 'bilinear'.
+  # Interpolation of shears, translations and rotations: 'nearest' or
+  # 'bilinear'.
   augment.interpolation = 'nearest'
-  # For 'color_jitter': of brightness, contrast and saturation, whose factor is
-  # uniform in 1 - s .. 1 + s (0.4 in fb.resnet.torch).
+  # For 'color_jitter': strengths s of brightness, contrast and saturation,
+  # whose factors are uniform in [1 - s, 1 + s]. The values are
+  # fb.resnet.torch's.
   augment.jitter = (0.4, 0.4, 0.4)
-  # For 'lighting': standard deviation (Krizhevsky et al. 2012, section 4.1).
+  # For 'lighting': standard deviation of the weights of the principal
+  # components (Krizhevsky et al. 2012, section 4.1).
   augment.lighting = 0.1
-  # For 'erasing' (Zhong et al. 2020): of an image, ...
+  # For 'erasing' (Zhong et al. 2020): probability for an image.
   augment.erase_probability = 0.25
-  # ... range of the share of the area, and of height / width ...
+  # For 'erasing': range of the erased area / area of the image.
   augment.erase_area = (0.02, 1 / 3)
+  # For 'erasing': range of height / width of the erased area.
   augment.erase_aspect = (0.3, 10 / 3)
-  # ... and what is put there: 'noise' in each pixel or the 'mean' colour.
+  # For 'erasing': the new content, 'noise' per pixel or the 'mean' colour.
   augment.erase_fill = 'noise'
-  # Of Beta(alpha, alpha), the share that a batch keeps of its images: mixup
-  # (Zhang et al. 2018) and cutmix (Yun et al. 2019); 0: none.
+  # Mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019) mix images with
+  # weights from Beta(alpha, alpha); alpha 0 switches each off.
   augment.mixup_alpha = 0.0
   augment.cutmix_alpha = 0.0
-  # Share of the groups that are mixed; and of these, those that take cutmix
-  # where both are on.
+  # Probability that a group is mixed and, if both mixup and cutmix are on, that
+  # a mixed group uses cutmix.
   augment.mix_probability = 1.0
   augment.cutmix_share = 0.5
-  # Neighbouring images of a batch that are mixed with each other, by one draw;
-  # None: model.bn_group_size, else the whole batch. timm and torchvision mix
-  # the batch of a process. No image leaves its device where this divides
-  # batch_size / devices.
+  # Images per group: neighbours in the batch that are mixed with each other, by
+  # the same weight; None: model.bn_group_size or, if that is None, the whole
+  # batch. timm and torchvision mix the batch of a process. A divisor of
+  # batch_size / devices needs no communication between devices.
   augment.mix_group_size = config_dict.placeholder(int)
 
-  # All devices of all processes, a mesh of data x fsdp; both split the batch.
+  # The mesh of all devices of all processes: data x fsdp. Both axes split the
+  # batch.
   sharding = config.sharding = ConfigDict()
-  # Devices over which the state is replicated; None: what fsdp leaves.
+  # Number of replicas of the state; None: number of devices / fsdp.
   sharding.data = config_dict.placeholder(int)
-  # Devices over which kernels and their optimizer state are split (Rajbhandari
-  # et al. 2020, ZeRO), in a dim that they divide: less memory, more traffic.
+  # Number of devices that kernels and their optimizer state are split over
+  # (ZeRO, Rajbhandari et al. 2020): less memory, more communication.
   sharding.fsdp = 1
 
   optimizer = config.optimizer = ConfigDict()
@@ -209,67 +220,77 @@ def get_config() -> ConfigDict:
   # 2019); for batches of 8,192 and more 'lars' (You et al. 2017) or 'lamb' (You
   # et al. 2020), which take decay_rule='kernels'.
   optimizer.name = 'sgd'
-  # For 'adamw' and 'lamb' the decay of the first moment.
+  # Momentum; for 'adamw' and 'lamb', the decay of the first moment (b1).
   optimizer.momentum = 0.9
-  # Nesterov's momentum; the paper has the classical one.
+  # Use Nesterov's momentum. The paper uses classical momentum.
   optimizer.nesterov = False
-  # For 'lars': of norm(kernel) / norm(gradient), eta in the paper.
+  # For 'lars': coefficient of norm(kernel) / norm(gradient), eta in the paper.
   optimizer.trust_coefficient = 0.001
-  # For 'adamw' and 'lamb': decay of the second moment, and what is added to its
-  # root.
+  # For 'adamw' and 'lamb': decay of the second moment, and the number added to
+  # its square root.
   optimizer.b2 = 0.999
   optimizer.eps = 1e-6
-  # L2, added to the gradient; for 'sgdw', 'adamw' and 'lamb' to the direction.
+  # Weight decay: for 'sgd' and 'lars', added to the gradient (L2); for 'sgdw',
+  # 'adamw' and 'lamb', added to the update (decoupled).
   optimizer.weight_decay = 1e-4
-  # 'all' parameters (He et al. 2016) or 'kernels' (Goyal et al. 2017).
+  # Parameters that decay: 'all' (He et al. 2016) or 'kernels' (Goyal et al.
+  # 2017).
   optimizer.decay_rule = 'all'
-  # Most that the norm of all gradients together may be (Pascanu et al. 2013);
-  # None: they are not clipped.
+  # Largest norm of all gradients together, to which they are clipped (Pascanu
+  # et al. 2013); None: no clipping.
   optimizer.clip_norm = config_dict.placeholder(float)
-  # Most that a gradient's norm may be of the weights', for each output channel
-  # but those of the head (Brock et al. 2021: 0.01 for batches of 4,096); None.
+  # Adaptive clipping (Brock et al. 2021: 0.01 for batches of 4,096): largest
+  # norm of a gradient / norm of its weights, per output channel, except in the
+  # head; None: no clipping.
   optimizer.clip_adaptive = config_dict.placeholder(float)
-  # How far uphill of the weights, in the norm of all of them, their gradient is
-  # taken (Foret et al. 2021, SAM: 0.05), for twice the work; None: at them.
+  # Sharpness-aware minimization (SAM, Foret et al. 2021: 0.05): distance from
+  # the weights, as the norm of all together, at which the gradients are
+  # computed. Doubles the work. None: plain gradients.
   optimizer.sam_rho = config_dict.placeholder(float)
-  # For fine-tuning: share of the learning rate, 0 to 1, that all parameters but
-  # those of the head have.
+  # For fine-tuning: factor, 0 to 1, of the learning rate of all parameters
+  # except those of the head.
   optimizer.backbone_multiplier = 1.0
 
   schedule = config.schedule = ConfigDict()
   # 'step' (He et al. 2016), 'cosine' (Loshchilov and Hutter 2017), 'polynomial'
-  # (MLPerf, You et al. 2017), 'one_cycle' (Smith and Topin 2018) or 'wsd',
-  # warm-up, stable, decay (Hu et al. 2024).
+  # (MLPerf, You et al. 2017), 'one_cycle' (Smith and Topin 2018) or 'wsd'
+  # (warm-up, stable, decay: Hu et al. 2024). The formulas are in
+  # resnet/training/schedules.py.
   schedule.name = 'step'
-  # At a batch of base_batch_size images; scales with batch_size.
+  # Peak learning rate for batches of base_batch_size images. All learning rates
+  # are multiplied by batch_size / base_batch_size.
   schedule.learning_rate = 0.1
   schedule.base_batch_size = 256
-  # Linear warm-up (Goyal et al. 2017, 2.2); may be a fraction. Of 'one_cycle'
-  # the way up.
+  # Length of the linear warm-up (Goyal et al. 2017, section 2.2), epochs, may
+  # be a fraction; for 'one_cycle', length of the rise.
   schedule.warmup_epochs = 0.0
-  # At its beginning, at a batch of base_batch_size images; None: the peak over
-  # the steps of the warm-up.
+  # Learning rate of the first step of the warm-up, for batches of
+  # base_batch_size images; None: the peak / steps of the warm-up.
   schedule.warmup_learning_rate = config_dict.placeholder(float)
-  # For 'step': epochs after which the rate is multiplied by decay_factor.
+  # For 'step': epochs after which the learning rate is multiplied by
+  # decay_factor.
   schedule.decay_epochs = (30.0, 60.0)
   schedule.decay_factor = 0.1
-  # For 'polynomial', and the cool-down of 'wsd': 1 is a straight line.
+  # For 'polynomial' and the cool-down of 'wsd': exponent of the decay; 1 is
+  # linear.
   schedule.decay_power = 2.0
-  # For 'cosine', 'polynomial' and 'wsd': where the rate falls to, at a batch of
-  # base_batch_size images.
+  # For 'cosine', 'polynomial' and 'wsd': learning rate at the end, for batches
+  # of base_batch_size images.
   schedule.final_learning_rate = 0.0
-  # The last epochs: in which the rate of 'wsd' falls, and in which that of
-  # 'cosine' and 'polynomial' has fallen and stays.
+  # Length of the cool-down at the end, epochs. In it, 'wsd' decays, and
+  # 'cosine' and 'polynomial' stay at final_learning_rate.
   schedule.cooldown_epochs = 0.0
 
   loss = config.loss = ConfigDict()
-  # 'cross_entropy', or 'binary_cross_entropy' of each class (Wightman et al.
-  # 2021); that of evaluation is always plain cross entropy.
+  # Training loss: 'cross_entropy', or 'binary_cross_entropy' per class
+  # (Wightman et al. 2021). The loss of evaluation is always plain cross
+  # entropy.
   loss.name = 'cross_entropy'
-  # Szegedy et al. 2016; 0 is plain cross entropy.
+  # Label smoothing (Szegedy et al. 2016), 0 to 1; 0: none.
   loss.label_smoothing = 0.0
-  # For 'binary_cross_entropy': a class with a larger share is a one, others
-  # are zeros; None: the shares themselves, which matter with mixup or cutmix.
+  # For 'binary_cross_entropy': targets become 1 above this probability and 0
+  # otherwise; None: the targets are the probabilities, which smoothing, mixup
+  # and cutmix make fractions.
   loss.target_threshold = config_dict.placeholder(float)
   # For 'binary_cross_entropy': 'mean' or 'sum' over the classes.
   loss.reduction = 'mean'

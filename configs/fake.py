@@ -1,8 +1,8 @@
-"""A tiny run on made-up images: shows in seconds that all parts fit.
+"""A tiny run on made-up images: tests in seconds that everything works.
 
   python main.py --config=configs/fake.py
 
-Hardware: any. Aim: exit code 0; accuracy on made-up images means nothing.
+Hardware: any. Aim: exit code 0; the accuracy on made-up images means nothing.
 """
 
 from configs import default

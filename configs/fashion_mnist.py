@@ -2,12 +2,14 @@
 
   python main.py --config=configs/fashion_mnist.py
 
-The part after a colon is another net: configs/fashion_mnist.py:resnet56.
+An argument after a colon selects another net:
+configs/fashion_mnist.py:resnet56.
 
 Hardware: one GPU, or two CPU cores and an hour. The set is prepared from files
 on disk, see docs/experiments.md.
-Aim: top-1 0.93; seed 0 has 0.9361 (docs/results). With longer recipes 0.952 to
-0.956 are on record for ResNet-20, and 0.949 for ResNet-18 (the set's README).
+Aim: top-1 accuracy of 0.93; seed 0 reaches 0.9361 (docs/results). With longer
+recipes, ResNet-20 reaches 0.952 to 0.956, and ResNet-18 0.949 (the README of
+the data set).
 """
 
 from configs import default

@@ -4,15 +4,15 @@
   python -m resnet.tools.evaluate --config=configs/ffcv.py:rn50_88 \\
     --workdir=DIR --views=flip
 
-The part after the colon is the net and the epochs: rn50_16, rn50_24, rn50_32,
-rn50_40, rn50_56 or rn50_88 (the default), and rn18_16 to rn18_88.
+The argument after the colon is the net and the epochs: rn50_16, rn50_24,
+rn50_32, rn50_40, rn50_56 or rn50_88 (the default), and rn18_16 to rn18_88.
 
-Hardware: eight GPUs of 40 GB for rn50, one for rn18. TFDS needs the set once,
+Hardware: eight GPUs of 40 GB for rn50, one for rn18. Prepare the set once,
 see the README.
 Source: libffcv/ffcv-imagenet, rn50_configs, rn18_configs and train_imagenet.py,
 confirmed value by value.
-Aim: top-1 of one 256-pixel centre crop and its mirror image, %, with the
-minutes that FFCV took on eight A100 (rn50) or on one (rn18):
+Aim: top-1 of one 256-pixel centre crop and its mirror image, %, and FFCV's time
+in minutes on eight A100 (rn50) or one (rn18):
 
   epochs      16    24    32    40    56    88
   rn50      73.8  75.6  76.6  77.2  78.0  78.4
@@ -22,13 +22,13 @@ minutes that FFCV took on eight A100 (rn50) or on one (rn18):
 
 Not run.
 
-What differs: there is no BlurPool as FFCV has it, before all strided
-convolutions but the first. Its images are stored at up to 500 pixels (rn50) or
-400 (rn18), partly as JPEG of quality 90, and resized by areas; it decays the
-head's bias and the batch norms of shortcuts, and adds up logits over the mirror
-images, where `--views=flip` has the mean of probabilities. Its head begins with
-PyTorch's uniform numbers, ours with normal ones of deviation 0.01. Its README
-says 224 pixels of evaluation, the files say 256.
+What differs: FFCV applies BlurPool before all strided convolutions except the
+first; we do not. It stores images at up to 500 pixels (rn50) or 400 (rn18),
+partly as JPEG of quality 90, and resizes them by area averages. It decays the
+bias of the head and the batch norms of shortcuts. It adds the logits of both
+mirror images; `--views=flip` averages their probabilities. Its head starts with
+PyTorch's uniform initialisation, ours with a normal distribution of standard
+deviation 0.01. Its README says that it evaluates at 224 pixels, its files 256.
 """
 
 from configs import default
@@ -39,10 +39,12 @@ _RECIPES = {
   for net in ('rn18', 'rn50')
   for epochs in (16, 24, 32, 40, 56, 88)
 }
-# The first epoch of 192 pixels: the middle of the ramp from 160, rounded to
-# multiples of 32 at the start of each epoch.
+# First epoch at 192 pixels by epochs. FFCV's linear ramp from 160 pixels,
+# rounded to multiples of 32 at the start of each epoch, jumps to 192 in its
+# middle.
 _LARGE_FROM = {16: 12, 24: 19, 32: 25, 40: 32, 56: 45, 88: 71}
-# Batch, images per device, rate of that batch, weight decay.
+# Network, batch size, images per device, learning rate for that batch size,
+# weight decay.
 _NETS = {
   'rn18': ('resnet18', 1024, 1024, 0.5, 5e-5),
   'rn50': ('resnet50', 4096, 512, 1.7, 1e-4),
@@ -72,7 +74,7 @@ def get_config(recipe='rn50_88'):
 
   config.optimizer.weight_decay = decay
   config.optimizer.decay_rule = 'kernels'
-  # Straight up to epoch 2, and straight down to zero.
+  # The learning rate rises linearly until epoch 2, then falls linearly to zero.
   config.schedule.name = 'polynomial'
   config.schedule.decay_power = 1.0
   config.schedule.decay_epochs = ()

@@ -1,20 +1,20 @@
-"""Any weights on any data set: a new head, a gentle recipe.
+"""Fine-tuning: any weights on any data set, with a new head.
 
   python main.py --config=configs/finetune.py:SOURCE,DATASET --workdir=DIR
 
-SOURCE is what --config.init_from takes: a workdir, a .safetensors file,
-hf-hub:OWNER/NAME@REVISION. Network, image size, mean and standard deviation are
-those of the weights where they say so; otherwise ResNet-50 at 224 pixels.
-DATASET is a TFDS name, or 'folder' with --config.data.data_dir. It is evaluated
-on the split 'test', a folder on 'val', unless --config.data.eval_split says
-otherwise. A run that has begun continues without SOURCE by
+SOURCE is a value of --config.init_from: a workdir, a .safetensors file or
+hf-hub:OWNER/NAME@REVISION. The metadata of the weights determine network, image
+size, mean and standard deviation; without metadata it is ResNet-50 at 224
+pixels. DATASET is a TFDS name, or 'folder' with --config.data.data_dir. The
+evaluation split is 'test', or 'val' for a folder; --config.data.eval_split
+changes it. To continue a run without SOURCE, use
 --config=configs/saved.py:DIR --workdir=DIR.
 
   --config.model.frozen_stages=2              keep the stem and two stages
   --config.model.frozen_bn=True               keep the running statistics
   --config.optimizer.backbone_multiplier=0.1  all but the head learn slowly
 
-Hardware: that of the network; minutes on a CPU for small ones.
+Hardware: depends on the network; small ones take minutes on a CPU.
 Aim: none; benchmarks/transfer.py compares it with training from scratch.
 """
 
@@ -28,8 +28,8 @@ def get_config(source_and_dataset=''):
   source, _, dataset = source_and_dataset.rpartition(',')
   if not source or not dataset:
     raise InputError(
-      'Say what to begin with and what to learn:'
-      ' --config=configs/finetune.py:SOURCE,DATASET'
+      f'{source_and_dataset!r} is not the source of the weights and the data'
+      ' set: type --config=configs/finetune.py:SOURCE,DATASET'
     )
   metadata = open_source(source).metadata
   config = default.get_config()
@@ -52,11 +52,12 @@ def get_config(source_and_dataset=''):
       metadata.preprocessing.interpolation
     ):
       config.data.interpolation = metadata.preprocessing.interpolation
-  # Milder than for ImageNet: there are few images to begin with.
+  # Crop less than for ImageNet, because data sets for fine-tuning are small.
   config.data.crop_area = (0.5, 1.0)
 
-  # As Kornblith et al. 2019, "Do better ImageNet models transfer better?":
-  # Nesterov and a cosine; a tenth of the rate from scratch.
+  # As in Kornblith et al. 2019, "Do better ImageNet models transfer better?":
+  # Nesterov's momentum, a cosine schedule, and a tenth of the learning rate of
+  # training from scratch.
   config.optimizer.nesterov = True
   config.optimizer.decay_rule = 'kernels'
   config.schedule.name = 'cosine'

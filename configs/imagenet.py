@@ -2,9 +2,9 @@
 
   python main.py --config=configs/imagenet.py:resnet50d --workdir=DIR
 
-`resnet.tools.summary` lists the networks. Hardware and aims of the plain depths
-are in configs/resnet18.py to configs/resnet152.py, which are this recipe, too;
-other networks were not run.
+`python -m resnet.tools.summary` lists the networks. configs/resnet18.py to
+configs/resnet152.py are the same recipe, and give the hardware and aims of
+these networks. Not run.
 """
 
 from configs import default

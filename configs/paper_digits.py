@@ -4,13 +4,14 @@
 
 Hardware: any CPU; half a minute, one and three minutes for 20, 56 and 110
 layers on two cores.
-Aim: He et al. 2016, section 4.2, in little: batch 128, momentum 0.9, weight
-decay 1e-4, the rate divided by 10 after 1/2 and 3/4 of the run. All nets, plain
-or residual, warm up over the first quarter: without that the 110 layers do not
-start, as the paper says. The rate is 0.05 where the paper has 0.1, for all nets
-too: at 0.1 ResNet-110 with seed 0 learnt until the warm-up came to 0.09, then
-diverged and stayed at a training error of 74 %. No augmentation: what is asked
-is whether a net can be optimised.
+Aim: a small version of He et al. 2016, section 4.2, with batch size 128,
+momentum 0.9, weight decay 1e-4, and a learning rate that is divided by 10 after
+1/2 and 3/4 of the run. For all nets, plain or residual, the warm-up is the
+first quarter of the run, because nets of 110 layers do not converge without
+one, as the paper says. For all nets the learning rate is 0.05 instead of the
+paper's 0.1: at 0.1, ResNet-110 with seed 0 learnt until the warm-up reached
+0.09, then diverged and stayed at a training error of 74 %. There is no
+augmentation, because the question is whether a net can be optimised.
 """
 
 from configs import default
@@ -20,7 +21,7 @@ def get_config(net='resnet20'):
   config = default.get_config()
   config.batch_size = 128
   epochs = config.num_epochs = 18.0
-  config.log_every_steps = 11  # About an epoch.
+  config.log_every_steps = 11  # About one epoch.
   config.eval_every_epochs = 2.0
   config.save_every_steps = 200
   config.keep_checkpoints = 1

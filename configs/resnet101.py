@@ -2,11 +2,11 @@
 
   python main.py --config=configs/resnet101.py --workdir=DIR
 
-Hardware: eight GPUs of 16 GB, or one of 80 GB. TFDS needs the set once, see
+Hardware: eight GPUs of 16 GB, or one of 80 GB. Prepare the set once, see
 the README.
 Aim: top-1 of one 224-pixel centre crop, %: 77.374 (torchvision V1); near it,
 77.56 (fb.resnet.torch, with colour jitter) and, with ten crops, 78.25 (He et
-al. 2016, with the recipe that configs/default.py tells apart). Not run.
+al. 2016, whose recipe differs, see configs/default.py). Not run.
 """
 
 from configs import imagenet

@@ -2,10 +2,10 @@
 
   python main.py --config=configs/resnet18.py --workdir=DIR
 
-Hardware: one GPU of 24 GB. TFDS needs the set once, see the README.
+Hardware: one GPU of 24 GB. Prepare the set once, see the README.
 Aim: top-1 of one 224-pixel centre crop, %: 69.758 (torchvision V1); near it,
 69.57 (fb.resnet.torch, with colour jitter) and, with ten crops, 72.12 (He et
-al. 2016, with the recipe that configs/default.py tells apart). Not run.
+al. 2016, whose recipe differs, see configs/default.py). Not run.
 """
 
 from configs import imagenet

@@ -2,26 +2,27 @@
 
   python main.py --config=configs/resnet50_goyal.py:8192 --workdir=DIR
 
-The part after the colon is the batch: 8192 (the default) or 256, the baseline
-without a warm-up.
+The argument after the colon is the batch size: 8192 (the default) or 256, the
+baseline without a warm-up.
 
-Hardware: 256 GPUs in the paper, of 32 images each, and eight for 256; or 32 of
-80 GB, of 256 images in eight groups, and one for 256. TFDS needs the set once,
-see the README.
+Hardware: in the paper 256 GPUs of 32 images each (8192), or eight (256); here
+also 32 GPUs of 80 GB, with 256 images in eight groups each, or one. Prepare the
+set once, see the README.
 Source: "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour" (arXiv
-1706.02677), sections 2.2, 5.1 and 5.2, confirmed value by value; crops and
-mirroring are those of fb.resnet.torch, its colours as they are.
+1706.02677), sections 2.2, 5.1 and 5.2, confirmed value by value. Crops and
+flips are those of fb.resnet.torch, without its colour augmentation.
 Aim: top-1 of one 224-pixel centre crop, %: 76.26 +- 0.09 (8192), 76.40 +- 0.12
-(256), the mean of five runs, of each the median of the last five epochs
-(Table 1). Not run.
+(256): means of five runs, each the median of its last five epochs (Table 1).
+Not run.
 
-What differs: the paper decays the bias of the head. Ours computes in bfloat16.
+What differs: the paper decays the bias of the head; we compute in bfloat16.
 """
 
 from configs import default
 from resnet.errors import InputError, nearest
 
-# Epochs of warm-up, and where it begins, at a batch of 256: at 0.1 for all.
+# Epochs of warm-up, and its first learning rate for a batch of 256 images, such
+# that the first rate of the run is 0.1.
 _WARMUPS = {'256': (0.0, None), '8192': (5.0, 0.1 * 256 / 8192)}
 
 
@@ -36,7 +37,7 @@ def get_config(batch='8192'):
 
   config.model.name = 'resnet50'
   config.model.dtype = 'bfloat16'
-  # As many in batches of any size (section 2.3).
+  # The same for every batch size (section 2.3).
   config.model.bn_group_size = 32
   config.model.zero_init_last_scale = True
 

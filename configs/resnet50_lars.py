@@ -3,34 +3,35 @@
   python main.py --config=configs/resnet50_lars.py --workdir=DIR --distributed
   python main.py --config=configs/resnet50_lars.py:3264 --workdir=DIR
 
-The part after the colon is the batch: 32768 (the default; 58 epochs) or 3264
-(37 epochs).
+The argument after the colon is the batch size: 32768 (the default; 58 epochs)
+or 3264 (37 epochs).
 
 Hardware: for 32768 a TPU pod slice of 256 chips, such as v5e:16x16, with 128
-images a chip; docs/pods.md has its memory, and scripts/ start it. For 3264 one
-machine of eight GPUs of 80 GB. TFDS needs the set once, see the README.
+images per chip (docs/pods.md: memory; scripts/: how to start it). For 3264 one
+machine with eight GPUs of 80 GB. Prepare the set once, see the README.
 Source: MLPerf's reference convergence points (mlcommons/logging, rcp_checker/
 training_4.0.0/rcps_resnet.json), of which 32768 is Google's and 3264 NVIDIA's.
-Confirmed there: rate, warm-up, momentum, decay, and for 32768 images per batch
-norm; in mlcommons/training, image_classification: power, last rate, crop area,
-LARS; in config_DGXA100.sh of NVIDIA's round 2.0, 8 x 408 images: the same, and
-37 epochs, label smoothing, trust coefficient. Inferred: that 32768 is of 58
-epochs, of which its "decay steps", 2,267, are the updates.
-Aim: 75.9 % top-1 of one 224-pixel centre crop, MLPerf's target. There they come
-to it after 55 to 57 epochs (32768), after 34 to 37 (3264). Not run.
+Confirmed there: learning rate, warm-up, momentum, weight decay and, for 32768,
+images per batch norm. Confirmed in mlcommons/training, image_classification:
+power, last learning rate, crop area, LARS. Confirmed in config_DGXA100.sh of
+NVIDIA's round 2.0 (8 x 408 images): the same, and 37 epochs, label smoothing,
+trust coefficient. Inferred for 32768: 58 epochs, because its "decay steps" are
+2,267 updates.
+Aim: 75.9 % top-1 of one 224-pixel centre crop, MLPerf's target. MLPerf's runs
+reach it after 55 to 57 epochs (32768) or 34 to 37 (3264). Not run.
 
 What differs: MLPerf's trust ratio is |p| / (|g| + decay |p|), ours |p| /
-|g + decay p|. Its crops mind the bounding boxes, and the reference subtracts a
-mean, but divides by no deviation. NVIDIA keeps its momentum without the rate,
-decays the bias of the head, and has the statistics of 204 images in its
-convergence points.
+|g + decay p|. Its crops use the bounding boxes, and the reference subtracts a
+mean but does not divide by a standard deviation. NVIDIA applies the learning
+rate after the momentum, decays the bias of the head, and uses batch statistics
+of 204 images in its convergence points.
 """
 
 from configs import default
 from resnet.errors import InputError, nearest
 
-# Epochs, rate, epochs of warm-up, momentum, weight decay, images per batch
-# norm, and whether the last scales begin with zero.
+# Epochs, learning rate, epochs of warm-up, momentum, weight decay, images per
+# batch norm, and zero_init_last_scale.
 _RECIPES = {
   '32768': (58.0, 21.2, 16.0, 0.94, 2.5e-5, 128, True),
   '3264': (37.0, 10.5, 2.0, 0.9, 5e-5, 408, False),
@@ -40,7 +41,8 @@ _RECIPES = {
 def get_config(batch='32768'):
   if batch not in _RECIPES:
     raise InputError(
-      f'There is no LARS for batches of {batch!r}.{nearest(batch, _RECIPES)}'
+      f'There is no LARS recipe for batches of {batch!r}.'
+      f'{nearest(batch, _RECIPES)}'
     )
   epochs, rate, warmup, momentum, decay, group, zero_init = _RECIPES[batch]
   config = default.get_config()

@@ -2,21 +2,22 @@
 
   python main.py --config=configs/resnet50_nvidia.py:e90 --workdir=DIR
 
-The part after the colon is the length: e50, e90 (the default) or e250, which
-adds mixup.
+The argument after the colon is the number of epochs: e50, e90 (the default) or
+e250, which adds mixup.
 
-Hardware: eight GPUs of 32 GB. TFDS needs the set once, see the README.
+Hardware: eight GPUs of 32 GB. Prepare the set once, see the README.
 Source: NVIDIA DeepLearningExamples, PyTorch/Classification/ConvNets, confirmed
 value by value in resnet50v1.5/training/AMP/DGX1_RN50_AMP_{50,90,250}E.sh,
 main.py and the README.
 Aim: top-1 of one 224-pixel centre crop, %: 76.25 +- 0.04 (e50), 77.12 +- 0.11
-(e90), 78.43 +- 0.11 (e250), of eight GPUs and batch 2,048 with mixed precision.
-e50 is of an older README; today's has only 75.81 +- 0.08, of 16 GPUs and batch
-4,096. Not run.
+(e90), 78.43 +- 0.11 (e250), on eight GPUs with batch size 2,048 and mixed
+precision. The result of e50 is from an older README; the current one only has
+75.81 +- 0.08, on 16 GPUs with batch size 4,096. Not run.
 
-What differs: NVIDIA changes the rate once an epoch, decays the head's bias and
-the batch norms of shortcuts, and initialises convolutions by fan in, and the
-head with PyTorch's uniform numbers, ours with normal ones of deviation 0.01.
+What differs: NVIDIA changes the learning rate once per epoch, decays the bias
+of the head and the batch norms of shortcuts, and initialises convolutions by
+fan-in and the head with PyTorch's uniform initialisation; our head starts with
+a normal distribution of standard deviation 0.01.
 """
 
 from configs import default

@@ -2,35 +2,36 @@
 
   python main.py --config=configs/resnet50_timm.py:a3 --workdir=DIR
 
-The part after the colon is the recipe: a1 (600 epochs), a2 (300) or a3 (100, at
-160 pixels; the default).
+The argument after the colon is the recipe: a1 (600 epochs), a2 (300) or a3
+(100, at 160 pixels; the default).
 
-Hardware: eight GPUs of 40 GB, or four of 32 GB for a3. TFDS needs the set once,
+Hardware: eight GPUs of 40 GB, or four of 32 GB for a3. Prepare the set once,
 see the README.
-Source: Wightman et al. 2021 (arXiv 2110.00476), Table 2. The table itself could
-not be read; every value was compared with two transcriptions of it, those of
+Source: Wightman et al. 2021 (arXiv 2110.00476), Table 2. The table itself was
+not available; every value was compared with two transcriptions of it, those of
 mmpretrain (configs/resnet, rsb-a1, a2, a3) and OpenMixup, and LAMB's with timm.
 Aim: top-1 of one 224-pixel centre crop, %: 80.38 (a1), 79.85 (a2), 78.06 (a3),
-timm's weights by their model card. Not run.
+from the model cards of timm's weights. Not run.
 
-What differs: RandAugment is as strong as timm's (21 of 30 is 7 of 10, 18 is 6,
-and a deviation of 1.5 is 0.5) and leaves out half of the operations too; but
-they are torchvision's: timm's have Invert and SolarizeAdd besides, no Identity,
-posterize to fewer bits, and translate, shear and rotate with bicubic filters
-and the mean colour beside the image, where ours are bilinear and black. Drop
-path grows from 0 in timm's first block to the whole share in its last, ours
-from 1/16 of it. timm takes batch statistics of the images of a GPU, mmpretrain
-of all 2,048, ours are of 256. timm's head begins with PyTorch's uniform
-numbers, ours with normal ones of deviation 0.01 and biases of zero. The rate
-changes with each update, and the cosine begins after the warm-up; timm's
-changes once an epoch, and its cosine begins before.
+What differs: RandAugment has the magnitudes of timm (21 of 30 is 7 of 10, 18 is
+6, and a standard deviation of 1.5 is 0.5) and also skips half of the
+operations, but the operations are torchvision's. timm also has Invert and
+SolarizeAdd, has no Identity, posterizes to fewer bits, and translates, shears
+and rotates with bicubic interpolation and the mean colour outside the image;
+ours are bilinear and black. Drop path grows from 0 in timm's first block, in
+ours from 1/16 of the last block's rate. Batch statistics are those of the
+images of a GPU in timm, of all 2,048 images in mmpretrain, and of 256 here.
+timm's head starts with PyTorch's uniform initialisation, ours with a normal
+distribution of standard deviation 0.01 and zero biases. Our learning rate
+changes with each update, and the cosine starts after the warm-up; timm's
+changes once per epoch, and its cosine starts with the warm-up.
 """
 
 from configs import default
 from resnet.errors import InputError, nearest
 
-# Epochs, side of training images, rate, weight decay, label smoothing, drop
-# path, magnitude of 30, alpha of mixup.
+# Epochs, side of training images, learning rate, weight decay, label smoothing,
+# drop path, magnitude (of 30), alpha of mixup.
 _RECIPES = {
   'a1': (600.0, 224, 5e-3, 0.01, 0.1, 0.05, 21, 0.2),
   'a2': (300.0, 224, 5e-3, 0.02, 0.0, 0.05, 21, 0.1),
@@ -59,7 +60,7 @@ def get_config(recipe='a3'):
 
   config.data.image_size = size
   config.data.eval_size = 224
-  # A crop of 95 %: 224 / 0.95, which timm rounds down, mmpretrain up.
+  # 224 / 0.95, which timm rounds down and mmpretrain up.
   config.data.eval_resize = 235
   config.data.interpolation = 'bicubic'
   config.data.repeats = 1 if recipe == 'a3' else 3

@@ -2,7 +2,7 @@
 
   python main.py --config=configs/resnet50_torchvision_v2.py --workdir=DIR
 
-Hardware: eight GPUs of 16 GB, or one of 80 GB. TFDS needs the set once, see
+Hardware: eight GPUs of 16 GB, or one of 80 GB. Prepare the set once, see
 the README.
 Source: the recipe of `ResNet50_Weights.IMAGENET1K_V2`: Vryniotis 2021, "How to
 train state-of-the-art models using torchvision's latest primitives", and
@@ -12,10 +12,11 @@ eval_resize in torchvision itself.
 Aim: top-1 of one 224-pixel centre crop, %: 80.858, of the moving averages
 (`eval_ema/top1`). Not run.
 
-What differs: torchvision's head begins with PyTorch's uniform numbers (of at
-most 1 / sqrt(2048), biases too), ours with normal ones of deviation 0.01 and
-biases of zero. torchvision decays the bias of the head, changes the rate once
-an epoch, and its averages are the weights themselves until the warm-up is over.
+What differs: torchvision's head starts with PyTorch's uniform initialisation
+(weights and biases of at most 1 / sqrt(2048)), ours with a normal distribution
+of standard deviation 0.01 and zero biases. torchvision decays the bias of the
+head and changes the learning rate once per epoch, and its moving averages equal
+the weights until the warm-up is over.
 """
 
 from configs import default
@@ -26,8 +27,8 @@ def get_config():
   config.batch_size = 1024
   config.num_epochs = 600.0
   config.eval_every_epochs = 5.0
-  # --model-ema-decay=0.99998, which torchvision scales by batch, steps and
-  # epochs.
+  # --model-ema-decay=0.99998, which torchvision scales by batch size, interval
+  # and epochs.
   config.ema_every_steps = 32
   config.ema_decay = 1 - 2e-5 * 1024 * 32 / 600
 

@@ -2,29 +2,30 @@
 
   python main.py --config=configs/resnetrs50.py --workdir=DIR
 
-Hardware: TPUs in the paper; eight GPUs of 80 GB. TFDS needs the set once, see
+Hardware: TPUs in the paper; eight GPUs of 80 GB. Prepare the set once, see
 the README.
 Source: "Revisiting ResNets" (arXiv 2103.07579), as tensorflow/tpu has it in
-models/official/resnet: resnet_rs/configs/resnetrs50_i160.yaml, whose values
-these are. What that file does not have: the cosine and its five epochs of
-warm-up are of tensorflow/models, whose imagenet_resnetrs50_i160.yaml is this
-recipe with another activation, Nesterov's momentum is of an older version of
-the code, and zeros in the last scales are of resnet_model.py.
+models/official/resnet: the values are those of
+resnet_rs/configs/resnetrs50_i160.yaml. Not in that file: the cosine and its
+five epochs of warm-up, which are from tensorflow/models, whose
+imagenet_resnetrs50_i160.yaml is this recipe with another activation; Nesterov's
+momentum, from an older version of the code; and zero_init_last_scale, from
+resnet_model.py.
 Aim: top-1 of one 160-pixel centre crop, %: 78.8, of the moving averages
-(`eval_ema/top1`). timm's weights of this network have 77.82. Not run.
+(`eval_ema/top1`). timm's weights of this network reach 77.82. Not run.
 
-What differs: Kernels of convolutions begin with normal numbers of variance 2 by
-fan-out, Google's with truncated normal ones of variance 1 by fan-in
+What differs: our convolutions start with a normal distribution of variance
+2 / fan-out, Google's with a truncated normal one of variance 1 / fan-in
 (`tf.variance_scaling_initializer`). Google's RandAugment (tensorflow/tpu,
-efficientnet/autoaugment.py) is at its largest magnitude, 10 of 10, as ours, 30
-of 30, but has Invert, Cutout of 80 x 80 pixels and SolarizeAdd, and no
-Identity; there, brightness, colour, contrast and sharpness are always 1.9, ours
-0.1 or 1.9; translations are 100 pixels, ours 72; solarizing leaves images as
-they are, ours inverts them; and grey is beside an image that was moved, here
-black. It decays the biases of the head and of squeeze-and-excitation, and
-counts the cosine from the start, not from the end of the warm-up. Images per
-batch norm are not given: 128 is our choice. Running statistics are those of the
-last batch, and averaged like the weights, as there.
+efficientnet/autoaugment.py) also uses its largest magnitude (10 of 10; ours is
+30 of 30), but it has Invert, Cutout of 80 x 80 pixels and SolarizeAdd, and no
+Identity. Its brightness, colour, contrast and sharpness are always 1.9, ours
+0.1 or 1.9; it translates by 100 pixels, we by 72; its Solarize does not change
+images, ours inverts them; and it fills the border with grey, we with black.
+Google decays the biases of the head and of squeeze-and-excitation, and starts
+the cosine with the warm-up, we after it. It does not give the number of images
+per batch norm; 128 is our choice. As in Google's code, the running statistics
+are those of the last batch, and are averaged like the weights.
 """
 
 from configs import default
@@ -45,7 +46,7 @@ def get_config():
   config.model.dropout = 0.25
 
   config.data.image_size = 160
-  # A crop of size / (size + 32).
+  # Crop share: size / (size + 32).
   config.data.eval_resize = 192
   config.data.interpolation = 'bicubic'
   config.augment.operations = ('randaugment',)

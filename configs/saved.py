@@ -1,9 +1,9 @@
-"""The config of a run that has begun, as its workdir has it.
+"""The config of an existing run, from its workdir.
 
   python main.py --config=configs/saved.py:WORKDIR
 
-Goes on, or evaluates with --mode=eval, without the config file and the weights
-that the run began with. Hardware and aim: those of the run.
+Continues the run, or evaluates it with --mode=eval, without its config file and
+initial weights. Hardware and aim: those of the run.
 """
 
 import json
@@ -31,5 +31,5 @@ def get_config(workdir=''):
 
 
 def _with_tuples(value):
-  """JSON has lists where configs have tuples."""
+  """Returns the value with tuples instead of the lists of JSON."""
   return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
