@@ -88,6 +88,7 @@ def create_network(ours):
   """Returns a Flax network with the sizes and variables of one of ours."""
   if (
     getattr(ours, 'block_cls', None) not in (BasicBlock, BottleneckBlock)
+    or ours.block_options
     or ours.stem not in (layers.imagenet_stem, layers.cifar_stem)
     or ours.shortcut not in ('A', 'B')
   ):

@@ -1,9 +1,9 @@
-"""Convolution as XLA has it, or as a matrix product.
+"""Convolution by XLA, or as a matrix product.
 
-XLA's convolution for the CPU is slow where the kernel is 1x1: a matrix product
-reduces a training step of ResNet-50 to about 0.6 of its time. It is slow, too,
-where the kernel is larger than the image, as in the last stage of a net for
-CIFAR on 8x8 pixels: there a product of patches halves the time of a step.
+XLA's CPU convolution is slow for 1x1 kernels: with a matrix product instead, a
+training step of ResNet-50 takes about 0.6 of the time. It is also slow if the
+kernel is larger than the image, as in the last stage of a CIFAR net on 8x8
+pixels: there a product of patches halves the time of a step.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 
 def choose(conv_backend: str | None) -> str:
-  """Returns `conv_backend`, or what is faster on JAX's default backend."""
+  """Returns `conv_backend`, or the faster one on JAX's default backend."""
   if conv_backend is None:
     return 'matmul' if jax.default_backend() == 'cpu' else 'xla'
   return conv_backend
@@ -30,10 +30,12 @@ def matmul_conv(
   padding: Sequence[tuple[int, int]],
   **options: Any,
 ) -> jax.Array:
-  """`lax.conv_general_dilated` of x [B, H, W, C] and kernel [h, w, C, F].
+  """Convolves x [B, H, W, C] with kernel [h, w, C, F], if it can by a product.
 
-  A matrix product where the kernel has no groups and is 1x1 without padding, or
-  has at least as many taps as there are pixels in the result.
+  A replacement for `lax.conv_general_dilated`. It computes a matrix product if
+  there are no groups and the kernel is 1x1 without padding, or has at least as
+  many elements (h * w) as the result has pixels; otherwise it calls XLA's
+  convolution.
   """
   *size, _, filters = kernel.shape
   out = [
@@ -61,5 +63,5 @@ def matmul_conv(
   )
 
 
-# What `nn.Conv` takes as `conv_general_dilated`, by backend.
+# The argument `conv_general_dilated` of `nn.Conv`, by backend.
 CONV_BACKENDS: dict[str, Any] = {'xla': None, 'matmul': matmul_conv}

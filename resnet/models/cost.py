@@ -1,4 +1,4 @@
-"""What a network costs, counted from its traced program; nothing runs."""
+"""The cost of a network, counted from its traced program; nothing runs."""
 
 import collections
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from resnet.models import create_model
 from resnet.models.resnet import ResNet
 
-# One operation for each element that they write.
+# Primitives that count as one operation per element of their output.
 _ELEMENTWISE = {'add', 'sub', 'mul', 'div'}
 
 
@@ -25,11 +25,11 @@ class Cost:
 
   Attributes:
     conv_multiply_adds: multiply-adds of convolutions and dense layers.
-    other_operations: multiplications and additions besides, one each: batch
-      norm (two for each element), additions of shortcuts, averages.
-    activations: elements that convolutions and dense layers write.
-    saved_bytes: inputs and outputs of convolutions and dense layers, each
-      tensor once: the backward pass needs them.
+    other_operations: all other multiplications and additions: batch norm (two
+      per element), additions of shortcuts, averages.
+    activations: output elements of convolutions and dense layers.
+    saved_bytes: inputs and outputs of convolutions and dense layers, which the
+      backward pass needs; each tensor counts once.
   """
 
   conv_multiply_adds: int = 0
@@ -39,7 +39,7 @@ class Cost:
 
   @property
   def multiply_adds(self) -> int:
-    """All operations, a multiply-add being one."""
+    """All operations; a multiply-add counts as one."""
     return self.conv_multiply_adds + self.other_operations
 
   def __add__(self, other: 'Cost') -> 'Cost':
@@ -49,14 +49,14 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NetworkCost:
-  """A network as its table shows it.
+  """The cost of a network and of its parts.
 
   Attributes:
     model: the linen module.
     image_size: side of the image, pixels.
     params: shapes of the parameters, nested by module.
-    features: shapes of the features, 'stem' .. 'pooled', of one image.
-    costs: by part: 'stem', 'stage1' .., 'head'.
+    features: shapes of the features of one image, 'stem' to 'pooled'.
+    costs: cost by part: 'stem', 'stage1', 'stage2' .., 'head'.
   """
 
   model: Any
@@ -70,7 +70,7 @@ class NetworkCost:
     return sum(self.costs.values(), Cost())
 
   def num_params(self, part: str | None = None) -> int:
-    """Returns the number of parameters, of the network or of one part."""
+    """Returns the number of parameters of the network or of one part."""
     return sum(
       leaf.size
       for module, tree in self.params.items()
@@ -79,9 +79,9 @@ class NetworkCost:
     )
 
   def training_bytes(self, batch_size: int, part: str | None = None) -> int:
-    """Returns an estimate of the memory of an update, of all or of one part.
+    """Estimates the memory of an update, for the network or one part.
 
-    Parameters, gradients and momentum in float32, and `saved_bytes`.
+    It counts float32 parameters, gradients and momentum, and `saved_bytes`.
     """
     cost = self.total if part is None else self.costs[part]
     return 3 * 4 * self.num_params(part) + batch_size * cost.saved_bytes
@@ -91,13 +91,13 @@ def trace(name: str, image_size: int, **overrides: Any) -> NetworkCost:
   """Traces the evaluation of `create_model(name)` on one image."""
   model = create_model(name, **overrides)
   if isinstance(model, ResNet):
-    # So that each block is seen, and the network is the same on any machine.
+    # Count each block by itself, and the same operations on any machine.
     model = model.clone(scan_blocks=False, conv_backend='xla')
   images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
   variables = jax.eval_shape(
     functools.partial(model.init, train=False), jax.random.key(0), images
   )
-  # Its program is that of the logits too: tracing drops nothing.
+  # The traced features include the logits: tracing removes no dead code.
   apply = functools.partial(model.apply, train=False, method='features')
   jaxpr, features = jax.make_jaxpr(apply, return_shape=True)(variables, images)
   costs = count(jaxpr.jaxpr)
@@ -112,7 +112,7 @@ def trace(name: str, image_size: int, **overrides: Any) -> NetworkCost:
 
 
 def count(jaxpr: Any) -> dict[str, Cost]:
-  """Counts a traced forward pass by the part of the network it belongs to."""
+  """Returns the cost of a traced forward pass by part of the network."""
   costs = collections.defaultdict(Cost)
   _count(jaxpr, '', costs, set())
   return dict(costs)
@@ -148,7 +148,7 @@ def _count(
 
 
 def _terms(eqn: Any) -> int:
-  """Returns how many products an output of a convolution or dot adds up."""
+  """Returns the number of products per output of a convolution or dot."""
   if eqn.primitive.name == 'conv_general_dilated':
     kernel = eqn.invars[1].aval.shape
     output_dim = eqn.params['dimension_numbers'].rhs_spec[0]
@@ -158,6 +158,6 @@ def _terms(eqn: Any) -> int:
 
 
 def _part(scope: str) -> str:
-  """'ResNet/stage1_block2/conv1' -> 'stage1'; what has no name is the head."""
+  """'ResNet/stage1_block2/conv1' -> 'stage1'; unnamed parts are 'head'."""
   match = re.search(r'(stage\d+|stem)_', scope)
   return match.group(1) if match else 'head'

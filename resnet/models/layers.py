@@ -1,8 +1,8 @@
 """The layers of a residual network: convolution, norm, gate, stem, head.
 
-Everything spatial is NHWC. Convolutions have no bias (batch norm follows) and
-their padding is written out, never 'SAME', so that strided layers see the same
-pixels as in the papers' Caffe and Torch networks.
+Images and activations are NHWC. Convolutions have no bias, because batch norm
+follows. Their padding is explicit, never 'SAME', so that strided layers see the
+same pixels as in the papers' Caffe and Torch networks.
 """
 
 from collections.abc import Callable
@@ -18,11 +18,11 @@ from resnet.models import convolution
 
 ModuleDef = Callable[..., Any]
 
-# Goyal et al. 2017, section 5.1: a small normal for the last layer.
+# Goyal et al. 2017, section 5.1: the last layer starts with small weights.
 head_init = nn.initializers.normal(0.01)
 
 # He et al. 2015, "Delving deep into rectifiers", eq. 14 (the backward case):
-# a normal of variance 2 / (k * k * filters).
+# a normal distribution of variance 2 / (k * k * filters).
 he_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 
@@ -37,9 +37,9 @@ def conv(
   backend: str = 'xla',
   dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> nn.Conv:
-  """A square convolution without bias, padded by (kernel_size - 1) / 2.
+  """Creates a square convolution without bias, padded by (kernel_size - 1) / 2.
 
-  Maps [B, H, W, C] to [B, H / strides, W / strides, filters], in `dtype`. The
+  It maps [B, H, W, C] to [B, H / strides, W / strides, filters], in `dtype`.
   `backend` is one of `convolution.CONV_BACKENDS`.
   """
   return nn.Conv(
@@ -64,19 +64,19 @@ class BatchNorm(nn.Module):
   The statistics of a group are sums of x and x * x in one pass over the
   activations; applying them is one multiply-add per element. Parameters and
   statistics have the names, shapes and meaning of `flax.linen.BatchNorm`, and
-  with `group_size=None` the two are equal.
+  with `group_size=None` the results are the same.
 
-  A group is a run of `group_size` neighbouring images, so that no statistic
-  leaves its device, forward or backward, where groups do not straddle devices.
-  The running statistics are the mean over groups of each group's mean and
-  (biased) variance.
+  A group is `group_size` neighbouring images. If no group spans several
+  devices, the forward and backward pass need no communication. The running
+  statistics average the mean and (biased) variance of all groups.
 
   Attributes:
     use_running_average: normalise with the running statistics (evaluation).
-    group_size: images per group of statistics; None is the whole batch.
-    momentum: share of the old running statistics that an update keeps.
+    group_size: images per group of statistics; None: the whole batch.
+    momentum: weight of the old running statistics in their update.
     epsilon: added to the variance.
-    dtype: of the output; the arithmetic is float32, or float64 for float64.
+    dtype: dtype of the output. The arithmetic is float32, or float64 for
+      float64.
     scale_init: initialiser of the scale.
   """
 
@@ -93,12 +93,9 @@ class BatchNorm(nn.Module):
     channels = x.shape[-1]
     scale = self.param('scale', self.scale_init, (channels,), jnp.float32)
     bias = self.param('bias', nn.initializers.zeros, (channels,), jnp.float32)
-    running_mean = self.variable(
-      'batch_stats', 'mean', jnp.zeros, (channels,), jnp.float32
-    )
-    running_var = self.variable(
-      'batch_stats', 'var', jnp.ones, (channels,), jnp.float32
-    )
+    statistic = functools.partial(self.variable, 'batch_stats')
+    running_mean = statistic('mean', jnp.zeros, (channels,), jnp.float32)
+    running_var = statistic('var', jnp.ones, (channels,), jnp.float32)
     if self.use_running_average:
       mean, var = running_mean.value[None], running_var.value[None]
     else:
@@ -106,9 +103,8 @@ class BatchNorm(nn.Module):
       if not self.is_initializing():
         keep = self.momentum
         for running, new in ((running_mean, mean), (running_var, var)):
-          running.value = keep * running.value + (1 - keep) * jnp.mean(
-            new, axis=0
-          )
+          new = jnp.mean(new, axis=0)
+          running.value = keep * running.value + (1 - keep) * new
     multiplier = lax.rsqrt(var + self.epsilon) * scale[None]  # [groups, C]
     offset = bias[None] - mean * multiplier
     grouped = _split_groups(x, len(mean))
@@ -125,18 +121,18 @@ class BatchNorm(nn.Module):
     grouped = _split_groups(x, len(x) // group_size)
     mean = jnp.mean(grouped, axis=(1, 2, 3))
     mean_of_square = jnp.mean(lax.square(grouped), axis=(1, 2, 3))
-    # Rounding can bring the difference of two large numbers below zero.
+    # Rounding can make the difference of two large numbers negative.
     return mean, jnp.maximum(mean_of_square - lax.square(mean), 0.0)
 
 
 def _split_groups(x: jax.Array, num_groups: int) -> jax.Array:
-  """[B, H, W, C] -> [groups, B / groups, H, W, C], at least float32."""
+  """[B, H, W, C] -> [groups, B / groups, H, W, C], float32 or float64."""
   x = x.astype(accumulation_dtype(x))
   return x.reshape(num_groups, -1, *x.shape[1:])
 
 
 def accumulation_dtype(x: jax.Array) -> jax.typing.DTypeLike:
-  """Returns the dtype of sums over x: float32, or float64 for float64."""
+  """Returns the dtype for sums over x: float32, or float64 for float64."""
   return jnp.float64 if x.dtype == jnp.float64 else jnp.float32
 
 
@@ -145,7 +141,7 @@ def squeeze_excitation(x: jax.Array, reduction: int) -> jax.Array:
 
     gate = sigmoid(W2 relu(W1 mean(x)))     (Hu et al. 2018, section 3)
 
-  with a hidden width of C / `reduction`.
+  with C / `reduction` hidden units.
   """
   channels = x.shape[-1]
   dense = functools.partial(nn.Dense, kernel_init=he_normal, dtype=x.dtype)
@@ -158,7 +154,7 @@ def squeeze_excitation(x: jax.Array, reduction: int) -> jax.Array:
 def imagenet_stem(
   x: jax.Array, filters: int, *, conv: ModuleDef, norm: ModuleDef
 ) -> jax.Array:
-  """7x7 convolution with stride 2 (He et al. 2016, Table 1, conv1)."""
+  """7x7 convolution of stride 2 (He et al. 2016, Table 1, conv1)."""
   x = conv(filters, 7, 2, name='stem_conv')(x)
   return nn.relu(norm(name='stem_bn')(x))
 
@@ -166,7 +162,7 @@ def imagenet_stem(
 def deep_stem(
   x: jax.Array, filters: int, *, conv: ModuleDef, norm: ModuleDef
 ) -> jax.Array:
-  """Three 3x3 convolutions, the first with stride 2 (He et al. 2019, C)."""
+  """Three 3x3 convolutions, the first of stride 2 (He et al. 2019, C)."""
   for i, width in enumerate((filters // 2, filters // 2, filters), start=1):
     x = conv(width, 3, 2 if i == 1 else 1, name=f'stem_conv{i}')(x)
     x = nn.relu(norm(name=f'stem_bn{i}')(x))
@@ -176,7 +172,7 @@ def deep_stem(
 def rs_stem(
   x: jax.Array, filters: int, *, conv: ModuleDef, norm: ModuleDef
 ) -> jax.Array:
-  """The deep stem, and a strided 3x3 convolution for the max-pooling.
+  """The deep stem, with a strided 3x3 convolution instead of max-pooling.
 
   Bello et al. 2021, "Revisiting ResNets", section 4.1 (ResNet-RS).
   """
@@ -188,13 +184,13 @@ def rs_stem(
 def cifar_stem(
   x: jax.Array, filters: int, *, conv: ModuleDef, norm: ModuleDef
 ) -> jax.Array:
-  """3x3 convolution with stride 1 (He et al. 2016, section 4.2)."""
+  """3x3 convolution of stride 1 (He et al. 2016, section 4.2)."""
   x = conv(filters, 3, name='stem_conv')(x)
   return nn.relu(norm(name='stem_bn')(x))
 
 
 def stem_max_pool(x: jax.Array) -> jax.Array:
-  """3x3 max-pooling with stride 2, padded by one with -inf."""
+  """3x3 max-pooling of stride 2, padded by one pixel of -inf."""
   pads = ((1, 1), (1, 1))
   return nn.max_pool(x, (3, 3), strides=(2, 2), padding=pads)  # pyright: ignore[reportArgumentType]
 
@@ -202,9 +198,9 @@ def stem_max_pool(x: jax.Array) -> jax.Array:
 def blur_pool(x: jax.Array) -> jax.Array:
   """Halves the resolution without aliasing: a binomial filter, then stride 2.
 
-  [1, 2, 1] / 4 along rows and columns, with the border reflected; Zhang 2019,
-  "Making convolutional networks shift-invariant again", and timm's
-  `BlurPool2d`. [B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C].
+  The filter is [1, 2, 1] / 4 along rows and columns, with reflected borders, as
+  in Zhang 2019, "Making convolutional networks shift-invariant again", and
+  timm's `BlurPool2d`. [B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C].
   """
   x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode='reflect')
   for axis in (1, 2):
@@ -217,19 +213,19 @@ def blur_pool(x: jax.Array) -> jax.Array:
 
 
 def stem_blur_pool(x: jax.Array) -> jax.Array:
-  """`stem_max_pool` with a `blur_pool` for its stride (Zhang 2019)."""
+  """3x3 max-pooling of stride 1, then `blur_pool` (Zhang 2019)."""
   pads = ((1, 1), (1, 1))
   return blur_pool(nn.max_pool(x, (3, 3), padding=pads))  # pyright: ignore[reportArgumentType]
 
 
 def drop_path(residual: jax.Array, rate: float, key: jax.Array) -> jax.Array:
-  """Leaves out F(x) [B, H, W, C] of a share `rate` of the images.
+  """Drops F(x) [B, H, W, C] of each image with probability `rate`.
 
     F(x) * b / (1 - rate),  b = 1 with probability 1 - rate, else 0
 
-  Huang et al. 2016, "Deep networks with stochastic depth", section 3. There it
-  is evaluation that multiplies, by 1 - rate; here the expectation is F(x) in
-  training, so that evaluation is the network as it is.
+  Huang et al. 2016, "Deep networks with stochastic depth", section 3. The paper
+  multiplies by 1 - rate in evaluation. Here training divides by it instead, so
+  that evaluation needs no change.
   """
   is_kept = jax.random.bernoulli(key, 1 - rate, (len(residual), 1, 1, 1))
   return jnp.where(is_kept, residual / (1 - rate), 0)
@@ -238,16 +234,17 @@ def drop_path(residual: jax.Array, rate: float, key: jax.Array) -> jax.Array:
 def head(
   x: jax.Array, num_classes: int, dropout_rate: float = 0.0
 ) -> tuple[jax.Array, jax.Array]:
-  """Global average pool, dropout and dense layer; at least float32.
+  """Applies global average pooling, dropout and a dense layer.
 
   Args:
     x: [B, H, W, C].
     num_classes: number of logits.
-    dropout_rate: share of the pooled features that the dense layer does not
-      see (Srivastava et al. 2014), keyed by 'dropout'; 0 in evaluation.
+    dropout_rate: probability that a pooled feature is dropped (Srivastava et
+      al. 2014), with the key stream 'dropout'; 0 in evaluation.
 
   Returns:
-    The pooled features [B, C] and the logits [B, num_classes].
+    The pooled features [B, C] and the logits [B, num_classes], in float32, or
+    float64 for float64.
   """
   dtype = accumulation_dtype(x)
   pooled = jnp.mean(x, axis=(1, 2), dtype=dtype)

@@ -1,8 +1,8 @@
 """The simplified ResNet-50 of lectures: convolutions, biases, ReLUs, additions.
 
-He et al. 2016 without batch norm: each stage begins with a 3x3 convolution of
+He et al. 2016 without batch norm. Each stage begins with a 3x3 convolution of
 stride 2, so that no shortcut has to change a shape. Padding is 'SAME' as in the
-lecture: a strided convolution of an even image sees one more row of zeros at
+lecture: for an even image, a strided convolution pads one more row of zeros at
 the end than at the beginning.
 """
 
@@ -22,50 +22,32 @@ _conv = functools.partial(nn.Conv, padding='SAME', kernel_init=layers.he_normal)
 class Bottleneck(nn.Module):
   """1x1 reduce, 3x3, 1x1 expand, each with bias and ReLU.
 
-  For 256 channels reduced to 64 it has 1x1x256 + 3x3x64 + 1x1x256 = 1,088
-  weights a channel of the 64, where a 3x3 convolution of 256 channels has
-  3x3x256 = 2,304 a channel of the 256: 69,632 against 589,824.
+  Reducing 256 channels to 64, it has 1x1x256 + 3x3x64 + 1x1x256 = 1,088 weights
+  for each of the 64 channels, 69,632 in total. A 3x3 convolution of 256
+  channels has 3x3x256 = 2,304 for each of the 256, 589,824 in total.
 
   Attributes:
     reduction: channels of the 3x3 convolution.
     expansion: channels of the output.
-    dtype: of the computation.
-    kernel_init: of the last convolution.
+    is_residual: add the input before the last ReLU, and start as the identity:
+      the last kernel is zero.
+    dtype: dtype of the computation.
   """
 
   reduction: int
   expansion: int
+  is_residual: bool = False
   dtype: jax.typing.DTypeLike = jnp.float32
-  kernel_init: nn.initializers.Initializer = layers.he_normal
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """[B, H, W, C] -> [B, H, W, expansion]."""
+    """[B, H, W, C] -> [B, H, W, expansion]; if residual, C is `expansion`."""
     conv = functools.partial(_conv, dtype=self.dtype)
+    last_init = nn.initializers.zeros if self.is_residual else layers.he_normal
     y = nn.relu(conv(self.reduction, (1, 1), name='conv1')(x))
     y = nn.relu(conv(self.reduction, (3, 3), name='conv2')(y))
-    y = conv(
-      self.expansion, (1, 1), kernel_init=self.kernel_init, name='conv3'
-    )(y)
-    return nn.relu(self.combine(x, y))
-
-  def combine(self, x: jax.Array, y: jax.Array) -> jax.Array:
-    """Returns what the last ReLU sees."""
-    del x
-    return y
-
-
-class ResidualBottleneck(Bottleneck):
-  """A bottleneck plus its input, [B, H, W, expansion] -> the same shape.
-
-  "At the start of training the layer is the identity": the last convolution
-  begins as zero.
-  """
-
-  kernel_init: nn.initializers.Initializer = nn.initializers.zeros
-
-  def combine(self, x: jax.Array, y: jax.Array) -> jax.Array:
-    return x + y
+    y = conv(self.expansion, (1, 1), kernel_init=last_init, name='conv3')(y)
+    return nn.relu(x + y if self.is_residual else y)
 
 
 class LectureResNet(Network):
@@ -75,8 +57,8 @@ class LectureResNet(Network):
     num_classes: number of logits.
     stage_sizes: number of residual bottlenecks in each stage.
     num_filters: `reduction` of the first stage; each further stage doubles it.
-      A stage has twice as many channels as its bottlenecks are reduced to.
-    dtype: of the computation; parameters and logits are float32.
+      The channels of a stage are twice its `reduction`.
+    dtype: dtype of the computation; parameters and logits are float32.
   """
 
   num_classes: int
@@ -86,7 +68,7 @@ class LectureResNet(Network):
 
   @nn.compact
   def _forward(self, images: jax.Array, *, train: bool) -> dict[str, jax.Array]:
-    del train  # Nothing here differs.
+    del train  # Training and evaluation are the same without batch norm.
     features = {}
     x = images.astype(self.dtype)
     conv = functools.partial(_conv, strides=2, dtype=self.dtype)
@@ -94,11 +76,12 @@ class LectureResNet(Network):
     x = features['stem'] = nn.relu(x)
     for i, num_blocks in enumerate(self.stage_sizes, start=1):
       reduction = self.num_filters * 2 ** (i - 1)
-      expansion = 2 * reduction
-      x = nn.relu(conv(expansion, (3, 3), name=f'stage{i}_conv')(x))
+      bottleneck = functools.partial(
+        Bottleneck, reduction, 2 * reduction, is_residual=True, dtype=self.dtype
+      )
+      x = nn.relu(conv(2 * reduction, (3, 3), name=f'stage{i}_conv')(x))
       for j in range(1, num_blocks + 1):
-        name = f'stage{i}_block{j}'
-        x = ResidualBottleneck(reduction, expansion, self.dtype, name=name)(x)
+        x = bottleneck(name=f'stage{i}_block{j}')(x)
       features[f'stage{i}'] = x
     features['pooled'], features['logits'] = layers.head(x, self.num_classes)
     return features

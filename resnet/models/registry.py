@@ -1,16 +1,14 @@
-"""Every network by name: the rows of the papers' tables."""
+"""All networks by name: the rows of the papers' tables."""
 
-from collections.abc import Callable
 import dataclasses
 import functools
 from typing import Any
-
-from flax import linen as nn
 
 from resnet.errors import InputError, nearest
 from resnet.models import layers
 from resnet.models.blocks import (
   BasicBlock,
+  Block,
   BottleneckBlock,
   PreActBasicBlock,
   PreActBottleneckBlock,
@@ -20,7 +18,9 @@ from resnet.models.lecture import LectureResNet
 from resnet.models.resnet import ResNet
 from resnet.models.shortcuts import SHORTCUTS
 
-# Blocks of each stage: He et al. 2016, Table 1; 200 of "Identity mappings".
+_V1 = {'stride_in_1x1': True}
+# Blocks per stage by depth: He et al. 2016, Table 1, and, for 200 layers,
+# "Identity mappings".
 _IMAGENET = {
   18: (2, 2, 2, 2),
   34: (3, 4, 6, 3),
@@ -32,9 +32,9 @@ _IMAGENET = {
 
 
 def _imagenet(
-  depth: int, block_cls: Callable[..., nn.Module] | None = None, **fields: Any
+  depth: int, block_cls: type[Block] | None = None, **fields: Any
 ) -> functools.partial[ResNet]:
-  """A column of Table 1; bottlenecks stride in the 3x3 (v1.5)."""
+  """Returns a column of Table 1; bottlenecks stride in the 3x3 (v1.5)."""
   return functools.partial(
     ResNet,
     stage_sizes=_IMAGENET[depth],
@@ -44,20 +44,17 @@ def _imagenet(
   )
 
 
-def _bottleneck(**fields: Any) -> Callable[..., nn.Module]:
-  return functools.partial(BottleneckBlock, **fields)
-
-
 def _cifar(
   depth: int,
-  block_cls: Callable[..., nn.Module] = BasicBlock,
+  block_cls: type[Block] = BasicBlock,
   *,
   layers_per_block: int = 2,
   **fields: Any,
 ) -> functools.partial[ResNet]:
-  """He et al. 2016, section 4.2: three stages of 16, 32, 64, option A.
+  """Returns a CIFAR net: three stages of 16, 32 and 64 filters, option A.
 
-  Two layers are the stem and the head: depth 6n + 2, or 9n + 2 of bottlenecks.
+  He et al. 2016, section 4.2. With n blocks per stage, the stem and the head,
+  the depth is 6n + 2, or 9n + 2 for bottlenecks.
   """
   defaults = {
     'stage_sizes': ((depth - 2) // (3 * layers_per_block),) * 3,
@@ -66,7 +63,7 @@ def _cifar(
     'stem': layers.cifar_stem,
     'stem_pool': None,
     'shortcut': 'A',
-    # A thousand layers take too long to compile one by one.
+    # A thousand layers would take too long to compile one by one.
     'scan_blocks': depth > 1000,
   }
   return functools.partial(
@@ -78,7 +75,7 @@ _MODELS: dict[str, Any] = {
   **{f'resnet{depth}': _imagenet(depth) for depth in _IMAGENET},
   # The paper's own bottlenecks stride in the first 1x1 (v1).
   **{
-    f'resnet{depth}_v1': _imagenet(depth, _bottleneck(stride_in_1x1=True))
+    f'resnet{depth}_v1': _imagenet(depth, block_options=_V1)
     for depth in (50, 101, 152)
   },
   # ResNet-D of He et al. 2019, "Bag of tricks", section 4.
@@ -94,28 +91,33 @@ _MODELS: dict[str, Any] = {
     for depth in _IMAGENET
   },
   # Xie et al. 2017, "Aggregated residual transformations".
-  'resnext50_32x4d': _imagenet(50, _bottleneck(groups=32, width_per_group=4)),
-  'resnext101_32x8d': _imagenet(101, _bottleneck(groups=32, width_per_group=8)),
+  **{
+    f'resnext{depth}_32x{width}d': _imagenet(
+      depth, block_options={'groups': 32, 'width_per_group': width}
+    )
+    for depth, width in ((50, 4), (101, 8))
+  },
   # Zagoruyko and Komodakis 2016, "Wide residual networks", section 3.4.
   **{
-    f'wide_resnet{depth}_2': _imagenet(depth, _bottleneck(width_per_group=128))
+    f'wide_resnet{depth}_2': _imagenet(
+      depth, block_options={'width_per_group': 128}
+    )
     for depth in (50, 101)
   },
   # Hu et al. 2018, "Squeeze-and-excitation networks".
-  'seresnet50': _imagenet(50, _bottleneck(se_reduction=16)),
-  # Zhang 2019, "Making convolutional networks shift-invariant again", as timm.
+  'seresnet50': _imagenet(50, block_options={'se_reduction': 16}),
+  # Zhang 2019, "Making convolutional networks shift-invariant again", in timm's
+  # variant.
   **{
     f'resnetblur{depth}': _imagenet(
-      depth,
-      functools.partial(block_cls, blur=True),
-      stem_pool=layers.stem_blur_pool,
+      depth, block_options={'blur': True}, stem_pool=layers.stem_blur_pool
     )
-    for depth, block_cls in ((18, BasicBlock), (50, BottleneckBlock))
+    for depth in (18, 50)
   },
   # Bello et al. 2021, "Revisiting ResNets", section 4.1.
   'resnetrs50': _imagenet(
     50,
-    _bottleneck(se_reduction=4),
+    block_options={'se_reduction': 4},
     stem=layers.rs_stem,
     stem_pool=None,
     shortcut='D',
@@ -130,23 +132,23 @@ _MODELS: dict[str, Any] = {
     f'cifar_plain{depth}': _cifar(depth, shortcut='none')
     for depth in (20, 32, 44, 56, 110)
   },
-  # As many bottlenecks as cifar_resnet20, 56 and 110 have basic blocks, at
-  # nearly their cost; the paper has none, but see its Figure 5.
+  # cifar_resnet20, 56 and 110 with each basic block replaced by a bottleneck of
+  # nearly the same cost (Figure 5). Not in the paper.
   **{
     f'cifar_bottleneck_resnet{depth}': _cifar(
-      depth, _bottleneck(stride_in_1x1=True), layers_per_block=3
+      depth, BottleneckBlock, layers_per_block=3, block_options=_V1
     )
     for depth in (29, 83, 164)
   },
-  # "Identity mappings", section 3 (110) and 4 (164, 1001: bottlenecks whose
-  # shortcuts are projections where the shape changes).
+  # "Identity mappings", section 3 (110 layers) and section 4 (164 and 1001:
+  # bottlenecks, with projection shortcuts where the shape changes).
   'cifar_preact_resnet110': _cifar(110, PreActBasicBlock),
   **{
     f'cifar_preact_resnet{depth}': _cifar(
       depth,
-      # As in the authors' released code.
-      functools.partial(PreActBottleneckBlock, stride_in_1x1=True),
+      PreActBottleneckBlock,
       layers_per_block=3,
+      block_options=_V1,  # As in the authors' released code.
       shortcut='B',
     )
     for depth in (164, 1001)
@@ -161,12 +163,12 @@ _MODELS: dict[str, Any] = {
 
 
 def list_models() -> list[str]:
-  """Returns the names that `create_model` takes."""
+  """Returns the names of all networks."""
   return list(_MODELS)
 
 
 def create_model(name: str, **overrides: Any) -> Any:
-  """Returns the network `name` as a linen module.
+  """Creates the network `name`, a linen module.
 
   Args:
     name: one of `list_models()`.
@@ -174,8 +176,8 @@ def create_model(name: str, **overrides: Any) -> Any:
       `num_classes` or `dtype`.
 
   Raises:
-    InputError: there is no such network (the nearest names are listed), or
-      no such attribute or shortcut.
+    InputError: an unknown name (the message lists the nearest ones), an unknown
+      attribute, or an impossible value.
   """
   if name not in _MODELS:
     hint = f'{nearest(name, _MODELS)} All names: resnet.models.list_models().'
@@ -192,26 +194,26 @@ def create_model(name: str, **overrides: Any) -> Any:
 
 
 def _check(name: str, model: ResNet) -> None:
-  """Raises InputError for fields that have other values than they may."""
+  """Raises InputError for the first attribute with an impossible value."""
 
   def check(field: str, is_good: bool, why: str) -> None:
     if not is_good:
       raise InputError(f'model.{field}={getattr(model, field)!r} {why}.')
 
-  known = ', '.join(SHORTCUTS)
-  check('shortcut', model.shortcut in SHORTCUTS, f'is none of {known}')
-  backends, known = (None, *CONV_BACKENDS), ', '.join(CONV_BACKENDS)
-  check('conv_backend', model.conv_backend in backends, f'is none of {known}')
+  text = f'is not one of {", ".join(SHORTCUTS)}'
+  check('shortcut', model.shortcut in SHORTCUTS, text)
+  text = f'is not one of {", ".join(CONV_BACKENDS)}'
+  check('conv_backend', model.conv_backend in (None, *CONV_BACKENDS), text)
   num = len(model.stage_sizes)
   text = f'is not in 0 .. {num}, the stages of {name}'
   check('frozen_stages', 0 <= model.frozen_stages <= num, text)
   check('drop_path', 0 <= model.drop_path < 1, 'is not in [0, 1)')
   check('dropout', 0 <= model.dropout < 1, 'is not in [0, 1)')
   if model.shortcut == 'none':
-    text = f'leaves nothing of a block of {name}, which has no shortcut'
+    text = f'would drop whole blocks of {name}, which has no shortcuts'
     check('drop_path', not model.drop_path, text)
-    text = f'gives zeros and no gradient in {name} without shortcuts'
+    text = f'makes all activations of {name} zero, which has no shortcuts'
     check('zero_init_last_scale', not model.zero_init_last_scale, text)
   if model.scan_blocks:
-    text = f'is not for {name}, whose blocks are compiled as one'
+    text = f'is not supported by {name}, which compiles equal blocks once'
     check('drop_path', not model.drop_path, text)

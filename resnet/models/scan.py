@@ -1,4 +1,4 @@
-"""Loops over blocks that are equal but for their variables."""
+"""Loops over blocks that differ only in their variables."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,17 +17,17 @@ def scan_blocks(
   x: jax.Array,
   names: list[str],
 ) -> jax.Array:
-  """Applies blocks one after the other, but traces and compiles one.
+  """Applies equal blocks one after the other, but traces and compiles only one.
 
-  To be called in the network's compact method. The variables of the network
-  stay what they would be with a call per block: only within this function
-  those of the blocks are stacked, [len(names), ...].
+  Call it in a compact method of the network. The variables of the network have
+  the same names and shapes as with one call per block: they are stacked,
+  [len(names), ...], only within this function.
 
   Args:
-    network: which the blocks are part of.
+    network: the module that the blocks belong to.
     create_block: (*, name) -> a block; its output has the shape of its input.
     x: input of the first block.
-    names: of the blocks in the network, in order; at least one.
+    names: names of the blocks in the network, in order; at least one.
   """
 
   def stack(variables: Any) -> Any:

@@ -1,10 +1,10 @@
 """The shortcuts of residual blocks.
 
-Each maps (x, activated, filters, strides, *, conv, norm) to what is added to
-the residual. x is the input of the block; `activated` is what its first
-convolution sees. They differ in pre-activation nets (v2), where a shortcut that
-changes the shape begins after the first activation (He et al. 2016, "Identity
-mappings", appendix) and `norm` is None.
+Each maps (x, activated, filters, strides, *, conv, norm) to the array that is
+added to the residual. x is the input of the block, and `activated` is the input
+of its first convolution. The two differ in pre-activation nets (v2), where a
+shortcut that changes the shape starts after the first activation (He et al.
+2016, "Identity mappings", appendix) and `norm` is None.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ Shortcut = Callable[..., jax.Array]
 
 
 def _where_shape_changes(shortcut: Shortcut) -> Shortcut:
-  """Returns a shortcut that is the identity where x keeps its shape."""
+  """Makes a shortcut the identity in blocks that keep the shape of x."""
 
   @functools.wraps(shortcut)
   def identity_or(
@@ -43,7 +43,7 @@ def projection(
   conv: ModuleDef,
   norm: ModuleDef | None,
 ) -> jax.Array:
-  """A 1x1 convolution and batch norm."""
+  """1x1 convolution and batch norm."""
   y = conv(filters, 1, strides, name='shortcut_conv')(activated)
   return norm(name='shortcut_bn')(y) if norm else y
 
@@ -51,7 +51,7 @@ def projection(
 def zero_padding(
   x: jax.Array, activated: jax.Array, filters: int, strides: int, **_: ModuleDef
 ) -> jax.Array:
-  """Every `strides`-th pixel; new channels are zeros, after those of x."""
+  """Takes every `strides`-th pixel and appends channels of zeros."""
   y = activated[:, ::strides, ::strides, :]
   return jnp.pad(y, ((0, 0), (0, 0), (0, 0), (0, filters - x.shape[-1])))
 
@@ -63,14 +63,14 @@ def average_pool_projection(
   strides: int,
   **layers: ModuleDef,
 ) -> jax.Array:
-  """A projection after 2x2 averages, which take the place of the stride.
+  """2x2 average pooling instead of the stride, then a projection.
 
   At an odd border the mean is over the pixels inside the image.
   """
   if strides > 1:
     pads = tuple((0, -size % strides) for size in x.shape[1:3])
     pooled = nn.avg_pool(
-      # Flax divides by counts in float32.
+      # Flax divides by the pixel counts in float32.
       activated.astype(accumulation_dtype(activated)),
       window_shape=(strides, strides),
       strides=(strides, strides),
@@ -82,12 +82,12 @@ def average_pool_projection(
 
 
 SHORTCUTS: dict[str, Shortcut | None] = {
-  # The options of He et al. 2016, "Deep residual learning", Table 3.
+  # Options of He et al. 2016, "Deep residual learning", Table 3.
   'A': _where_shape_changes(zero_padding),
   'B': _where_shape_changes(projection),
   'C': projection,
   # ResNet-D: He et al. 2019, "Bag of tricks", section 4.2.
   'D': _where_shape_changes(average_pool_projection),
-  # The plain nets.
+  # Plain nets.
   'none': None,
 }

@@ -24,7 +24,7 @@ from resnet.models import create_model, layers
     (3, 2, 1, (2, 2)),
   ],
 )
-def test_backends_agree_in_value_and_gradient(
+def test_backends_give_the_same_values_and_gradients(
   kernel_size, strides, groups, size
 ):
   x = jax.random.normal(jax.random.key(1), (2, *size, 4))
@@ -59,7 +59,7 @@ def _num_convolutions(conv_backend):
   return str(jaxpr).count('conv_general_dilated[')
 
 
-def test_matmul_leaves_only_wider_kernels_to_xla_and_is_chosen_on_a_cpu():
+def test_matmul_is_the_default_on_cpus_and_replaces_1x1_convolutions():
   assert _num_convolutions('xla') == 1 + 4  # Stem, three, the shortcut.
   assert _num_convolutions('matmul') == 1 + 1
   assert _num_convolutions(None) == 1 + 1

@@ -24,7 +24,7 @@ from resnet.models.lecture import Bottleneck
     ('preact_resnet50', None, 4.11, 11.11),
   ],
 )
-def test_multiply_adds_are_those_of_torchvision_and_timm(
+def test_multiply_adds_equal_those_of_torchvision_and_timm(
   name, torchvision_gmacs, timm_gmacs, timm_macts
 ):
   """torchvision: `_ops` of the weights. timm: results/model_benchmark_*.csv.
@@ -39,7 +39,7 @@ def test_multiply_adds_are_those_of_torchvision_and_timm(
   assert round(cost.activations / 1e6, 2) == timm_macts
 
 
-def test_bottlenecks_of_cifar_v2_stride_in_the_first_1x1():
+def test_cifar_v2_bottlenecks_stride_in_the_first_1x1():
   """The authors' resnet-1k-layers; by hand, the sizes of the convolutions."""
   total = 32**2 * 9 * 3 * 16 + 256 * 10
   channels = 16
@@ -59,13 +59,13 @@ def test_bottlenecks_of_cifar_v2_stride_in_the_first_1x1():
     ('resnet152_v1', 11.3),
   ],
 )
-def test_multiply_adds_of_v1_are_those_of_the_paper(name, paper_gflops):
+def test_multiply_adds_of_v1_equal_those_of_the_paper(name, paper_gflops):
   """He et al. 2016, Table 1, whose row is truncated, not rounded."""
   cost = cost_lib.trace(name, 224).total
   assert cost.multiply_adds // 1e8 / 10 == paper_gflops
 
 
-def test_a_plain_net_costs_less_by_the_additions_of_its_nine_blocks():
+def test_a_plain_net_saves_only_the_additions_of_its_shortcuts():
   residual, plain = (
     cost_lib.trace(f'cifar_{kind}20', 32).total for kind in ('resnet', 'plain')
   )
@@ -79,7 +79,7 @@ def _total(function, *args):
   return sum(cost_lib.count(jaxpr).values(), cost_lib.Cost())
 
 
-def test_a_convolution_counts_its_kernel_once_an_output():
+def test_a_convolution_counts_its_kernel_once_per_output():
   x = jnp.zeros((1, 8, 6, 4))
   conv = layers.conv(6, 3, 2, groups=2, name='conv')
   variables = jax.eval_shape(conv.init, jax.random.key(0), x)
@@ -90,7 +90,7 @@ def test_a_convolution_counts_its_kernel_once_an_output():
   assert cost.other_operations == 0
 
 
-def test_a_dense_layer_counts_its_kernel_and_its_biases():
+def test_a_dense_layer_counts_its_kernel_and_biases():
   x = jnp.zeros((1, 4))
   dense = nn.Dense(6)
   variables = jax.eval_shape(dense.init, jax.random.key(0), x)
@@ -109,13 +109,13 @@ def test_a_bottleneck_of_the_lecture_costs_an_eighth_of_a_convolution():
     assert cost.conv_multiply_adds == multiply_adds
 
 
-def test_a_tensor_that_two_layers_see_is_kept_once():
+def test_an_input_of_two_layers_is_saved_once():
   x, kernel = jnp.zeros((3, 4)), jnp.zeros((4, 5))
   cost = _total(lambda x: x @ kernel + x @ kernel, x)
   assert cost.saved_bytes == 4 * (12 + 15 + 15)
 
 
-def test_integers_and_maxima_are_no_operations():
+def test_integer_operations_and_maxima_are_not_counted():
   x = jnp.zeros((1, 8, 8, 4))
   assert _total(lambda x: jnp.maximum(x, 0.0), x).multiply_adds == 0
   assert _total(lambda i: i + i, jnp.arange(3)).multiply_adds == 0
@@ -123,7 +123,7 @@ def test_integers_and_maxima_are_no_operations():
   assert _total(jnp.sum, x).multiply_adds == x.size
 
 
-def test_costs_of_the_parts_add_up():
+def test_costs_of_the_parts_sum_to_the_total():
   network = cost_lib.trace('resnet50', 224)
   stages = ['stage1', 'stage2', 'stage3', 'stage4']
   assert list(network.costs) == ['stem', *stages, 'head']

@@ -34,7 +34,7 @@ def images_of(count):
   return jnp.asarray(rng.normal(size=(count, 8, 8, 3)), jnp.float32)
 
 
-def test_residuals_are_left_out_whole_and_their_mean_stays():
+def test_drop_path_drops_whole_residuals_and_keeps_the_mean():
   residual = jnp.ones((8000, 2, 3, 4))
   found = np.array(layers.drop_path(residual, 0.3, jax.random.key(0)))
   assert (found == found[:, :1, :1, :1]).all()
@@ -46,7 +46,7 @@ def test_residuals_are_left_out_whole_and_their_mean_stays():
 
 
 @pytest.mark.parametrize('name', ['cifar_resnet8', 'resnet18', 'resnet50'])
-def test_rates_grow_with_depth_to_that_of_the_last_block(name, monkeypatch):
+def test_drop_rates_grow_linearly_with_depth(name, monkeypatch):
   model = create_model(name, drop_path=0.6)
   variables = jax.eval_shape(lambda: variables_of(model))
   rates, keys = [], []
@@ -74,7 +74,7 @@ def test_rates_grow_with_depth_to_that_of_the_last_block(name, monkeypatch):
 
 
 @pytest.mark.parametrize('field', ['drop_path', 'dropout'])
-def test_evaluation_is_the_network_without(field):
+def test_evaluation_ignores_drop_path_and_dropout(field):
   plain = create_model('cifar_resnet8')
   model = create_model('cifar_resnet8', **{field: 0.5})
   variables, images = variables_of(plain), images_of(16)
@@ -90,7 +90,7 @@ def test_evaluation_is_the_network_without(field):
   assert (np.array(first) != np.array(expected)).any()
 
 
-def test_each_block_has_draws_of_its_own():
+def test_blocks_drop_images_independently():
   """Of images that are equal, those with equal choices have equal logits."""
   model = create_model('cifar_resnet8', drop_path=0.5)
   variables = variables_of(model)

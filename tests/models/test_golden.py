@@ -106,11 +106,11 @@ def _measure(init, shape, rest):
     for name in NAMES
   ],
 )
-def test_parameters_are_those_of_the_golden_file(name):
+def test_parameters_equal_the_golden_file(name):
   assert describe(name) == (GOLDEN / f'{name}.txt').read_text()
 
 
-def test_there_is_no_other_golden_file():
+def test_every_golden_file_belongs_to_a_network():
   assert {path.stem for path in GOLDEN.iterdir()} == set(NAMES)
 
 

@@ -46,7 +46,7 @@ def test_max_pool_pads_one_on_every_side_with_minus_infinity():
   )
 
 
-def test_kernels_are_he_normal_over_the_outputs():
+def test_kernels_are_he_normal_by_fan_out():
   conv = layers.conv(512, 3, name='conv')
   images = jnp.zeros((1, 4, 4, 64))
   kernel = jax.jit(conv.init)(_KEY, images)['params']['kernel']
@@ -115,7 +115,7 @@ def _assert_close(actual, expected, tolerance):
 @pytest.mark.parametrize(
   ('dtype', 'tolerance'), [(jnp.float32, 2e-6), (jnp.bfloat16, 2**-8)]
 )
-def test_norm_over_the_batch_is_that_of_flax(dtype, tolerance):
+def test_batch_norm_equals_that_of_flax(dtype, tolerance):
   x = 2.0 + 3.0 * _normal(1, (8, 8, 8, 16))
   x, cotangent = x.astype(dtype), _normal(6, x.shape, dtype)
   variables = _norm_variables(16)
@@ -133,7 +133,7 @@ def test_norm_over_the_batch_is_that_of_flax(dtype, tolerance):
   _assert_close(actual['stats'], expected['stats'], 2e-6)
 
 
-def test_norm_of_a_new_layer_is_that_of_flax():
+def test_initial_variables_of_batch_norm_equal_those_of_flax():
   x = _normal(1, (4, 3, 3, 5))
   ours, flax = (
     jax.jit(norm(use_running_average=False).init)(_KEY, x)
@@ -142,7 +142,7 @@ def test_norm_of_a_new_layer_is_that_of_flax():
   jax.tree.map(np.testing.assert_array_equal, ours, flax)
 
 
-def test_norm_treats_each_group_as_a_batch():
+def test_batch_norm_normalises_each_group_like_a_batch():
   x, cotangent = _normal(1, (6, 4, 5, 7)), _normal(6, (6, 4, 5, 7))
   variables = _norm_variables(7)
   actual = _run_norm(
@@ -175,7 +175,7 @@ def test_norm_treats_each_group_as_a_batch():
   assert np.max(np.abs(actual['y'] - whole['y'])) > 0.1
 
 
-def test_norm_in_evaluation_uses_the_running_statistics():
+def test_batch_norm_uses_running_statistics_in_evaluation():
   x = _normal(1, (3, 4, 4, 5))
   variables = _norm_variables(5)
   norm = layers.BatchNorm(use_running_average=True, group_size=2)
@@ -189,7 +189,7 @@ def test_norm_in_evaluation_uses_the_running_statistics():
   jax.tree.map(np.testing.assert_array_equal, updates['batch_stats'], stats)
 
 
-def test_variance_is_never_negative():
+def test_batch_norm_variance_is_never_negative():
   x = 1e4 + 0.01 * _normal(1, (4, 8, 8, 64))
   mean_of_square = jnp.mean(lax.square(x)[None], axis=(1, 2, 3))
   square_of_mean = lax.square(jnp.mean(x[None], axis=(1, 2, 3)))

@@ -82,7 +82,7 @@ def _one_thread():
     for name in _NETWORKS
   ],
 )
-def test_a_network_is_that_of_pytorch(name):
+def test_networks_equal_those_of_pytorch(name):
   """Bits of the state dict; activations, gradients and statistics."""
   torch.manual_seed(0)
   model = _NETWORKS[name]()

@@ -37,7 +37,7 @@ def _train(model, variables, images):
 
 
 @pytest.mark.parametrize('name', list_models())
-def test_the_name_counts_the_layers_with_weights(name):
+def test_the_depth_in_the_name_is_the_number_of_layers(name):
   _, _, variables = _abstract(name)
   kernels = [n for n in _paths(variables['params']) if n.endswith('/kernel')]
   depth = len([n for n in kernels if not re.search('shortcut|/se_', n)])
@@ -54,12 +54,10 @@ def test_the_name_counts_the_layers_with_weights(name):
     ('resnet5', {}, r"'resnet5'.*Did you mean: .*resnet50"),
     ('resnet50', {'num_class': 3}, r"'num_class'.*num_classes"),
     ('lecture_resnet50', {'shortcut': 'A'}, "has no 'shortcut'"),
-    ('resnet50', {'shortcut': 'E'}, "'E' is none of A, B, C, D, none"),
+    ('resnet50', {'shortcut': 'E'}, "'E' is not one of A, B, C, D, none"),
   ],
 )
-def test_an_unknown_name_is_refused_with_those_that_exist(
-  name, overrides, message
-):
+def test_errors_for_unknown_names_list_the_known_ones(name, overrides, message):
   with pytest.raises(InputError, match=message):
     create_model(name, **overrides)
 
@@ -126,7 +124,7 @@ def test_number_of_parameters_for_cifar(name, millions):
   assert f'{_num_params(name) / 1e6:.{digits}f}' == millions
 
 
-def test_the_paper_counts_the_kernels_of_1001_layers():
+def test_number_of_kernel_weights_of_1001_layers():
   """ "Identity mappings", Table 4: 10.2 million, without batch norm."""
   _, _, variables = _abstract('cifar_preact_resnet1001')
   paths = _paths(variables['params'])
@@ -137,7 +135,7 @@ def test_the_paper_counts_the_kernels_of_1001_layers():
 @pytest.mark.parametrize(
   ('name', 'num_convs'), [('resnet50d', 55), ('preact_resnet50', 53)]
 )
-def test_bfloat16_is_for_the_computation_only(name, num_convs):
+def test_bfloat16_applies_only_to_the_computation(name, num_convs):
   model, images, variables = _abstract(name, dtype=jnp.bfloat16)
   train = functools.partial(_train, model)
   jaxpr, outputs = jax.make_jaxpr(train, return_shape=True)(variables, images)
@@ -237,7 +235,7 @@ def _collectives(group_size):
   return collections.Counter(_COLLECTIVE.findall(hlo))
 
 
-def test_statistics_of_groups_need_no_collective():
+def test_group_statistics_need_no_collective():
   assert not _collectives(group_size=2)
   # Of the whole batch, each layer needs one in each direction.
   assert _collectives(group_size=None)['all-reduce'] >= 2 * 7
