@@ -52,7 +52,7 @@ def batch_sums(
   confidence = jnp.where(is_finite, confidence, 0.0)
   predictions = jnp.argmax(log_probabilities, axis=1).astype(jnp.int32)
   label_log = jnp.take_along_axis(log_probabilities, labels[:, None], axis=1)
-  rank, _ = metrics.label_place(log_probabilities, labels)
+  rank, _ = metrics.label_rank(log_probabilities, labels)
   bin_index = jnp.ceil(confidence * NUM_BINS).astype(jnp.int32) - 1
   bin_index = jnp.clip(bin_index, 0, NUM_BINS - 1)
   counts = mask.astype(jnp.float32)

@@ -1,5 +1,5 @@
-"""The training step and its parts: pure, jitted, without files or runs.
+"""The training step and its parts: pure and jitted, without file access.
 
-`task` is what a step needs besides arrays, `state` the arrays that it changes,
-`step` the update itself, `sharding` where the arrays lie.
+`task` holds the inputs of a step that are not arrays, `state` the arrays that
+it changes, `step` the update, and `sharding` the placement on devices.
 """

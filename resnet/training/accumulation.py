@@ -1,4 +1,4 @@
-"""Gradient accumulation: a batch in micro-batches, one after the other."""
+"""Gradient accumulation over the micro-batches of a batch."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,58 +9,67 @@ import jax.numpy as jnp
 
 Batch = Mapping[str, jax.Array]
 
-# The most micro-batches that a CPU's program repeats: each is compiled.
-MOST_UNROLLED_PARTS = 8
+# The largest number of micro-batches to unroll on a CPU, which compiles each.
+MAX_UNROLLED = 8
 
 
-def split_batch(batch: Batch, parts: int, group_size: int | None) -> Batch:
-  """[B, ...] -> [parts, B / parts, ...]; as it is, for one part.
+def split_batch(batch: Batch, count: int, group_size: int | None) -> Batch:
+  """Splits [B, ...] into micro-batches [count, B / count, ...].
 
-  A part takes whole groups of batch statistics, and takes them from every
-  device alike, so nothing moves between devices. 'part' is its number.
+  A micro-batch holds whole groups of batch statistics, the same number from
+  every device, so nothing moves between devices. Its 'part' is its index. With
+  a count of 1 the batch is returned unchanged.
   """
-  if parts == 1:
+  if count == 1:
     return batch
 
   def split(x: jax.Array) -> jax.Array:
-    x = x.reshape(-1, parts, group_size or 1, *x.shape[1:])
-    return jnp.moveaxis(x, 1, 0).reshape(parts, -1, *x.shape[3:])
+    x = x.reshape(-1, count, group_size or 1, *x.shape[1:])
+    return jnp.moveaxis(x, 1, 0).reshape(count, -1, *x.shape[3:])
 
-  numbers = jnp.arange(parts, dtype=jnp.int32)
-  return {**jax.tree.map(split, dict(batch)), 'part': numbers}
+  indices = jnp.arange(count, dtype=jnp.int32)
+  return {**jax.tree.map(split, dict(batch)), 'part': indices}
 
 
-def mean_over_parts(
-  fn: Callable[[Batch], Any], parts: Batch, *, unroll: bool
+def mean_over_micro_batches(
+  fn: Callable[[Batch], Any], batches: Batch, *, unroll: bool
 ) -> Any:
-  """Returns the mean of fn(part), holding one part's activations at a time."""
-  num_parts = len(parts['label'])
+  """Returns the mean of fn(micro-batch), with the activations of one in memory.
+
+  Args:
+    fn: a function of one micro-batch.
+    batches: from `split_batch`.
+    unroll: repeat the program of `fn` instead of looping over it.
+  """
+  count = len(batches['label'])
 
   def take(index: jax.Array | int) -> Batch:
     return jax.tree.map(
-      lambda x: lax.dynamic_index_in_dim(x, index, keepdims=False), parts
+      lambda x: lax.dynamic_index_in_dim(x, index, keepdims=False), batches
     )
 
-  def add_part(total: Any, index: jax.Array | int) -> Any:
+  def add_result(index: jax.Array | int, total: Any) -> Any:
     return jax.tree.map(jnp.add, total, fn(take(index)))
 
   total = jax.tree.map(
     lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(fn, take(0))
   )
   if unroll:
-    for index in range(num_parts):
-      total = add_part(total, index + _zero_after(total))
+    for index in range(count):
+      total = add_result(index + _zero_after(total), total)
   else:
-    total = lax.fori_loop(0, num_parts, lambda i, x: add_part(x, i), total)
-  return jax.tree.map(lambda x: x / num_parts, total)
+    total = lax.fori_loop(0, count, add_result, total)
+  return jax.tree.map(lambda x: x / count, total)
 
 
 def _zero_after(tree: Any) -> jax.Array:
-  """Returns 0, which XLA cannot know before all arrays of the tree are there.
+  """Returns 0 by a computation that needs all arrays of the tree.
 
-  So what is computed from it comes later, and the memory of what came before
-  is free. (On a CPU, XLA drops `lax.optimization_barrier` before it schedules.)
+  XLA cannot start work that depends on it any earlier, so the memory of the
+  previous micro-batch is free by then. (On a CPU, XLA removes
+  `lax.optimization_barrier` before it schedules.)
   """
-  some = [x.ravel()[0].astype(jnp.float32) for x in jax.tree.leaves(tree)]
-  some = jnp.stack(some)
+  some = jnp.stack(
+    [x.ravel()[0].astype(jnp.float32) for x in jax.tree.leaves(tree)]
+  )
   return jnp.any((some < 0.0) & (some > 0.0)).astype(jnp.int32)

@@ -1,4 +1,4 @@
-"""Numbers that must stay finite, and checksums of arrays."""
+"""Guards of the training state: finiteness checks and checksums."""
 
 from typing import Any
 
@@ -10,8 +10,12 @@ import optax
 
 def all_finite(tree: Any) -> jax.Array:
   """Returns whether every number of a tree is finite, a bool scalar."""
-  leaves = [x for x in jax.tree.leaves(tree) if _is_float(x)]
-  # A reduction for each of hundreds of vectors would cost more than its work.
+  leaves = [
+    x
+    for x in jax.tree.leaves(tree)
+    if jnp.issubdtype(jnp.result_type(x), jnp.floating)
+  ]
+  # Check all vectors in one reduction: hundreds of small ones would be slower.
   small = [jnp.ravel(x) for x in leaves if x.ndim < 2]
   large = [x for x in leaves if x.ndim >= 2]
   if small:
@@ -23,29 +27,28 @@ def all_finite(tree: Any) -> jax.Array:
 
 
 def choose(is_good: jax.Array, new: Any, old: Any) -> Any:
-  """Returns `new` where `is_good`, else `old`.
+  """Returns `new` if `is_good`, else `old`.
 
-  The count of a schedule is always new: the learning rate follows the step,
-  whether its update was skipped or not. All other counts are of updates that
-  were made, such as that of Adam's bias correction.
+  The step count of a schedule is always the new one: the learning rate depends
+  on the step, even if its update is skipped. All other counts, such as that of
+  Adam's bias correction, count only the updates that were applied.
   """
 
+  def is_schedule(x: Any) -> bool:
+    return isinstance(x, optax.ScaleByScheduleState)
+
   def choose_leaf(a: Any, b: Any) -> Any:
-    return a if _is_schedule(a) else jnp.where(is_good, a, b)
+    return a if is_schedule(a) else jnp.where(is_good, a, b)
 
-  return jax.tree.map(choose_leaf, new, old, is_leaf=_is_schedule)
-
-
-def _is_schedule(x: Any) -> bool:
-  return isinstance(x, optax.ScaleByScheduleState)
+  return jax.tree.map(choose_leaf, new, old, is_leaf=is_schedule)
 
 
 def checksum(tree: Any) -> jax.Array:
-  """Returns 32 bits that differ if any number of a tree does.
+  """Returns a 32-bit checksum of all arrays of a tree.
 
-  Sums of the words of each array, each times another odd number, modulo 2**32:
-  a change of one word always shows, and the order of sums does not matter, so
-  that it is the same for any sharding.
+  It sums the 32-bit words of each array, each word times a different odd
+  number, modulo 2**32. A change of one word always changes the checksum, and
+  the order of summation does not, so every sharding gives the same value.
   """
   total = jnp.uint32(0)
   for leaf in jax.tree.leaves(tree):
@@ -58,13 +61,9 @@ def checksum(tree: Any) -> jax.Array:
 
 
 def _words(x: jax.Array) -> jax.Array:
-  """The bits of an array as a vector of uint32."""
+  """Returns the bits of an array as a vector of uint32."""
   size = x.dtype.itemsize
   if size >= 4:
     return lax.bitcast_convert_type(x, jnp.uint32).reshape(-1)
   unsigned = {1: jnp.uint8, 2: jnp.uint16}[size]
   return lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32).reshape(-1)
-
-
-def _is_float(x: Any) -> bool:
-  return jnp.issubdtype(jnp.result_type(x), jnp.floating)

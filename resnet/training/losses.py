@@ -1,6 +1,6 @@
-"""Losses of one example each: logits [B, K] float32, targets -> [B].
+"""Losses per example: float32 logits [B, K] and targets -> [B].
 
-Targets are labels, int32 [B], or the shares of the classes, float32 [B, K].
+Targets are labels, int32 [B], or class probabilities, float32 [B, K].
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ LossFn = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-  """-log softmax(logits)[label], or the mean of that by the shares."""
+  """Returns -log softmax(logits)[label], or its mean under the targets."""
   if targets.ndim == 1:
     return optax.losses.softmax_cross_entropy_with_integer_labels(
       logits, targets
@@ -25,9 +25,9 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def create_loss(config: Any) -> LossFn:
-  """Returns the loss that the section `loss` of a config names.
+  """Creates the loss of `config.loss`.
 
-  With s the `label_smoothing`, and t the shares of the classes:
+  With s = `label_smoothing` and class probabilities t:
 
     t' = (1 - s) * t + s / K       (Szegedy et al. 2016, section 7)
 
@@ -35,7 +35,7 @@ def create_loss(config: Any) -> LossFn:
     'binary_cross_entropy' (Wightman et al. 2021, section 3), the mean or sum
       over the classes of
         -t' * log sigmoid(logits) - (1 - t') * log sigmoid(-logits)
-      where `target_threshold` makes t' one above it and zero else.
+      With a `target_threshold`, t' becomes 1 above it and 0 otherwise.
   """
   smoothing, threshold = config.label_smoothing, config.target_threshold
   reduce = jnp.mean if config.reduction == 'mean' else jnp.sum
@@ -51,27 +51,27 @@ def create_loss(config: Any) -> LossFn:
       return optax.losses.softmax_cross_entropy(logits, targets)
     if threshold is not None:
       targets = (targets > threshold).astype(logits.dtype)
-    of_classes = optax.losses.sigmoid_binary_cross_entropy(logits, targets)
-    return reduce(of_classes, axis=-1)
+    by_class = optax.losses.sigmoid_binary_cross_entropy(logits, targets)
+    return reduce(by_class, axis=-1)
 
   return loss
 
 
 def check_threshold(config: Any, num_classes: int, *, is_mixed: bool) -> None:
-  """Checks that each image has a class above the threshold, but not all.
+  """Checks that the threshold leaves each image some classes, but not all.
 
   Args:
-    config: the section `loss`.
+    config: `config.loss`.
     num_classes: K.
     is_mixed: whether an image may have two classes, by mixup or cutmix.
 
   Raises:
-    InputError: it has not.
+    InputError: an image would have no class, or all of them.
   """
   threshold, smoothing = config.target_threshold, config.label_smoothing
   if threshold is None:
     return
-  # The least share that the main class of an image may have, and any other.
+  # The smallest probabilities of the main class of an image and of the others.
   rest = smoothing / num_classes
   main = (1 - smoothing) * (0.5 if is_mixed else 1.0) + rest
   if not rest <= threshold < main:

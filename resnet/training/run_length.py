@@ -1,4 +1,4 @@
-"""The length of a run, and how its batches are divided."""
+"""The length of a run, and the sizes that divide its batches."""
 
 import dataclasses
 from typing import Any
@@ -8,10 +8,10 @@ from resnet.errors import InputError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunLength:
-  """How long a run is.
+  """The length of a run.
 
   Attributes:
-    batch_size: global, images.
+    batch_size: images per update over all devices.
     num_steps: updates in the whole run.
     steps_per_epoch: updates in which each image is seen once, on average.
   """
@@ -21,26 +21,28 @@ class RunLength:
   steps_per_epoch: float
 
   def steps(self, epochs: float) -> int:
-    """Returns epochs in whole steps."""
+    """Converts epochs to whole steps."""
     return round(epochs * self.steps_per_epoch)
 
 
 def create_run_length(config: Any, num_examples: int) -> RunLength:
-  """Returns how long the run is.
+  """Computes the length of a run on `num_examples` images.
 
   Raises:
-    InputError: a batch is more than all images, or there are too many steps.
+    InputError: a batch has more images than the data, or the run has too many
+      steps.
   """
   if config.batch_size > num_examples:
     raise InputError(
       f'batch_size={config.batch_size} is more than the {num_examples} training'
-      ' images: take a smaller one.'
+      f' images: --config.batch_size={num_examples} or less.'
     )
   steps_per_epoch = num_examples / config.batch_size
   num_steps = max(1, round(config.num_epochs * steps_per_epoch))
   if num_steps >= 2**31:  # Steps are int32 on the device.
     raise InputError(
-      f'num_epochs={config.num_epochs} is {num_steps:,} steps: at most 2**31.'
+      f'num_epochs={config.num_epochs} is {num_steps:,} steps; expected less'
+      ' than 2**31.'
     )
   return RunLength(
     batch_size=config.batch_size,
@@ -50,10 +52,10 @@ def create_run_length(config: Any, num_examples: int) -> RunLength:
 
 
 def check_batch(config: Any, num_devices: int) -> None:
-  """Checks how a batch is divided: devices, micro-batches, groups, copies.
+  """Checks the sizes that divide a batch: devices, micro-batches, groups.
 
   Raises:
-    InputError: a number does not divide it; the message names some that do.
+    InputError: a size does not divide the batch, or `data.repeats` is larger.
   """
   batch_size, parts = config.batch_size, config.accumulation_steps
   divisor = num_devices * parts
@@ -67,24 +69,24 @@ def check_batch(config: Any, num_devices: int) -> None:
     )
   images, what = batch_size, 'batch_size'
   if parts > 1:
-    # A group over several devices would move the images of a micro-batch, and
-    # each device would then compute all of it.
+    # With a group over several devices, XLA would gather the micro-batch, and
+    # each device would compute all of it.
     images //= divisor
     what = f'batch_size / accumulation_steps / {num_devices} devices'
   group = config.model.bn_group_size
   if group is not None and images % group:
     raise InputError(
       f'model.bn_group_size={group} does not divide {what}, {images} images:'
-      ' take a divisor of that, or fewer accumulation_steps.'
+      ' use a divisor of that, or fewer accumulation_steps.'
     )
   group = config.augment.mix_group_size
   if group is not None and batch_size % group:
     raise InputError(
       f'augment.mix_group_size={group} does not divide batch_size={batch_size}:'
-      ' take a divisor of that.'
+      ' use a divisor of that.'
     )
   if config.data.repeats > batch_size:
     raise InputError(
       f'data.repeats={config.data.repeats} is more than batch_size='
-      f'{batch_size}: a batch would have copies of one image only.'
+      f'{batch_size}: a batch would hold copies of one image only.'
     )

@@ -1,4 +1,4 @@
-"""Learning rate as a function of `step`, the count of finished updates."""
+"""Learning rate schedules: functions of the number of finished updates."""
 
 from typing import Any
 
@@ -8,21 +8,22 @@ import optax
 from resnet.errors import InputError
 from resnet.training.run_length import RunLength
 
-# torch.optim.lr_scheduler.OneCycleLR's.
+# Fractions of the peak, from torch.optim.lr_scheduler.OneCycleLR.
 _ONE_CYCLE_START, _ONE_CYCLE_END = 1 / 25, 1 / 25 / 1e4
 
 
 def create_schedule(length: RunLength, config: Any) -> optax.Schedule:
-  """Returns the learning rate of update `step` (0 is the first).
+  """Creates the schedule of `config.schedule`: step -> learning rate.
 
-  All rates are times batch_size / base_batch_size (Goyal et al. 2017, the
-  linear scaling rule): `peak`, `first` and `last` are the three that are given.
-  The first w updates have peak * (step + 1) / w; with a `first` they have
+  Step 0 is the first update. Let peak, first and last be `learning_rate`,
+  `warmup_learning_rate` and `final_learning_rate`, each multiplied by
+  batch_size / base_batch_size (linear scaling: Goyal et al. 2017), w the steps
+  of the warm-up and c those of the cool-down. During the warm-up the rate is
 
+    peak * (step + 1) / w, or, if `warmup_learning_rate` is given,
     first + (peak - first) * step / w  (PyTorch's LinearLR, timm's --warmup-lr)
 
-  Then, with n = num_steps - w - c, where c is the steps of the cool-down, and
-  t = min(1, (step - w) / n):
+  Then, with t = min(1, (step - w) / (num_steps - w - c)):
 
     'cosine': last + (peak - last) * (1 + cos(pi * t)) / 2
       (Loshchilov and Hutter 2017, without restarts)
@@ -30,23 +31,18 @@ def create_schedule(length: RunLength, config: Any) -> optax.Schedule:
       (You et al. 2017, with power 2)
     'step': peak * decay_factor ** (number of `decay_epochs` that are over)
       (He et al. 2016, section 3.4)
-    'wsd': peak, but over the last c updates
+    'wsd': peak, and during the last c updates
       last + (peak - last) * ((num_steps - step) / c) ** decay_power
       (warm-up, stable, decay: Hu et al. 2024)
 
-  so that the first two stay at `last` for the cool-down, as timm's do.
+  'cosine' and 'polynomial' stay at `last` during the cool-down, as in timm.
 
-  'one_cycle' (Smith and Topin 2018, as PyTorch's OneCycleLR) has a warm-up of
-  its own: half a cosine from peak / 25 to peak over `warmup_epochs`, and
-  another to peak / 250,000 at the end.
-
-  Args:
-    length: of the run.
-    config: the section `schedule`; fields that a schedule does not use are
-      ignored.
+  'one_cycle' (Smith and Topin 2018, PyTorch's OneCycleLR) has its own warm-up:
+  half a cosine from peak / 25 to peak during `warmup_epochs`, and another one
+  to peak / 250,000 at the end.
 
   Raises:
-    InputError: the numbers do not fit each other or the run.
+    InputError: the values do not fit each other or the run.
   """
   scale = length.batch_size / config.base_batch_size
   peak = scale * config.learning_rate
@@ -64,7 +60,7 @@ def create_schedule(length: RunLength, config: Any) -> optax.Schedule:
     if warmup_steps:
       warmup = _warmup(config, scale, warmup_steps)
       schedule = optax.join_schedules([warmup, schedule], [warmup_steps])
-  # Optax divides the count by floats: make it one, as strict promotion asks.
+  # Optax divides the count by floats, which strict promotion forbids for int32.
   return lambda step: schedule(jnp.asarray(step, jnp.float32))
 
 
@@ -86,13 +82,13 @@ def _step(
   boundaries = [length.steps(e) - warmup_steps for e in config.decay_epochs]
   if sorted(set(boundaries)) != boundaries or min(boundaries, default=1) <= 0:
     raise InputError(
-      f'schedule.decay_epochs={tuple(config.decay_epochs)} must rise, and begin'
+      f'schedule.decay_epochs={tuple(config.decay_epochs)} must rise, and start'
       f' after the {config.warmup_epochs} epochs of warm-up.'
     )
   if max(boundaries, default=0) >= 2**31:  # Steps are int32 on the device.
     raise InputError(
       f'schedule.decay_epochs={tuple(config.decay_epochs)}: the last is step'
-      f' {boundaries[-1]:.3g}, and there are less than 2**31.'
+      f' {boundaries[-1]:.3g}; expected less than 2**31.'
     )
   factor: float = config.decay_factor
   return optax.piecewise_constant_schedule(
@@ -103,7 +99,7 @@ def _step(
 def _falling(
   config: Any, length: RunLength, scale: float, warmup_steps: int
 ) -> optax.Schedule:
-  """Returns 'cosine', 'polynomial' or 'wsd', counted from the warm-up's end."""
+  """Returns 'cosine', 'polynomial' or 'wsd'; step 0 follows the warm-up."""
   main_steps = length.num_steps - warmup_steps
   cooldown_steps = length.steps(config.cooldown_epochs)
   is_wsd = config.name == 'wsd'
@@ -122,31 +118,30 @@ def _falling(
   if cooldown_steps and not is_wsd and not config.final_learning_rate:
     raise InputError(
       'schedule.cooldown_epochs would have a learning rate of zero: give'
-      ' --config.schedule.final_learning_rate'
+      ' --config.schedule.final_learning_rate as well.'
     )
   peak = scale * config.learning_rate
   last = scale * config.final_learning_rate
-  begin = main_steps - cooldown_steps
+  start = main_steps - cooldown_steps
   if config.name == 'cosine':
-    return optax.cosine_decay_schedule(peak, begin, alpha=last / peak)
+    return optax.cosine_decay_schedule(peak, start, alpha=last / peak)
   if config.name == 'polynomial':
-    return optax.polynomial_schedule(peak, last, config.decay_power, begin)
+    return optax.polynomial_schedule(peak, last, config.decay_power, start)
   return optax.polynomial_schedule(
-    peak, last, config.decay_power, cooldown_steps, transition_begin=begin
+    peak, last, config.decay_power, cooldown_steps, transition_begin=start
   )
 
 
 def _one_cycle(
   peak: float, warmup_steps: int, num_steps: int
 ) -> optax.Schedule:
-  """Half a cosine up, so that the peak is at `warmup_steps`, and one down."""
+  """Returns half a cosine up, whose last step is the peak, and one down."""
   if not 1 < warmup_steps < num_steps - 1:
     raise InputError(
       f"schedule.name='one_cycle' rises for schedule.warmup_epochs, which is"
-      f' {warmup_steps} steps: expected 2 to {num_steps - 2}; a third of the'
+      f' {warmup_steps} steps; expected 2 to {num_steps - 2}. A third of the'
       ' epochs is usual.'
     )
-
   top = warmup_steps - 1
   rise = optax.cosine_decay_schedule(
     peak * _ONE_CYCLE_START, top, alpha=1 / _ONE_CYCLE_START

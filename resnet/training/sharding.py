@@ -1,4 +1,4 @@
-"""How arrays lie on the devices: mesh axes `data` and `fsdp`."""
+"""Sharding of batches and state over the mesh axes `data` and `fsdp`."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -17,12 +17,12 @@ DATA_AXIS, FSDP_AXIS = 'data', 'fsdp'
 
 @dataclasses.dataclass(frozen=True)
 class DataSharding:
-  """Batches are split over the whole mesh, the state over axis `fsdp`.
+  """Splits batches over the whole mesh, and the state over the axis `fsdp`.
 
-  One CPU, eight virtual ones, GPUs and TPUs are the same to the caller. Over
-  `data` the state is replicated; over `fsdp` each device holds a part of each
-  kernel and of its optimizer state (Rajbhandari et al. 2020, ZeRO), gathers
-  the kernels for the forward and backward pass, and updates its part alone.
+  The state is replicated over the axis `data`. Over `fsdp` each device holds a
+  part of each kernel and of its optimizer state (Rajbhandari et al. 2020,
+  ZeRO), gathers the kernels for the forward and backward pass, and updates only
+  its part. CPUs, GPUs and TPUs need no other code.
   """
 
   mesh: Mesh
@@ -33,7 +33,7 @@ class DataSharding:
 
   @functools.cached_property
   def batch(self) -> NamedSharding:
-    """The leading dim is split over all devices."""
+    """The sharding of batches: the first dim is split over all devices."""
     return NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names))
 
   @property
@@ -43,16 +43,16 @@ class DataSharding:
 
   @property
   def fsdp(self) -> int:
-    """Parts that the state is split into; 1: it is replicated."""
-    return dict(self.mesh.shape).get(FSDP_AXIS, 1)
+    """Number of parts that the state is split into; 1: it is replicated."""
+    return self.mesh.shape[FSDP_AXIS]
 
   def of_state(self, tree: Any) -> Any:
-    """Returns a tree of shardings for arrays or shapes of a state.
+    """Returns the shardings for a tree of arrays or shapes of a state.
 
-    Kernels and what has their shape are split in the last of their largest
-    dims that `fsdp` divides. Scales, biases and statistics are replicated, as
-    is a kernel without such a dim: each part would cost a collective, and all
-    together they are under 1 % of the bytes of an ImageNet network.
+    Arrays of two or more dims (kernels and their optimizer state) are split in
+    their largest dim that `fsdp` divides, the last one of equal dims. Other
+    arrays are replicated: each would need a collective of its own, and together
+    they are less than 1 % of the bytes of an ImageNet network.
     """
     return jax.tree.map(self._of_leaf, tree)
 
@@ -64,23 +64,24 @@ class DataSharding:
     return NamedSharding(self.mesh, PartitionSpec(*[None] * dim, FSDP_AXIS))
 
   def gather(self, tree: Any) -> Any:
-    """Within a jitted function: each device holds the whole of a tree."""
+    """Gathers a split state on each device, within a jitted function."""
     return tree if self.fsdp == 1 else self.replicate(tree)
 
   def replicate(self, tree: Any) -> Any:
-    """Within a jitted function: each device makes the whole of a tree."""
+    """Replicates a tree on all devices, within a jitted function."""
     return jax.lax.with_sharding_constraint(tree, self.replicated)
 
   def split(self, tree: Any) -> Any:
-    """Within a jitted function: the tree lies as a state does."""
+    """Splits a tree like a state, within a jitted function."""
     if self.fsdp == 1:
       return tree
     return jax.lax.with_sharding_constraint(tree, self.of_state(tree))
 
   def process_rows(self, batch_size: int) -> tuple[int, int]:
-    """Returns (first row, number of rows) of a global batch held here.
+    """Returns (first row, number of rows) of this process in a global batch.
 
-    The devices of a process are neighbours in the mesh, so its rows are too.
+    The rows of a process are contiguous, because the mesh sorts the devices by
+    process.
     """
     rows = batch_size // self.mesh.devices.size
     processes = [d.process_index for d in self.mesh.devices.flat]
@@ -94,15 +95,16 @@ def create_sharding(
   data: int | None = None,
   fsdp: int = 1,
 ) -> DataSharding:
-  """Returns the sharding over devices, ordered by process.
+  """Creates the sharding over devices, sorted by process.
 
   Args:
-    devices: of all processes; None: all that JAX sees.
-    data: size of axis `data`; None: what is left of the devices.
-    fsdp: size of axis `fsdp`: neighbours, so that its traffic stays near.
+    devices: devices of all processes; None: all that JAX sees.
+    data: size of the axis `data`; None: number of devices / fsdp.
+    fsdp: size of the axis `fsdp`, whose devices are neighbours, for fast
+      communication.
 
   Raises:
-    InputError: the axes do not take up all devices.
+    InputError: the product of the sizes is not the number of devices.
   """
   if devices is None:
     devices = backend.devices()
@@ -110,7 +112,7 @@ def create_sharding(
   if fsdp < 1 or count % fsdp:
     sizes = [n for n in range(1, count + 1) if count % n == 0]
     raise InputError(
-      f'sharding.fsdp={fsdp} does not divide the {count} devices: take one of'
+      f'sharding.fsdp={fsdp} does not divide the {count} devices: use one of'
       f' {", ".join(map(str, sizes))}.'
     )
   if data not in (None, count // fsdp):

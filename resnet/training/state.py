@@ -1,4 +1,4 @@
-"""Everything that training changes, in one pytree."""
+"""The training state: everything that an update changes, in one pytree."""
 
 from typing import Any
 
@@ -12,21 +12,21 @@ from resnet.training import metrics
 
 
 class TrainState(struct.PyTreeNode):
-  """What a checkpoint holds.
+  """The contents of a checkpoint.
 
   Attributes:
-    step: finished updates, int32 scalar.
+    step: number of finished updates, int32 scalar.
     params: float32 parameters of the network.
     batch_stats: float32 running statistics of its batch norms.
-    opt_state: of the Optax optimizer.
-    sums: training metrics since the last log line (see `training.metrics`);
-      part of the state so that a resumed run writes the lines it would have
-      written.
-    skipped_steps: updates that were left out, because loss or gradients were
+    opt_state: state of the Optax optimizer.
+    sums: sums of training metrics since the last log line, see
+      `training.metrics`. They are saved so that a resumed run logs the same
+      lines as an uninterrupted one.
+    skipped_steps: number of updates skipped because the loss or a gradient was
       not finite, int32 scalar.
-    skipped_in_row: of these, those since the last good one.
-    ema: exponential moving averages of 'params' and 'batch_stats'; None where
-      none are kept.
+    skipped_in_row: number of skipped updates since the last good one.
+    ema: moving averages of 'params' and 'batch_stats'; None if the run keeps
+      none.
   """
 
   step: jax.Array
@@ -40,14 +40,14 @@ class TrainState(struct.PyTreeNode):
 
   @property
   def variables(self) -> dict[str, Any]:
-    """What `model.apply` takes."""
+    """The variables for `model.apply`."""
     return {'params': self.params, 'batch_stats': self.batch_stats}
 
   def with_new_ema(self) -> 'TrainState':
-    """Returns this state with averages that begin at its own values."""
+    """Returns this state with moving averages that start at its own values."""
     if self.ema is None:
       return self
-    # Copies: the step donates the state, and no buffer may be given twice.
+    # Copy: the step donates the state, and may donate no buffer twice.
     return self.replace(ema=jax.tree.map(jnp.copy, self.variables))
 
 
@@ -59,7 +59,7 @@ def create_state(
   image_shape: tuple[int, ...],
   has_ema: bool = False,
 ) -> TrainState:
-  """Initialises the network for images [H, W, C] and the optimizer."""
+  """Initialises the network, for images of `image_shape`, and the optimizer."""
   images = jnp.zeros((1, *image_shape), jnp.float32)
   variables = model.init(key, images, train=False)
   state = TrainState(
@@ -76,12 +76,12 @@ def create_state(
 
 
 def update_ema(state: TrainState, ema_decay: float, every: int) -> TrainState:
-  """Moves the averages towards the weights, faster at first.
+  """Updates the moving averages at each multiple of `every` steps.
 
-    ema = d * ema + (1 - d) * value,  d = min(decay, (1 + n) / (10 + n))
+    ema = d * ema + (1 - d) * value,  d = min(ema_decay, (1 + n) / (10 + n))
 
-  at the n-th multiple of `every`, so that the first, random weights
-  are soon forgotten (TensorFlow's ExponentialMovingAverage).
+  at the n-th multiple. The smaller decay at first makes the averages forget the
+  random initial weights soon (TensorFlow's ExponentialMovingAverage).
   """
   n = (state.step // every).astype(jnp.float32)
   decay = jnp.minimum(ema_decay, (1.0 + n) / (10.0 + n))

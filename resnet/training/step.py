@@ -1,4 +1,4 @@
-"""One update, and one batch of evaluation: pure functions, jitted below."""
+"""The training step and the evaluation step: pure functions, jitted below."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -9,20 +9,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from resnet.data.augment.crop import (
-  MIXING,
-  NETWORK,
-  example_keys,
-  step_key,
-)
+from resnet.data.augment.crop import MIXING, NETWORK, example_keys, step_key
 from resnet.training import compiler, guards, losses, metrics
-from resnet.training.accumulation import mean_over_parts, split_batch
+from resnet.training.accumulation import mean_over_micro_batches, split_batch
 from resnet.training.sharding import DataSharding
 from resnet.training.state import TrainState, update_ema
 from resnet.training.task import Task
 
-# 'image' uint8 [B, H, W, C], 'label' int32 [B], 'mask' bool [B]; and what
-# `augment_batch` makes of it.
+# 'image' uint8 [B, H, W, C], 'label' int32 [B], 'mask' bool [B]; after
+# `augment_batch`, 'image' may be float32 and there may be a 'target'.
 Batch = Mapping[str, jax.Array]
 
 
@@ -33,10 +28,10 @@ def train_step(
   task: Task,
   sharding: DataSharding | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """One update, left out where the loss or a gradient is not finite.
+  """Makes one update, or skips it if the loss or a gradient is not finite.
 
-  With a `sharding` whose axis `fsdp` is larger than 1, the parameters are
-  gathered for the gradients, and these split before the update.
+  If `sharding` splits the state, the parameters are gathered to compute the
+  gradients, and the gradients are split before the update.
 
   Returns:
     The new state, and metrics as scalars on the device: the sums since the
@@ -47,10 +42,10 @@ def train_step(
   if sharding:
     whole = state.replace(params=sharding.gather(state.params))
   batch = augment_batch(batch, state.step, task=task, sharding=sharding)
-  grads, batch_stats, sums = _gradients_in_parts(whole, batch, task)
+  grads, batch_stats, sums = _accumulated_gradients(whole, batch, task)
   if task.sam_rho is not None:
-    # Statistics and metrics stay those of the weights themselves. Where the
-    # first gradients are not finite, these are not either.
+    # Keep statistics and metrics of the weights themselves. If the first
+    # gradients are not finite, neither are these.
     grads = uphill_gradients(whole, grads, batch, task.sam_rho, task=task)
   if sharding:
     grads = sharding.split(grads)
@@ -93,11 +88,11 @@ def augment_batch(
   task: Task,
   sharding: DataSharding | None = None,
 ) -> Batch:
-  """Returns the batch as the network sees it; random by seed, step and row.
+  """Crops, augments and mixes a batch; random by seed, step and row.
 
-  Images that were erased or mixed are float32, still in units of pixels. A
-  batch that was mixed has 'target', the shares of the classes, float32 [B, K],
-  and 'label' is then the class with the largest share.
+  Erased or mixed images are float32, still in units of uint8 pixels. A mixed
+  batch has a 'target', class probabilities, float32 [B, K], and its 'label' is
+  the most probable class.
   """
   images = batch['image']
   keys = example_keys(task.seed, step, len(batch['label']))
@@ -123,14 +118,14 @@ def augment_batch(
 
 
 def targets(batch: Batch) -> jax.Array:
-  """Returns what the loss compares with: shares of the classes, or labels."""
-  return batch['target'] if 'target' in batch else batch['label']
+  """Returns the targets of the loss: class probabilities or labels."""
+  return batch.get('target', batch['label'])
 
 
 def network_rngs(
   task: Task, step: jax.Array, part: jax.Array | None = None
 ) -> dict[str, jax.Array]:
-  """Returns the keys of drop path and dropout, by seed, step and part."""
+  """Returns the keys of the network, by seed, step and micro-batch `part`."""
   key = step_key(task.seed, step, NETWORK)
   return {'dropout': key if part is None else jax.random.fold_in(key, part)}
 
@@ -138,7 +133,7 @@ def network_rngs(
 def gradients(
   state: TrainState, batch: Batch, *, task: Task
 ) -> tuple[Any, Any, metrics.Sums]:
-  """Returns gradients of the mean loss, new batch_stats, sums of metrics."""
+  """Returns gradients of the mean loss, new `batch_stats`, sums of metrics."""
 
   def mean_loss(params):
     logits, updates = task.model.apply(
@@ -159,30 +154,30 @@ def gradients(
 def uphill_gradients(
   state: TrainState, grads: Any, batch: Batch, rho: float, *, task: Task
 ) -> Any:
-  """Returns the gradients at weights where the loss is higher.
+  """Returns the gradients at w + rho * g / |g|, where the loss is higher.
 
-  These are w + rho * g / |g|, of the weights w with the gradients g, all of
-  them together: sharpness-aware minimization, Foret et al. 2021, Algorithm 1.
-  The paper takes g per device; here it is that of the whole batch.
+  w are the weights, g their gradients, and |g| is the norm of all gradients
+  together: sharpness-aware minimization, Foret et al. 2021, Algorithm 1. The
+  paper uses the g of each device, this code the g of the whole batch.
   """
   scale = rho / jnp.maximum(optax.tree.norm(grads), 1e-12)
   params = jax.tree.map(lambda w, g: w + scale * g, state.params, grads)
-  return _gradients_in_parts(state.replace(params=params), batch, task)[0]
+  return _accumulated_gradients(state.replace(params=params), batch, task)[0]
 
 
-def _gradients_in_parts(
+def _accumulated_gradients(
   state: TrainState, batch: Batch, task: Task
 ) -> tuple[Any, Any, metrics.Sums]:
-  """As `gradients`, with the memory of `accumulation_steps` parts."""
-  group_size = getattr(task.model, 'bn_group_size', None)
-  parts = split_batch(batch, task.accumulation_steps, group_size)
+  """Computes `gradients` one micro-batch at a time, to save memory."""
   if task.accumulation_steps == 1:
-    return gradients(state, parts, task=task)
-  # Each part starts from the same statistics: the mean over parts of the
-  # updated ones is what the whole batch would have given.
-  results = functools.partial(gradients, state, task=task)
-  grads, batch_stats, sums = mean_over_parts(
-    results, parts, unroll=task.unroll_parts
+    return gradients(state, batch, task=task)
+  group_size = getattr(task.model, 'bn_group_size', None)
+  # Each micro-batch starts from the same running statistics, so the mean of the
+  # updated ones equals those of the whole batch.
+  grads, batch_stats, sums = mean_over_micro_batches(
+    functools.partial(gradients, state, task=task),
+    split_batch(batch, task.accumulation_steps, group_size),
+    unroll=task.unroll_micro_batches,
   )
   sums = jax.tree.map(lambda x: x * task.accumulation_steps, sums)
   return grads, batch_stats, sums
@@ -196,7 +191,7 @@ def eval_step(
   task: Task,
   sharding: DataSharding | None = None,
 ) -> metrics.Sums:
-  """Adds a batch to the sums; the loss is plain cross entropy."""
+  """Adds the metrics of a batch to the sums; the loss is cross entropy."""
   if sharding:
     variables = sharding.gather(variables)
   images = task.normalize(batch['image'])
@@ -209,11 +204,11 @@ def eval_step(
 
 @dataclasses.dataclass(frozen=True)
 class JittedSteps:
-  """The compiled functions of a run. The first argument's memory is re-used.
+  """The jitted functions of a run.
 
   Attributes:
-    train: (state, batch) -> (state, metrics); the state is donated.
-    evaluate: (variables, sums, batch) -> sums; the sums are donated.
+    train: (state, batch) -> (state, metrics); donates the state.
+    evaluate: (variables, sums, batch) -> sums; donates the sums.
   """
 
   train: Any
@@ -221,9 +216,9 @@ class JittedSteps:
 
 
 def jit_steps(task: Task, sharding: DataSharding) -> JittedSteps:
-  """Jits both steps: batches split over the mesh, the state as it lies."""
+  """Jits both steps, with batches split over the mesh."""
   replicated, batch = sharding.replicated, sharding.batch
-  # None: as the argument lies, and as `DataSharding.split` says.
+  # None keeps the sharding of the argument, and that of `DataSharding.split`.
   state = replicated if sharding.fsdp == 1 else None
   options = compiler.options(sharding.backend)
   return JittedSteps(

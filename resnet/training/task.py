@@ -1,4 +1,4 @@
-"""What is trained: the network, its loss, its optimizer."""
+"""The training task: network, loss, optimizer, augmentation."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -12,7 +12,7 @@ import optax
 from resnet.data.augment.batch import Augmentation
 from resnet.data.augment.crop import ImageOperation
 from resnet.training import losses
-from resnet.training.accumulation import MOST_UNROLLED_PARTS
+from resnet.training.accumulation import MAX_UNROLLED
 from resnet.training.optimizers import create_optimizer
 from resnet.training.run_length import RunLength
 from resnet.training.schedules import create_schedule
@@ -20,28 +20,28 @@ from resnet.training.schedules import create_schedule
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-  """What is trained; everything a step needs besides arrays.
+  """The inputs of a training step that are not arrays.
 
   Attributes:
     model: a linen module, (images, *, train) -> logits.
     tx: the optimizer.
-    schedule: the learning rate that is in `tx`, to be shown.
+    schedule: learning rate by step, the same as in `tx`, for the metrics.
     loss_fn: (logits, targets) -> losses [B], for training; see `losses`.
-    mean: of each channel, in units of uint8 pixels.
-    std: of each channel, likewise.
+    mean: mean of each channel, in units of uint8 pixels.
+    std: standard deviation of each channel, in the same units.
     accumulation_steps: micro-batches per update (gradient accumulation).
     log_every_steps: updates over which metrics are summed.
-    ema_decay: share of the moving averages that their update keeps; None: no
-      averages.
+    ema_decay: decay of the moving averages per update of them; None: the run
+      keeps no averages.
     ema_every_steps: updates of the weights per update of the averages.
-    device_crop: crop and flip of training images, on the device; None: the host
-      has done it.
-    augmentation: what else is done to training images, always on the device.
-    seed: of everything random in a step.
-    sam_rho: distance uphill of the weights at which the gradient is taken;
-      None: at the weights.
-    unroll_parts: repeat the program of a micro-batch instead of looping: XLA's
-      convolutions for the CPU are slow in a loop.
+    device_crop: crops and flips training images on the device; None: the host
+      has done so.
+    augmentation: further augmentation of training images, on the device.
+    seed: seed of all random numbers of a step.
+    sam_rho: distance from the weights at which sharpness-aware minimization
+      computes the gradients; None: plain gradients.
+    unroll_micro_batches: repeat the program of a micro-batch instead of looping
+      over it, because XLA's CPU convolutions are slow in a loop.
   """
 
   model: nn.Module
@@ -58,43 +58,56 @@ class Task:
   augmentation: Augmentation = dataclasses.field(default_factory=Augmentation)
   seed: int = 0
   sam_rho: float | None = None
-  unroll_parts: bool = False
+  unroll_micro_batches: bool = False
 
   def normalize(self, images: jax.Array) -> jax.Array:
-    """Pixels [B, H, W, C] -> (images - mean) / std, float32."""
+    """Returns (images - mean) / std, float32 [B, H, W, C]."""
     return normalize(images, self.mean, self.std)
 
 
 def normalize(
   images: jax.Array, mean: Sequence[float], std: Sequence[float]
 ) -> jax.Array:
-  """Pixels [B, H, W, C] -> (images - mean) / std, float32.
+  """Returns (images - mean) / std, float32 [B, H, W, C].
 
-  Args:
-    images: of C channels, uint8, or float32 in the same units.
-    mean: of each channel, in units of uint8 pixels.
-    std: likewise.
+  Images, mean and std [C] are in units of uint8 pixels.
   """
-  shape = (1, 1, 1, -1)
-  mean_ = jnp.asarray(mean, jnp.float32).reshape(shape)
-  std_ = jnp.asarray(std, jnp.float32).reshape(shape)
+  mean_, std_ = (
+    jnp.asarray(values, jnp.float32).reshape(1, 1, 1, -1)
+    for values in (mean, std)
+  )
   return (images.astype(jnp.float32) - mean_) / std_
 
 
 def create_task(
-  config: Any, length: RunLength, *, backend: str, **fields: Any
+  config: Any,
+  length: RunLength,
+  *,
+  backend: str,
+  model: Any,
+  augmentation: Augmentation,
+  **fields: Any,
 ) -> Task:
-  """Returns the task of a config.
+  """Creates the task of a config.
 
   Args:
-    config: with the fields of configs/default.py.
-    length: of the run.
-    backend: 'cpu' or another.
-    **fields: of `Task` that the config does not determine alone.
+    config: a `ConfigDict` with the fields of configs/default.py.
+    length: length of the run.
+    backend: 'cpu', 'gpu' or 'tpu'.
+    model: network of the run.
+    augmentation: augmentation of the run.
+    **fields: further fields of `Task` that depend on the data.
+
+  Raises:
+    InputError: fields do not fit each other.
   """
+  is_mixed = augmentation.mixing is not None
+  losses.check_threshold(config.loss, model.num_classes, is_mixed=is_mixed)
   schedule = create_schedule(length, config.schedule)
-  parts = config.accumulation_steps
+  num_micro_batches = config.accumulation_steps
   return Task(
+    model=model,
+    augmentation=augmentation,
     tx=create_optimizer(
       schedule,
       config.optimizer,
@@ -102,8 +115,8 @@ def create_task(
     ),
     schedule=schedule,
     loss_fn=losses.create_loss(config.loss),
-    accumulation_steps=parts,
-    unroll_parts=backend == 'cpu' and parts <= MOST_UNROLLED_PARTS,
+    accumulation_steps=num_micro_batches,
+    unroll_micro_batches=backend == 'cpu' and num_micro_batches <= MAX_UNROLLED,
     log_every_steps=config.log_every_steps,
     ema_decay=config.ema_decay,
     ema_every_steps=config.ema_every_steps,

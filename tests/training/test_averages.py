@@ -10,7 +10,7 @@ from resnet.training.step import jit_steps
 from tests.runs import assert_close, batch_of, tiny
 
 
-def test_the_decay_warms_up():
+def test_the_decay_of_moving_averages_warms_up():
   """From 2 / 11; of ones, the averages are what is forgotten of the zero."""
   run = tiny(ema_decay=0.9)
   state = run.create_state().replace(
@@ -33,7 +33,7 @@ def test_the_decay_warms_up():
   np.testing.assert_allclose(found, 1 - np.cumprod(decays), rtol=1e-5)
 
 
-def test_a_step_moves_the_averages_of_weights_and_statistics():
+def test_a_step_updates_the_averages_of_weights_and_statistics():
   """Towards the weights that it makes, at multiples of the interval."""
   run = tiny(ema_decay=0.3, ema_every_steps=2)
   steps = jit_steps(run.task, run.sharding)

@@ -12,14 +12,14 @@ from resnet.training.state import create_state
 from tests.runs import tiny
 
 
-def test_the_users_flags_take_precedence(monkeypatch):
+def test_flags_of_the_user_take_precedence(monkeypatch):
   name = 'xla_gpu_enable_latency_hiding_scheduler'
   assert compiler.options('gpu') == {name: True}
   monkeypatch.setenv('XLA_FLAGS', f'--other=1 --{name}=false')
   assert compiler.options('gpu') == {}
 
 
-def test_experimental_options_that_xla_does_not_know_are_left_out(monkeypatch):
+def test_experimental_options_unknown_to_xla_are_left_out(monkeypatch):
   name, value = next(iter(compiler.XLA_OPTIONS['cpu'].items()))
   assert compiler.options('cpu') == {name: value}
   options = {'xla_cpu_experimental_nonsense': 'A', name: value}
@@ -51,7 +51,7 @@ def test_a_program_that_runs_once_is_not_optimized(monkeypatch):
   assert compiler.options('cpu', runs_once=True) == always
 
 
-def test_the_first_state_has_the_bits_of_an_optimized_program(monkeypatch):
+def test_the_initial_state_equals_that_of_an_optimized_program(monkeypatch):
   monkeypatch.setenv('XLA_FLAGS', '')
   run = tiny()
   create = functools.partial(

@@ -27,7 +27,7 @@ def seen(run, step=0):
   return see(batch_of(run), jnp.int32(step))
 
 
-def test_the_step_sees_what_the_augmentation_makes():
+def test_the_step_augments_its_images():
   run = resolve(seed=3)
   batch = batch_of(run)
   stored = run.train_reader.source
@@ -50,14 +50,14 @@ def test_the_step_sees_what_the_augmentation_makes():
   assert_close(state.params, other.params, atol=1e-5)
 
 
-def test_micro_batches_see_the_images_of_the_whole_batch():
+def test_micro_batches_are_augmented_like_the_whole_batch():
   fields = {'model__bn_group_size': 4}
   whole, _ = train_steps(resolve(**fields), 1)
   parts, _ = train_steps(resolve(accumulation_steps=2, **fields), 1)
   assert_close(whole.params, parts.params, atol=1e-4)
 
 
-def test_every_step_and_seed_is_augmented_anew():
+def test_augmentation_differs_by_step_and_seed():
   run = resolve()
   other = dataclasses.replace(run.task, seed=1)
   images = {
@@ -71,7 +71,7 @@ def test_every_step_and_seed_is_augmented_anew():
   assert len(images) == 3
 
 
-def test_copies_of_an_image_are_augmented_apart():
+def test_copies_of_an_image_are_augmented_differently():
   # Of smaller images, some crops would be the same.
   run = resolve(data__repeats=4, data__image_size=16, data__eval_resize=16)
   stored = np.array(batch_of(run)['image']).reshape(4, 16, -1)

@@ -10,7 +10,7 @@ from resnet.training.run_length import RunLength
 LENGTH = RunLength(batch_size=10, num_steps=100, steps_per_epoch=1.0)
 
 
-def test_rates_leave_out_pauses_and_compilation(monkeypatch):
+def test_rates_exclude_pauses_and_compilation(monkeypatch):
   now = 0.0
   monkeypatch.setattr(
     meter_lib, 'time', types.SimpleNamespace(monotonic=lambda: now)

@@ -6,7 +6,7 @@ import numpy as np
 from resnet.training import metrics
 
 
-def test_sums_leave_out_masked_rows_and_add_up():
+def test_sums_exclude_masked_rows_and_can_be_added():
   logits = jnp.asarray(
     [
       [9.0, 1, 2, 3, 4, 5, 6],  # label 0: first
@@ -29,7 +29,7 @@ def test_sums_leave_out_masked_rows_and_add_up():
   assert metrics.means(both) == {'loss': 2.0, 'top1': 1 / 3, 'top5': 2 / 3}
 
 
-def test_ties_go_to_the_first_class_and_nan_is_never_right():
+def test_ties_go_to_the_first_class_and_nan_is_never_correct():
   nan = float('nan')
   sums = metrics.batch_sums(
     jnp.zeros(4),

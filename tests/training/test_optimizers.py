@@ -62,7 +62,7 @@ SHAPES = {'kernel': (2, 3), 'scale': (3,), 'bias': (3,)}
 @pytest.mark.parametrize(
   ('nesterov', 'decay_rule'), [(False, 'all'), (True, 'kernels')]
 )
-def test_sgd_follows_the_formula_of_either_decay(name, nesterov, decay_rule):
+def test_sgd_and_sgdw_follow_their_formulas(name, nesterov, decay_rule):
   params, grads = draw(0, SHAPES)
   tx = scheduled(name=name, nesterov=nesterov, decay_rule=decay_rule)
   ours = updated(tx, params, grads)
@@ -85,7 +85,7 @@ def test_sgd_follows_the_formula_of_either_decay(name, nesterov, decay_rule):
   ('field', 'mode', 'value', 'num_clipped'),
   [('clip_norm', 'norm', 1.5, 2), ('clip_adaptive', 'agc', 0.1, 3)],
 )
-def test_clipping_is_that_of_timm_before_the_decay(
+def test_clipping_equals_that_of_timm_and_precedes_weight_decay(
   field, mode, value, num_clipped
 ):
   torch = pytest.importorskip('torch')
@@ -138,12 +138,12 @@ def test_clipping_is_that_of_timm_before_the_decay(
     ('adamw', ['ScaleByAdamState', 'MaskedState', 'ScaleByScheduleState']),
   ],
 )
-def test_options_that_are_off_add_nothing_to_checkpoints(name, entries):
+def test_unused_options_add_nothing_to_the_state(name, entries):
   state = constant(name=name).init({'head': {'kernel': jnp.ones((2, 3))}})
   assert [type(entry).__name__ for entry in state] == entries
 
 
-def test_backbone_learns_at_its_share_of_the_rate_and_frozen_stages_not():
+def test_backbone_learns_more_slowly_and_frozen_stages_do_not_learn():
   names = ('stem_conv', 'stage1_block1', 'stage2_block1', 'head')
   params = {name: {'kernel': jnp.ones((2, 3))} for name in names}
 
@@ -160,7 +160,7 @@ def test_backbone_learns_at_its_share_of_the_rate_and_frozen_stages_not():
     assert np.all(whole[name]['kernel'] != 0)
 
 
-def test_lars_is_algorithm_1_for_kernels_and_sgd_for_the_rest():
+def test_lars_follows_algorithm_1_for_kernels_and_sgd_otherwise():
   params, grads = draw(1, SHAPES)
   tx = scheduled(name='lars', decay_rule='kernels', trust_coefficient=0.1)
   ours = updated(tx, params, grads)
@@ -178,7 +178,7 @@ def test_lars_is_algorithm_1_for_kernels_and_sgd_for_the_rest():
 
 
 @pytest.mark.parametrize('name', ['adamw', 'lamb'])
-def test_adamw_and_lamb_are_their_algorithms(name):
+def test_adamw_and_lamb_follow_their_algorithms(name):
   """LAMB adapts kernels; both decay kernels only."""
   params, grads = draw(1, SHAPES)
   tx = scheduled(name=name, decay_rule='kernels', b2=0.99)
@@ -199,7 +199,7 @@ def test_adamw_and_lamb_are_their_algorithms(name):
     np.testing.assert_allclose(ours[key], params[key], rtol=1e-4, atol=1e-6)
 
 
-def test_kernels_decay_and_scales_and_biases_do_not():
+def test_decay_rule_kernels_excludes_scales_and_biases():
   model = create_model('cifar_resnet8')
   params = jax.eval_shape(
     lambda: model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)[
@@ -219,6 +219,6 @@ def test_kernels_decay_and_scales_and_biases_do_not():
     ({'clip_norm': 1.0, 'clip_adaptive': 0.01}, 'leave one out'),
   ],
 )
-def test_bad_fields_are_named(changes, message):
+def test_errors_name_bad_fields(changes, message):
   with pytest.raises(InputError, match=message):
     constant(**changes)

@@ -38,7 +38,7 @@ def _one_thread():
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['resnet18', 'resnet50'])
-def test_losses_and_parameters_in_float64(name):
+def test_losses_and_parameters_equal_those_of_pytorch_in_float64(name):
   with jax.enable_x64(True):
     run = make_run(name)
     batches = [run.train_reader(step) for step in range(NUM_STEPS)]

@@ -61,7 +61,7 @@ def recipe():
   return run, run.create_state(), train
 
 
-def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(recipe):
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(recipe):
   _, state, train = recipe
   whole, _ = train(state, range(4))
   half, _ = train(state, range(2))
@@ -69,7 +69,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(recipe):
   jax.tree.map(np.testing.assert_array_equal, whole[-1], resumed[-1])
 
 
-def test_steps_on_eight_devices_are_those_of_their_parts_on_one(recipe):
+def test_steps_on_eight_devices_equal_their_parts_on_one(recipe):
   """Keys by example erase, those of the step mix and drop paths."""
   run, state, train = recipe
   task = run.task
@@ -105,7 +105,7 @@ def test_steps_on_eight_devices_are_those_of_their_parts_on_one(recipe):
   assert not np.array_equal(images, others)
 
 
-def test_each_step_and_each_part_of_a_batch_drops_paths_of_its_own():
+def test_drop_path_differs_by_step_and_micro_batch():
   run = resolve(
     model__drop_path=0.3, model__bn_group_size=4, accumulation_steps=2
   )
@@ -145,6 +145,6 @@ def test_each_step_and_each_part_of_a_batch_drops_paths_of_its_own():
     ),
   ],
 )
-def test_bad_values_are_named(fields, message):
+def test_errors_name_bad_values(fields, message):
   with pytest.raises(InputError, match=message):
     resolve(**fields)

@@ -43,7 +43,7 @@ def test_the_rate_rises_in_the_warmup_and_falls_to_zero(name, share):
 
 
 @FALLING
-def test_first_and_last_rate_and_cooldown(name, share):
+def test_warmup_and_final_learning_rate_and_cooldown(name, share):
   actual = rates(
     name=name,
     warmup_epochs=1.5,
@@ -60,7 +60,7 @@ def test_first_and_last_rate_and_cooldown(name, share):
   np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
-def test_step_decays_when_the_epochs_are_over():
+def test_step_decays_after_each_of_the_decay_epochs():
   actual = rates(name='step', warmup_epochs=1.0, decay_epochs=(3.0, 6.0))
   expected = [
     PEAK * (step + 1) / 10
@@ -71,7 +71,7 @@ def test_step_decays_when_the_epochs_are_over():
   np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
-def test_without_warmup_or_with_one_step_of_it_the_first_rate_is_the_peak():
+def test_the_first_rate_is_the_peak_with_at_most_one_step_of_warmup():
   assert rates(warmup_epochs=0.0)[0] == pytest.approx(PEAK)
   one_step = rates(name='step', warmup_epochs=0.1)
   np.testing.assert_allclose(one_step, PEAK, rtol=1e-6)
@@ -94,7 +94,7 @@ def test_wsd_stays_at_the_peak_and_then_falls(power, last):
   np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-8)
 
 
-def test_one_cycle_is_that_of_pytorch():
+def test_one_cycle_equals_that_of_pytorch():
   torch = pytest.importorskip('torch')
   param = torch.nn.Parameter(torch.zeros(1))
   tx = torch.optim.SGD([param], lr=1.0)
@@ -122,6 +122,6 @@ def test_one_cycle_is_that_of_pytorch():
     ({'cooldown_epochs': 1.0}, 'of zero: give .*final_learning_rate'),
   ],
 )
-def test_bad_fields_are_named(changes, message):
+def test_errors_name_bad_fields(changes, message):
   with pytest.raises(InputError, match=message):
     rates(**changes)

@@ -77,7 +77,7 @@ def test_devices_of_an_fsdp_group_are_neighbours_and_rows_stay_in_order():
     ),
   ],
 )
-def test_losses_and_weights_are_those_of_a_replicated_state(fsdp, changes):
+def test_fsdp_gives_the_losses_and_weights_of_a_replicated_state(fsdp, changes):
   changes = {'schedule__learning_rate': 0.4, **changes}
   state, losses = train_steps(resolve(1, **changes), 6)
   assert losses[-1] != pytest.approx(losses[0], rel=1e-3)
@@ -95,7 +95,7 @@ def test_losses_and_weights_are_those_of_a_replicated_state(fsdp, changes):
   )
 
 
-def test_a_device_holds_and_is_given_its_part_of_the_state():
+def test_each_device_holds_only_its_part_of_the_state():
   """And kernels are gathered for a step; activations stay where they are."""
   run = resolve(8, ema_decay=0.9)
   state = run.create_state()
@@ -124,7 +124,7 @@ def test_a_device_holds_and_is_given_its_part_of_the_state():
   assert set(shapes) <= kernels
 
 
-def test_a_state_is_restored_trained_and_evaluated_with_another_axis(tmp_path):
+def test_a_state_is_restored_with_another_fsdp_size(tmp_path):
   first = resolve(8)
   state, _ = train_steps(first, 2)
   saved = jax.device_get(state)

@@ -54,7 +54,7 @@ def test_one_device_gives_the_losses_of_eight_for_20_steps():
   assert one[-1] < one[0] - 0.05
 
 
-def test_sam_is_that_of_optax_but_for_the_statistics():
+def test_sam_equals_that_of_optax_except_for_the_statistics():
   """The statistics are of the weights, not of where the loss is higher."""
   rho = 0.2
   run = resolve(optimizer__sam_rho=rho, schedule__learning_rate=0.4)
@@ -90,7 +90,7 @@ def test_sam_is_that_of_optax_but_for_the_statistics():
 
 
 @pytest.mark.slow
-def test_sam_is_the_same_in_micro_batches_and_split_over_devices():
+def test_sam_is_the_same_with_micro_batches_and_fsdp():
   fields = {'optimizer__sam_rho': 0.2, 'model__bn_group_size': 2}
   whole, _ = train_steps(resolve(**fields), 2)
   parts, _ = train_steps(
@@ -99,7 +99,7 @@ def test_sam_is_the_same_in_micro_batches_and_split_over_devices():
   assert_close(whole.params, parts.params, rtol=1e-3, atol=1e-5)
 
 
-def test_a_skipped_update_counts_for_the_schedule_alone():
+def test_a_skipped_update_advances_only_the_schedule():
   tx = optax.chain(
     optax.scale_by_adam(), optax.scale_by_schedule(lambda _: 1.0)
   )
@@ -112,7 +112,7 @@ def test_a_skipped_update_counts_for_the_schedule_alone():
   np.testing.assert_array_equal(adam.mu, np.zeros(2))
 
 
-def test_an_update_that_is_not_finite_is_skipped_and_counted():
+def test_updates_that_are_not_finite_are_skipped_and_counted():
   """Also where the gradients are clipped."""
   run = resolve(optimizer__clip_norm=0.01, log_every_steps=4)
   steps = jit_steps(run.task, run.sharding)
@@ -144,8 +144,8 @@ def test_micro_batches_give_the_update_of_the_whole_batch():
   groups = {'model__bn_group_size': 2}  # 64 images / 8 devices / 4 parts.
   whole, whole_losses = train_steps(resolve(**groups), 3)
   run = resolve(accumulation_steps=4, **groups)
-  assert run.task.unroll_parts
-  task = dataclasses.replace(run.task, unroll_parts=False)
+  assert run.task.unroll_micro_batches
+  task = dataclasses.replace(run.task, unroll_micro_batches=False)
   for other in (run, dataclasses.replace(run, task=task)):
     parts, parts_losses = train_steps(other, 3)
     np.testing.assert_allclose(whole_losses, parts_losses, rtol=1e-5)
@@ -156,7 +156,7 @@ def test_micro_batches_give_the_update_of_the_whole_batch():
     resolve(accumulation_steps=4, model__bn_group_size=8)
 
 
-def test_steps_are_compiled_once_and_read_nothing_back():
+def test_steps_compile_once_and_transfer_nothing_to_the_host():
   """The sums start anew after each log line; the rate shown is the one used."""
   run = resolve(
     log_every_steps=3, schedule__warmup_epochs=0.5, schedule__decay_epochs=()
@@ -198,7 +198,7 @@ def test_bfloat16_keeps_float32_state_and_metrics():
   assert dtypes == {'float32', 'int32'}
 
 
-def test_groups_on_a_device_leave_only_the_gradients_to_reduce():
+def test_groups_on_one_device_need_only_the_all_reduce_of_gradients():
   """And a micro-batch moves nothing else and costs its share."""
   moving = r' (?:all-gather|all-to-all|collective-permute|reduce-scatter)\w*\('
   programs = {
@@ -220,7 +220,7 @@ def test_groups_on_a_device_leave_only_the_gradients_to_reduce():
   assert 0.9 < flops['parts'] / flops['groups'] < 1.2
 
 
-def test_on_a_cpu_parts_are_unrolled_with_the_memory_of_one():
+def test_micro_batches_are_unrolled_on_cpus_with_the_memory_of_one():
   """A loop of XLA's convolutions is over ten times slower there."""
   programs = []
   for fields in ({'batch_size': 32}, {'accumulation_steps': 2}):
@@ -234,4 +234,4 @@ def test_on_a_cpu_parts_are_unrolled_with_the_memory_of_one():
   one, parts = (x.memory_analysis().temp_size_in_bytes for x in programs)
   assert parts <= 1.2 * one
   many = resolve(model__bn_group_size=1, batch_size=128, accumulation_steps=16)
-  assert not many.task.unroll_parts
+  assert not many.task.unroll_micro_batches

@@ -121,7 +121,7 @@ def build_train(run: Experiment) -> tuple[Any, Compiled]:
   """Returns the compiled update and the compiler's figures for it."""
   step = jit_steps(run.task, run.sharding).train
   batch = abstract_batch(run, run.length.batch_size, run.train_image_shape)
-  rounds = 1 if run.task.unroll_parts else run.task.accumulation_steps
+  rounds = 1 if run.task.unroll_micro_batches else run.task.accumulation_steps
   return build(step, run.abstract_state(), batch, rounds=rounds)
 
 
