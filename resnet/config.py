@@ -1,8 +1,9 @@
-"""The flags --config and --config.FIELD, and what is wrong with them."""
+"""Parsing of the flags --config and --config.FIELD, and their errors."""
 
 import ast
 from collections.abc import Sequence
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -10,6 +11,7 @@ import re
 from typing import Any
 
 from absl import flags
+from flax import traverse_util
 from ml_collections import config_flags
 
 from resnet.errors import InputError
@@ -19,17 +21,17 @@ _IN_FILE = 'Error whilst parsing config file'
 
 
 def with_default(argv: Sequence[str]) -> list[str]:
-  """Returns the command line, with configs/digits.py where it has no config."""
+  """Adds --config=configs/digits.py to a command line without --config."""
   if any(arg.lstrip('-').split('=')[0] == 'config' for arg in argv):
     return list(argv)
-  # Not a default of the flag: that would be read before the other flags.
+  # A default of the flag itself would be read before the other flags.
   return [*argv[:1], f'--config={_CONFIGS / "digits.py"}', *argv[1:]]
 
 
 def split_none(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-  """Returns a command line without --config.FIELD=None, and these fields.
+  """Returns a command line without --config.FIELD=None, and those fields.
 
-  Flags of ml_collections cannot be None, which a config file may give.
+  A config file can set a field to None, but the flags of ml_collections cannot.
   """
   rest, is_none, args = [], {}, list(argv)
   while args:
@@ -39,7 +41,7 @@ def split_none(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     if field and not equals and args[:1] == ['None']:  # '--config.FIELD None'
       value = args.pop(0)
     if field:
-      is_none[field[1]] = value == 'None'  # The last one counts.
+      is_none[field[1]] = value == 'None'  # The last flag of a field counts.
     if not field or value != 'None':
       rest.append(arg)
   return rest, [name for name, value in is_none.items() if value]
@@ -49,17 +51,15 @@ def set_none(config: Any, fields: Sequence[str]) -> None:
   """Sets fields of a `ConfigDict` to None."""
   for field in fields:
     *sections, name = field.split('.')
-    section = config
-    for part in sections:
-      section = getattr(section, part)
-    getattr(section, name)  # Its error names the nearest field.
+    section = functools.reduce(getattr, sections, config)
+    getattr(section, name)  # The error for an unknown name lists the nearest.
     with section.ignore_type():
       setattr(section, name, None)
   _ = config.seed  # A config file that failed to load raises here.
 
 
 def read(argv: Sequence[str]) -> tuple[Any, str]:
-  """Returns the config of a command line, and the path of its file as given.
+  """Returns the config of a command line, and the path of its config file.
 
   Raises:
     InputError: a flag or the config file is wrong.
@@ -74,36 +74,29 @@ def read(argv: Sequence[str]) -> tuple[Any, str]:
     set_none(config.value, none_fields)
   except SystemExit:
     raise InputError('The config file ended the program.') from None
-  except Exception as error:  # A config file may raise anything.
+  except Exception as error:  # A config file can raise any exception.
     raise InputError(explain(error)) from None
   if len(rest) > 1:
     raise InputError(f'{rest[1]!r} is not a flag; flags begin with --.')
   if not flags.FLAGS.is_parsed():
-    flags.FLAGS(argv[:1])  # Grain's worker processes ask for this.
+    flags.FLAGS(argv[:1])  # Grain's worker processes need parsed flags.
   return config.value, config_flags.get_config_filename(values['config'])
 
 
 def flatten(config: Any) -> dict[str, Any]:
-  """Returns the fields by dotted name, as JSON would give them back."""
-  fields = json.loads(config.to_json())
-  flat = {}
-  for name, value in fields.items():
-    if isinstance(value, dict):
-      flat.update({f'{name}.{key}': v for key, v in value.items()})
-    else:
-      flat[name] = value
-  return flat
+  """Returns the fields by dotted name, with lists instead of tuples."""
+  return traverse_util.flatten_dict(json.loads(config.to_json()), sep='.')
 
 
 def changed(config: Any, fields: str) -> Any:
-  """Returns a copy of a `ConfigDict` with fields 'FIELD=VALUE FIELD=VALUE'."""
+  """Returns a copy of a `ConfigDict`, changed by 'FIELD=VALUE FIELD=VALUE'."""
   config = config.copy_and_resolve_references()
   for field in fields.split():
     name, equals, value = field.partition('=')
     if not equals:
       raise InputError(f'--also={fields!r}: {field!r} is not FIELD=VALUE.')
     with contextlib.suppress(ValueError, SyntaxError):
-      value = ast.literal_eval(value)  # A number; otherwise it is a word.
+      value = ast.literal_eval(value)  # Without quotes it may also be a text.
     try:
       config.update_from_flattened_dict({name: value})
     except (KeyError, TypeError, ValueError) as error:
@@ -112,35 +105,35 @@ def changed(config: Any, fields: str) -> Any:
 
 
 def explain(error: Exception) -> str:
-  """Returns in one line what was wrong with the flags or the config file."""
+  """Explains an error of the flags or the config file in one line."""
   cause = error
-  # ml_collections, and then absl, put what a config file raised into another.
+  # ml_collections, and then absl, wrap the exception of a config file.
   while _IN_FILE in str(cause) and cause.__context__:
     cause = cause.__context__
   if isinstance(cause, InputError):
     return str(cause)
-  # Whether the file was not entered, or raised this itself further down.
-  is_the_call = cause.__traceback__ and not cause.__traceback__.tb_next
-  if is_the_call and 'config() takes 0 positional arguments' in str(cause):
+  # If the call itself failed, the traceback does not enter the config file.
+  is_call = cause.__traceback__ and not cause.__traceback__.tb_next
+  if is_call and 'config() takes 0 positional arguments' in str(cause):
     given = str(error).partition(f': {_IN_FILE}')[0].removeprefix('flag ')
     return (
-      f'{given}: this config takes nothing after the colon: type'
+      f'{given}: this config takes no argument after the colon: type'
       f' {given.partition(":")[0]}'
     )
   if isinstance(error, (AttributeError, KeyError)):
-    # ml_collections names the nearest field.
+    # The innermost message of ml_collections lists the nearest field.
     cause = error.args[0] if error.args else error
     while isinstance(cause, Exception) and cause.args:
       cause = cause.args[0]
     what = 'There is no config field'
     if ' has no attribute ' in str(cause):
-      what = 'The config file is not one:'
+      what = 'The config file is not valid:'
     return f'{what} {cause}'
   if isinstance(error, OSError) and (
     missing := re.search(r'Attempted.*?: \'?([^\s\']+\.py)', str(error), re.S)
   ):
     return f'There is no config file {missing[1]}.'
-  # Keep the last line of a traceback in the message.
+  # The last line of a traceback is its exception.
   message, _, trace = str(error).partition('Traceback')
   last_line = trace.strip().rpartition('\n')[2].strip()
   kind = '' if isinstance(error, flags.Error) else f'{type(error).__name__}:'
@@ -148,7 +141,7 @@ def explain(error: Exception) -> str:
 
 
 def default_workdir(path: str) -> str:
-  """Returns 'runs/<config name>' of a config file, 'file.py:argument'."""
+  """Returns 'runs/<config name>' for a config file 'file.py:argument'."""
   path, _, argument = path.partition(':')
   stem = os.path.splitext(os.path.basename(path))[0]
   if stem == 'saved':

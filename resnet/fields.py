@@ -1,6 +1,6 @@
-"""What each field of a config may be, and when it has no effect."""
+"""The valid values of each config field, and combinations without effect."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 import dataclasses
 from typing import Any
 
@@ -9,61 +9,54 @@ from resnet.errors import InputError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Field:
-  """The values that a field may have.
+  """The valid values of a field; any text if it has no interval or choices.
 
   Attributes:
-    interval: of a number: '[0, 1)' includes 0 and excludes 1. Several, for a
-      tuple of as many numbers.
-    repeated: whether the value is a tuple of any length, of numbers in the one
-      interval.
-    rising: whether the numbers of a tuple must not fall.
-    example: of a tuple, for the message.
-    choices: texts.
-    also: other values, such as None.
+    choices: the valid texts.
+    interval: range of a number; '[0, 1)' includes 0 and excludes 1.
+    example: a valid tuple, if the value is a tuple of numbers in `interval`.
+    any_length: the tuple may be shorter or longer than the example.
+    rising: the numbers of the tuple must not fall.
+    also: further valid values, such as None.
   """
 
-  interval: str | tuple[str, ...] = ''
-  repeated: bool = False
-  rising: bool = False
-  example: str = ''
   choices: tuple[str, ...] = ()
+  interval: str = ''
+  example: tuple[float, ...] = ()
+  any_length: bool = False
+  rising: bool = False
   also: tuple[Any, ...] = ()
 
   def describe(self, name: str) -> str:
-    """Returns what the field `name` may be, for a message."""
+    """Returns the valid values of the field `name`, for a message."""
     also = ''.join(f' or {value}' for value in self.also)
     if self.choices:
       return f'one of {", ".join(self.choices)}{also}'
     if not self.interval:
       return f'a name{also}'
-    if isinstance(self.interval, str) and not self.repeated:
+    if not self.example:
       return f'in {self.interval}{also}'
-    intervals = self.interval
-    if isinstance(intervals, tuple):
-      intervals = f'{len(intervals)} numbers in {", ".join(intervals)}'
-    else:
-      intervals = f'numbers in {intervals}'
+    count = '' if self.any_length else f'{len(self.example)} '
     order = ', in rising order' if self.rising else ''
-    return f"{intervals}{order}: type --config.{name}='{self.example}'"
+    return (
+      f'{count}numbers in {self.interval}{order}: type'
+      f" --config.{name}='{self.example}'"
+    )
 
   def accepts(self, value: Any) -> bool:
-    """Returns whether the field may have this value."""
+    """Returns whether the value is valid."""
     if value in self.also:
       return True
     if self.choices:
       return value in self.choices
     if not self.interval:
       return value not in (None, '')
-    intervals = self.interval
-    if isinstance(intervals, str) and not self.repeated:
-      return _contains(intervals, value)
-    if not isinstance(value, list | tuple):
-      return False
-    if isinstance(intervals, str):
-      intervals = (intervals,) * len(value)
+    if not self.example:
+      return _contains(self.interval, value)
     return (
-      len(value) == len(intervals)
-      and all(map(_contains, intervals, value))
+      isinstance(value, list | tuple)
+      and (self.any_length or len(value) == len(self.example))
+      and all(_contains(self.interval, number) for number in value)
       and (not self.rising or sorted(value) == list(value))
     )
 
@@ -78,10 +71,10 @@ def _contains(interval: str, value: Any) -> bool:
 
 
 NONE = (None,)
-_OPTIONAL = Field(also=NONE)  # Checked where it is used.
-# Steps are int32 on the device, and numbers float32.
+_OPTIONAL = Field(also=NONE)  # Checked by the code that uses the field.
+# On the device, steps are int32 and other numbers float32.
 _COUNT = Field(interval='[1, 2147483647]')
-_OPTIONAL_COUNT = Field(interval='[1, 2147483647]', also=NONE)
+_OPTIONAL_COUNT = dataclasses.replace(_COUNT, also=NONE)
 _DURATION = Field(interval='[1e-6, 2147483647]')
 _POSITIVE = Field(interval='(0, inf)')
 _NOT_NEGATIVE = Field(interval='[0, inf)')
@@ -89,12 +82,13 @@ _SHARE = Field(interval='[0, 1]')
 _BELOW_ONE = Field(interval='[0, 1)')
 _FINITE = Field(interval='[0, 3.4e38]')
 _LIMIT = Field(interval='[1e-30, 3.4e38]', also=NONE)
-# Beta(alpha, alpha) of an alpha further out is 0, infinite or NaN in float32.
+# In float32, Beta(alpha, alpha) is 0, infinite or NaN for other values.
 _ALPHA = Field(interval='[1e-30, 1e30]', also=(0,))
+_AREA = Field(interval='(0, 1]', example=(0.08, 1.0), rising=True)
+_ASPECT = Field(interval='(0, inf)', example=(0.75, 1.33), rising=True)
 
-# By name, in the order of configs/default.py, which explains them. Fields that
-# are not here are checked where they are used: by the network, the data set, or
-# the number of devices.
+# By name, in the order of configs/default.py, which explains each field. Fields
+# that are missing here are checked by the code that uses them.
 FIELDS: Mapping[str, Field] = {
   'seed': Field(interval='[0, 4294967295]'),
   'init_from': _OPTIONAL,
@@ -126,12 +120,8 @@ FIELDS: Mapping[str, Field] = {
   'data.image_size': Field(interval='[1, 4096]'),
   'data.eval_size': Field(interval='[1, 4096]', also=NONE),
   'data.crop': Field(choices=('random_resized', 'pad', 'none')),
-  'data.crop_area': Field(
-    interval=('(0, 1]',) * 2, rising=True, example='(0.08, 1.0)'
-  ),
-  'data.crop_aspect': Field(
-    interval=('(0, inf)',) * 2, rising=True, example='(0.75, 1.33)'
-  ),
+  'data.crop_area': _AREA,
+  'data.crop_aspect': _ASPECT,
   'data.crop_padding': Field(interval='[0, 4096]'),
   'data.repeats': _COUNT,
   'data.interpolation': Field(choices=('bilinear', 'bicubic')),
@@ -149,15 +139,11 @@ FIELDS: Mapping[str, Field] = {
   'augment.magnitude_std': _NOT_NEGATIVE,
   'augment.operation_probability': _SHARE,
   'augment.interpolation': Field(choices=('nearest', 'bilinear')),
-  'augment.jitter': Field(interval=('[0, 1]',) * 3, example='(0.4, 0.4, 0.4)'),
+  'augment.jitter': Field(interval='[0, 1]', example=(0.4, 0.4, 0.4)),
   'augment.lighting': _NOT_NEGATIVE,
   'augment.erase_probability': _SHARE,
-  'augment.erase_area': Field(
-    interval=('(0, 1]',) * 2, rising=True, example='(0.02, 0.33)'
-  ),
-  'augment.erase_aspect': Field(
-    interval=('(0, inf)',) * 2, rising=True, example='(0.3, 3.3)'
-  ),
+  'augment.erase_area': _AREA,
+  'augment.erase_aspect': _ASPECT,
   'augment.erase_fill': Field(choices=('noise', 'mean')),
   'augment.mixup_alpha': _ALPHA,
   'augment.cutmix_alpha': _ALPHA,
@@ -185,7 +171,7 @@ FIELDS: Mapping[str, Field] = {
   'schedule.warmup_epochs': _NOT_NEGATIVE,
   'schedule.warmup_learning_rate': Field(interval='[0, inf)', also=NONE),
   'schedule.decay_epochs': Field(
-    interval='[0, inf)', repeated=True, rising=True, example='(30.0, 60.0)'
+    interval='[0, inf)', example=(30.0, 60.0), any_length=True, rising=True
   ),
   'schedule.decay_factor': _POSITIVE,
   'schedule.decay_power': _POSITIVE,
@@ -197,40 +183,36 @@ FIELDS: Mapping[str, Field] = {
   'loss.reduction': Field(choices=('mean', 'sum')),
 }
 
-# Where and how fast data are read, and on how many devices the state lies: a
-# run may go on with other values.
-FREE_FIELDS = frozenset(
-  (
-    'data.data_dir',
-    'data.num_workers',
-    'data.num_threads',
-    'data.prefetch_batches',
-    'data.max_bad_images',
-    'data.max_worker_restarts',
-    'sharding.data',
-    'sharding.fsdp',
-  )
-)
+# Where and how fast data are read, and how the state is sharded: a run can be
+# resumed with other values.
+FREE_FIELDS: Set[str] = {
+  'data.data_dir',
+  'data.num_workers',
+  'data.num_threads',
+  'data.prefetch_batches',
+  'data.max_bad_images',
+  'data.max_worker_restarts',
+  'sharding.data',
+  'sharding.fsdp',
+}
 
-# What a run shows, keeps and tolerates: it may change on demand
-# (--allow_config_change), and the weights are the same as without.
-SAFE_FIELDS = frozenset(
-  (
-    'log_every_steps',
-    'eval_every_epochs',
-    'save_every_steps',
-    'keep_checkpoints',
-    'max_bad_steps',
-    'watchdog_seconds',
-    'preemption_grace_seconds',
-  )
-)
+# Logging, checkpoints and tolerance of errors: with --allow_config_change a run
+# can be resumed with other values, and its weights stay the same.
+SAFE_FIELDS: Set[str] = {
+  'log_every_steps',
+  'eval_every_epochs',
+  'save_every_steps',
+  'keep_checkpoints',
+  'max_bad_steps',
+  'watchdog_seconds',
+  'preemption_grace_seconds',
+}
 
 _NO_NESTEROV = ('adamw', 'lamb')
 _NOT_STEP = ('cosine', 'polynomial', 'one_cycle', 'wsd')
 _NOT_FALLING = ('step', 'one_cycle')
-# (field, value that means nothing, another field, values of the other one with
-# which the field has no effect).
+# (field, its default, another field, values of the other field for which this
+# field has no effect).
 _WITHOUT_EFFECT = (
   ('ema_every_steps', 1, 'ema_decay', NONE),
   ('optimizer.nesterov', False, 'optimizer.name', _NO_NESTEROV),
@@ -245,14 +227,14 @@ _WITHOUT_EFFECT = (
 
 
 def check(config: Mapping[str, Any]) -> None:
-  """Checks each field by itself.
+  """Checks the value of each field.
 
   Args:
     config: values by dotted name.
 
   Raises:
-    InputError: a value is out of its range, none of the choices, or None where
-      there must be a value.
+    InputError: a value is out of range, not one of the choices, or None for a
+      field that must have a value.
   """
   for name, value in config.items():
     field = FIELDS.get(name)
@@ -263,7 +245,7 @@ def check(config: Mapping[str, Any]) -> None:
 
 
 def notices(config: Mapping[str, Any]) -> list[str]:
-  """Returns a line for each field that has no effect in this config."""
+  """Returns a line for each field of a config that has no effect."""
   return [
     f'{field}={config[field]!r} has no effect with {other}={config[other]!r}.'
     for field, usual, other, values in _WITHOUT_EFFECT

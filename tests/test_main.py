@@ -220,7 +220,7 @@ def explained(config):
 def test_an_argument_for_a_config_without_one_is_refused():
   path = f'{ROOT}/configs/resnetrs50.py'
   assert explained(f'{path}:a:b') == (
-    f'--config={path}:a:b: this config takes nothing after the colon: type'
+    f'--config={path}:a:b: this config takes no argument after the colon: type'
     f' --config={path}'
   )
 
