@@ -15,12 +15,8 @@ from resnet.inference import maps
 from resnet.inference.preprocessing import normalize
 from resnet.models import create_model
 from resnet.training import compiler
-from resnet.weights import (
-  Preprocessing,
-  image_channels,
-  open_source,
-  read_source,
-)
+from resnet.weights import Preprocessing, open_source, read_source
+from resnet.weights.fit import image_channels
 
 # uint8 images [B, S, S, C] -> arrays by name.
 Function = Callable[[np.ndarray], Mapping[str, Any]]

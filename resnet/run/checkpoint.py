@@ -18,7 +18,8 @@ from resnet.run import integrity
 from resnet.run.integrity import STATE_FOLDER, DamagedError
 from resnet.run.workdir import CHECKPOINTS as FOLDER
 from resnet.training.state import TrainState
-from resnet.weights import best_step, score
+from resnet.weights import score
+from resnet.weights.sources import best_step
 
 # Orbax writes the index of the state last.
 _INDEX_FILE = 'manifest.ocdbt'

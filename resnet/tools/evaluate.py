@@ -49,7 +49,7 @@ from resnet.plots import figures
 from resnet.plots.reliability import draw_reliability
 from resnet.run.initialize import open_state
 from resnet.tools import command
-from resnet.weights import split_raw
+from resnet.weights.sources import split_raw
 
 
 def main(args: argparse.Namespace) -> None:

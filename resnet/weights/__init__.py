@@ -1,8 +1,8 @@
-"""Weights that come and go: PyTorch's state dicts, safetensors, Orbax, the hub.
+"""Weights from and for PyTorch: state dicts, safetensors, Orbax, the hub.
 
-A network's variables are {'params': ..., 'batch_stats': ...} as `model.init`
-returns them, here with NumPy leaves, float32. Whatever does not fit a network
-is refused by name, before any of it is read.
+The variables of a network are {'params': ..., 'batch_stats': ...}, as
+`model.init` returns them, here as float32 NumPy arrays. Tensors that do not fit
+a network raise an error that names them, before any is read.
 """
 
 from collections.abc import Mapping
@@ -16,30 +16,20 @@ from resnet.errors import InputError
 from resnet.files import replacing
 from resnet.weights import fit
 from resnet.weights.convert import check_source, read_source, to_torch
-from resnet.weights.fit import image_channels
 from resnet.weights.metadata import Metadata, Preprocessing
-from resnet.weights.sources import (
-  Source,
-  best_step,
-  open_source,
-  score,
-  split_raw,
-)
+from resnet.weights.sources import Source, open_source, score
 
 __all__ = [
   'Metadata',
   'Preprocessing',
   'Source',
-  'best_step',
   'check_source',
   'from_state_dict',
-  'image_channels',
   'load_weights',
   'open_source',
   'read_source',
   'save_weights',
   'score',
-  'split_raw',
   'to_state_dict',
 ]
 
@@ -47,22 +37,22 @@ __all__ = [
 def from_state_dict(
   name: str, state: Mapping[str, Any], **overrides: Any
 ) -> dict[str, Any]:
-  """Returns the variables of a state dict of torchvision or timm.
+  """Converts a state dict of torchvision or timm to variables.
 
   Args:
-    name: of the network, as `create_model` takes it.
-    state: tensors or arrays by key; float32, or float16 and bfloat16, which
-      become float32.
-    **overrides: of `create_model`; the number of classes is that of `state`.
+    name: name of the network, for `create_model`.
+    state: float32, float16 or bfloat16 tensors or arrays by key.
+    **overrides: arguments of `create_model`; the number of classes is taken
+      from `state`.
 
   Returns:
-    'params' and 'batch_stats', copied. Where `state` has counted updates
-    (num_batches_tracked), the counts come along in a collection of that name,
-    which networks ignore and `to_state_dict` gives back.
+    Copies of 'params' and 'batch_stats', as float32. If `state` has counted
+    updates (num_batches_tracked), the counts are in a collection of that name,
+    which networks ignore and `to_state_dict` returns.
 
   Raises:
-    InputError: a tensor is missing, unexpected, or of another shape or type;
-      nothing was converted then.
+    InputError: a tensor is missing, unexpected, or has another shape or type;
+      nothing is converted.
   """
   source = Source(
     name='the state dict',
@@ -76,7 +66,7 @@ def from_state_dict(
 def _numpy(tensor: Any) -> np.ndarray:
   if str(tensor.dtype).startswith('torch.'):
     tensor = tensor.detach().cpu()
-  if str(tensor.dtype) == 'torch.bfloat16':  # Which NumPy has not.
+  if str(tensor.dtype) == 'torch.bfloat16':  # NumPy has no bfloat16.
     tensor = tensor.float()
   return np.asarray(tensor)
 
@@ -87,15 +77,15 @@ def to_state_dict(
   naming: str = 'torchvision',
   **overrides: Any,
 ) -> dict[str, np.ndarray]:
-  """Returns the state dict of a network's variables, copied.
+  """Converts variables to a state dict of torchvision or timm, as copies.
 
   Args:
-    name: of the network.
-    variables: of the network.
+    name: name of the network.
+    variables: variables of the network.
     naming: 'torchvision' (timm's names for layers that only timm has) or
-      'timm'; these are the same but for v2 nets, where 'timm' moves the stem's
-      batch norm into the first block.
-    **overrides: of `create_model`.
+      'timm'. They differ only for v2 nets, where 'timm' moves the batch norm of
+      the stem to the first block.
+    **overrides: arguments of `create_model`.
   """
   check_source(
     Source(
@@ -113,16 +103,17 @@ def to_state_dict(
 
 
 def load_weights(source: str, name: str, **overrides: Any) -> dict[str, Any]:
-  """Returns the variables of a network from wherever they lie.
+  """Loads the variables of a network.
 
   Args:
     source: a .safetensors file, 'hf-hub:owner/name@revision', an Orbax
       checkpoint or the workdir of a run (see `open_source`).
-    name: of the network.
-    **overrides: of `create_model`; the number of classes is that of the source.
+    name: name of the network.
+    **overrides: arguments of `create_model`; the number of classes is taken
+      from the source.
 
   Raises:
-    InputError: there is no such source, or it does not fit the network.
+    InputError: the source does not exist, or does not fit the network.
   """
   return read_source(open_source(source), name, **overrides)
 
@@ -134,16 +125,16 @@ def save_weights(
   metadata: Metadata | None = None,
   naming: str = 'torchvision',
 ) -> None:
-  """Writes a .safetensors file that torchvision (or timm) loads.
+  """Writes a .safetensors file for torchvision or timm.
 
   Args:
-    variables: of a network.
-    path: of the file; it is written whole or not at all.
-    metadata: travels in the file.
+    variables: variables of a network.
+    path: path of the file, which is written completely or not at all.
+    metadata: metadata to store in the file.
     naming: as in `to_state_dict`.
   """
   if not variables.get('params'):
-    raise InputError('Nothing to save: give the variables of a network.')
+    raise InputError("The variables have no 'params': give those of a network.")
   state = to_torch(variables, naming)
   header = (metadata or Metadata()).to_header()
   try:

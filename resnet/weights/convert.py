@@ -1,4 +1,4 @@
-"""From the tensors of a source to the variables of a network, and back."""
+"""Conversion of the tensors of a source to variables, and back."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -21,12 +21,12 @@ from resnet.weights.sources import Source
 
 
 def read_source(source: Source, name: str, **overrides: Any) -> dict[str, Any]:
-  """Returns the variables in a source, as `weights.from_state_dict` does."""
+  """Reads the variables of a source; see `weights.from_state_dict`."""
   expected = check_source(source, name, **overrides)
   flat, counts = {}, {}
   if source.is_torch:
     layout = state_dict_layout(expected.items(), _naming(source))
-    # One at a time: a source and its copy are all that is ever in memory.
+    # Read one tensor at a time, to hold no second copy of all in memory.
     for key, tensor in layout.items():
       array = tensor.from_torch(source.read([key])[key])
       flat[tensor.path] = np.asarray(array, np.float32)
@@ -48,9 +48,9 @@ def read_source(source: Source, name: str, **overrides: Any) -> dict[str, Any]:
 def to_torch(
   variables: Mapping[str, Any], naming: str = 'torchvision'
 ) -> dict[str, np.ndarray]:
-  """Returns the state dict of variables; see `weights.to_state_dict`."""
+  """Converts variables to a state dict; see `weights.to_state_dict`."""
   if naming not in NAMINGS:
-    raise InputError(f'naming={naming!r} is none of {", ".join(NAMINGS)}.')
+    raise InputError(f'naming={naming!r} is not one of {", ".join(NAMINGS)}.')
   flat = fit.flatten(variables)
   shapes = [(path, np.shape(leaf)) for path, leaf in flat.items()]
   layout = state_dict_layout(shapes, naming)
@@ -66,16 +66,17 @@ def to_torch(
 def check_source(
   source: Source, name: str, **overrides: Any
 ) -> dict[Path, fit.Shape]:
-  """Returns path and shape of the variables of the network that a source fits.
+  """Checks that a source fits a network, without reading a tensor.
 
-  Reads no tensor.
+  Returns:
+    The shapes of the network's variables by path.
   """
   metadata = source.metadata
   if metadata.model not in (None, name):
     raise InputError(
       f'{source.name} holds weights of {metadata.model}, not of {name}.'
     )
-  # Networks with other shortcuts may have the same shapes.
+  # Networks with different shortcuts can have the same shapes.
   theirs, ours = (
     getattr(create_model(name, **fields), 'shortcut', None)
     for fields in (metadata.overrides, overrides)
@@ -103,18 +104,19 @@ def _naming(source: Source) -> str:
 
 
 def _check_timm(flat: Mapping[Path, Any]) -> None:
-  """Raises InputError where timm's v2 net of these variables is another one.
+  """Raises InputError if timm's v2 net computes something else.
 
-  timm pools before the first batch norm: the same in evaluation where no scale
-  is negative. It does not activate a first shortcut without projection.
+  timm pools before the first batch norm, which gives the same result in
+  evaluation unless a scale is negative. It does not activate the input of a
+  first shortcut that is no projection.
   """
   if ('params', 'stage1_block1', 'conv3', 'kernel') not in flat:
     raise InputError(
-      "timm's v2 nets of basic blocks are other networks than these: their"
-      ' first shortcut is not activated.'
+      "timm's v2 nets of basic blocks are different networks: the input of"
+      ' their first shortcut is not activated.'
     )
   if np.any(np.asarray(flat['params', 'stem_bn', 'scale']) < 0):
     raise InputError(
       f"'{TIMM_FIRST_NORM}.weight' has numbers below zero: timm's v2 net, which"
-      ' pools before that batch norm, is another network then.'
+      ' pools before that batch norm, then computes something else.'
     )

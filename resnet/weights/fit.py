@@ -1,4 +1,4 @@
-"""Whether tensors fit a network: by names, shapes and types, before reading."""
+"""Checks of names, shapes and types of tensors against a network."""
 
 from collections.abc import Collection, Mapping
 import functools
@@ -13,11 +13,12 @@ from resnet.models import create_model
 from resnet.weights.naming import Path
 
 Shape = tuple[int, ...]
-# Shape and dtype, by name.
+# Shape and dtype by name.
 Tensors = Mapping[str, tuple[Shape, str]]
 
 _FLOATS = ('float32', 'float16', 'bfloat16')
-# Dims of the classes and of the image's channels, ours and PyTorch's.
+# Tensors, by our names and PyTorch's, and their dims that are the number of
+# classes, and the number of image channels.
 _CLASSES = {'params/head/bias': 0, 'fc.bias': 0, 'head.fc.bias': 0}
 _CHANNELS = {
   'params/stem_conv/kernel': 2,
@@ -29,24 +30,24 @@ _CHANNELS = {
 
 
 def describe(leaf: Any) -> tuple[Shape, str]:
-  """Returns shape and dtype of an array, ours or PyTorch's."""
+  """Returns the shape and dtype of an array or a PyTorch tensor."""
   if not hasattr(leaf, 'shape') or not hasattr(leaf, 'dtype'):
     raise InputError(
-      f'A state dict has arrays by key, not {type(leaf).__name__}: give the'
+      f'A state dict holds arrays by key, not {type(leaf).__name__}: give the'
       " inner one, such as checkpoint['state_dict']."
     )
   return tuple(leaf.shape), str(leaf.dtype).removeprefix('torch.')
 
 
 def image_channels(variables: Mapping[str, Any]) -> int:
-  """Returns the number of channels of a network's images."""
+  """Returns the number of image channels of a network."""
   params = variables['params']
   stem = params.get('stem_conv') or params['stem_conv1']
   return stem['kernel'].shape[2]
 
 
 def flatten(variables: Mapping[str, Any]) -> dict[Path, Any]:
-  """Returns parameters and statistics by path."""
+  """Returns the parameters and statistics by path."""
   return traverse_util.flatten_dict(
     {part: variables.get(part, {}) for part in ('params', 'batch_stats')}
   )
@@ -55,16 +56,16 @@ def flatten(variables: Mapping[str, Any]) -> dict[Path, Any]:
 def expected_shapes(
   name: str, tensors: Tensors, overrides: Mapping[str, Any]
 ) -> dict[Path, Shape]:
-  """Returns path and shape of each variable of a network.
+  """Returns the shape of each variable of a network by path.
 
-  The tensors give the number of classes and of the image's channels.
+  The numbers of classes and image channels are taken from the tensors.
   """
   num_classes = _dim(tensors, _CLASSES)
   if num_classes and 'num_classes' not in overrides:
     overrides = {**overrides, 'num_classes': num_classes}
   channels = 1 if _dim(tensors, _CHANNELS) == 1 else 3  # Grey or RGB.
   model = create_model(name, **overrides)
-  # No variable depends on the size of the images.
+  # The shapes do not depend on the size of the images.
   images = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)
   init = functools.partial(model.init, train=False)
   variables = jax.eval_shape(init, jax.random.key(0), images)
@@ -85,13 +86,13 @@ def check_fit(
   *,
   optional: Collection[str] = (),
 ) -> None:
-  """Raises InputError, with the name of the first tensor that does not fit.
+  """Raises InputError for the first tensor that does not fit.
 
   Args:
-    where: the tensors are, for messages.
-    tensors: that are there.
-    wanted: shapes by name of the floats that should be.
-    optional: names of integers that may be there besides.
+    where: name of the source of the tensors, for messages.
+    tensors: shapes and dtypes of the tensors.
+    wanted: shapes of the required floats by name.
+    optional: names of integer scalars that are allowed.
   """
   for key, shape in wanted.items():
     if key not in tensors:
@@ -114,4 +115,4 @@ def check_fit(
         f'{key!r} in {where} is {dtype}{list(shape)}, not one integer.'
       )
     if key not in wanted and key not in optional:
-      raise InputError(f'{where} has {key!r}, which the network has not.')
+      raise InputError(f'{where} has {key!r}, but the network does not.')

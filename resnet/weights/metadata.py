@@ -1,4 +1,4 @@
-"""What travels with weights: preprocessing, class names, the network's name."""
+"""Metadata of weights: preprocessing, class names, the network's name."""
 
 from collections.abc import Iterator, Mapping
 import contextlib
@@ -12,7 +12,7 @@ from resnet.errors import InputError
 
 @contextlib.contextmanager
 def refuse_damage(what: str) -> Iterator[None]:
-  """Raises InputError, beginning with `what`, where a file cannot be parsed."""
+  """Turns parsing errors into an InputError that starts with `what`."""
   wrong = (OSError, ValueError, TypeError, KeyError, AttributeError)
   try:
     yield
@@ -22,14 +22,14 @@ def refuse_damage(what: str) -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-  """What must happen to an image before these weights see it.
+  """The preprocessing of images for a network.
 
   Attributes:
-    mean: of each channel, as a share of 255.
-    std: of each channel, as a share of 255.
+    mean: mean of each channel, for pixels from 0 to 1.
+    std: standard deviation of each channel, for pixels from 0 to 1.
     image_size: side of the square image, pixels.
     crop_share: image_size / the length to which the shorter side is resized.
-    interpolation: of that resize: 'bilinear', 'bicubic', ...
+    interpolation: interpolation of that resize: 'bilinear', 'bicubic', ...
   """
 
   mean: tuple[float, ...]
@@ -40,18 +40,18 @@ class Preprocessing:
 
   @property
   def image_shape(self) -> tuple[int, int, int]:
-    """Returns [S, S, C] of an image, C being 1 for grey and 3 for RGB."""
+    """[S, S, C] of an image, where C is 1 for grey images and 3 for RGB."""
     return self.image_size, self.image_size, len(self.mean)
 
   @property
   def resize_size(self) -> int:
-    """Returns the length to which the shorter side is resized, pixels."""
-    # Rounded down, as timm does; the small term keeps 8 / (8 / 9) at 9.
+    """The length to which the shorter side is resized, pixels."""
+    # Round down, as timm does; the small term makes 8 / (8 / 9) give 9.
     size = math.floor(self.image_size / self.crop_share + 1e-6)
     return max(self.image_size, size)
 
   def __post_init__(self):
-    """Raises ValueError for what cannot be."""
+    """Raises ValueError for impossible values."""
     numbers = (*self.mean, *self.std, self.crop_share)
     if not all(map(math.isfinite, numbers)) or min(self.std, default=0) <= 0:
       raise ValueError(f'mean {self.mean}, std {self.std}')
@@ -63,14 +63,14 @@ class Preprocessing:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Metadata:
-  """What travels with weights; None where it is not known.
+  """The metadata of weights; None for what is not known.
 
   Attributes:
     model: name of the network.
-    shortcut: option that it was made with, where that is not its own.
-    preprocessing: of its images.
-    class_names: of its logits, in order.
-    ema: whether they are the moving averages of the weights of a run.
+    shortcut: shortcut option of the network, if it is not its default.
+    preprocessing: preprocessing of its images.
+    class_names: names of the classes, in the order of the logits.
+    ema: whether the weights are the moving averages of a run.
   """
 
   model: str | None = None
@@ -80,7 +80,7 @@ class Metadata:
   ema: bool | None = None
 
   def names_of(self, num_classes: int) -> tuple[str, ...]:
-    """Returns a name for each logit, its number where it has none."""
+    """Returns a name for each logit; its number if it has no name."""
     names = self.class_names or ()
     if len(names) > num_classes:
       raise InputError(
@@ -90,11 +90,11 @@ class Metadata:
 
   @property
   def overrides(self) -> dict[str, str]:
-    """Returns what `create_model` needs besides the name."""
+    """The arguments of `create_model` besides the name."""
     return {'shortcut': self.shortcut} if self.shortcut else {}
 
   def to_header(self) -> dict[str, str]:
-    """Returns the metadata of a safetensors file; see `from_header`."""
+    """Returns the metadata in the form of a safetensors file's header."""
     return {'format': 'pt'} | {
       name: value if isinstance(value, str) else json.dumps(value)
       for name, value in dataclasses.asdict(self).items()
@@ -119,7 +119,7 @@ def from_header(path: str, header: Mapping[str, str]) -> Metadata:
 
 
 def to_preprocessing(fields: Any) -> Preprocessing:
-  """Returns the preprocessing of parsed JSON."""
+  """Creates the preprocessing from parsed JSON."""
   return Preprocessing(
     mean=tuple(map(float, fields['mean'])),
     std=tuple(map(float, fields['std'])),
@@ -134,7 +134,7 @@ def _names(values: Any) -> tuple[str, ...] | None:
 
 
 def from_timm(path: str) -> Metadata:
-  """Reads timm's config.json; its model names are timm's own, and left out."""
+  """Reads timm's config.json, but not the model name, which is timm's own."""
   with refuse_damage(f'{path} is damaged'), open(path) as file:
     config = json.load(file)
     fields, preprocessing = config.get('pretrained_cfg', {}), None

@@ -1,10 +1,10 @@
-"""The names and layouts of PyTorch: torchvision's and timm's state dicts.
+"""Names and layouts of the state dicts of torchvision and timm.
 
-A variable of ours is a path such as ('params', 'stage1_block2', 'conv1',
-'kernel'), one of theirs a key such as 'layer1.1.conv1.weight'. Both libraries
-use the same names where they have the same network; what only timm has (D, SE,
-RS, v2) is named as there. In v2 nets timm has the first batch norm not in the
-stem but in the first block, after the max-pool: see `NAMINGS`.
+One of our variables has a path such as ('params', 'stage1_block2', 'conv1',
+'kernel'), and the tensor in PyTorch a key such as 'layer1.1.conv1.weight'. Both
+libraries use the same names for the same network; networks that only timm has
+(D, SE, RS, v2) use timm's names. In timm's v2 nets, the first batch norm is not
+in the stem but in the first block, after the max-pooling: see `NAMINGS`.
 """
 
 from collections.abc import Iterable
@@ -16,12 +16,12 @@ import numpy as np
 
 Path = tuple[str, ...]
 
-# 'torchvision': its names, timm's where it has no such layer, and 'stem.norm'
-# for the stem's batch norm of v2; 'timm': timm's names throughout.
+# 'torchvision' uses timm's names only for layers that torchvision lacks, and
+# 'stem.norm' for the stem's batch norm of v2; 'timm' always uses timm's names.
 NAMINGS = ('torchvision', 'timm')
 COUNTER = 'num_batches_tracked'
 
-# Ours to theirs, by pattern; all of v1 first.
+# PyTorch's module names by pattern of ours, for v1 and then for v2.
 _MODULES = {
   r'stem_conv': 'conv1',
   r'stem_bn': 'bn1',
@@ -37,7 +37,7 @@ _MODULES = {
   r'se_reduce': 'se.fc1',
   r'se_expand': 'se.fc2',
   r'head': 'fc',
-  # The lecture's net, which nobody else has.
+  # Our own names for the lecture's net, which PyTorch libraries lack.
   r'stage(\d)_conv': r'layer\1.conv',
 }
 _V2_MODULES = {
@@ -50,7 +50,7 @@ _V2_MODULES = {
   r'head': 'head.fc',
 }
 TIMM_FIRST_NORM = 'stages.0.blocks.0.norm1'
-# Dense layers that timm writes as 1x1 convolutions.
+# Dense layers of ours that are 1x1 convolutions in timm.
 _DENSE_AS_CONV = {'se.fc1', 'se.fc2', 'head.fc'}
 _LEAVES = {
   'kernel': 'weight',
@@ -63,35 +63,34 @@ _LEAVES = {
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-  """One tensor of a state dict, and which variable of ours it is.
+  """The layout of one tensor of a state dict.
 
   Attributes:
-    path: path of the variable.
+    path: path of our variable.
     shape: shape of the tensor in PyTorch.
-    axes: our axes in the order of PyTorch's.
-    ours: shape of the variable.
+    axes: axes of our variable in the order of PyTorch's.
   """
 
   path: Path
   shape: tuple[int, ...]
   axes: tuple[int, ...]
-  ours: tuple[int, ...]
 
   def to_torch(self, array: Any) -> np.ndarray:
-    """Returns a copy of our array, laid out as PyTorch's."""
+    """Returns a copy of our array in PyTorch's layout."""
     array = np.asarray(array).transpose(self.axes)
     return np.array(array, order='C').reshape(self.shape)
 
   def from_torch(self, array: np.ndarray) -> np.ndarray:
-    """Returns a copy of PyTorch's array, laid out as ours."""
-    squeezed = array.reshape([self.ours[axis] for axis in self.axes])
-    return np.array(squeezed.transpose(np.argsort(self.axes)), order='C')
+    """Returns a copy of PyTorch's array in our layout."""
+    # Drop the spatial dims of a dense layer that is a convolution in PyTorch.
+    array = array.reshape(self.shape[: len(self.axes)])
+    return np.array(array.transpose(np.argsort(self.axes)), order='C')
 
 
 def state_dict_layout(
   shapes: Iterable[tuple[Path, tuple[int, ...]]], naming: str
 ) -> dict[str, Tensor]:
-  """Returns the tensors of a network by key, without the counters."""
+  """Returns the layout of a network's tensors by key, without the counters."""
   shapes = list(shapes)
   modules = {path[1] for path, _ in shapes}
   is_v2, is_d = 'head_bn' in modules, 'stem_conv1' in modules
@@ -99,18 +98,16 @@ def state_dict_layout(
   if is_v2 and naming == 'timm':
     names['stem_bn'] = TIMM_FIRST_NORM
   if not is_v2:
-    # The average pool of D is the first layer there, even where it is none.
+    # With D, layer 0 of timm's shortcut is the average pool, or an identity.
     names['shortcut_conv'] = f'downsample.{0 + is_d}'
     names['shortcut_bn'] = f'downsample.{1 + is_d}'
-  block = r'stages.{}.blocks.{}' if is_v2 else r'layer{}.{}'
-  first_stage = 0 if is_v2 else 1
   layout = {}
   for path, shape in shapes:
     keys = []
     for module in path[1:-1]:
       if match := re.fullmatch(r'stage(\d+)_block(\d+)', module):
-        stage, number = (int(group) - 1 for group in match.groups())
-        keys.append(block.format(stage + first_stage, number))
+        i, j = (int(group) - 1 for group in match.groups())
+        keys.append(f'stages.{i}.blocks.{j}' if is_v2 else f'layer{i + 1}.{j}')
       else:
         keys.append(_rename(module, names))
     key = '.'.join([*keys, _LEAVES[path[-1]]])
@@ -119,7 +116,7 @@ def state_dict_layout(
     theirs = tuple(shape[axis] for axis in axes)
     if keys[-1] in _DENSE_AS_CONV and num_dims == 2:
       theirs = (*theirs, 1, 1)
-    layout[key] = Tensor(path, theirs, axes, shape)
+    layout[key] = Tensor(path, theirs, axes)
   return layout
 
 
@@ -132,7 +129,7 @@ def _rename(module: str, names: dict[str, str]) -> str:
 
 
 def counter_keys(layout: dict[str, Tensor]) -> dict[str, Path]:
-  """Returns the key of each batch norm's counter, and the path of the norm."""
+  """Returns the path of each batch norm by the key of its counter."""
   return {
     f'{key.removesuffix(".running_mean")}.{COUNTER}': tensor.path[1:-1]
     for key, tensor in layout.items()

@@ -1,7 +1,7 @@
-"""Where weights lie: safetensors files, the Hugging Face hub, Orbax folders.
+"""Sources of weights: safetensors files, the Hugging Face hub, Orbax folders.
 
-A source is opened without reading its tensors, so that whoever wants them can
-first see whether they fit. Pickles are never opened.
+Opening a source reads no tensors, so that callers can first check whether they
+fit. Pickles are never opened.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,9 +21,9 @@ from resnet.weights import metadata as metadata_lib
 from resnet.weights.metadata import Metadata
 
 _HUB = 'hf-hub:'
-# safetensors' names of the types that hold weights.
+# Names of the floating-point types in safetensors.
 _DTYPES = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16'}
-# At the end of a folder: its weights themselves, not their moving averages.
+# Suffix of a folder: use its weights themselves, not their moving averages.
 _RAW = '#raw'
 _PICKLES = ('.pth', '.pt', '.bin', '.ckpt', '.pkl', '.pickle', '.tar')
 
@@ -33,11 +33,11 @@ class Source:
   """Weights that can be read.
 
   Attributes:
-    name: for people.
-    is_torch: the tensors have PyTorch's names and layouts; otherwise ours,
-      joined by '/'.
+    name: name of the source, for messages.
+    is_torch: the tensors have PyTorch's names and layouts; otherwise our
+      layouts, with paths joined by '/' as names.
     tensors: shape and dtype by name.
-    metadata: what is known of them.
+    metadata: metadata of the weights.
     read: (names) -> arrays by name.
   """
 
@@ -49,16 +49,16 @@ class Source:
 
 
 def split_raw(source: str) -> tuple[str, bool]:
-  """Splits 'FOLDER#raw' into the folder and True; others are returned whole."""
+  """Splits 'FOLDER#raw' into the folder and True; or returns SOURCE, False."""
   if source.endswith(_RAW) and not os.path.exists(source):
     return source.removesuffix(_RAW), True
   return source, False
 
 
 def score(evaluation: Mapping[str, float]) -> float:
-  """Returns the number by which the best checkpoint of a run is chosen.
+  """Returns the score by which the best checkpoint of a run is chosen.
 
-  The top-1 accuracy of the moving averages, where the run keeps them.
+  It is the top-1 accuracy, of the moving averages if the run keeps them.
   """
   return evaluation.get('eval_ema/top1', evaluation['eval/top1'])
 
@@ -66,7 +66,7 @@ def score(evaluation: Mapping[str, float]) -> float:
 def best_step(
   manager: ocp.CheckpointManager, metrics: Callable[[int], Any]
 ) -> int | None:
-  """Returns the step with the highest `score`, None without an evaluation."""
+  """Returns the step with the highest `score`; None without an evaluation."""
   step = manager.best_step()
   return None if step is None or metrics(step) is None else step
 
@@ -74,12 +74,12 @@ def best_step(
 def open_source(source: str) -> Source:
   """Opens a .safetensors file, 'hf-hub:owner/name[@revision]' or a folder.
 
-  A folder is an Orbax checkpoint, or the workdir of a run: then it is the best
-  checkpoint by `score`, or the latest where there was no evaluation. Of a run
-  that keeps moving averages these are taken; 'FOLDER#raw' takes the weights.
+  A folder is an Orbax checkpoint or the workdir of a run. A workdir opens the
+  best checkpoint by `score`, or the latest if none was evaluated. If the run
+  keeps moving averages, FOLDER opens those, and 'FOLDER#raw' the weights.
 
   Raises:
-    InputError: there is no such source, it is damaged, or it is a pickle.
+    InputError: the source does not exist, is damaged, or is a pickle.
   """
   source = os.path.expanduser(source)
   if source.startswith(_HUB):
@@ -96,14 +96,14 @@ def open_source(source: str) -> Source:
     )
   with open(source, 'rb') as file:
     start = file.read(9)
-  # A zip, as torch.save writes it, or a pickle of protocol 2 or more. The
-  # header of a safetensors file begins with '{', after its length.
+  # torch.save writes a zip file or, in old versions, a pickle of protocol 2. A
+  # safetensors file starts with the length of its header, then '{'.
   is_pickle = start[:1] in (b'P', b'\x80') and start[8:] != b'{'
   if is_pickle or source.endswith(_PICKLES):
     target = os.path.splitext(os.path.basename(source))[0]
     raise InputError(
       f'{source} is a pickle, which can run any program when it is opened.'
-      ' Where you trust it, turn it into safetensors with PyTorch:'
+      ' If you trust it, convert it to safetensors with PyTorch:'
       f" state = torch.load('{source}', map_location='cpu', weights_only=True);"
       f" safetensors.torch.save_file(state, '{target}.safetensors')"
     )
@@ -123,7 +123,7 @@ def _open_safetensors(
       header = file.metadata() or {}
   except Exception as error:  # SafetensorError derives from Exception alone.
     raise InputError(
-      f'{path} is damaged, or no safetensors file: {error}.'
+      f'{path} is damaged or not a safetensors file: {error}.'
     ) from None
 
   def read(keys: list[str]) -> dict[str, np.ndarray]:
@@ -153,9 +153,11 @@ def _open_hub(source: str) -> Source:
       return huggingface_hub.hf_hub_download(
         repository, file, revision=revision or None
       )
-    except Exception as error:  # Of many kinds, from the network up.
+    except Exception as error:  # The network and the hub raise many types.
       text = ' '.join(str(error).split())
-      raise InputError(f'{source}: {file} cannot be had: {text}') from None
+      raise InputError(
+        f'{source}: {file} cannot be downloaded: {text}'
+      ) from None
 
   def metadata(path: str, header: dict[str, str]) -> Metadata:
     if 'preprocessing' in header:
@@ -166,7 +168,7 @@ def _open_hub(source: str) -> Source:
 
 
 def _open_folder(folder: str, *, is_raw: bool) -> Source:
-  backend.devices()  # Orbax reads with JAX, whose errors are not the folder's.
+  backend.devices()  # Raise JAX's own errors here, not as errors of the folder.
   metadata = Metadata()
   config = os.path.join(folder, 'config.json')
   if os.path.exists(config):
@@ -183,11 +185,11 @@ def _open_folder(folder: str, *, is_raw: bool) -> Source:
       name: (tuple(leaf.shape), str(leaf.dtype))
       for name, leaf in leaves.items()
     }
-  except Exception as error:  # Whatever damaged files make Orbax raise.
-    raise InputError(f'{path} is no Orbax checkpoint: {error}') from None
+  except Exception as error:  # Damaged files make Orbax raise many types.
+    raise InputError(f'{path} is not an Orbax checkpoint: {error}') from None
 
   def read(keys: list[str]) -> Any:
-    del keys  # They are all of them.
+    del keys  # Orbax restores all tensors at once.
     item = {'ema': tree} if has_ema else tree
     numpy = ocp.RestoreArgs(restore_type=np.ndarray)
     args = ocp.args.PyTreeRestore(
@@ -212,7 +214,7 @@ def _open_folder(folder: str, *, is_raw: bool) -> Source:
 
 
 def _item_folder(folder: str) -> str:
-  """Returns the folder of a checkpoint's tree, given one around it."""
+  """Returns the folder of a checkpoint's arrays inside `folder`."""
   if os.path.exists(os.path.join(folder, '_METADATA')):
     return folder
   if os.path.isdir(os.path.join(folder, 'default')):

@@ -34,7 +34,7 @@ def test_bfloat16_becomes_float32():
   np.testing.assert_array_equal(kernel.transpose(3, 2, 0, 1), expected)
 
 
-def test_the_lines_that_a_pickle_asks_for_make_a_good_file(tmp_path):
+def test_the_suggested_conversion_of_a_pickle_works(tmp_path):
   path = str(tmp_path / 'weights.pth')
   state = make_state('BasicBlock')
   torch.save(state, path)

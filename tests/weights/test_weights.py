@@ -69,14 +69,14 @@ def _state(**changes):
   'name',
   ['cifar_resnet8', 'resnetrs50', 'preact_resnet18', 'lecture_resnet50'],
 )
-def test_there_and_back_is_bit_equal(name):
+def test_conversion_to_torch_and_back_is_exact(name):
   variables = _variables(name, **_SMALL)
   state = weights.to_state_dict(name, variables, **_SMALL)
   again = weights.from_state_dict(name, state, **_SMALL)
   _assert_equal(again, {'batch_stats': {}, **variables})
 
 
-def test_layouts_and_names_of_pytorch():
+def test_state_dicts_have_the_layouts_and_names_of_pytorch():
   variables = _variables('resnet18', **_SMALL)
   params, stats = variables['params'], variables['batch_stats']
   state = weights.to_state_dict('resnet18', variables, **_SMALL)
@@ -94,7 +94,7 @@ def test_layouts_and_names_of_pytorch():
   assert state['bn1.num_batches_tracked'] == np.int64(0)
 
 
-def test_counters_come_back_and_copies_share_no_memory():
+def test_conversion_keeps_counters_and_shares_no_memory():
   state = _state(bn1__num_batches_tracked=np.array(7, np.int64))
   variables = weights.from_state_dict('cifar_resnet8', state)
   again = weights.to_state_dict('cifar_resnet8', variables)
@@ -109,7 +109,7 @@ def test_counters_come_back_and_copies_share_no_memory():
   ('changes', 'message'),
   [
     ({'fc__bias': None}, r"no tensor 'fc.bias'"),
-    ({'extra': np.zeros(3, np.float32)}, r"'extra', which the network has not"),
+    ({'extra': np.zeros(3, np.float32)}, r"'extra', but the network does not"),
     (
       {'layer2__0__bn1__weight': np.zeros(3, np.float32)},
       r"'layer2.0.bn1.weight' .* \[3\]; the network has \[32\]",
@@ -121,7 +121,7 @@ def test_counters_come_back_and_copies_share_no_memory():
     ),
   ],
 )
-def test_a_state_dict_that_does_not_fit_is_refused_by_name(changes, message):
+def test_errors_name_the_tensor_that_does_not_fit(changes, message):
   state = _state(**changes)
   state = {key: value for key, value in state.items() if value is not None}
   with pytest.raises(InputError, match=message):
@@ -140,7 +140,7 @@ def test_variables_of_another_network_are_refused():
     )
 
 
-def test_v2_of_timm_moves_the_norm_of_the_stem():
+def test_timm_naming_moves_the_stem_norm_of_v2():
   name = 'preact_resnet50'
   variables = jax.tree.map(np.abs, _variables(name, **_SMALL))
   state = weights.to_state_dict(name, variables, naming='timm', **_SMALL)
@@ -166,14 +166,14 @@ def path(tmp_path):
   return path
 
 
-def test_a_file_comes_back_with_its_metadata(path):
+def test_a_file_keeps_weights_and_metadata(path):
   _assert_equal(weights.load_weights(path, 'cifar_resnet8'), _variables())
   assert weights.open_source(path).metadata == _METADATA
   weights.save_weights(_variables(), path)
   assert weights.open_source(path).metadata == Metadata()
 
 
-def test_nothing_is_left_where_a_file_cannot_be_written(tmp_path):
+def test_a_failed_write_leaves_no_file(tmp_path):
   target = tmp_path / 'taken'
   target.mkdir()
   for path in (target, tmp_path / 'no' / 'where'):
@@ -258,7 +258,7 @@ def test_pickles_are_never_opened(tmp_path, name, start):
     {'crop_share': -1.0},
   ],
 )
-def test_preprocessing_that_cannot_be_is_refused(fields):
+def test_impossible_preprocessing_is_refused(fields):
   with pytest.raises(ValueError, match=r'mean|channels|size'):
     dataclasses.replace(_PREPROCESSING, **fields)
 
@@ -266,7 +266,7 @@ def test_preprocessing_that_cannot_be_is_refused(fields):
 # Orbax and workdirs.
 
 
-def test_an_orbax_checkpoint_of_variables(tmp_path):
+def test_orbax_checkpoints_of_variables_are_loaded(tmp_path):
   path = str(tmp_path / 'checkpoint')
   ocp.PyTreeCheckpointer().save(path, _variables())
   _assert_equal(weights.load_weights(path, 'cifar_resnet8'), _variables())
@@ -274,7 +274,7 @@ def test_an_orbax_checkpoint_of_variables(tmp_path):
     weights.load_weights(path, 'resnet18')
 
 
-def test_what_holds_no_weights_is_refused(tmp_path):
+def test_folders_without_weights_are_refused(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(InputError, match='neither a workdir nor an Orbax'):
     weights.load_weights(str(tmp_path), 'cifar_resnet8')
@@ -301,7 +301,7 @@ def hub(tmp_path, monkeypatch):
   return tmp_path, asked
 
 
-def test_weights_of_the_hub(hub):
+def test_hub_weights_are_loaded_with_their_metadata(hub):
   folder, asked = hub
   weights.save_weights(_variables(), str(folder / 'model.safetensors'))
   config = {
@@ -335,9 +335,9 @@ def test_weights_of_the_hub(hub):
   assert asked[-1] == ('timm/net', 'config.json', None)
 
 
-def test_bad_answers_of_the_hub_are_refused(hub, monkeypatch):
+def test_errors_of_the_hub_are_reported(hub, monkeypatch):
   folder, _ = hub
-  with pytest.raises(InputError, match=r'hf-hub:timm/net: .* had: 404'):
+  with pytest.raises(InputError, match=r'hf-hub:timm/net: .* downloaded: 404'):
     weights.open_source('hf-hub:timm/net')
   weights.save_weights(_variables(), str(folder / 'model.safetensors'))
   (folder / 'config.json').write_text('{"pretrained_cfg": 3}')
