@@ -1,8 +1,7 @@
-"""From a config to the objects of a run; the only reader of a ConfigDict."""
+"""Turns a config into the objects of a run; the only reader of a ConfigDict."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import functools
 import math
 from typing import Any
 
@@ -21,7 +20,6 @@ from resnet.data.pipeline import Data, create_data
 from resnet.errors import InputError
 from resnet.models import create_model
 from resnet.training import compiler
-from resnet.training.losses import check_threshold
 from resnet.training.run_length import (
   RunLength,
   check_batch,
@@ -34,19 +32,19 @@ from resnet.training.task import Task, create_task
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-  """A run, resolved: nothing is left to choose.
+  """The objects of a run, created from its config.
 
   Attributes:
-    config: every field as it was given, by dotted name.
+    config: every field with the value from the config, by dotted name.
     length: batch size and number of steps.
-    task: model, optimizer, loss and normalisation; at the last size.
-    sizes: side of the training images that the network sees, by step.
-    image_shape: [H, W, C] of these images, at the last size.
-    eval_image_shape: and of those in evaluation.
-    train_reader: batches of training images.
-    eval_reader: batches of evaluation images.
-    loader: how fast to read.
-    sharding: over the devices.
+    task: model, optimizer, loss and normalisation, for the last size.
+    sizes: side of the network's training images by step.
+    image_shape: [H, W, C] of these images at the last size.
+    eval_image_shape: [H, W, C] of the evaluation images.
+    train_reader: reads batches of training images.
+    eval_reader: reads batches of evaluation images.
+    loader: number of workers, threads and batches to read ahead.
+    sharding: placement of batches and state on the devices.
   """
 
   config: Mapping[str, Any]
@@ -62,12 +60,12 @@ class Experiment:
 
   @property
   def train_image_shape(self) -> Any:
-    """[H, W, C] of training images, before `task.device_crop`."""
+    """[H, W, C] of training images before `task.device_crop`."""
     stored = self.train_reader.source.image_shape
     return self.image_shape if self.task.device_crop is None else stored
 
   def at(self, step: int) -> 'Experiment':
-    """Returns this run with one size throughout: that of batch `step`."""
+    """Returns this run with the size of batch `step` in all batches."""
     size, crop = self.sizes.at(step), self.task.device_crop
     sizes = Sizes(((0, size),))
     if isinstance(crop, DeviceCrop):
@@ -81,29 +79,22 @@ class Experiment:
     )
 
   def at_last_size(self) -> 'Experiment':
-    """Returns this run with its last size, the largest, throughout."""
+    """Returns this run with its last and largest size in all batches."""
     return self.at(self.length.num_steps)
 
   def create_state(self) -> TrainState:
-    """Returns the state at step 0, on the devices."""
-    key = jax.random.key(self.task.seed)
-    shapes = jax.eval_shape(self._create_state, key)
+    """Creates the state of step 0 on the devices."""
     return jax.jit(
       self._create_state,
-      out_shardings=self.sharding.of_state(shapes),
+      out_shardings=self.sharding.of_state(self.abstract_state()),
       compiler_options=compiler.options(self.sharding.backend, runs_once=True),
-    )(key)
+    )(jax.random.key(self.task.seed))
 
   def abstract_state(self) -> TrainState:
     """Returns shapes, dtypes and shardings of the state."""
     state = jax.eval_shape(self._create_state, jax.random.key(self.task.seed))
-    return jax.tree.map(
-      lambda x, sharding: jax.ShapeDtypeStruct(
-        x.shape, x.dtype, sharding=sharding
-      ),
-      state,
-      self.sharding.of_state(state),
-    )
+    shardings = self.sharding.of_state(state)
+    return jax.tree.map(lambda x, s: x.update(sharding=s), state, shardings)
 
   def _create_state(self, key: jax.Array) -> TrainState:
     return create_state(
@@ -122,10 +113,10 @@ class Experiment:
     first_step: int = 0,
     num_steps: int | None = None,
   ) -> DeviceLoader:
-    """Returns batches first_step .. num_steps - 1 on the devices, read ahead.
+    """Loads batches first_step .. num_steps - 1 to the devices, read ahead.
 
-    `warnings` gets a line for each image that is left out and each worker that
-    died. Without `num_steps` the last batch is that of the last record.
+    `warnings` collects a line for each skipped image and each worker that died.
+    Without `num_steps`, loading ends after the last record.
     """
     if num_steps is None:
       num_steps = math.ceil(len(reader.source) / reader.batch_size)
@@ -139,20 +130,20 @@ class Experiment:
     return DeviceLoader(batches, self.sharding.batch, warnings)
 
   def epoch(self, step: int) -> float:
-    """Returns finished epochs after `step` updates."""
+    """Returns the number of epochs in `step` updates."""
     return step / self.length.steps_per_epoch
 
   def is_eval_step(self, step: int) -> bool:
-    """Whether `step` is the nearest to a multiple of `eval_every_epochs`."""
+    """Returns whether an evaluation is due: the nearest step of an interval."""
     every = self.config['eval_every_epochs']
     nth = round(self.epoch(step) / every)
-    # An interval of less than a step is one step.
+    # An interval shorter than a step counts as one step.
     return nth > 0 and (
       self.length.steps(nth * every) == step or self.length.steps(every) == 0
     )
 
   def derived(self) -> dict[str, Any]:
-    """Returns what the config left to be worked out."""
+    """Returns the values that follow from the config and the data."""
     names = self.train_reader.source.class_names
     return {
       'num_steps': self.length.num_steps,
@@ -166,7 +157,7 @@ class Experiment:
     }
 
   def facts(self) -> dict[str, Any]:
-    """Returns what must be the same in all processes of the run."""
+    """Returns the values that all processes of the run must agree on."""
     config = {
       field: value
       for field, value in self.config.items()
@@ -181,7 +172,7 @@ class Experiment:
     }
 
   def with_statistics_of(self, derived: Mapping[str, Any]) -> 'Experiment':
-    """Returns this experiment with the normalisation of another run."""
+    """Returns this experiment with the normalisation of another run's data."""
     task = dataclasses.replace(
       self.task, mean=tuple(derived['mean']), std=tuple(derived['std'])
     )
@@ -194,14 +185,14 @@ def resolve(
   devices: Sequence[Any] | None = None,
   data: Data | None = None,
 ) -> Experiment:
-  """Builds the objects of a run; compiles nothing, writes nothing.
+  """Creates the objects of a run, without compilation.
 
-  (But the set `digits` is prepared in its data folder on first use.)
+  It writes no file, but prepares the data set `digits` on first use.
 
   Args:
     config: a `ConfigDict` with the fields of configs/default.py.
-    devices: None: all that JAX sees.
-    data: None: those that the config names.
+    devices: devices of the run; None: all that JAX sees.
+    data: data of the run; None: those of `config.data`.
 
   Raises:
     InputError: a value is wrong; the message says what to type instead.
@@ -209,9 +200,47 @@ def resolve(
   flat = config_lib.flatten(config)
   fields.check(flat)
   sharding = create_sharding(devices, **config.sharding)
-  num_devices = sharding.mesh.devices.size
-  check_batch(config, num_devices)
+  check_batch(config, sharding.mesh.devices.size)
   data = data or create_data(config.data)
+  num_classes = _num_classes(config, data)
+  length = create_run_length(config, len(data.train))
+  sizes = create_sizes(
+    data.size_schedule, steps=length.steps, num_steps=length.num_steps
+  )
+  task = create_task(
+    config,
+    length,
+    backend=sharding.backend,
+    model=_create_model(config.model, num_classes),
+    mean=data.mean,
+    std=data.std,
+    device_crop=data.device_crop,
+    augmentation=create_augmentation(
+      config.augment,
+      channels=data.train.channels,
+      mix_group_size=config.augment.mix_group_size
+      or config.model.bn_group_size,
+    ),
+  )
+  train_reader, eval_reader = _create_readers(
+    config, data, sharding, sizes=sizes, num_classes=num_classes
+  )
+  size, eval_size = config.data.image_size, data.eval_transform.size
+  return Experiment(
+    config=flat,
+    length=length,
+    task=task,
+    sizes=sizes,
+    image_shape=(size, size, data.train.channels),
+    eval_image_shape=(eval_size, eval_size, data.train.channels),
+    train_reader=train_reader,
+    eval_reader=eval_reader,
+    loader=data.loader,
+    sharding=sharding,
+  )
+
+
+def _num_classes(config: Any, data: Data) -> int:
   num_classes = config.model.num_classes or data.train.num_classes
   if num_classes < data.train.num_classes:
     raise InputError(
@@ -219,72 +248,50 @@ def resolve(
       f' are 0 to {data.train.num_classes - 1}:'
       f' --config.model.num_classes={data.train.num_classes}'
     )
-  augmentation = create_augmentation(
-    config.augment,
-    channels=data.train.channels,
-    mix_group_size=config.augment.mix_group_size or config.model.bn_group_size,
-  )
-  check_threshold(
-    config.loss, num_classes, is_mixed=augmentation.mixing is not None
-  )
-  length = create_run_length(config, len(data.train))
-  sizes = create_sizes(
-    data.size_schedule, steps=length.steps, num_steps=length.num_steps
-  )
-  reader = functools.partial(
-    _create_reader,
-    sharding=sharding,
-    num_classes=num_classes,
-    max_bad_images=data.max_bad_images,
-  )
-  size, eval_size = config.data.image_size, data.eval_transform.size
-  return Experiment(
-    config=flat,
-    length=length,
-    task=create_task(
-      config,
-      length,
-      backend=sharding.backend,
-      model=_create_model(config.model, num_classes),
-      mean=data.mean,
-      std=data.std,
-      device_crop=data.device_crop,
-      augmentation=augmentation,
-    ),
+  return num_classes
+
+
+def _create_readers(
+  config: Any,
+  data: Data,
+  sharding: DataSharding,
+  *,
+  sizes: Sizes,
+  num_classes: int,
+) -> tuple[BatchReader, BatchReader]:
+  """Creates the readers of training and evaluation batches."""
+
+  def create(batch_size: int, **options: Any) -> BatchReader:
+    row_start, row_count = sharding.process_rows(batch_size)
+    return BatchReader(
+      batch_size=batch_size,
+      row_start=row_start,
+      row_count=row_count,
+      num_classes=num_classes,
+      max_bad_images=data.max_bad_images,
+      **options,
+    )
+
+  train_reader = create(
+    config.batch_size,
+    source=data.train,
+    transform=data.train_transform,
+    seed=config.seed,
+    repeats=config.data.repeats,
     sizes=sizes,
-    image_shape=(size, size, data.train.channels),
-    eval_image_shape=(eval_size, eval_size, data.train.channels),
-    train_reader=reader(
-      source=data.train,
-      transform=data.train_transform,
-      seed=config.seed,
-      batch_size=config.batch_size,
-      repeats=config.data.repeats,
-      sizes=sizes,
-    ),
-    eval_reader=reader(
-      source=data.eval,
-      transform=data.eval_transform,
-      seed=None,
-      # So that evaluation needs no more memory than training.
-      batch_size=config.batch_size // config.accumulation_steps,
-    ),
-    loader=data.loader,
-    sharding=sharding,
   )
-
-
-def _create_reader(
-  *, sharding: DataSharding, batch_size: int, **fields: Any
-) -> BatchReader:
-  row_start, row_count = sharding.process_rows(batch_size)
-  return BatchReader(
-    batch_size=batch_size, row_start=row_start, row_count=row_count, **fields
+  # Use the micro-batch size, so evaluation needs no more memory than training.
+  eval_reader = create(
+    config.batch_size // config.accumulation_steps,
+    source=data.eval,
+    transform=data.eval_transform,
+    seed=None,
   )
+  return train_reader, eval_reader
 
 
 def _create_model(config: Any, num_classes: int) -> Any:
-  # None is the network's own; not every network has all of the fields.
+  # None keeps the default of the network, which may lack the attribute.
   given = {field: value for field, value in config.items() if value is not None}
   return create_model(
     **{**given, 'num_classes': num_classes, 'dtype': jnp.dtype(config.dtype)}

@@ -199,7 +199,7 @@ def is_read(field, name):
   # It is implied by `fsdp` and refused when it does not fit, see below.
   sorted(set(flatten(default.get_config())) - {'sharding.data'}),
 )
-def test_every_field_is_read(field):
+def test_every_field_has_an_effect(field):
   # Those of the loop and of checkpoints are read by name where they act.
   by_name = f"config['{field}']" in SOURCE_OF_RUN
   assert by_name or any(is_read(field, name) for name in RUNS)
@@ -227,19 +227,19 @@ def test_every_field_is_read(field):
       {'model__name': 'lecture_resnet50', 'model__dropout': 0.1},
       "lecture_resnet50 has no 'dropout'",
     ),
-    ({'sharding__fsdp': 3}, r'fsdp=3 .* 8 devices: take one of 1, 2, 4, 8'),
+    ({'sharding__fsdp': 3}, r'fsdp=3 .* 8 devices: use one of 1, 2, 4, 8'),
     (
       {'sharding__data': 8, 'sharding__fsdp': 2},
       r'data=8 times sharding.fsdp=2 .* 8: .*sharding.data=4',
     ),
   ],
 )
-def test_bad_values_are_named(changes, message):
+def test_errors_name_bad_values(changes, message):
   with pytest.raises(InputError, match=message):
     resolve(**changes)
 
 
-def test_evaluations_are_at_the_nearest_step_of_each_interval():
+def test_evaluations_run_at_the_nearest_step_of_each_interval():
   run = resolve(batch_size=48, num_epochs=3.0)
   assert run.length.steps_per_epoch == pytest.approx(512 / 48)
   due = [s for s in range(1, 33) if run.is_eval_step(s)]
@@ -265,12 +265,12 @@ def test_evaluations_are_at_the_nearest_step_of_each_interval():
     ({'loss__reduction': 'sum'}, "loss.reduction='sum'", 'cross_entropy'),
   ],
 )
-def test_a_field_without_effect_is_no_error_but_a_notice(changes, field, cause):
+def test_fields_without_effect_give_a_notice(changes, field, cause):
   (notice,) = fields.notices(resolve(**changes).config)
   assert field in notice and 'no effect' in notice and cause in notice
 
 
-def test_images_are_mixed_in_groups_of_batch_statistics_by_default():
+def test_mix_groups_default_to_groups_of_batch_statistics():
   mixed = {'augment__mixup_alpha': 0.2}
   for size in ({'augment__mix_group_size': 4}, {'model__bn_group_size': 8}):
     run = resolve(**mixed, **size)
@@ -278,7 +278,7 @@ def test_images_are_mixed_in_groups_of_batch_statistics_by_default():
 
 
 @pytest.mark.filterwarnings('ignore:.*load_module:DeprecationWarning')
-def test_the_command_line_gives_every_value_that_a_file_may_give():
+def test_the_command_line_accepts_none_for_optional_fields():
   argv = ['main.py', f'--config={ROOT}/configs/fake.py']
   optional = {name for name, field in FIELDS.items() if None in field.also}
   given = [f'--config.{field}=None' for field in optional]

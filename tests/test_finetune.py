@@ -60,7 +60,7 @@ def flatten(state):
   return {path: np.array(leaf) for path, leaf in flat.items()}
 
 
-def test_network_and_images_are_those_of_the_weights(source):
+def test_network_and_images_follow_the_metadata_of_the_weights(source):
   _, run = open_run(source)
   assert run.config['model.name'] == 'cifar_resnet8'
   assert run.image_shape == (12, 12, 3)
@@ -68,7 +68,7 @@ def test_network_and_images_are_those_of_the_weights(source):
   assert run.task.mean == pytest.approx((63.75, 127.5, 191.25))
 
 
-def test_frozen_stages_stay_bit_for_bit_and_all_others_learn(source):
+def test_frozen_stages_keep_their_bits_and_all_others_learn(source):
   paths, changed = train_once(source, frozen_stages=1)
   is_frozen = re.compile(r'(params|batch_stats)/(stem|stage1)').match
   frozen = set(filter(is_frozen, paths))
@@ -89,7 +89,7 @@ def test_an_argument_without_weights_or_data_set_is_refused():
     finetune.get_config('/no/where,digits')
 
 
-def test_the_default_workdir_is_one_plain_name():
+def test_the_default_workdir_has_no_special_characters():
   path = 'configs/finetune.py:../runs/photos,folder'
   assert config_lib.default_workdir(path) == 'runs/finetune_runs_photos_folder'
 

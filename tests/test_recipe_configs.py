@@ -98,7 +98,7 @@ def golden_file(name, argument):
 
 
 @pytest.mark.parametrize(('name', 'argument'), RECIPES + OTHERS)
-def test_every_config_builds_and_recipes_are_the_golden_ones(name, argument):
+def test_configs_resolve_and_recipes_equal_the_golden_files(name, argument):
   config = load(name, argument)
   assert config.is_locked
   run = experiment.resolve(config)
