@@ -41,14 +41,14 @@ def main(args: argparse.Namespace) -> None:
     f'{network.name} on {args.data}: {len(train[1]):,} training and'
     f' {len(test[1]):,} test images, {train[0].shape[1]} features'
   )
-  print('labels per class top-1')
+  print('labels per class   top-1')
   for count in _COUNTS:
     if count and count >= np.bincount(train[1]).max():
       continue  # No class has more labels, so this equals the last line.
     seeds = args.seeds if count else 1
     scores = [score(train, test, count, seed) for seed in range(seeds)]
     spread = f' ± {np.std(scores, ddof=1):.4f}' if seeds > 1 else ''
-    print(f'{count or "all":>16} {np.mean(scores):.4f}{spread}')
+    print(f'{count or "all":>16}   {np.mean(scores):.4f}{spread}')
 
 
 def _features(
