@@ -103,8 +103,8 @@ class BatchNorm(nn.Module):
       if not self.is_initializing():
         keep = self.momentum
         for running, new in ((running_mean, mean), (running_var, var)):
-          new = jnp.mean(new, axis=0)
-          running.value = keep * running.value + (1 - keep) * new
+          kept = keep * running.value
+          running.value = kept + (1 - keep) * jnp.mean(new, axis=0)
     multiplier = lax.rsqrt(var + self.epsilon) * scale[None]  # [groups, C]
     offset = bias[None] - mean * multiplier
     grouped = _split_groups(x, len(mean))
