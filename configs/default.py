@@ -38,9 +38,8 @@ def get_config() -> ConfigDict:
   # skipped updates in a row end the run; --mode=replay shows the cause.
   config.max_bad_steps = 10
   # A step that takes longer than this many seconds, and than 50 median steps,
-  # counts as hanging: the run writes the stacks of its threads to its workdir and
-  # exits.
-  # Compilation does not count. None: wait forever.
+  # counts as hanging: the run writes the stacks of its threads to the workdir
+  # and exits. Compilation does not count. None: wait forever.
   config.watchdog_seconds = config_dict.placeholder(float)  # Permits None.
   config.watchdog_seconds = 600.0
   # Time to save a checkpoint after SIGTERM or Ctrl-C before the process exits,
