@@ -126,8 +126,12 @@ FIELDS: Mapping[str, Field] = {
   'data.repeats': _COUNT,
   'data.interpolation': Field(choices=('bilinear', 'bicubic')),
   'data.augment_on': Field(choices=('host', 'device')),
-  'data.mean': _OPTIONAL,
-  'data.std': _OPTIONAL,
+  'data.mean': Field(
+    interval='(-inf, inf)', example=(127.5,) * 3, any_length=True, also=NONE
+  ),
+  'data.std': Field(
+    interval='(0, inf)', example=(127.5,) * 3, any_length=True, also=NONE
+  ),
   'data.num_workers': _NOT_NEGATIVE,
   'data.num_threads': _COUNT,
   'data.prefetch_batches': _COUNT,

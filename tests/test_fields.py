@@ -60,6 +60,8 @@ def test_numbers_outside_their_interval_are_refused(name):
     ('schedule.decay_epochs', [], [3.0, 1.0]),
     ('schedule.decay_epochs', [1.0], [math.nan]),
     ('augment.mixup_alpha', 0.0, 1e-40),
+    ('data.mean', [0], [math.nan]),
+    ('data.std', [2.5, 1], [0.0]),
     ('init_from', 'runs/a', ''),
     ('data.data_dir', None, ''),
   ],

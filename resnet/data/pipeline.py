@@ -1,8 +1,6 @@
 """Creates the sources and transforms of a run from `config.data`."""
 
-from collections.abc import Sequence
 import dataclasses
-import math
 import os
 from typing import Any
 
@@ -77,7 +75,15 @@ def create_data(config: Any) -> Data:
     flip=config.flip,
     interpolation=config.interpolation,
   )
-  train, eval_ = _open(config, 'train_split'), _open(config, 'eval_split')
+  train, eval_ = (
+    open_source(
+      config.name,
+      split,
+      data_dir=config.data_dir and os.path.expanduser(config.data_dir),
+      image_size=size,
+    )
+    for split in (config.train_split, config.eval_split)
+  )
   device_crop = None
   if config.augment_on == 'device':
     device_crop = _device_crop(train_transform, train, schedule)
@@ -87,9 +93,12 @@ def create_data(config: Any) -> Data:
     measured = channel_statistics(train, size, max_bad_images=limit)
     mean = measured[0] if mean is None else mean
     std = measured[1] if std is None else std
-  std = _numbers('std', std, train.channels)
-  if min(std) <= 0:
-    raise InputError(f'data.std={std} must be positive.')
+  for field, values in (('mean', mean), ('std', std)):
+    if len(values) != train.channels:
+      raise InputError(
+        f'data.{field}={values} has {len(values)} number(s), but the images of'
+        f' {train.name!r} have {train.channels} channel(s): give one for each.'
+      )
   return Data(
     train=train,
     eval=eval_,
@@ -100,22 +109,13 @@ def create_data(config: Any) -> Data:
       resize_size=config.eval_resize,
       interpolation=config.interpolation,
     ),
-    mean=_numbers('mean', mean, train.channels),
-    std=std,
+    mean=tuple(map(float, mean)),
+    std=tuple(map(float, std)),
     loader=LoaderOptions(
       **{x.name: config[x.name] for x in dataclasses.fields(LoaderOptions)}
     ),
     max_bad_images=limit,
     device_crop=device_crop,
-  )
-
-
-def _open(config: Any, field: str) -> Source:
-  return open_source(
-    config.name,
-    config[field],
-    data_dir=config.data_dir and os.path.expanduser(config.data_dir),
-    image_size=config.image_size,
   )
 
 
@@ -144,19 +144,3 @@ def _device_crop(
     )
   fields = dataclasses.fields(DeviceCrop)
   return DeviceCrop(**{x.name: getattr(transform, x.name) for x in fields})
-
-
-def _numbers(
-  field: str, values: Sequence[Any], count: int
-) -> tuple[float, ...]:
-  """Converts a field of any type, as the command line allows, to floats."""
-  try:
-    numbers = tuple(float(value) for value in values)
-  except (TypeError, ValueError):
-    numbers = ()
-  if len(numbers) != count or not all(map(math.isfinite, numbers)):
-    raise InputError(
-      f'data.{field}={tuple(values)} is not {count} finite number(s): type'
-      f" --config.data.{field}='({', '.join(['1.0'] * count)},)'"
-    )
-  return numbers

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet.data.host.views import ViewsTransform
+from resnet.data.host.transforms import ViewsTransform
 from resnet.data.host.warnings import DataWarnings
 from resnet.evaluation import calibration
 from resnet.evaluation.evaluate import check_count
@@ -19,6 +19,8 @@ from resnet.training import compiler
 from resnet.training.step import Batch
 
 VIEWS = ('center', 'flip', 'ten_crop', 'scales')
+# He et al. 2016, section 3.4, for networks trained on 224 pixels.
+_PAPER_SIDES, _PAPER_SIZE = (224, 256, 384, 480, 640), 224
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,8 +111,13 @@ def _step(
   return jax.tree.map(jnp.add, sums, more), jnp.where(mask, predictions, -1)
 
 
+def paper_sides(size: int) -> tuple[int, ...]:
+  """Returns the five sides of the paper, scaled to a network's `size`."""
+  return tuple(round(side * size / _PAPER_SIZE) for side in _PAPER_SIDES)
+
+
 def unpack(images: jax.Array, sides: Sequence[int]) -> list[jax.Array]:
-  """Unpacks the views of `data.host.views.ViewsTransform`.
+  """Unpacks the views of `data.host.transforms.ViewsTransform`.
 
   Args:
     images: [B, N, C], the packed squares, N = sum(side * side).

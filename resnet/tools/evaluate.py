@@ -38,7 +38,6 @@ from typing import Any
 import numpy as np
 
 from resnet import experiment as experiment_lib
-from resnet.data.host.views import paper_sides
 from resnet.data.sources import real_labels
 from resnet.data.sources.registry import open_same_classes
 from resnet.errors import InputError
@@ -125,7 +124,7 @@ def _sides(args: argparse.Namespace, size: int) -> tuple[int, ...]:
   if args.views != 'scales':
     return ()
   if args.scales is None:
-    return paper_sides(size)
+    return views.paper_sides(size)
   try:
     sides = tuple(map(int, args.scales.split(',')))
     if not all(map(FIELDS['data.image_size'].accepts, sides)):

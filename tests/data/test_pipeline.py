@@ -27,7 +27,7 @@ def test_given_statistics_are_kept_and_missing_ones_measured(data_dir):
   measured = create(data_dir)
   data = create(data_dir, mean=(0,))
   assert (data.mean, data.std) == ((0.0,), measured.std)
-  data = create(data_dir, std=('2.5',))
+  data = create(data_dir, std=(2.5,))
   assert (data.mean, data.std) == (measured.mean, (2.5,))
 
 
@@ -35,7 +35,7 @@ def test_given_statistics_are_kept_and_missing_ones_measured(data_dir):
   ('field', 'value'),
   [
     ('mean', ()),
-    ('std', ('a',)),
+    ('std', (1.0, 2.0)),
     ('crop_padding', 9),
     ('eval_resize', 7),
   ],

@@ -190,7 +190,7 @@ def test_a_broken_image_ends_the_run_after_what_was_trained_is_saved(tmp_path):
     train(tmp_path / 'run', dataclasses.replace(run, eval_reader=broken))
   assert not (tmp_path / 'run').exists()
   # In batch 6, of training.
-  index = run.train_reader.plan(5).indices[0]
+  index = run.train_reader.plan(5)[0][0]
   broken = with_broken_images(run.train_reader, index)
   with pytest.raises(InputError, match=f'record {index} of fake/train'):
     train(tmp_path / 'run', dataclasses.replace(run, train_reader=broken))

@@ -7,8 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from resnet.data.host.transforms import EvalTransform, resize_and_center_crop
-from resnet.data.host.views import ViewsTransform
+from resnet.data.host.transforms import (
+  EvalTransform,
+  ViewsTransform,
+  resize_and_center_crop,
+)
 from resnet.data.host.warnings import DataWarnings
 from resnet.evaluation import precise_bn
 from resnet.evaluation.evaluate import evaluate

@@ -92,27 +92,25 @@ def read_ahead(
       cause = workers.describe_exit(error)
       if cause is None:
         raise
-      if num_restarts == options.max_worker_restarts:
-        raise _no_restart_left(cause, options) from None
+      limit = options.max_worker_restarts
+      if num_restarts == limit:
+        after = f', after {limit} restarts' if limit else ''
+        raise RunError(
+          f'{cause}{after}. Use fewer workers (--config.data.num_workers='
+          f'{options.num_workers - 1}) or less read-ahead'
+          ' (--config.data.prefetch_batches=1), or let workers be replaced:'
+          f' --config.data.max_worker_restarts={limit + 10}'
+        ) from None
       num_restarts += 1
       warnings.warn(
         f'{cause}. Reading continues from batch {step + 1} in new processes'
-        f' (restart {num_restarts} of {options.max_worker_restarts}).'
+        f' (restart {num_restarts} of {limit}).'
       )
     finally:
       iterator.close()
 
 
-def _no_restart_left(cause: str, options: LoaderOptions) -> RunError:
-  count = options.max_worker_restarts
-  return RunError(
-    f'{cause}{f", after {count} restarts" if count else ""}. Use fewer workers'
-    f' (--config.data.num_workers={options.num_workers - 1}) or less read-ahead'
-    ' (--config.data.prefetch_batches=1), or let workers be replaced:'
-    f' --config.data.max_worker_restarts={count + 10}'
-  )
-
-
+@dataclasses.dataclass
 class DeviceLoader:
   """Iterates over batches as global arrays, sharded for the step.
 
@@ -120,26 +118,23 @@ class DeviceLoader:
   compute on the current one.
 
   Attributes:
+    batches: this process's rows of each batch.
+    sharding: sharding of the arrays.
+    warnings: collects the images that are left out.
     wait_seconds: time spent waiting for the host's batches so far.
     num_left_out: number of broken images in the batches so far.
   """
 
-  def __init__(
-    self,
-    batches: Generator[HostBatch, None, None],
-    sharding: jax.sharding.Sharding,
-    warnings: DataWarnings,
-  ):
-    self._batches = batches
-    self._sharding = sharding
-    self._warnings = warnings
-    self.num_left_out = 0
-    self._first: HostBatch | None = None
-    self.wait_seconds = 0.0
+  batches: Generator[HostBatch, None, None]
+  sharding: jax.sharding.Sharding
+  warnings: DataWarnings
+  wait_seconds: float = 0.0
+  num_left_out: int = 0
+  _first: HostBatch | None = None
 
   def start(self) -> None:
     """Reads the first batch, which also starts reading ahead."""
-    self._first = next(self._batches)
+    self._first = next(self.batches)
 
   def __iter__(self) -> Iterator[dict[str, jax.Array]]:
     return self
@@ -148,18 +143,18 @@ class DeviceLoader:
     """Starts the transfer of the next batch to the devices."""
     start = time.monotonic()
     try:
-      batch = self._first or next(self._batches)
+      batch = self._first or next(self.batches)
     finally:
       self.wait_seconds += time.monotonic() - start
     self._first = None
     left_out = batch.pop(LEFT_OUT, [])
     self.num_left_out += len(left_out)
-    self._warnings.report_bad_images(left_out)
+    self.warnings.report_bad_images(left_out)
     return {
-      name: jax.make_array_from_process_local_data(self._sharding, rows)
+      name: jax.make_array_from_process_local_data(self.sharding, rows)
       for name, rows in batch.items()
     }
 
   def close(self) -> None:
     """Stops reading ahead."""
-    self._batches.close()
+    self.batches.close()

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import dataclasses
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
@@ -41,13 +41,6 @@ def _derive(seed: int, stream: int) -> int:
   have the order of epoch 0 of seed 1.
   """
   return int(np.random.SeedSequence([seed, stream]).generate_state(1)[0])
-
-
-class BatchPlan(NamedTuple):
-  """Indices of a batch's records, and uniform numbers for their transforms."""
-
-  indices: list[int]
-  draws: list[list[float]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,10 +93,6 @@ class BatchReader:
     )
 
   @functools.cached_property
-  def _augment_key(self) -> int:
-    return _derive(self.seed or 0, _AUGMENT_STREAM)
-
-  @functools.cached_property
   def _by_size(self) -> dict[int, 'BatchReader']:
     assert self.sizes is not None
     return {
@@ -132,8 +121,11 @@ class BatchReader:
       return error
     return {**batch, LEFT_OUT: left_out} if left_out else batch
 
-  def plan(self, step: int) -> BatchPlan:
-    """Returns the plan of a batch, without reading a record."""
+  def plan(self, step: int) -> tuple[list[int], list[Draws]]:
+    """Returns the indices of a batch's records, and the draws of each.
+
+    It reads no record.
+    """
     start = step * self.batch_size + self.row_start
     positions = range(start, start + self.row_count)
     if self.seed is None:
@@ -141,25 +133,24 @@ class BatchReader:
       indices = list(positions)
     else:
       indices = list(map(self._order, positions))
-    return BatchPlan(indices, self._draws(positions))
+    return indices, self._draws(positions)
 
   def keys(self, step: int) -> list[str]:
     """Returns the names of the records of a training batch."""
-    indices = self.plan(step).indices
+    indices, _ = self.plan(step)
     return list(map(self.source.key, indices, self.source.read(indices)))
 
-  def _draws(self, positions: range) -> list[list[float]]:
+  def _draws(self, positions: range) -> list[Draws]:
     """Draws uniform numbers that depend on seed and position only.
 
     Each position owns the same number of blocks of a counter-based generator,
     so one call serves a batch and the numbers do not depend on the batch size.
     """
     blocks = -(-self.transform.num_draws // _PHILOX_BLOCK)
-    generator = np.random.Generator(
-      np.random.Philox(key=self._augment_key, counter=positions.start * blocks)
-    )
+    key = _derive(self.seed or 0, _AUGMENT_STREAM)
+    bits = np.random.Philox(key=key, counter=positions.start * blocks)
     shape = len(positions), blocks * _PHILOX_BLOCK
-    return generator.random(shape).tolist()
+    return np.random.Generator(bits).random(shape).tolist()
 
   def _example(
     self, index: int, draws: Draws, left_out: list[str]

@@ -148,12 +148,9 @@ def random_box(
     ratio = math.exp(low + (high - low) * draws[i + 1])
     w, h = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
     if 0 < w <= width and 0 < h <= height:
-      return Box(
-        int(draws[2 * _TRIES] * (height - h + 1)),
-        int(draws[2 * _TRIES + 1] * (width - w + 1)),
-        h,
-        w,
-      )
+      top = int(draws[2 * _TRIES] * (height - h + 1))
+      left = int(draws[2 * _TRIES + 1] * (width - w + 1))
+      return Box(top, left, h, w)
   ratio = min(max(width / height, aspect[0]), aspect[1])
   h = min(height, max(1, round(width / ratio)))
   w = min(width, max(1, round(height * ratio)))
@@ -238,7 +235,39 @@ class EvalTransform(Transform):
   interpolation: str = 'bilinear'
 
   def __call__(self, image: Image, box: Box, draws: Draws) -> Image:
-    del draws
+    del box, draws
     return resize_and_center_crop(
-      box.cut(image), self.resize_size, self.size, self.interpolation
+      image, self.resize_size, self.size, self.interpolation
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ViewsTransform(Transform):
+  """Packs the square views of an image into one array [N, C].
+
+  N is the sum of side * side over the views. The image is decoded once, and a
+  batch is still one array.
+
+  Attributes:
+    sides: side of each view, pixels.
+    resize_size: take ten crops of the image with its shorter side resized to
+      this, pixels; all sides are equal. None takes the central square of the
+      image resized to each side.
+    interpolation: 'bilinear' or 'bicubic', with antialiasing.
+  """
+
+  sides: tuple[int, ...]
+  resize_size: int | None = None
+  interpolation: str = 'bilinear'
+
+  def __call__(self, image: Image, box: Box, draws: Draws) -> Image:
+    del box, draws
+    if self.resize_size is not None:
+      image = resize_shorter_side(image, self.resize_size, self.interpolation)
+      squares = ten_crop(image, self.sides[0])
+    else:
+      squares = [
+        resize_and_center_crop(image, side, side, self.interpolation)
+        for side in self.sides
+      ]
+    return np.concatenate([x.reshape(-1, x.shape[-1]) for x in squares])

@@ -86,14 +86,14 @@ def _stages(run: Experiment, count: int) -> dict[str, float]:
   times: dict[str, float] = dict.fromkeys(_STAGES, 0.0)
   for step in range(count):
     marks = [time.perf_counter()]
-    plan = reader.plan(step)
-    records = reader.source.read(plan.indices)
+    indices, all_draws = reader.plan(step)
+    records = reader.source.read(indices)
     marks.append(time.perf_counter())
-    decoded = list(map(reader.decode, plan.draws, plan.indices, records))
+    decoded = list(map(reader.decode, all_draws, indices, records))
     marks.append(time.perf_counter())
     images = [
       reader.transform(image, box, draws)
-      for (image, box), draws in zip(decoded, plan.draws, strict=True)
+      for (image, box), draws in zip(decoded, all_draws, strict=True)
     ]
     marks.append(time.perf_counter())
     batch = reader.stack([(image, 0) for image in images])

@@ -31,11 +31,11 @@ def test_batches_on_the_host_have_the_size_of_their_step(crop):
   for step, size in ((5, 8), (6, 12), (12, 16)):
     batch = reader(step)
     assert batch['image'].shape == (64, size, size, 3)
-    plan = reader.plan(step)
+    indices, all_draws = reader.plan(step)
     transform = reader.transform.with_size(size)
-    records = reader.source.read(plan.indices)
+    records = reader.source.read(indices)
     for row in (0, 63):
-      draws, index = plan.draws[row], plan.indices[row]
+      draws, index = all_draws[row], indices[row]
       image, box = reader.decode(draws, index, records[row])
       np.testing.assert_array_equal(
         batch['image'][row], transform(image, box, draws)
