@@ -54,7 +54,10 @@ def _select(split, classes, count=None, seed=0):
 
 
 def _prepare(folder, data_dir):
-  splits = idx.read_splits(folder)
+  splits = {
+    split: (source.records.images, source.records.labels)
+    for split, source in idx.open_splits(folder, 'fashion_mnist').items()
+  }
   sets = {
     'fashion_old': {
       'train': _select(splits['train'], _OLD, 2000),

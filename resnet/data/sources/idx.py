@@ -44,14 +44,15 @@ def read_idx(path: str, num_dims: int) -> np.ndarray:
   return np.frombuffer(numbers, np.uint8).reshape(shape)
 
 
-def read_splits(folder: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """Returns images [N, H, W, 1] and labels [N] of 'train' and 'test'.
+def open_splits(folder: str, name: str) -> dict[str, Source]:
+  """Returns the splits 'train' and 'test' of a folder of idx files.
 
   Args:
     folder: holds {train,t10k}-{images-idx3,labels-idx1}-ubyte, or these with
       .gz.
+    name: name of the set.
   """
-  splits = {}
+  splits, names = {}, _CLASS_NAMES.get(name)
   for split, prefix in _SPLITS.items():
     path = os.path.join(folder, prefix)
     images = read_idx(f'{path}-images-idx3-ubyte', 3)
@@ -61,14 +62,8 @@ def read_splits(folder: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         f'{folder} has {len(images)} images and {len(labels)} labels for'
         f' {split}.'
       )
-    splits[split] = images[..., None], labels
-  return splits
-
-
-def open_splits(folder: str, name: str) -> dict[str, Source]:
-  """Returns the splits 'train' and 'test' of a folder of idx files."""
-  splits, names = read_splits(folder), _CLASS_NAMES.get(name)
-  num_classes = 1 + max(int(labels.max()) for _, labels in splits.values())
+    splits[split] = ArrayRecords(images[..., None], labels)
+  num_classes = 1 + max(int(own.labels.max()) for own in splits.values())
   if names and num_classes > len(names):
     raise InputError(
       f'{name} has {len(names)} classes, but these files have a label'
@@ -80,9 +75,9 @@ def open_splits(folder: str, name: str) -> dict[str, Source]:
       split=split,
       num_classes=len(names) if names else num_classes,
       channels=1,
-      records=ArrayRecords(images, labels),
+      records=records,
       class_names=names,
-      image_shape=images.shape[1:],
+      image_shape=records.images.shape[1:],
     )
-    for split, (images, labels) in splits.items()
+    for split, records in splits.items()
   }

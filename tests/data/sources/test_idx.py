@@ -38,7 +38,7 @@ def test_prepared_images_are_those_of_the_files(folder, tmp_path, tool):
   for path in folder.glob('t10k-*.gz'):
     path.with_suffix('').write_bytes(gzip.decompress(path.read_bytes()))
     path.unlink()
-  for split, (images, labels) in idx.read_splits(str(folder)).items():
+  for split, files in idx.open_splits(str(folder), 'tiny_grey').items():
     source = registry.open_source('tiny_grey', split, data_dir=str(data_dir))
     assert (source.num_classes, source.channels) == (3, 1)
     found = sorted(
@@ -47,7 +47,9 @@ def test_prepared_images_are_those_of_the_files(folder, tmp_path, tool):
     )
     expected = sorted(
       (image.tobytes(), int(label))
-      for image, label in zip(images, labels, strict=True)
+      for image, label in zip(
+        files.records.images, files.records.labels, strict=True
+      )
     )
     assert found == expected
 
@@ -67,7 +69,7 @@ def test_damaged_files_are_refused(folder, content, message):
   (folder / 't10k-images-idx3-ubyte.gz').unlink()
   (folder / 't10k-images-idx3-ubyte').write_bytes(content)
   with pytest.raises(InputError, match=message):
-    idx.read_splits(str(folder))
+    idx.open_splits(str(folder), 'tiny_grey')
 
 
 def test_missing_and_broken_zips_are_named(folder):
@@ -78,10 +80,10 @@ def test_missing_and_broken_zips_are_named(folder):
   for broken in (content[:20], bytes(flipped)):
     path.write_bytes(broken)
     with pytest.raises(InputError, match=r'train-labels-idx1-ubyte\.gz cannot'):
-      idx.read_splits(str(folder))
+      idx.open_splits(str(folder), 'tiny_grey')
   path.unlink()
   message = (
     r'train-labels-idx1-ubyte cannot be read: No such file or directory\.$'
   )
   with pytest.raises(InputError, match=message):
-    idx.read_splits(str(folder))
+    idx.open_splits(str(folder), 'tiny_grey')
