@@ -42,9 +42,7 @@ class Predictor:
     """Starts on uint8 images [B, S, S, C]; call the result to wait for it."""
     count = len(images)
     size = next(size for size in self.batch_sizes if size >= count)
-    shape = self.network.preprocessing.image_shape
-    padded = np.zeros((size, *shape), np.uint8)
-    padded[:count] = images
+    padded = np.pad(images, ((0, size - count), (0, 0), (0, 0), (0, 0)))
     outputs = self._function(size)(padded)
     return lambda: {k: np.asarray(v)[:count] for k, v in outputs.items()}
 

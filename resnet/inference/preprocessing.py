@@ -90,7 +90,6 @@ def overlay(image: np.ndarray, heat: np.ndarray) -> bytes:
     np.round(255 * smooth).astype(np.uint8), cv2.COLORMAP_TURBO
   )
   below = cv2.resize(image, size, interpolation=cv2.INTER_NEAREST)
-  is_grey = image.shape[2] == 1
-  code = cv2.COLOR_GRAY2BGR if is_grey else cv2.COLOR_RGB2BGR
+  code = cv2.COLOR_GRAY2BGR if image.shape[2] == 1 else cv2.COLOR_RGB2BGR
   blend = cv2.addWeighted(cv2.cvtColor(below, code), 0.5, colors, 0.5, 0)
   return cv2.imencode('.png', blend)[1].tobytes()

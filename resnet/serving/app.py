@@ -81,7 +81,7 @@ class Server:
     gauge = prometheus.Gauge('waiting_images', 'Not answered yet', **shared)
     gauge.set_function(lambda: self._waiting)
     self._batcher = Batcher(
-      predictor,
+      predict=predictor,
       max_batch=predictor.batch_sizes[-1],
       wait_seconds=wait_seconds,
       on_batch=sizes.observe,

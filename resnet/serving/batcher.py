@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 import contextlib
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -11,33 +12,26 @@ import numpy as np
 Row = dict[str, np.ndarray]
 
 
+@dataclasses.dataclass(kw_only=True)
 class Batcher:
   """Collects images for a short time and predicts them in one batch.
 
   While a thread predicts one batch, the next one is collected, so batches grow
-  with the load. Use a batcher from one event loop only.
+  with the load. Use a batcher from one event loop only; `start` starts it.
+
+  Attributes:
+    predict: function from images [B, H, W, C] to arrays [B, ...] by name.
+    max_batch: largest number of images in a batch.
+    wait_seconds: how long to wait for more images after the first.
+    on_batch: called with the number of images of each batch.
   """
 
-  def __init__(
-    self,
-    predict: Callable[[np.ndarray], Row],
-    *,
-    max_batch: int,
-    wait_seconds: float,
-    on_batch: Callable[[int], None] = lambda _: None,
-  ):
-    """Creates the batcher; `start` starts it.
+  predict: Callable[[np.ndarray], Row]
+  max_batch: int
+  wait_seconds: float
+  on_batch: Callable[[int], None] = lambda _: None
 
-    Args:
-      predict: function from images [B, H, W, C] to arrays [B, ...] by name.
-      max_batch: largest number of images in a batch.
-      wait_seconds: how long to wait for more images after the first.
-      on_batch: called with the number of images of each batch.
-    """
-    self._predict = predict
-    self._max_batch = max_batch
-    self._wait_seconds = wait_seconds
-    self._on_batch = on_batch
+  def __post_init__(self):
     self._queue: asyncio.Queue[Any] = asyncio.Queue()
     self._pool = ThreadPoolExecutor(1, 'predict')
     self._task: asyncio.Task[None] | None = None
@@ -65,10 +59,10 @@ class Batcher:
     loop = asyncio.get_running_loop()
     while True:
       batch = await self._collect()
-      self._on_batch(len(batch))
+      self.on_batch(len(batch))
       images = np.stack([image for image, _ in batch])
       try:
-        outputs = await loop.run_in_executor(self._pool, self._predict, images)
+        outputs = await loop.run_in_executor(self._pool, self.predict, images)
         for i, (_, future) in enumerate(batch):
           if not future.done():  # The client may have disconnected.
             future.set_result({name: rows[i] for name, rows in outputs.items()})
@@ -83,7 +77,7 @@ class Batcher:
     """Returns a batch: the first image and those that arrive in time."""
     batch = [await self._queue.get()]
     with contextlib.suppress(TimeoutError):
-      async with asyncio.timeout(self._wait_seconds):
-        while len(batch) < self._max_batch:
+      async with asyncio.timeout(self.wait_seconds):
+        while len(batch) < self.max_batch:
           batch.append(await self._queue.get())
     return batch

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 import contextlib
+import dataclasses
 
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -13,23 +14,20 @@ _TYPES = ('image/png', 'image/jpeg', 'image/jpg', 'application/octet-stream')
 _FORM = 'multipart/form-data'
 
 
+@dataclasses.dataclass(kw_only=True)
 class BodyReader:
-  """Reads bodies; limits the size of each and of all together."""
+  """Reads bodies; limits the size of each and of all together.
 
-  def __init__(
-    self, *, max_bytes: int, max_held_bytes: int, max_seconds: float
-  ):
-    """Sets the limits.
+  Attributes:
+    max_bytes: size of a body.
+    max_held_bytes: total size of the bodies of all unanswered requests.
+    max_seconds: how long a body may take to arrive.
+  """
 
-    Args:
-      max_bytes: size of a body.
-      max_held_bytes: total size of the bodies of all unanswered requests.
-      max_seconds: how long a body may take to arrive.
-    """
-    self._max_bytes = max_bytes
-    self._max_held_bytes = max_held_bytes
-    self._max_seconds = max_seconds
-    self._held_bytes = 0
+  max_bytes: int
+  max_held_bytes: int
+  max_seconds: float
+  _held_bytes: int = 0
 
   @contextlib.asynccontextmanager
   async def read(
@@ -57,10 +55,10 @@ class BodyReader:
       self._held_bytes -= size
 
   def _check_size(self, size: int) -> None:
-    if size > self._max_bytes:
-      text = f'A body may have {self._max_bytes:,} bytes: send fewer images.'
+    if size > self.max_bytes:
+      text = f'A body may have {self.max_bytes:,} bytes: send fewer images.'
       raise HTTPException(413, text)
-    if self._held_bytes > self._max_held_bytes:
+    if self._held_bytes > self.max_held_bytes:
       text = 'Too many bytes are waiting: try again later.'
       raise HTTPException(503, text, {'Retry-After': '1'})
 
@@ -73,14 +71,14 @@ class BodyReader:
       text = f'The type is {kind!r}; expected {", ".join(_TYPES)} or {_FORM}.'
       raise HTTPException(415, text)
     try:
-      async with asyncio.timeout(self._max_seconds):
+      async with asyncio.timeout(self.max_seconds):
         if kind != _FORM:
           return [('', b''.join([chunk async for chunk in chunks]))]
         parser = MultiPartParser(request.headers, chunks)
-        parser.spool_max_size = self._max_bytes + 1  # Never write to disk.
+        parser.spool_max_size = self.max_bytes + 1  # Never write to disk.
         form = await parser.parse()
     except TimeoutError:
-      text = f'The body took more than {self._max_seconds:g} s.'
+      text = f'The body took more than {self.max_seconds:g} s.'
       raise HTTPException(408, text, {'Connection': 'close'}) from None
     except ClientDisconnect:  # Only the metrics see this answer.
       raise HTTPException(400, 'The client disconnected.') from None

@@ -38,7 +38,7 @@ def run(scenario, predict, wait_seconds=0.02):
   """Runs `scenario(batcher)` in an event loop of its own."""
 
   async def main():
-    batcher = Batcher(predict, max_batch=4, wait_seconds=wait_seconds)
+    batcher = Batcher(predict=predict, max_batch=4, wait_seconds=wait_seconds)
     batcher.start()
     async with asyncio.timeout(60):
       result = await scenario(batcher)

@@ -31,12 +31,9 @@ def convert(program: Program) -> dict[str, bytes]:
   height, width, channels = program.shape
   shape = jax_export.symbolic_shape(f'batch, {height}, {width}, {channels}')
   variables = program.weights.variables
-  specs = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables
-  )
   exported = jax_export.export(
     jax.jit(program.logits), platforms=program.platforms
-  )(specs, jax.ShapeDtypeStruct(shape, program.dtype))
+  )(variables, jax.ShapeDtypeStruct(shape, program.dtype))
   flat = traverse_util.flatten_dict(variables, sep='/')
   arrays = {name: np.ascontiguousarray(leaf) for name, leaf in flat.items()}
   return {
