@@ -82,8 +82,8 @@ class Mixing:
     grouped = labels.reshape(num_groups, -1)
     main = jnp.where(share[:, None] >= 0.5, grouped, grouped[:, ::-1])
     return Mixed(
-      images=mix_images(images, shares),
-      targets=mix_targets(labels, share, num_classes),
+      images=mix_rows(images, shares[..., None]),
+      targets=mix_rows(jax.nn.one_hot(labels, num_classes), share[:, None]),
       main_labels=main.reshape(-1),
     )
 
@@ -130,28 +130,13 @@ def cutmix_mask(
   return box_mask(box, height, width).astype(jnp.float32)
 
 
-def mix_images(images: jax.Array, shares: jax.Array) -> jax.Array:
-  """Returns shares * image + (1 - shares) * mirrored row's image, float32.
+def mix_rows(rows: jax.Array, shares: jax.Array) -> jax.Array:
+  """Returns shares * row + (1 - shares) * mirrored row of its group, float32.
 
-  The `shares`, float32 [groups, H, W], are those that an image keeps of its own
-  pixels.
+  The `rows` are [B, ...]. The `shares` of a group, float32 [groups, ...], are
+  those that a row keeps of its own values, and broadcast to a row.
   """
-  groups = images.reshape(len(shares), -1, *images.shape[1:])
-  groups = groups.astype(jnp.float32)
-  shares = shares[:, None, :, :, None]
+  groups = rows.reshape(len(shares), -1, *rows.shape[1:]).astype(jnp.float32)
+  shares = shares[:, None]
   mixed = groups * shares + groups[:, ::-1] * (1.0 - shares)
-  return mixed.reshape(images.shape)
-
-
-def mix_targets(
-  labels: jax.Array, share: jax.Array, num_classes: int
-) -> jax.Array:
-  """Returns share * onehot(label) + (1 - share) * mirrored row's onehot.
-
-  The `share`, float32 [groups], is that of a row's own label. The result is
-  float32 [B, num_classes].
-  """
-  targets = jax.nn.one_hot(labels.reshape(len(share), -1), num_classes)
-  share = share[:, None, None]
-  mixed = targets * share + targets[:, ::-1] * (1.0 - share)
-  return mixed.reshape(-1, num_classes)
+  return mixed.reshape(rows.shape)

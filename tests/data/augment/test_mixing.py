@@ -50,13 +50,13 @@ def test_images_and_targets_are_mixed_with_the_mirrored_row():
   np.testing.assert_array_equal(found, inside)
   one_hot = np.eye(5)[labels]
   for shares in (np.full((14, 11), 0.25, np.float32), 1 - inside):
-    mixed = mixing.mix_images(jnp.array(images), jnp.array(shares)[None])
     own = shares[..., None]
+    mixed = mixing.mix_rows(jnp.array(images), jnp.array(own)[None])
     np.testing.assert_allclose(
       mixed, images * own + images[::-1] * (1 - own), atol=1e-4
     )
     share = shares.mean()
-    targets = mixing.mix_targets(jnp.array(labels), jnp.array([share]), 5)
+    targets = mixing.mix_rows(jax.nn.one_hot(labels, 5), jnp.array([[share]]))
     np.testing.assert_allclose(
       targets, one_hot * share + one_hot[::-1] * (1 - share), atol=1e-6
     )
