@@ -23,14 +23,15 @@ from resnet.tools.aot.compiled import abstract_batch
 
 def _flax(run):
   state = run.abstract_state()
-  batch = abstract_batch(run, run.length.batch_size, run.image_shape)
+  batch = abstract_batch(run, 'step')
   state = (state.params, state.batch_stats, state.opt_state)
   return compiled.build(flax_step.jit(run, 'step'), state, batch)[1]
 
 
 def _changed(run, **fields):
   task = dataclasses.replace(run.task, model=run.task.model.clone(**fields))
-  return compiled.build_train(dataclasses.replace(run, task=task))[1]
+  changed = dataclasses.replace(run, task=task)
+  return compiled.build_subject(changed, 'step')[1]
 
 
 _WAYS = {

@@ -133,12 +133,12 @@ def build(run, name):
     task = dataclasses.replace(task, tx=optax.flatten(task.tx))
   run = dataclasses.replace(run, task=task)
   if name != 'bfloat16 all-reduce':
-    return run, *compiled.build_train(run)
+    return run, *compiled.build_subject(run, 'step')
   reduced = functools.partial(
     reduced_gradients, sharding=run.sharding, dtype=jnp.bfloat16
   )
   with mock.patch.object(step, '_gradients_in_parts', reduced):
-    return run, *compiled.build_train(run)
+    return run, *compiled.build_subject(run, 'step')
 
 
 def _time(config, rounds):

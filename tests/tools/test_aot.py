@@ -69,7 +69,7 @@ def test_groups_on_a_device_leave_only_gradients_to_reduce(tool):
 
 
 def test_the_whole_batch_as_a_group_costs_collectives_in_each_layer():
-  train = compiled.build_train(prepare('cpu:8'))[1]._asdict()
+  train = compiled.build_subject(prepare('cpu:8'), 'step')[1]._asdict()
   layers = [row for row in rows(train, per_layer=True) if row['layers']]
   assert sum(row['count'] for row in layers) == 2 * 7
   names = {name for row in layers for name in row['layers']}
@@ -119,7 +119,7 @@ def aot_of_pod(tool, monkeypatch):
   def run(memory, *args):
     batches = []
 
-    def build(run):
+    def build(run, _):
       batches.append(run.length.batch_size // 8)
       temporary = int(memory(batches[-1]))
       peak = 40_000_000 + temporary
@@ -137,8 +137,7 @@ def aot_of_pod(tool, monkeypatch):
       )
 
     monkeypatch.setattr(topologies, 'open_topology', lambda _: pod)
-    monkeypatch.setattr(compiled, 'build_train', build)
-    monkeypatch.setattr(compiled, 'build_eval', build)
+    monkeypatch.setattr(compiled, 'build_subject', build)
     result = tool('aot', *GROUPS, '--topology=v5e:2x4', *args)
     return result, batches
 
@@ -326,5 +325,5 @@ def test_micro_batches_do_not_change_the_counted_flops():
       batch_size=128, accumulation_steps=parts, model__bn_group_size=1
     )
     run = programs.resolve_here(config)
-    found.append(compiled.build_train(run)[1].flops)
+    found.append(compiled.build_subject(run, 'step')[1].flops)
   assert found[1] == pytest.approx(found[0], rel=0.1)

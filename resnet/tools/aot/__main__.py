@@ -36,8 +36,8 @@ def main(args: argparse.Namespace) -> None:
   num_chips = len(topology.devices)
   per_chip = run.length.batch_size // num_chips
   try:
-    _, train = compiled.build_train(run)
-    _, evaluation = compiled.build_eval(run)
+    _, train = compiled.build_subject(run, 'step')
+    _, evaluation = compiled.build_subject(run, 'eval')
   except OutOfMemoryError as error:
     guess = int(per_chip * error.hbm_bytes / error.needed_bytes)
     remedy = 'No smaller batch that was tried fits.'
@@ -99,7 +99,7 @@ def _search(config: Any, topology: Topology, guess: int) -> int:
     config.batch_size = batch * count
     run = compiled.prepare(config, topology)
     try:
-      _, train = compiled.build_train(run)
+      _, train = compiled.build_subject(run, 'step')
       fits, guess = batch, _estimate_largest(chip, train, run)
     except OutOfMemoryError:
       fails, guess = batch, (fits + batch) // 2
@@ -144,7 +144,7 @@ def _text(report: dict[str, Any]) -> str:
       f' {_size(program["temporary_bytes"])}',
       f'  arithmetic   {program["flops"] / 1e9:,.2f} GFLOP',
       f'  traffic      {program["accessed_bytes"] / 1e9:.2f} GB',
-      *(map(_collective_text, program['collectives'])),
+      *map(_collective_text, program['collectives']),
     ]
     if not program['collectives']:
       lines.append('  collectives  none')
@@ -168,14 +168,11 @@ def _text(report: dict[str, Any]) -> str:
 
 
 def _collective_text(row: dict[str, Any]) -> str:
-  where = 'not per layer'
-  if row['per_layer']:
-    where = f'per layer: in {", ".join(row["layers"][:3])}'
-    where += ', ...' * (len(row['layers']) > 3)
+  layers = row['layers'][:3] + ['...'] * (len(row['layers']) > 3)
+  where = f'per layer: in {", ".join(layers)}' if layers else 'not per layer'
   return (
     f'  {row["kind"]:<12} {row["count"]} of {row["tensors"]} tensors,'
-    f' {_size(row["bytes"])}, the largest {_size(row["largest_bytes"])};'
-    f' {where}'
+    f' {_size(row["bytes"])}; {where}'
   )
 
 

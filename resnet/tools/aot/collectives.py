@@ -9,7 +9,8 @@ _KINDS = (
   *('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all'),
   'collective-permute',
 )
-_COMPUTATION = re.compile(r'(?P<entry>ENTRY )?%?(?P<name>[\w.-]+) .*\{$')
+# The computation that runs first has the word ENTRY before its name.
+_COMPUTATION = re.compile(r'%?(?P<name>[\w.-]+) .*\{$')
 _INSTRUCTION = re.compile(
   r'\s+(?:ROOT )?%?[\w.-]+ = (?P<shape>.*?) (?P<kind>[a-z][\w-]*)\('
 )
@@ -29,15 +30,15 @@ def summarize(text: str) -> list[dict[str, Any]]:
   Bytes are those of the results on one device. A collective in a loop counts as
   often as it runs.
   """
-  computations, entry = _parse(text)
-  times = _count_runs(computations, entry)
+  computations = _parse(text)
+  times = _count_runs(computations)
   groups = collections.defaultdict(list)
   for name, instructions in computations.items():
     for x in instructions:
       # The end of an asynchronous collective has the shape of the result.
       kind = x['kind'].removesuffix('-done')
       if kind in _KINDS:
-        tensors = _tensors(x['shape'])
+        tensors = _TENSOR.findall(x['shape'])
         layer = _layer(x.string, tensors)
         groups[kind, layer is not None].append((times[name], tensors, layer))
   return [
@@ -47,27 +48,24 @@ def summarize(text: str) -> list[dict[str, Any]]:
       'count': sum(count for count, _, _ in group),
       'tensors': sum(count * len(tensors) for count, tensors, _ in group),
       'bytes': sum(count * _num_bytes(tensors) for count, tensors, _ in group),
-      'largest_bytes': max(_num_bytes(tensors) for _, tensors, _ in group),
       'layers': sorted({layer for _, _, layer in group if layer}),
     }
     for (kind, per_layer), group in groups.items()
   ]
 
 
-def _parse(text: str) -> tuple[dict[str, list[re.Match[str]]], str]:
-  """Returns the instructions by computation, and the name of the entry."""
-  computations, entry, name = {}, '', ''
+def _parse(text: str) -> dict[str, list[re.Match[str]]]:
+  """Returns the instructions by computation; the first to run is 'ENTRY'."""
+  computations, instructions = {}, []
   for line in text.splitlines():
     if found := _COMPUTATION.match(line):
-      name = found['name']
-      computations[name] = []
-      entry = name if found['entry'] else entry
-    elif name and (found := _INSTRUCTION.match(line)):
-      computations[name].append(found)
-  return computations, entry
+      instructions = computations[found['name']] = []
+    elif found := _INSTRUCTION.match(line):
+      instructions.append(found)
+  return computations
 
 
-def _count_runs(computations: Any, entry: str) -> dict[str, int]:
+def _count_runs(computations: Any) -> dict[str, int]:
   """Returns how often each computation runs; unknown loops run once."""
   times = collections.Counter()
 
@@ -81,7 +79,7 @@ def _count_runs(computations: Any, entry: str) -> dict[str, int]:
       for other in re.findall(r'[\w.-]+', called):
         visit(other, count * rounds)
 
-  visit(entry, 1)
+  visit('ENTRY', 1)
   return times
 
 
@@ -90,8 +88,7 @@ def _trip_count(loop: re.Match[str], computations: Any) -> int:
     return int(known[1])
   # On a TPU only the condition has it: `i < constant(4)`.
   (condition,) = _CONDITION.findall(loop.string)
-  lines = '\n'.join(x.string for x in computations[condition])
-  limits = _LIMIT.findall(lines)
+  limits = _LIMIT.findall('\n'.join(x.string for x in computations[condition]))
   return int(limits[0]) if len(limits) == 1 else 1
 
 
@@ -108,13 +105,9 @@ def _layer(line: str, tensors: list[Any]) -> str | None:
   return layers[0][0] if layers and is_one_layer else None
 
 
-def _tensors(shape: str) -> list[tuple[int, tuple[int, ...]]]:
-  """'(f32[2,3]{1,0}, bf16[])' -> [(4, (2, 3)), (2, ())], bytes and dims."""
-  return [  # A boolean, 'pred', takes a byte.
-    (max(int(bits or 8) // 8, 1), tuple(map(int, re.findall(r'\d+', dims))))
-    for bits, dims in _TENSOR.findall(shape)
-  ]
-
-
-def _num_bytes(tensors: list[tuple[int, tuple[int, ...]]]) -> int:
-  return sum(size * math.prod(dims) for size, dims in tensors)
+def _num_bytes(tensors: list[tuple[str, str]]) -> int:
+  """Sums over the bits of an element and dimensions, such as ('32', '2,3')."""
+  return sum(  # A boolean, 'pred', takes a byte.
+    max(int(bits or 8) // 8, 1) * math.prod(map(int, re.findall(r'\d+', dims)))
+    for bits, dims in tensors
+  )

@@ -101,36 +101,35 @@ def _stand_in(config: Any) -> pipeline.Data | None:
 
 
 def abstract_batch(
-  run: Experiment, batch_size: int, image_shape: tuple[int, int, int]
+  run: Experiment, subject: str
 ) -> dict[str, jax.ShapeDtypeStruct]:
-  """Returns shapes, dtypes and sharding of a global batch."""
+  """Returns shapes, dtypes and sharding of a global batch.
 
-  def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(
-      (batch_size, *shape), dtype, sharding=run.sharding.batch
-    )
-
-  return {
-    'image': array(jnp.uint8, *image_shape),
-    'label': array(jnp.int32),
-    'mask': array(jnp.bool_),
+  The `subject` is 'step', an update, or 'eval', a batch of evaluation.
+  """
+  size, shape = run.length.batch_size, run.train_image_shape
+  if subject == 'eval':
+    size, shape = run.eval_reader.batch_size, run.eval_image_shape
+  arrays = {
+    'image': jax.ShapeDtypeStruct((size, *shape), jnp.uint8),
+    'label': jax.ShapeDtypeStruct((size,), jnp.int32),
+    'mask': jax.ShapeDtypeStruct((size,), jnp.bool_),
   }
+  return {k: x.update(sharding=run.sharding.batch) for k, x in arrays.items()}
 
 
-def build_train(run: Experiment) -> tuple[Any, Compiled]:
-  """Returns the compiled update and the compiler's figures for it."""
-  step = jit_steps(run.task, run.sharding).train
-  batch = abstract_batch(run, run.length.batch_size, run.train_image_shape)
+def build_subject(run: Experiment, subject: str) -> tuple[Any, Compiled]:
+  """Returns the compiled update or evaluation and the compiler's figures.
+
+  The `subject` is that of `abstract_batch`.
+  """
+  steps, state = jit_steps(run.task, run.sharding), run.abstract_state()
+  batch = abstract_batch(run, subject)
+  if subject == 'eval':
+    sums = jax.eval_shape(metrics.zeros)
+    return build(steps.evaluate, state.variables, sums, batch)
   rounds = 1 if run.task.unroll_micro_batches else run.task.accumulation_steps
-  return build(step, run.abstract_state(), batch, rounds=rounds)
-
-
-def build_eval(run: Experiment) -> tuple[Any, Compiled]:
-  """Returns the compiled evaluation of a batch and the compiler's figures."""
-  step = jit_steps(run.task, run.sharding).evaluate
-  sums = jax.eval_shape(metrics.zeros)
-  batch = abstract_batch(run, run.eval_reader.batch_size, run.eval_image_shape)
-  return build(step, run.abstract_state().variables, sums, batch)
+  return build(steps.train, state, batch, rounds=rounds)
 
 
 def build(step: Any, *args: Any, rounds: int = 1) -> tuple[Any, Compiled]:
@@ -157,10 +156,8 @@ def build(step: Any, *args: Any, rounds: int = 1) -> tuple[Any, Compiled]:
     ) from error
   seconds = time.monotonic() - start
   memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-  arguments, temporaries = (
-    memory.argument_size_in_bytes,
-    memory.temp_size_in_bytes,
-  )
+  arguments = memory.argument_size_in_bytes
+  temporaries = memory.temp_size_in_bytes
   results = memory.output_size_in_bytes - memory.alias_size_in_bytes
   code = memory.generated_code_size_in_bytes
   return compiled, Compiled(

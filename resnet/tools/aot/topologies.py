@@ -60,7 +60,17 @@ def open_topology(name: str) -> Topology:
   kind, _, shape = name.partition(':')
   jax.config.update('jax_platforms', 'cpu')
   if kind == 'cpu' and shape.isdecimal():
-    return _open_cpus(name, int(shape))
+    # The number of devices is fixed once JAX is in use.
+    with contextlib.suppress(RuntimeError):
+      most = min(int(shape), _MAX_CPU_DEVICES)
+      jax.config.update('jax_num_cpu_devices', most)
+    devices = jax.devices('cpu')
+    if not 1 <= int(shape) <= len(devices):
+      raise InputError(
+        f'--topology={name}: JAX has {len(devices)} CPU devices; type a number'
+        f' of 1 to {len(devices)}.'
+      )
+    return Topology(name, tuple(devices[: int(shape)]), chip=None)
   chip = CHIPS.get(kind)
   if chip is None or shape not in chip.shapes.split():
     known = '; '.join(f'{x}: {chip.shapes}' for x, chip in CHIPS.items())
@@ -84,16 +94,3 @@ def open_topology(name: str) -> Topology:
   jax.config.update('jax_enable_compilation_cache', False)
   described = topologies.get_topology_desc(platform='tpu', topology_name=name)
   return Topology(name, tuple(described.devices), chip)
-
-
-def _open_cpus(name: str, count: int) -> Topology:
-  # The number of devices is fixed once JAX is in use.
-  with contextlib.suppress(RuntimeError):
-    jax.config.update('jax_num_cpu_devices', min(count, _MAX_CPU_DEVICES))
-  devices = jax.devices('cpu')
-  if not 1 <= count <= len(devices):
-    raise InputError(
-      f'--topology=cpu:{count}: JAX has {len(devices)} CPU devices; type a'
-      f' number of 1 to {len(devices)}.'
-    )
-  return Topology(name, tuple(devices[:count]), chip=None)

@@ -48,14 +48,12 @@ def describe_devices(run: Experiment) -> str:
 
 def batch_on_device(run: Experiment, subject: str) -> dict[str, jax.Array]:
   """Returns a batch of random images for the step or the evaluation."""
-  reader, shape = run.train_reader, run.train_image_shape
-  if subject == 'eval':
-    reader, shape = run.eval_reader, run.eval_image_shape
-  rng, size = np.random.default_rng(0), reader.batch_size
+  shape = compiled.abstract_batch(run, subject)['image'].shape
+  rng, num_classes = np.random.default_rng(0), run.train_reader.num_classes
   batch = {
-    'image': rng.integers(0, 256, (size, *shape), np.uint8),
-    'label': rng.integers(0, reader.num_classes, size, np.int32),
-    'mask': np.ones(size, bool),
+    'image': rng.integers(0, 256, shape, np.uint8),
+    'label': rng.integers(0, num_classes, shape[0], np.int32),
+    'mask': np.ones(shape[0], bool),
   }
   return jax.device_put(batch, run.sharding.batch)
 
@@ -82,13 +80,12 @@ def timed(
 def ours(run: Experiment, subject: str) -> Program:
   """Returns our update, or our evaluation of a batch."""
   batch, state = batch_on_device(run, subject), run.create_state()
+  step, facts = compiled.build_subject(run, subject)
   if subject == 'eval':
-    step, facts = compiled.build_eval(run)
     sums = jax.device_put(metrics.zeros(), run.sharding.replicated)
     variables = state.variables
     seconds = timed(lambda sums: (step(variables, sums, batch), None), sums)
   else:
-    step, facts = compiled.build_train(run)
     seconds = timed(lambda state: step(state, batch), state)
   return Program(len(batch['label']), seconds, facts)
 
