@@ -58,9 +58,9 @@ def main(
     name: timing.ratio(values, rates[first])['median']
     for name, values in rates.items()
   }
-  config, ours = args.config, runs['config']
+  ours = runs['config']
   held = ours.loader.max_batches * ours.train_reader.num_batch_bytes
-  print(f'{timing.machine()}, {config.data.num_threads} threads, medians:')
+  print(f'{timing.machine()}, {ours.loader.num_threads} threads, medians:')
   for name, values in rates.items():
     print(
       f'  {statistics.median(values):9,.0f} images/s ({min(values):,.0f} to'
@@ -71,8 +71,6 @@ def main(
     cores = rate * sum(stages['config'].values()) / 1e6
     print(f'ResNet-50 on one {device} ({rate:,} images/s): {cores:.1f} cores.')
   return {
-    'batch_size': config.batch_size,
-    'threads': config.data.num_threads,
     'stages_us': stages,
     'images_per_second': rates,
     'ratios': ratios,

@@ -42,19 +42,16 @@ def main(
       others[fields] = programs.ours(changed, args.subject)
     ours = programs.ours(run, args.subject)
     limits = programs.ceilings(run)
-    steps = {
-      name: _repeated(program)
-      for name, program in {'ours': ours, **others}.items()
-    }
-    found = timing.in_turn({**steps, **limits}, args.rounds)
+    steps = {name: _repeated(x) for name, x in others.items()}
+    steps = {'ours': _repeated(ours), **steps, **limits}
+    found = timing.in_turn(steps, args.rounds)
   if args.profile:
     with jax.profiler.trace(args.profile):
       ours.seconds(_TRACED_STEPS)
     print(f'A trace for xprof or TensorBoard is in {args.profile}')
-  facts, seconds = ours.facts, timing.spread(found['ours'])
+  facts, median = ours.facts, statistics.median(found['ours'])
   assert facts
   ceilings = {name: max(found[name]) for name in limits}
-  median = seconds['median']
   result = {
     'devices': programs.describe_devices(run),
     'jax': jax.__version__,
@@ -65,7 +62,7 @@ def main(
     'batch_size': ours.batch_size,
     'compile_seconds': facts.seconds,
     **_counts(ours),
-    'ms': {name: 1e3 * value for name, value in seconds.items()},
+    'ms': timing.spread([1e3 * seconds for seconds in found['ours']]),
     'images_per_second': ours.batch_size / median,
     'ceilings': ceilings,
     'share_of_ceiling': {

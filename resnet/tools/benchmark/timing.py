@@ -4,8 +4,9 @@ import argparse
 from collections.abc import Callable, Mapping, Sequence
 import json
 import os
-import statistics
 from typing import Any
+
+import numpy as np
 
 from resnet.files import write_atomically
 from resnet.run.provenance import cpu_model
@@ -54,9 +55,7 @@ def in_turn(
 
 def spread(values: Sequence[float]) -> dict[str, float]:
   """Returns the median and the quartiles, 'low' and 'high'."""
-  if len(values) == 1:
-    return {'median': values[0], 'low': values[0], 'high': values[0]}
-  low, median, high = statistics.quantiles(values, n=4, method='inclusive')
+  low, median, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
   return {'median': median, 'low': low, 'high': high}
 
 
