@@ -3,10 +3,10 @@
 from collections.abc import Callable
 import contextlib
 import importlib.metadata
-import math
 import os
 import pathlib
 import platform
+import re
 import shutil
 import statistics
 import sys
@@ -52,16 +52,15 @@ class Finding(NamedTuple):
 def versions(requirements: pathlib.Path = REQUIREMENTS) -> Finding:
   """Compares the installed packages with a requirements file."""
   wrong, found = [], {}
-  for line in requirements.read_text().splitlines():
-    if text := line.partition('#')[0].strip():
-      required = Requirement(text)
-      name = required.name
-      try:
-        found[name] = version = importlib.metadata.version(name)
-        if not required.specifier.contains(version, prereleases=True):
-          wrong.append(f'{name} {version} is not in {required}')
-      except importlib.metadata.PackageNotFoundError:
-        wrong.append(f'{name} is missing')
+  lines = re.sub('#.*', '', requirements.read_text()).splitlines()
+  for required in map(Requirement, filter(str.strip, lines)):
+    name = required.name
+    try:
+      found[name] = version = importlib.metadata.version(name)
+      if not required.specifier.contains(version, prereleases=True):
+        wrong.append(f'{name} {version} is not in {required}')
+    except importlib.metadata.PackageNotFoundError:
+      wrong.append(f'{name} is missing')
   shown = [f'{name} {found[name]}' for name in _SHOWN if name in found]
   text = f'Python {platform.python_version()}, {", ".join(shown)}'
   if wrong:
@@ -83,9 +82,8 @@ def devices() -> Finding:
   names = {x.metadata['Name'] or '' for x in importlib.metadata.distributions()}
   unused = [x for x in names if x.lower().startswith(('jax-cuda', 'libtpu'))]
   if found[0].platform == 'cpu' and unused:
-    text += f', but {", ".join(sorted(unused))} is installed: check the driver'
-    text += ' (nvidia-smi) and JAX_PLATFORMS'
-    return Finding('warn', text)
+    fix = 'is installed: check the driver (nvidia-smi) and JAX_PLATFORMS'
+    return Finding('warn', f'{text}, but {", ".join(sorted(unused))} {fix}')
   return Finding('ok', text)
 
 
@@ -102,16 +100,15 @@ def disk(experiment: Experiment, workdir: str) -> Finding:
   text = f'{size_text(free)} free in {folder}, {size_text(needed)} needed'
   text += f' ({count} checkpoints of {size_text(size)})'
   if free < needed:
-    text += ': free some space, type another --workdir, or keep fewer'
-    text += ' checkpoints: --config.keep_checkpoints=1'
-    return Finding('FAIL', text)
+    fix = 'free some space, type another --workdir, or keep fewer checkpoints:'
+    return Finding('FAIL', f'{text}: {fix} --config.keep_checkpoints=1')
   return Finding('ok', text)
 
 
 def state_bytes(experiment: Experiment) -> int:
   """Returns the size of the training state."""
   leaves = jax.tree.leaves(experiment.abstract_state())
-  return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
+  return sum(x.size * x.dtype.itemsize for x in leaves)
 
 
 def _nearest_folder(path: str) -> str:
@@ -139,8 +136,8 @@ def checkpoint(experiment: Experiment, workdir: str) -> Finding:
     restore = time.monotonic() - start - save
   if stop.received:
     sys.exit(128 + stop.received)
-  text = f'{size_text(size)} saved in {save:.2f} s, restored and verified in'
-  return Finding('ok', f'{text} {restore:.2f} s')
+  text = f'saved in {save:.2f} s, restored and verified in {restore:.2f} s'
+  return Finding('ok', f'{size_text(size)} {text}')
 
 
 def data(experiment: Experiment) -> Finding:
@@ -160,8 +157,7 @@ def data(experiment: Experiment) -> Finding:
       broken.append(f'{len(errors)} of {len(labels):,} are broken: {errors[0]}')
   text = f'{source.name}: {", ".join(texts)}'
   if broken:
-    fix = 'Prepare the data set again.'
-    return Finding('FAIL', f'{text}. {" ".join(broken)} {fix}')
+    return Finding('FAIL', f'{text}. {" ".join(broken)} Prepare it again.')
   if count == 1000 and list(names) != sorted(names):
     text += '; classes are not sorted: published weights of ImageNet have their'
     text += ' logits in the order of sorted synsets'
@@ -179,9 +175,7 @@ def _examine(reader: BatchReader) -> tuple[list[str], list[int]]:
     try:
       if not 0 <= label <= last:
         key = source.key(index, record)
-        raise InputError(
-          f'The label of {key} is {label}; expected 0 to {last}.'
-        )
+        raise InputError(f'The label of {key} is {label}, not 0 to {last}.')
       decode_record(source, index, record)
     except InputError as error:
       errors.append(str(error))
@@ -207,13 +201,12 @@ def input_speed(experiment: Experiment, step_rate: float | None) -> Finding:
     rate = _median(lambda: images_per_second(loader.max_batches), INPUT_SECONDS)
   text = f'{rate:,.0f} images/s are read with num_workers={loader.num_workers},'
   text += f' num_threads={loader.num_threads}'
-  if step_rate is None:
-    return Finding('ok', text)
-  if rate < step_rate:
+  if step_rate and rate < step_rate:
     text += f'; the devices need {step_rate / rate:.1f} times as many: raise'
     text += ' --config.data.num_workers or --config.data.num_threads'
     return Finding('warn', f'{text} ({os.cpu_count()} cores)')
-  text += f', {rate / step_rate:.1f} times as many as the devices need'
+  if step_rate:
+    text += f', {rate / step_rate:.1f} times as many as the devices need'
   return Finding('ok', text)
 
 
