@@ -59,26 +59,22 @@ def main(args: argparse.Namespace) -> None:
     _read(grid, cell, config_of(cell), done)
   with files.writing(args.workdir):
     os.makedirs(args.workdir, exist_ok=True)
-    results.write(grid, done)
+    table = results.write(grid, done)
   for i, cell in enumerate(asked):
     state = ': complete' if cell in done else ''
     print(f'[{i + 1}/{len(asked)}] {cell.name}{state}', flush=True)
     if cell in done:
       continue
-    folder = grid.folder(cell)
-    os.makedirs(os.path.dirname(folder), exist_ok=True)
-    run = resolve(config_of(cell))
+    run, now = resolve(config_of(cell)), time.time()
     outcome = run_lib.train(
-      run, folder, start_time=time.time(), draw=save_curves
+      run, grid.folder(cell), start_time=now, draw=save_curves
     )
     if outcome.signal is not None:
       print('Stopped; the same command continues.')
       sys.exit(128 + outcome.signal)
     _read(grid, cell, config_of(cell), done)
-    results.write(grid, done)
-  with open(os.path.join(args.workdir, results.TABLE_FILE)) as file:
-    print(file.read())
-  print(f'Figure, table and numbers: {args.workdir}')
+    table = results.write(grid, done)
+  print(f'{table}\nFigure, table and numbers: {args.workdir}')
 
 
 def _open_grid(
@@ -95,8 +91,8 @@ def _open_grid(
     if was != now:
       text = f'{workdir} holds another grid ({was}, not {now})'
       raise InputError(f'{text}: type another --workdir.')
-    for cell in (*saved['cells'].values(), *saved['not_run']):
-      cells.add(grids.Cell(cell['group'], cell['depth'], cell['seed']))
+    for x in (*saved['cells'].values(), *saved['not_run']):
+      cells.add(grids.Cell(x['group'], x['depth'], x['seed']))
   groups = list(study.groups)
   ordered = sorted(
     cells, key=lambda x: (groups.index(x.group), x.depth, x.seed)

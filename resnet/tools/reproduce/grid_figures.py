@@ -63,21 +63,15 @@ def draw(study: Study, results: Sequence[Result]) -> figures.Figure:
 def _draw_net(ax: Any, shows: str, runs: Sequence[Result], style: int) -> None:
   label = runs[0]['label']
   if shows == 'responses':
-    layers = range(1, len(runs[0]['responses']) + 1)
     responses = [run['responses'] for run in runs]
+    layers = range(1, len(responses[0]) + 1)
     _draw_mean(ax, layers, responses, style=style, label=label)
     return
   for split in ('train', 'test') if shows == 'error' else ('train',):
     curves = [run['curves'][split] for run in runs]
     is_bold = split == 'test' or shows == 'loss'
-    _draw_mean(
-      ax,
-      curves[0]['step'],
-      [curve[shows] for curve in curves],
-      style=style,
-      label=label if is_bold else '',
-      bold=is_bold,
-    )
+    look = {'style': style, 'label': label if is_bold else '', 'bold': is_bold}
+    _draw_mean(ax, curves[0]['step'], [x[shows] for x in curves], **look)
 
 
 def _draw_mean(ax: Any, x: Any, curves: Any, **look: Any) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from resnet.errors import InputError
+from resnet.data.host.warnings import DataWarnings
 from resnet.experiment import Experiment
-from resnet.run.checkpoint import Checkpoints
+from resnet.run.initialize import open_state
 
 
 def measure(experiment: Experiment, workdir: str) -> dict[str, Any]:
@@ -23,10 +23,7 @@ def measure(experiment: Experiment, workdir: str) -> dict[str, Any]:
     of the evaluation split, positions and channels; 'mean_response', their
     mean.
   """
-  checkpoints = Checkpoints(workdir)
-  num_steps = experiment.length.num_steps
-  state = checkpoints.restore(num_steps, experiment.abstract_state())
-  checkpoints.close()
+  _, state, _ = open_state(experiment, workdir, 'latest')
   task = experiment.task
 
   @jax.jit
@@ -43,22 +40,17 @@ def measure(experiment: Experiment, workdir: str) -> dict[str, Any]:
     outputs = jax.tree_util.tree_leaves_with_path(captured)
     return {jax.tree_util.keystr(path): output for path, output in outputs}
 
-  reader = experiment.eval_reader
   # Count, sum and sum of squares by layer.
   sums: dict[str, np.ndarray] = {}
-  for i in range(-(-len(reader.source) // reader.batch_size)):
-    batch = reader(i)
-    if isinstance(batch, InputError):
-      raise batch
+  for batch in experiment.load(experiment.eval_reader, DataWarnings()):
+    mask = np.asarray(batch['mask'])
     for name, output in responses(batch['image']).items():
-      y = np.asarray(output, np.float64)[batch['mask']]
+      y = np.asarray(output, np.float64)[mask]
       sums[name] = sums.get(name, 0) + np.array([y.size, y.sum(), (y**2).sum()])
-  deviations = []
   # Sort by stage, block and layer; the stem, which has none, comes first.
   place = re.compile(r'(?:stage|_block|bn)(\d+)')
-  for name in sorted(sums, key=lambda x: [int(n) for n in place.findall(x)]):
-    count, total, total_of_squares = sums[name]
-    variance = total_of_squares / count - (total / count) ** 2
-    deviations.append(float(np.sqrt(np.maximum(variance, 0))))
-  mean = float(np.mean(deviations))
-  return {'responses': deviations, 'mean_response': mean}
+  names = sorted(sums, key=lambda x: [int(n) for n in place.findall(x)])
+  count, total, squares = np.array([sums[name] for name in names]).T
+  deviations = np.sqrt(np.maximum(squares / count - (total / count) ** 2, 0))
+  mean = float(deviations.mean())
+  return {'responses': deviations.tolist(), 'mean_response': mean}

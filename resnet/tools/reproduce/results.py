@@ -14,11 +14,12 @@ from resnet.fields import FREE_FIELDS
 from resnet.files import to_json, write_atomically
 from resnet.plots import figures
 from resnet.run.history import History
+from resnet.tools.command import table
 from resnet.tools.reproduce import grid_figures
 from resnet.tools.reproduce.grids import Cell, Grid, Result, by_net, label
 from resnet.tools.reproduce.studies import PAPER, PAPER_SOURCE
 
-RESULTS_FILE, TABLE_FILE = 'results.json', 'results.md'
+RESULTS_FILE = 'results.json'
 # Title, name in results.json, format.
 _COLUMNS = (
   ('test error, %', 'test_error', '.2f'),
@@ -40,11 +41,9 @@ def describe(
 
   The test error is that of the moving averages if the run keeps them.
   """
-  prefixes = {'train': 'train', 'test': 'eval'}
-  if run.task.ema_decay is not None:
-    prefixes['test'] = 'eval_ema'
+  test = 'eval' if run.task.ema_decay is None else 'eval_ema'
   curves = {}
-  for split, prefix in prefixes.items():
+  for split, prefix in (('train', 'train'), ('test', test)):
     step, top1 = history.series(f'{prefix}/top1')
     _, loss = history.series(f'{prefix}/loss')
     curves[split] = {
@@ -68,8 +67,11 @@ def describe(
   }
 
 
-def write(grid: Grid, done: Mapping[Cell, Result]) -> None:
-  """Writes results.json, results.md and the figure of the complete cells."""
+def write(grid: Grid, done: Mapping[Cell, Result]) -> str:
+  """Writes results.json, results.md and the figure of the complete cells.
+
+  Returns the text of results.md.
+  """
   complete = {cell.name: done[cell] for cell in grid.cells if cell in done}
   fields = {
     'experiment': grid.name,
@@ -77,30 +79,31 @@ def write(grid: Grid, done: Mapping[Cell, Result]) -> None:
     'cells': complete,
     'not_run': [dataclasses.asdict(x) for x in grid.cells if x not in done],
   }
-  text = [
+  parts = [
     f'# {grid.study.title}',
     f'`python -m resnet.tools.reproduce {grid.name} --data={grid.data}'
     ' --workdir=DIR`',
     _NOTE,
-    _table(_rows(grid, done)),
+    table(_rows(grid, done), markdown=True),
     PAPER_SOURCE,
   ]
   for key in ('hardware', 'commits'):
     values = {value for result in done.values() for value in result[key]}
     if values:
-      text.append(f'{key.capitalize()}: {", ".join(sorted(values))}.')
+      parts.append(f'{key.capitalize()}: {", ".join(sorted(values))}.')
   if grid.study.shows == 'gains' and done:
-    text += [
+    parts += [
       'Better or worse: the ranges of mean ± standard deviation do not touch.',
-      _table(gain_rows(list(complete.values()))),
+      table(gain_rows(list(complete.values())), markdown=True),
     ]
-  path = os.path.join(grid.workdir, '')
+  path, text = os.path.join(grid.workdir, ''), '\n\n'.join(parts) + '\n'
   write_atomically(path + RESULTS_FILE, to_json(fields, indent=1) + '\n')
-  write_atomically(path + TABLE_FILE, '\n\n'.join(text) + '\n')
+  write_atomically(f'{path}results.md', text)
   if complete:
     figure = grid_figures.draw(grid.study, list(complete.values()))
     for kind in ('png', 'svg'):
       figures.save(figure, f'{path}figure.{kind}')
+  return text
 
 
 def _rows(grid: Grid, done: Mapping[Cell, Result]) -> list[list[str]]:
@@ -134,16 +137,10 @@ def _spread(values: Sequence[float], form: str) -> str:
   return text
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
-  """Returns a Markdown table; the first row has the titles."""
-  lines = [rows[0], ['---'] * len(rows[0]), *rows[1:]]
-  return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
-
-
 def gain_rows(results: Sequence[Result]) -> list[list[str]]:
   """Returns the titles and a row for each network, ordered by depth."""
   titles = ['added', 'fall of the test error, points', 'against the row before']
-  table, before = [titles], {}
+  rows, before = [titles], {}
   nets = sorted(by_net(results).items(), key=lambda net: net[0][1])
   for (_, depth), runs in nets:
     errors = [run['test_error'] for run in runs]
@@ -151,9 +148,9 @@ def gain_rows(results: Sequence[Result]) -> list[list[str]]:
     if depth in before:
       fall = statistics.mean(before[depth]) - statistics.mean(errors)
       row[1:] = [f'{fall:+.2f}', verdict(before[depth], errors)]
-    table.append(row)
+    rows.append(row)
     before[depth] = errors
-  return table
+  return rows
 
 
 def verdict(before: Sequence[float], after: Sequence[float]) -> str:
