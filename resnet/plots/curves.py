@@ -35,8 +35,7 @@ def draw_curves(
     columns=3,
   )
   for ax, (_, y_label, metrics) in zip(axes, _PANELS, strict=True):
-    ax.set_xlabel('updates')
-    ax.set_ylabel(y_label)
+    ax.set(xlabel='updates', ylabel=y_label)
     for i, (history, name) in enumerate(zip(histories, names, strict=True)):
       # One legend serves all axes, so each style has one label.
       labels = {

@@ -1,6 +1,7 @@
 """Plots the reliability diagram: accuracy over confidence."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -30,26 +31,14 @@ def draw_reliability(
     ['Accuracy', 'Images'], title=title, note=note
   )
   edges = np.linspace(0, 1, len(count) + 1)
-  bars = {'x': edges[:-1], 'width': 1 / len(count), 'align': 'edge'}
-  area = {**bars, 'color': figures.COLORS[4], 'edgecolor': 'white', 'zorder': 2}
+  place = {'x': edges[:-1], 'width': 1 / len(count), 'align': 'edge'}
+  bars: dict[str, Any] = {**place, 'zorder': 2}
+  area = {**bars, 'color': figures.COLORS[4], 'edgecolor': 'white'}
   left.bar(height=accuracy, **area)
-  left.bar(
-    height=confidence - accuracy,
-    bottom=accuracy,
-    **bars,
-    color='none',
-    edgecolor=figures.COLORS[1],
-    hatch='////',
-    zorder=2,
-  )
+  gap = {**bars, 'color': 'none', 'edgecolor': figures.COLORS[1]}
+  left.bar(height=confidence - accuracy, bottom=accuracy, hatch='////', **gap)
   figures.draw_curve(left, [0, 1], [0, 1], style=6, bold=False)
   right.bar(height=count / count.sum(), **area)
-  for ax, y_label in (
-    (left, 'accuracy'),
-    (right, 'share of all images'),
-  ):
-    ax.set_xlabel('confidence')
-    ax.set_ylabel(y_label)
-    ax.set_xlim(0, 1)
-  left.set_ylim(0, 1)
+  left.set(xlabel='confidence', ylabel='accuracy', xlim=(0, 1), ylim=(0, 1))
+  right.set(xlabel='confidence', ylabel='share of all images', xlim=(0, 1))
   return figure
