@@ -22,12 +22,9 @@ class Parser(argparse.ArgumentParser):
 
   def __init__(self, tool: str = '', doc: str | None = None, **options: Any):
     """Creates the parser of `resnet.tools.TOOL`, described by `doc`."""
-    defaults = {
-      'prog': f'python -m resnet.tools.{tool}',
-      'description': doc,
-      'formatter_class': argparse.RawDescriptionHelpFormatter,
-    }
-    super().__init__(**defaults | options)
+    options.setdefault('prog', f'python -m resnet.tools.{tool}')
+    raw = argparse.RawDescriptionHelpFormatter
+    super().__init__(description=doc, formatter_class=raw, **options)
 
   def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
     namespace, rest = super().parse_known_args(args, namespace)

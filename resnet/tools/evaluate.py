@@ -63,8 +63,7 @@ def main(args: argparse.Namespace) -> None:
     )
     reader = dataclasses.replace(run.eval_reader, source=source)
     run = dataclasses.replace(run, eval_reader=reader)
-  source = run.eval_reader.source
-  real = None
+  source, real = run.eval_reader.source, None
   if args.real_labels is not None:
     real = real_labels.by_file_name(source, real_labels.read(args.real_labels))
   if args.precise_bn is not None:
@@ -140,9 +139,7 @@ def _sides(args: argparse.Namespace, size: int) -> tuple[int, ...]:
 def _print(report: Mapping[str, Any], names: Sequence[str] | None) -> None:
   def name(label: int) -> str:
     # A network may have more logits than the data set has classes.
-    return (
-      (names or ())[label] if label < len(names or ()) else f'class {label}'
-    )
+    return names[label] if names and label < len(names) else f'class {label}'
 
   print(
     f'{report["num_examples"]:,} images of {report["images"]}, views:'
@@ -186,7 +183,7 @@ def _save(
 ) -> None:
   """Writes OUTPUT.json, .csv (confusion matrix) and .png (reliability)."""
   names = ('count', 'confidence', 'top1')
-  bins = {name: sums[f'bin_{name}'].astype(float) for name in names}
+  bins = {name: sums[f'bin_{name}'] for name in names}
   lists = {name: values.tolist() for name, values in bins.items()}
   text = to_json({**report, 'sums_of_bins': lists}, indent=2)
   rows = [','.join(map(str, row)) for row in sums['confusion'].tolist()]
@@ -209,9 +206,8 @@ def parser() -> command.Parser:
   add('--views', choices=views.VIEWS, default='center')
   add('--on', metavar='SET', help='another data set with the same classes')
   add('--split', help='split of --on; default: its only one')
-  add(
-    '--data_dir', metavar='DIR', help='data_dir of --on; default: as --config'
-  )
+  text = 'data_dir of --on; default: as --config'
+  add('--data_dir', metavar='DIR', help=text)
   add('--real_labels', metavar='FILE', help='real.json of ImageNet-ReaL')
   add('--scales', metavar='N,N,...', help='pixels, for --views=scales')
   add('--precise_bn', type=int, metavar='N', help='number of training images')

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 import os
 import sys
+from typing import Any
 
 import numpy as np
 import tqdm
@@ -57,18 +58,15 @@ def main(args: argparse.Namespace) -> None:
   def results() -> Iterator[tuple[list[str], np.ndarray]]:
     """Yields names [B] and outputs averaged over views; writes the maps."""
     for (names, crops), rows in predictor.stream(batches):
-      by_view = {
-        kind: values.reshape(-1, transform.num_views, *values.shape[1:])
-        for kind, values in rows.items()
-      }
       for kind in outputs[1:]:
-        heats = by_view[kind][:, 0]
+        heats = rows[kind][:: transform.num_views]  # Of the first view.
         for name, crop, heat in zip(names, crops, heats, strict=True):
           path = os.path.join(args.explain, f'{files[name]}.{kind}.png')
           with writing(path):
             os.makedirs(os.path.dirname(path), exist_ok=True)
             write_atomically(path, overlay(crop, heat))
-      yield names, by_view[outputs[0]].mean(1)
+      views = rows[outputs[0]]
+      yield names, views.reshape(len(names), -1, *views.shape[1:]).mean(1)
 
   if args.features:
     write_features(args.out, results())
@@ -140,14 +138,12 @@ def parser() -> command.Parser:
   add('--json', action='store_true', help='print a JSON object per image')
   result.set_defaults(views='center')
   group = result.add_mutually_exclusive_group()
-  for views, text in (
-    ('flip', 'average over the image and its mirror image'),
-    ('ten_crop', 'average over corners, centre, and their mirror images'),
-  ):
-    flags = dict.fromkeys((f'--{views.replace("_", "-")}', f'--{views}'))
-    group.add_argument(
-      *flags, action='store_const', const=views, dest='views', help=text
-    )
+  shared: dict[str, Any] = {'action': 'store_const', 'dest': 'views'}
+  text = 'average over the image and its mirror image'
+  group.add_argument('--flip', const='flip', help=text, **shared)
+  text = 'average over corners, centre, and their mirror images'
+  flags = ('--ten-crop', '--ten_crop')
+  group.add_argument(*flags, const='ten_crop', help=text, **shared)
   add('--features', metavar='NAME', help='pooled, stem, stage1, ...')
   add('--out', metavar='FILE', help='file of the features: .npz or .parquet')
   add('--explain', metavar='DIR', help='folder for class activation maps')

@@ -110,11 +110,8 @@ def _name(args: argparse.Namespace) -> str:
   # Remove the version of a prepared set.
   path = re.sub(r'/\d+\.\d+\.\d+$', '', os.path.normpath(args.source))
   name = re.sub('[^a-z0-9]+', '_', os.path.basename(path).lower()).strip('_')
-  if args.kind == 'imagenet':
-    name = imagenet.NAME
-  elif args.kind == 'cifar':
-    name = cifar.default_name(path)
-  name = args.name or name
+  defaults = {'imagenet': imagenet.NAME, 'cifar': cifar.default_name(path)}
+  name = args.name or defaults.get(args.kind, name)
   if not re.fullmatch('[a-z][a-z0-9_]*', name):
     raise InputError(
       f'{name!r} is not a valid name: type --name=NAME with lower-case letters,'
@@ -161,11 +158,9 @@ def parser() -> command.Parser:
   add('--raw', action='store_true', help=text)
   text = 'skip and list images that cannot be decoded'
   add('--skip-bad', action='store_true', help=text)
-  text, cores = (
-    'shards to write in parallel; default: %(default)s',
-    os.cpu_count(),
-  )
-  add('--threads', type=command.positive, default=cores or 1, help=text)
+  text = 'shards to write in parallel; default: %(default)s'
+  cores = os.cpu_count() or 1
+  add('--threads', type=command.positive, default=cores, help=text)
   return result
 
 

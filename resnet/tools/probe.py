@@ -17,7 +17,8 @@ import numpy as np
 
 from resnet.data.sources.registry import Source, open_source
 from resnet.errors import InputError
-from resnet.inference.network import add_arguments, create_network, read_weights
+from resnet.export.exported import open_network
+from resnet.inference.network import add_arguments
 from resnet.inference.predictor import Predictor
 from resnet.inference.preprocessing import ImageTransform
 from resnet.tools import command
@@ -32,8 +33,7 @@ def main(args: argparse.Namespace) -> None:
     open_source(args.data, split, data_dir=args.data_dir)
     for split in (args.train_split, args.eval_split)
   ]
-  weights = read_weights(args.weights, args.model, dtype=args.dtype)
-  network = create_network(weights)
+  network = open_network(args.weights, args.model, args.dtype)
   predictor = Predictor(network, ['pooled'], [_BATCH_SIZE])
   transform = ImageTransform(preprocessing=network.preprocessing)
   train, test = (_features(predictor, transform, s) for s in sources)
@@ -56,8 +56,7 @@ def _features(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns pooled features [N, C] and labels [N] of a split."""
 
-  def decode(item: tuple[int, Any]) -> np.ndarray:
-    index, record = item
+  def decode(index: int, record: Any) -> np.ndarray:
     try:
       return transform(record['image'])
     except ValueError as error:
@@ -69,7 +68,7 @@ def _features(
     for start in range(0, len(source), _BATCH_SIZE):
       indices = range(start, min(start + _BATCH_SIZE, len(source)))
       records = source.read(indices)
-      images = pool.map(decode, zip(indices, records, strict=True))
+      images = pool.map(decode, indices, records)
       labels = [int(record['label']) for record in records]
       yield labels, np.concatenate(list(images))
 
@@ -101,8 +100,7 @@ def score(
     features, labels = features[rows], labels[rows]
   regression = LogisticRegression(max_iter=1000)
   classifier = make_pipeline(StandardScaler(), regression)
-  classifier.fit(features, labels)
-  return float(classifier.score(*test))
+  return float(classifier.fit(features, labels).score(*test))
 
 
 def parser() -> command.Parser:

@@ -58,8 +58,7 @@ def _band(histories: list[History], metric: str) -> dict[str, Any]:
   # One image is the resolution of an accuracy.
   one = 1 / histories[0].derived['num_eval_examples']
   std = np.maximum(values.std(0, ddof=1), one if 'top1' in metric else 1e-9)
-  mean = values.mean(axis=0)
-  return {'step': steps, 'mean': mean.tolist(), 'std': std.tolist()}
+  return {'step': steps, 'mean': values.mean(0).tolist(), 'std': std.tolist()}
 
 
 def parser() -> command.Parser:

@@ -31,16 +31,13 @@ def main(args: argparse.Namespace) -> None:
   if args.all == bool(args.names):
     raise InputError('Type names of networks or --all, and not both.')
   names = list_models() if args.all else args.names
-  models = {name: create_model(name) for name in names}
-  networks = {
-    name: cost_lib.trace(
-      name,
-      # He et al. 2016 use 224 pixels for ImageNet and 32 for CIFAR.
-      args.image_size or (32 if model.num_classes == 10 else 224),
-      dtype=jnp.dtype(args.dtype),
+  networks = {}
+  for name in tqdm.tqdm(names, disable=None, leave=False):
+    # He et al. 2016 use 224 pixels for ImageNet and 32 for CIFAR.
+    side = 32 if create_model(name).num_classes == 10 else 224
+    networks[name] = cost_lib.trace(
+      name, args.image_size or side, dtype=jnp.dtype(args.dtype)
     )
-    for name, model in tqdm.tqdm(models.items(), disable=None, leave=False)
-  }
   if len(networks) == 1:
     ((name, network),) = networks.items()
     rows = [('stage', 'output', 'layers', *_COLUMNS)]

@@ -39,16 +39,21 @@ def convert(args: argparse.Namespace) -> None:
   if not args.target.endswith('.safetensors'):
     raise InputError(f'{args.target} must end in .safetensors.')
   source = open_source(args.source)
-  model = _model(source, args.model)
+  model = args.model or source.metadata.model
+  if model is None:
+    raise InputError(
+      f'{source.name} does not name its network: type --model=NAME. It fits:'
+      f' {", ".join(_fitting(source)) or "no known network"}.'
+    )
   changes: dict[str, Any] = {'model': model}
   fields = {f.name: getattr(args, f.name) for f in _PREPROCESSING}
-  if missing := [name for name, value in fields.items() if value is None]:
-    if len(missing) < len(fields):
-      flags = ', '.join(f'--{name.replace("_", "-")}' for name in missing)
-      raise InputError(f'The preprocessing is incomplete: add {flags}.')
-  else:
+  missing = [name for name, value in fields.items() if value is None]
+  if not missing:
     with refuse_damage('The preprocessing is not valid'):
       changes['preprocessing'] = Preprocessing(**fields)
+  elif len(missing) < len(fields):
+    flags = ', '.join(f'--{name.replace("_", "-")}' for name in missing)
+    raise InputError(f'The preprocessing is incomplete: add {flags}.')
   variables = read_source(source, model, **source.metadata.overrides)
   num_classes = len(variables['params']['head']['bias'])
   if args.class_names:
@@ -92,16 +97,6 @@ def _fitting(source: Source) -> list[str]:
         check_source(source, name, **source.metadata.overrides)
         names.append(name)
   return names
-
-
-def _model(source: Source, given: str | None) -> str:
-  name = given or source.metadata.model
-  if name is None:
-    raise InputError(
-      f'{source.name} does not name its network: type --model=NAME. It fits:'
-      f' {", ".join(_fitting(source)) or "no known network"}.'
-    )
-  return name
 
 
 def _print_metadata(metadata: Metadata) -> None:
