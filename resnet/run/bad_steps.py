@@ -16,7 +16,6 @@ import optax
 from resnet.data.host.warnings import DataWarnings
 from resnet.errors import InputError, RunError
 from resnet.experiment import Experiment
-from resnet.fields import FREE_FIELDS, SAFE_FIELDS
 from resnet.files import read_json_lines
 from resnet.run import workdir as workdir_lib
 from resnet.run.checkpoint import Checkpoints
@@ -68,10 +67,9 @@ class BadSteps:
     if num_in_row >= self._experiment.config['max_bad_steps']:
       raise RunError(
         f'Loss or gradients were not finite in {num_in_row} steps in a row, up'
-        f' to step {step} (max_bad_steps). {self._path} lists the records of'
-        ' their batches; --mode=replay shows what was not finite. The'
-        ' checkpoints are good. To lower the learning rate or change the data,'
-        ' start a run in another --workdir.'
+        f' to step {step} (max_bad_steps). --mode=replay shows what was not'
+        f' finite, {self._path} the records of these batches. To lower the'
+        ' learning rate or change the data, type another --workdir.'
       )
     return (
       f'warning: loss or gradients of step {step} were not finite; its update'
@@ -116,10 +114,7 @@ def replay(experiment: Experiment, workdir: str, step: int | None) -> int:
   if saved is None:
     raise InputError(f'{workdir} holds no run: type the --workdir of one.')
   workdir_lib.check_same_config(
-    workdir,
-    saved['config'],
-    experiment.config,
-    ignore=FREE_FIELDS | SAFE_FIELDS,
+    workdir, saved['config'], experiment.config, allow_change=True
   )
   experiment = experiment.with_statistics_of(saved['derived'])
   step = _check_step(experiment, workdir, step)
@@ -208,22 +203,17 @@ def _print_not_finite(
 
   losses, trees = jax.device_get(compute(state, batch))
   keys = record_keys(experiment, step)
+  norm = optax.tree.norm(trees['gradients'])
+  print(f'loss {losses.mean():.4g}, gradient norm {norm:.4g}')
   bad_rows = np.flatnonzero(~np.isfinite(losses))
-  print(
-    f'loss {losses.mean():.4g}, gradient norm'
-    f' {optax.tree.norm(trees["gradients"]):.4g}\n'
-    f'{len(bad_rows)} of {len(keys)} losses are not finite',
-    *(f'  {keys[row]}' for row in bad_rows[:_MOST_SHOWN]),
-    sep='\n',
-  )
+  bad = {f'{len(keys)} losses': [keys[row] for row in bad_rows]}
   for name, tree in trees.items():
-    bad = [
+    bad[f'the {name}'] = [
       jax.tree_util.keystr(path, simple=True, separator='/')
       for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
       if not np.all(np.isfinite(leaf))
     ]
-    print(
-      f'{len(bad)} of the {name} are not finite',
-      *(f'  {path}' for path in bad[:_MOST_SHOWN]),
-      sep='\n',
-    )
+  for what, names in bad.items():
+    print(f'{len(names)} of {what} are not finite')
+    for name in names[:_MOST_SHOWN]:
+      print(f'  {name}')

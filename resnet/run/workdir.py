@@ -73,8 +73,7 @@ def check_same_config(
   saved: Mapping[str, Any],
   config: Mapping[str, Any],
   *,
-  ignore: Collection[str] = (),
-  safe: Collection[str] = (),
+  ignore: Collection[str] = FREE_FIELDS,
   allow_change: bool = False,
 ) -> list[str]:
   """Checks that two configs differ only in fields that may change.
@@ -84,8 +83,7 @@ def check_same_config(
     saved: saved values by field.
     config: values of the new command by field.
     ignore: fields that need not be equal.
-    safe: fields that may change with `allow_change`.
-    allow_change: the flag --allow_config_change.
+    allow_change: SAFE_FIELDS need not be equal (--allow_config_change).
 
   Returns:
     The allowed differences as text.
@@ -102,7 +100,7 @@ def check_same_config(
     f'{field}: {saved.get(field)!r} there, {config.get(field)!r} now'
     for field in fields
   ]
-  may_change = all(field in safe for field in fields)
+  may_change = set(fields) <= SAFE_FIELDS
   if not differences or (may_change and allow_change):
     return differences
   remedy = (
@@ -164,8 +162,6 @@ def check(
     workdir,
     saved['config'],
     experiment.config,
-    ignore=FREE_FIELDS,
-    safe=SAFE_FIELDS,
     allow_change=allow_config_change,
   )
   # The data may have been prepared again under the same name.

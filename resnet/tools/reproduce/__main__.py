@@ -26,7 +26,6 @@ import jax
 from resnet import files
 from resnet.errors import InputError
 from resnet.experiment import resolve
-from resnet.fields import FREE_FIELDS
 from resnet.output import outlive_terminal
 from resnet.plots.curves import save_curves
 from resnet.run import checkpoint
@@ -114,9 +113,7 @@ def _read(
     return
   run = resolve(config)
   # The recipe may have changed since the run.
-  workdir_lib.check_same_config(
-    folder, history.config, run.config, ignore=FREE_FIELDS
-  )
+  workdir_lib.check_same_config(folder, history.config, run.config)
   done[cell] = results.describe(grid, cell, run, history)
   if grid.study.shows == 'responses':
     done[cell] |= responses.measure(run, folder)
