@@ -69,7 +69,7 @@ def test_a_pickle_for_a_config_is_refused(tmp_path):
   assert (tmp_path / 'bang').exists()
 
 
-def test_pickles_in_a_checkpoint_are_not_opened(tmp_path):
+def test_pickles_in_a_checkpoint_are_not_opened(tmp_path, capsys):
   """Every file of it is a bomb."""
   folder = tmp_path / 'checkpoints' / '3'
   for name in (
@@ -83,9 +83,8 @@ def test_pickles_in_a_checkpoint_are_not_opened(tmp_path):
     path.write_bytes(pickle.dumps(Bomb(tmp_path / 'bang')))
   with pytest.raises(InputError, match='is damaged'):
     Checkpoints(str(tmp_path))
-  said = []
-  checkpoints = Checkpoints(str(tmp_path), keep=1, say=said.append)
-  assert 'checkpoint of step 3' in said[0]
+  checkpoints = Checkpoints(str(tmp_path), keep=1)
+  assert 'checkpoint of step 3' in capsys.readouterr().out
   assert checkpoints.all_steps() == []
   checkpoints.close()
   assert not (tmp_path / 'bang').exists()

@@ -1,6 +1,6 @@
 """Saves and restores checkpoints with Orbax: the latest few and the best."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 import contextlib
 import json
 import os
@@ -36,13 +36,7 @@ class Checkpoints:
   `save`, by `finish`, and by the first `check` after it ended.
   """
 
-  def __init__(
-    self,
-    workdir: str,
-    *,
-    keep: int | None = None,
-    say: Callable[[str], None] = print,
-  ):
+  def __init__(self, workdir: str, *, keep: int | None = None):
     """Opens the folder; moves checkpoints with damaged metrics out of it.
 
     Args:
@@ -50,18 +44,15 @@ class Checkpoints:
       keep: number of latest checkpoints to keep, besides the best by
         `weights.score`. None opens the folder read-only; a damaged checkpoint
         is then an error.
-      say: receives a warning for each checkpoint that is moved.
     """
     self._workdir = os.path.abspath(workdir)
     self._folder = os.path.join(self._workdir, FOLDER)
-    self._keep, self._say = keep, say
+    self._keep = keep
     damaged = integrity.find_damaged_metrics(self._folder)
-    for error in damaged.values():
-      if keep is None:
-        raise error
-      say(f'warning: {error}')
+    if damaged and keep is None:
+      raise damaged[min(damaged)]
     multihost_utils.sync_global_devices('metrics are read')
-    integrity.set_aside(self._folder, [*damaged])
+    integrity.set_aside(self._folder, damaged)
     self._manager = self._open()
     # The step whose save may be in progress or has not been checked yet.
     self._unchecked_step: int | None = None
@@ -148,7 +139,8 @@ class Checkpoints:
         self._manager = self._open()
       step = int(state.step)
       if self.latest_step() == step and not os.path.exists(self._index(step)):
-        integrity.set_aside(self._folder, [step])
+        reason = f'The checkpoint of step {step} has no {_INDEX_FILE}.'
+        integrity.set_aside(self._folder, {step: reason})
         self._manager.reload()
       if self.latest_step() != step:
         self.save(state, metrics)
@@ -203,9 +195,8 @@ class Checkpoints:
       try:
         return self.restore(step, target)
       except DamagedError as error:  # Raised in all processes.
-        self._say(f'warning: {error}')
-      integrity.set_aside(self._folder, [step])
-      self._manager.reload()
+        integrity.set_aside(self._folder, {step: error})
+        self._manager.reload()
     damaged = os.path.join(self._workdir, integrity.FOLDER)
     if os.path.isdir(damaged):
       raise InputError(

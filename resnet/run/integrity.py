@@ -6,8 +6,7 @@ nor a missing file of zeros. Metrics have a checksum too, because Orbax cannot
 open a folder in which the metrics of one checkpoint are not valid JSON.
 """
 
-from collections.abc import Mapping, Sequence
-import dataclasses
+from collections.abc import Mapping
 import errno
 import json
 import os
@@ -97,10 +96,14 @@ def find_damaged_metrics(folder: str) -> dict[int, DamagedError]:
   return errors
 
 
-def set_aside(folder: str, steps: Sequence[int]) -> None:
-  """Moves damaged checkpoints to FOLDER; all processes must call this."""
+def set_aside(folder: str, damaged: Mapping[int, object]) -> None:
+  """Moves damaged checkpoints to FOLDER; prints the reason for each step.
+
+  All processes must call this.
+  """
   target = os.path.join(os.path.dirname(folder), FOLDER)
-  for step in steps if jax.process_index() == 0 else ():
+  for step, reason in damaged.items() if jax.process_index() == 0 else ():
+    print(f'warning: {reason}')
     os.makedirs(target, exist_ok=True)
     names = (str(step), *(f'{step}_{i}' for i in range(1, 1000)))
     free = next(n for n in names if not os.path.lexists(f'{target}/{n}'))
@@ -171,13 +174,10 @@ def inspect(state: TrainState) -> tuple[jax.Array, jax.Array]:
 
 def saved_tree(state: TrainState, checksum: Any) -> dict[str, Any]:
   """Returns the tree that is stored: the fields of a state and its checksum."""
-  tree = {
-    field.name: getattr(state, field.name)
-    for field in dataclasses.fields(state)
-  }
-  if tree['ema'] is None:
+  tree = {**vars(state), 'checksum': checksum}
+  if state.ema is None:
     del tree['ema']
-  return {**tree, 'checksum': checksum}
+  return tree
 
 
 def _describe(tree: Any) -> dict[str, str]:

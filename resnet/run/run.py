@@ -203,9 +203,7 @@ def _open(
     os.makedirs(workdir, exist_ok=True)
   if jax.process_index() == 0:
     cleanup.callback(Lock(workdir).close)
-  checkpoints = Checkpoints(
-    workdir, keep=experiment.config['keep_checkpoints'], say=_say
-  )
+  checkpoints = Checkpoints(workdir, keep=experiment.config['keep_checkpoints'])
   cleanup.callback(checkpoints.close)
   return checkpoints
 
@@ -262,11 +260,6 @@ def _start_reading(
     batches.start()
   jax.monitoring.record_event('/resnet/data')
   return batches
-
-
-def _say(text: str) -> None:
-  if jax.process_index() == 0:
-    print(text)
 
 
 def _describe(experiment: Experiment, first_step: int) -> list[str]:
