@@ -72,9 +72,7 @@ class Loop:
     seconds = self.config['watchdog_seconds']
     self.watchdog = Watchdog(self.workdir, seconds=seconds)
     self.progress = Progress(
-      first_step=first_step,
-      num_steps=experiment.length.num_steps,
-      process_index=jax.process_index(),
+      first_step=first_step, num_steps=experiment.length.num_steps
     )
     best_step = self.checkpoints.best_step()
     best = best_step is not None and self.checkpoints.metrics(best_step)
@@ -115,9 +113,7 @@ class Loop:
       if is_best or is_due or self.save_error or self.signal.number:
         with self.meter.paused(self.finish_steps):
           self.save(state, step, evaluation)
-    if step > self.saved_step:  # A signal arrived after the last poll.
-      with self.meter.paused(self.finish_steps):
-        self.save(state, step, evaluation)
+    self.finish_steps()
     self.finish(state, step, evaluation)
     return Outcome(
       step=step,
@@ -146,8 +142,6 @@ class Loop:
     self, state: TrainState, batch: Any, step: int, evaluation: Evaluation
   ) -> None:
     """Saves, then compiles for the next image size, unless a signal came."""
-    if step > self.saved_step:
-      self.save(state, step, evaluation)
     self.finish(state, step, evaluation)
     if self.signal.number:
       return
@@ -271,7 +265,6 @@ class Loop:
       if jax.process_count() == 1:  # A save needs all processes.
         self.finish_steps()
         if step > self.saved_step:
-          self.save(state, step, None)
           self.finish(state, step, None)
       raise
     finally:
@@ -281,9 +274,11 @@ class Loop:
   def finish(
     self, state: TrainState, step: int, evaluation: Evaluation
   ) -> None:
-    """Waits until the last checkpoint is on disk."""
-    if not self.saved_step:  # A signal arrived before the first step.
+    """Saves the step if it is not saved yet; waits until it is on disk."""
+    if not step:  # A signal arrived before the first step.
       return
+    if step > self.saved_step:
+      self.save(state, step, evaluation)
     self.watchdog.watch(f'saving step {step}')
     try:
       self.checkpoints.finish(expected_step=self.saved_step)

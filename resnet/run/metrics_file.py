@@ -8,6 +8,7 @@ import os
 import sys
 from typing import Any, TextIO
 
+import jax
 import tensorboardX
 import tqdm
 
@@ -103,18 +104,16 @@ class Progress:
     *,
     first_step: int,
     num_steps: int,
-    process_index: int = 0,
     stream: TextIO | None = None,
   ):
-    self._process_index = process_index
+    self._process_index = jax.process_index()
     self._stream = stream or sys.stdout
-    self._num_steps = num_steps
     self._bar = tqdm.tqdm(
       total=num_steps,
       initial=first_step,
       unit='step',
       file=self._stream,
-      disable=process_index > 0 or not self._stream.isatty(),
+      disable=self._process_index > 0 or not self._stream.isatty(),
       dynamic_ncols=True,
     )
 
@@ -141,7 +140,7 @@ class Progress:
       )
     if seconds_left is not None:
       text += f'  left {tqdm.tqdm.format_interval(seconds_left)}'
-    self.say(f'step {step}/{self._num_steps}  epoch {epoch:.1f}  {text}')
+    self.say(f'step {step}/{self._bar.total}  epoch {epoch:.1f}  {text}')
 
   def say(self, text: str) -> None:
     """Prints a line above the bar; only in process 0."""
