@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import math
 import os
 from typing import Any
 
@@ -46,11 +45,9 @@ class History:
   def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns steps [N] and values [N] of a metric; null becomes NaN."""
     points = [(x['step'], x[name]) for x in self.lines if name in x]
-    steps, values = zip(*points, strict=True) if points else ((), ())
-    return (
-      np.asarray(steps, np.int64),
-      np.asarray([math.nan if v is None else v for v in values], np.float64),
-    )
+    # NumPy converts None to NaN.
+    steps, values = np.array(points, np.float64).reshape(-1, 2).T
+    return steps.astype(np.int64), values
 
   def last(self, name: str) -> float | None:
     """Returns the last value of a metric, or None if there is none."""

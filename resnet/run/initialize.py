@@ -38,19 +38,11 @@ class InitialWeights:
   def apply(self, state: TrainState) -> TrainState:
     """Returns an initial state with its weights replaced by these."""
     variables = weights.read_source(self.source, self.model, **self.overrides)
-    params = dict(variables['params'])
+    new = {part: dict(variables[part]) for part in state.variables}
     if self.new_head:
-      params['head'] = state.params['head']
-
-    def place(new: Any, old: jax.Array) -> jax.Array:
-      return jax.device_put(new, old.sharding)
-
-    old_stats = dict(state.batch_stats)
-    state = state.replace(
-      params=jax.tree.map(place, params, dict(state.params)),
-      batch_stats=jax.tree.map(place, variables['batch_stats'], old_stats),
-    )
-    return state.with_new_ema()
+      new['params']['head'] = state.params['head']
+    shardings = jax.tree.map(lambda x: x.sharding, state.variables)
+    return state.replace(**jax.device_put(new, shardings)).with_new_ema()
 
   def describe(self) -> str:
     """Returns a line that names the source of the weights."""

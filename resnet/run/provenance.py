@@ -63,12 +63,13 @@ def hardware(devices: Sequence[Any]) -> str:
 
 def commit() -> str | None:
   """Returns the git commit, with '+' after changes; None without git."""
+  describe = ['describe', '--always', '--exclude=*', '--abbrev=12', '--dirty=+']
   try:
-    head = _git('rev-parse', '--short=12', 'HEAD').strip()
-    changed = _git('status', '--porcelain', '--untracked-files=no').strip()
+    return subprocess.check_output(
+      ['git', '-C', str(_ROOT), *describe], stderr=subprocess.DEVNULL, text=True
+    ).strip()
   except (OSError, subprocess.CalledProcessError):
     return None
-  return f'{head}+' if changed else head
 
 
 def code_hash() -> str:
@@ -80,12 +81,6 @@ def code_hash() -> str:
         digest.update(f'{path.relative_to(_ROOT)}\n'.encode())
         digest.update(path.read_bytes())
   return digest.hexdigest()[:12]
-
-
-def _git(*args: str) -> str:
-  return subprocess.run(
-    ['git', '-C', str(_ROOT), *args], check=True, capture_output=True, text=True
-  ).stdout
 
 
 def cpu_model() -> str:
