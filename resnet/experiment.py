@@ -20,11 +20,7 @@ from resnet.data.pipeline import Data, create_data
 from resnet.errors import InputError
 from resnet.models import create_model
 from resnet.training import compiler
-from resnet.training.run_length import (
-  RunLength,
-  check_batch,
-  create_run_length,
-)
+from resnet.training.run_length import RunLength, check_batch, create_run_length
 from resnet.training.sharding import DataSharding, create_sharding
 from resnet.training.state import TrainState, create_state
 from resnet.training.task import Task, create_task
@@ -97,13 +93,7 @@ class Experiment:
     return jax.tree.map(lambda x, s: x.update(sharding=s), state, shardings)
 
   def _create_state(self, key: jax.Array) -> TrainState:
-    return create_state(
-      key,
-      model=self.task.model,
-      tx=self.task.tx,
-      image_shape=self.image_shape,
-      has_ema=self.task.ema_decay is not None,
-    )
+    return create_state(key, self.task, self.image_shape)
 
   def load(
     self,

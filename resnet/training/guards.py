@@ -62,8 +62,6 @@ def checksum(tree: Any) -> jax.Array:
 
 def _words(x: jax.Array) -> jax.Array:
   """Returns the bits of an array as a vector of uint32."""
-  size = x.dtype.itemsize
-  if size >= 4:
-    return lax.bitcast_convert_type(x, jnp.uint32).reshape(-1)
-  unsigned = {1: jnp.uint8, 2: jnp.uint16}[size]
+  # Numbers of 64 bits become two words.
+  unsigned = f'uint{8 * min(x.dtype.itemsize, 4)}'
   return lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32).reshape(-1)

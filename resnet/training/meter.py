@@ -3,15 +3,9 @@
 from collections.abc import Callable, Iterator
 import contextlib
 import time
-from typing import Protocol
 
+from resnet.data.host.loader import DeviceLoader
 from resnet.training.run_length import RunLength
-
-
-class Waiter(Protocol):
-  """A loader that counts the seconds spent waiting for data."""
-
-  wait_seconds: float
 
 
 class Meter:
@@ -20,9 +14,9 @@ class Meter:
   Read it when a step is done, not when it starts.
   """
 
-  def __init__(self, length: RunLength, waiter: Waiter, first_step: int):
+  def __init__(self, length: RunLength, loader: DeviceLoader, first_step: int):
     self._length = length
-    self._waiter = waiter
+    self._loader = loader
     self._total_seconds = 0.0
     self.start(first_step)
 
@@ -36,10 +30,10 @@ class Meter:
     """Finishes the steps in flight, and stops the clock during the block."""
     finish_steps()
     self._seconds += time.monotonic() - self._time
-    wait = self._waiter.wait_seconds
+    wait = self._loader.wait_seconds
     yield
     self._time = time.monotonic()
-    self._wait += self._waiter.wait_seconds - wait
+    self._wait += self._loader.wait_seconds - wait
 
   def interval(self, step: int) -> dict[str, float]:
     """Returns the rates since the last call; call it when `step` is done.
@@ -47,7 +41,7 @@ class Meter:
     The first step has no rate, because its time is mostly compilation.
     """
     seconds = self._seconds + time.monotonic() - self._time
-    wait = self._waiter.wait_seconds - self._wait
+    wait = self._loader.wait_seconds - self._wait
     num_images = (step - self._step) * self._length.batch_size
     self._total_seconds += seconds
     self._start_interval(step)
@@ -60,7 +54,7 @@ class Meter:
 
   def _start_interval(self, step: int) -> None:
     self._step, self._seconds = step, 0.0
-    self._time, self._wait = time.monotonic(), self._waiter.wait_seconds
+    self._time, self._wait = time.monotonic(), self._loader.wait_seconds
 
   @property
   def mean(self) -> float | None:

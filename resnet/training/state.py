@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from flax import linen as nn
 from flax import struct
 import jax
 import jax.numpy as jnp
 import optax
 
 from resnet.training import metrics
+from resnet.training.task import Task
 
 
 class TrainState(struct.PyTreeNode):
@@ -52,25 +52,20 @@ class TrainState(struct.PyTreeNode):
 
 
 def create_state(
-  key: jax.Array,
-  *,
-  model: nn.Module,
-  tx: optax.GradientTransformation,
-  image_shape: tuple[int, ...],
-  has_ema: bool = False,
+  key: jax.Array, task: Task, image_shape: tuple[int, ...]
 ) -> TrainState:
   """Initialises the network, for images of `image_shape`, and the optimizer."""
   images = jnp.zeros((1, *image_shape), jnp.float32)
-  variables = model.init(key, images, train=False)
+  variables = task.model.init(key, images, train=False)
   state = TrainState(
     step=jnp.zeros((), jnp.int32),
     params=variables['params'],
     batch_stats=variables.get('batch_stats', {}),
-    opt_state=tx.init(variables['params']),
+    opt_state=task.tx.init(variables['params']),
     sums=metrics.zeros(),
     skipped_steps=jnp.zeros((), jnp.int32),
     skipped_in_row=jnp.zeros((), jnp.int32),
-    ema={} if has_ema else None,
+    ema=None if task.ema_decay is None else {},
   )
   return state.with_new_ema()
 

@@ -104,7 +104,6 @@ def create_task(
   is_mixed = augmentation.mixing is not None
   losses.check_threshold(config.loss, model.num_classes, is_mixed=is_mixed)
   schedule = create_schedule(length, config.schedule)
-  num_micro_batches = config.accumulation_steps
   return Task(
     model=model,
     augmentation=augmentation,
@@ -115,8 +114,9 @@ def create_task(
     ),
     schedule=schedule,
     loss_fn=losses.create_loss(config.loss),
-    accumulation_steps=num_micro_batches,
-    unroll_micro_batches=backend == 'cpu' and num_micro_batches <= MAX_UNROLLED,
+    accumulation_steps=config.accumulation_steps,
+    unroll_micro_batches=backend == 'cpu'
+    and config.accumulation_steps <= MAX_UNROLLED,
     log_every_steps=config.log_every_steps,
     ema_decay=config.ema_decay,
     ema_every_steps=config.ema_every_steps,
