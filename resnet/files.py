@@ -117,13 +117,11 @@ class Lock:
 
     Raises:
       InputError: another process holds it, which the message names, with
-        `advice`; or the lock file cannot be opened.
+        `advice`; or the lock file cannot be written.
     """
     path = os.path.join(workdir, LOCK_FILE)
-    try:
+    with writing(path):
       self._file = open(path, 'a+')  # noqa: SIM115 (until `close`)
-    except OSError as error:
-      raise InputError(f'{path} cannot be opened: {error.strerror}.') from None
     try:
       fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
