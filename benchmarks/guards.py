@@ -23,6 +23,7 @@ from configs import fake
 from resnet import experiment
 from resnet.run.stopping import Watchdog
 from resnet.training import guards
+from resnet.training.sharding import create_sharding
 from resnet.training.state import create_state
 from resnet.training.step import train_step
 
@@ -36,7 +37,7 @@ def _task(name):
 
 def _state(task, size):
   create = functools.partial(
-    create_state, model=task.model, tx=task.tx, image_shape=(size, size, 3)
+    create_state, task=task, image_shape=(size, size, 3)
   )
   return jax.jit(create)(jax.random.key(0))
 
@@ -57,7 +58,7 @@ def _always_new(is_good, new, old):
 
 
 def _compile(task, state, batch, *, guarded):
-  step = functools.partial(train_step, task=task)
+  step = functools.partial(train_step, task=task, sharding=create_sharding())
   with mock.patch.multiple(
     guards,
     all_finite=guards.all_finite if guarded else lambda _: True,

@@ -25,6 +25,7 @@ from resnet import weights
 from resnet.models import cost, create_model, list_models
 from resnet.training.losses import cross_entropy
 from resnet.training.optimizers import create_optimizer
+from resnet.training.sharding import create_sharding
 from resnet.training.state import create_state
 from resnet.training.step import Task, train_step
 
@@ -90,9 +91,7 @@ def compile_train_step(name):
     accumulation_steps=1,
     log_every_steps=1,
   )
-  create = functools.partial(
-    create_state, model=model, tx=tx, image_shape=(32, 32, 3)
-  )
+  create = functools.partial(create_state, task=task, image_shape=(32, 32, 3))
   start = time.perf_counter()
   state = jax.eval_shape(create, jax.random.key(0))
   batch = {
@@ -100,8 +99,8 @@ def compile_train_step(name):
     'label': jax.ShapeDtypeStruct((128,), jnp.int32),
     'mask': jax.ShapeDtypeStruct((128,), jnp.bool_),
   }
-  step = jax.jit(functools.partial(train_step, task=task), donate_argnums=0)
-  lowered = step.lower(state, batch)
+  step = functools.partial(train_step, task=task, sharding=create_sharding())
+  lowered = jax.jit(step, donate_argnums=0).lower(state, batch)
   traced = time.perf_counter()
   compiled = lowered.compile()
   done = time.perf_counter()

@@ -51,12 +51,7 @@ def _make(args, fields):
   config.update_from_flattened_dict(fields)
   run = experiment.resolve(config, devices=jax.devices()[:1])
   steps = jit_steps(run.task, run.sharding)
-  state = create_state(
-    jax.random.key(0),
-    model=run.task.model,
-    tx=run.task.tx,
-    image_shape=run.image_shape,
-  )
+  state = create_state(jax.random.key(0), run.task, run.image_shape)
   rng = np.random.default_rng(0)
   batch = {
     'image': rng.integers(

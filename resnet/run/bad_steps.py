@@ -21,16 +21,8 @@ from resnet.run import workdir as workdir_lib
 from resnet.run.checkpoint import Checkpoints
 from resnet.run.metrics_file import JsonLines
 from resnet.training import compiler
+from resnet.training import step as step_lib
 from resnet.training.state import TrainState
-from resnet.training.step import (
-  Batch,
-  augment_batch,
-  gradients,
-  jit_steps,
-  network_rngs,
-  targets,
-  uphill_gradients,
-)
 
 FILE = 'bad_steps.jsonl'
 _MOST_SHOWN = 10
@@ -128,7 +120,7 @@ def replay(experiment: Experiment, workdir: str, step: int | None) -> int:
   for now in range(first_step, step - 1):
     size = experiment.sizes.at(now)
     if size not in trains:
-      steps = jit_steps(experiment.at(now).task, experiment.sharding)
+      steps = step_lib.jit_steps(experiment.at(now).task, experiment.sharding)
       trains[size] = steps.train
     state, metrics = trains[size](state, next(batches))
     if int(metrics['skipped_in_row']):
@@ -175,7 +167,7 @@ def _state_before(
 
 
 def _print_not_finite(
-  experiment: Experiment, state: TrainState, batch: Batch, step: int
+  experiment: Experiment, state: TrainState, batch: step_lib.Batch, step: int
 ) -> None:
   """Prints which losses, gradients and statistics of an update are bad.
 
@@ -185,21 +177,23 @@ def _print_not_finite(
   options = compiler.options(experiment.sharding.backend)
 
   @functools.partial(jax.jit, compiler_options=options)
-  def compute(state: TrainState, batch: Batch) -> Any:
-    batch = augment_batch(batch, state.step, task=task)
+  def compute(state: TrainState, batch: step_lib.Batch) -> Any:
+    batch = step_lib.augment_batch(
+      batch, state.step, task=task, sharding=experiment.sharding
+    )
     logits, _ = task.model.apply(
       state.variables,
       task.normalize(batch['image']),
       train=True,
       mutable=['batch_stats'],
-      rngs=network_rngs(task, state.step),
+      rngs=step_lib.network_rngs(task, state.step),
     )
-    grads, batch_stats, _ = gradients(state, batch, task=task)
+    grads, batch_stats, _ = step_lib.gradients(state, batch, task=task)
     trees = {'gradients': grads, 'batch_stats': batch_stats}
     if rho := task.sam_rho:
-      uphill = uphill_gradients(state, grads, batch, rho, task=task)
+      uphill = step_lib.uphill_gradients(state, grads, batch, rho, task=task)
       trees['gradients uphill'] = uphill
-    return task.loss_fn(logits, targets(batch)), trees
+    return task.loss_fn(logits, step_lib.targets(batch)), trees
 
   losses, trees = jax.device_get(compute(state, batch))
   keys = record_keys(experiment, step)

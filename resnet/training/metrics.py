@@ -73,11 +73,6 @@ def label_rank(
   return rank, ~jnp.isnan(label_logit[:, 0])
 
 
-def add(sums: Sums, more: Sums) -> Sums:
-  """Returns the sums over both sets of images."""
-  return jax.tree.map(jnp.add, sums, more)
-
-
 def means(sums: Mapping[str, jax.Array | np.ndarray]) -> dict[str, float]:
   """Reads sums from the device and returns mean loss, top1 and top5 (0 to 1).
 

@@ -26,7 +26,7 @@ def train_step(
   batch: Batch,
   *,
   task: Task,
-  sharding: DataSharding | None = None,
+  sharding: DataSharding,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """Makes one update, or skips it if the loss or a gradient is not finite.
 
@@ -38,17 +38,14 @@ def train_step(
     last log line (see `training.metrics`), 'learning_rate', 'skipped_steps'
     and 'skipped_in_row'.
   """
-  whole = state
-  if sharding:
-    whole = state.replace(params=sharding.gather(state.params))
+  whole = state.replace(params=sharding.gather(state.params))
   batch = augment_batch(batch, state.step, task=task, sharding=sharding)
   grads, batch_stats, sums = _accumulated_gradients(whole, batch, task)
   if task.sam_rho is not None:
     # Keep statistics and metrics of the weights themselves. If the first
     # gradients are not finite, neither are these.
     grads = uphill_gradients(whole, grads, batch, task.sam_rho, task=task)
-  if sharding:
-    grads = sharding.split(grads)
+  grads = sharding.split(grads)
   is_good = guards.all_finite((grads, batch_stats, sums['loss']))
   updates, opt_state = task.tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
@@ -71,8 +68,7 @@ def train_step(
   )
   if task.ema_decay is not None:
     new_state = update_ema(new_state, task.ema_decay, task.ema_every_steps)
-  if sharding:
-    new_state = sharding.split(new_state)
+  new_state = sharding.split(new_state)
   return new_state, {
     **sums,
     'learning_rate': jnp.asarray(task.schedule(state.step), jnp.float32),
@@ -82,11 +78,7 @@ def train_step(
 
 
 def augment_batch(
-  batch: Batch,
-  step: jax.Array,
-  *,
-  task: Task,
-  sharding: DataSharding | None = None,
+  batch: Batch, step: jax.Array, *, task: Task, sharding: DataSharding
 ) -> Batch:
   """Crops, augments and mixes a batch; random by seed, step and row.
 
@@ -107,7 +99,7 @@ def augment_batch(
     batch['label'],
     task.model.num_classes,  # pyright: ignore[reportAttributeAccessIssue]
     step_key(task.seed, step, MIXING),
-    sharding.replicate if sharding else lambda x: x,
+    sharding.replicate,
   )
   return {
     **batch,
@@ -189,17 +181,15 @@ def eval_step(
   batch: Batch,
   *,
   task: Task,
-  sharding: DataSharding | None = None,
+  sharding: DataSharding,
 ) -> metrics.Sums:
   """Adds the metrics of a batch to the sums; the loss is cross entropy."""
-  if sharding:
-    variables = sharding.gather(variables)
+  variables = sharding.gather(variables)
   images = task.normalize(batch['image'])
   logits: Any = task.model.apply(variables, images, train=False)
   losses_ = losses.cross_entropy(logits, batch['label'])
-  return metrics.add(
-    sums, metrics.batch_sums(losses_, logits, batch['label'], batch['mask'])
-  )
+  more = metrics.batch_sums(losses_, logits, batch['label'], batch['mask'])
+  return jax.tree.map(jnp.add, sums, more)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from resnet.data.augment.batch import Augmentation
@@ -72,10 +73,7 @@ def normalize(
 
   Images, mean and std [C] are in units of uint8 pixels.
   """
-  mean_, std_ = (
-    jnp.asarray(values, jnp.float32).reshape(1, 1, 1, -1)
-    for values in (mean, std)
-  )
+  mean_, std_ = np.array([mean, std], np.float32)[:, None, None, None]
   return (images.astype(jnp.float32) - mean_) / std_
 
 

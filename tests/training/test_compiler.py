@@ -55,10 +55,7 @@ def test_the_initial_state_equals_that_of_an_optimized_program(monkeypatch):
   monkeypatch.setenv('XLA_FLAGS', '')
   run = tiny()
   create = functools.partial(
-    create_state,
-    model=run.task.model,
-    tx=run.task.tx,
-    image_shape=run.image_shape,
+    create_state, task=run.task, image_shape=run.image_shape
   )
   options = {'xla_backend_optimization_level': 3}
   state = jax.jit(create, compiler_options=options)(

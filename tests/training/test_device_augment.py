@@ -23,7 +23,9 @@ def resolve(**changes):
 
 def seen(run, step=0):
   """Returns a batch as the network sees it."""
-  see = jax.jit(functools.partial(augment_batch, task=run.task))
+  see = jax.jit(
+    functools.partial(augment_batch, task=run.task, sharding=run.sharding)
+  )
   return see(batch_of(run), jnp.int32(step))
 
 

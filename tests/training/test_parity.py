@@ -97,7 +97,8 @@ def our_run(run, name, batches):
   task = dataclasses.replace(
     run.task, model=run.task.model.clone(dtype=jnp.float64)
   )
-  step_fn = jax.jit(functools.partial(train_step, task=task), donate_argnums=0)
+  step = functools.partial(train_step, task=task, sharding=run.sharding)
+  step_fn = jax.jit(step, donate_argnums=0)
   losses = []
   for batch in batches:
     state, sums = step_fn(state, batch)
