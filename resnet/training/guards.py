@@ -52,16 +52,12 @@ def checksum(tree: Any) -> jax.Array:
   """
   total = jnp.uint32(0)
   for leaf in jax.tree.leaves(tree):
-    words = _words(leaf)
+    # The bits of the array as 32-bit words: 64-bit numbers become two.
+    unsigned = f'uint{8 * min(leaf.dtype.itemsize, 4)}'
+    bits = lax.bitcast_convert_type(leaf, unsigned)
+    words = bits.astype(jnp.uint32).reshape(-1)
     odd = 2 * lax.iota(jnp.uint32, len(words)) + 1
     total = total * jnp.uint32(0x01000193) + jnp.sum(
       words * odd, dtype=jnp.uint32
     )
   return total
-
-
-def _words(x: jax.Array) -> jax.Array:
-  """Returns the bits of an array as a vector of uint32."""
-  # Numbers of 64 bits become two words.
-  unsigned = f'uint{8 * min(x.dtype.itemsize, 4)}'
-  return lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32).reshape(-1)

@@ -60,15 +60,16 @@ def create_optimizer(
       f'{config.clip_adaptive} both clip the gradients: leave one out.'
     )
   steps = _update_rule(schedule, config)
+  is_backbone = _mask(lambda module: module != 'head')
   # Add only the steps in use: each is an entry in the checkpointed state.
   if config.clip_norm is not None:
     steps.insert(0, optax.clip_by_global_norm(config.clip_norm))
   if config.clip_adaptive is not None:
     clip = optax.adaptive_grad_clip(config.clip_adaptive, eps=1e-3)
-    steps.insert(0, optax.masked(clip, _mask(_is_backbone)))
+    steps.insert(0, optax.masked(clip, is_backbone))
   if config.backbone_multiplier != 1:
     slower = optax.scale(config.backbone_multiplier)
-    steps.append(optax.masked(slower, _mask(_is_backbone)))
+    steps.append(optax.masked(slower, is_backbone))
   if frozen_stages:
     is_frozen = _mask(lambda module: _stage(module) <= frozen_stages)
     steps.append(optax.masked(optax.set_to_zero(), is_frozen))
@@ -137,10 +138,6 @@ def _mask(choose: Callable[[str], bool]) -> Callable[[Any], Any]:
     module: jax.tree.map(lambda _, name=module: choose(name), leaves)
     for module, leaves in params.items()
   }
-
-
-def _is_backbone(module: str) -> bool:
-  return module != 'head'
 
 
 def _stage(module: str) -> float:

@@ -125,11 +125,8 @@ def _falling(
   start = main_steps - cooldown_steps
   if config.name == 'cosine':
     return optax.cosine_decay_schedule(peak, start, alpha=last / peak)
-  if config.name == 'polynomial':
-    return optax.polynomial_schedule(peak, last, config.decay_power, start)
-  return optax.polynomial_schedule(
-    peak, last, config.decay_power, cooldown_steps, transition_begin=start
-  )
+  steps, begin = (cooldown_steps, start) if is_wsd else (start, 0)
+  return optax.polynomial_schedule(peak, last, config.decay_power, steps, begin)
 
 
 def _one_cycle(

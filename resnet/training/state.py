@@ -57,7 +57,7 @@ def create_state(
   """Initialises the network, for images of `image_shape`, and the optimizer."""
   images = jnp.zeros((1, *image_shape), jnp.float32)
   variables = task.model.init(key, images, train=False)
-  state = TrainState(
+  return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=variables['params'],
     batch_stats=variables.get('batch_stats', {}),
@@ -66,8 +66,7 @@ def create_state(
     skipped_steps=jnp.zeros((), jnp.int32),
     skipped_in_row=jnp.zeros((), jnp.int32),
     ema=None if task.ema_decay is None else {},
-  )
-  return state.with_new_ema()
+  ).with_new_ema()
 
 
 def update_ema(state: TrainState, ema_decay: float, every: int) -> TrainState:
