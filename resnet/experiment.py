@@ -124,12 +124,16 @@ class Experiment:
     return step / self.length.steps_per_epoch
 
   def is_eval_step(self, step: int) -> bool:
-    """Returns whether an evaluation is due: the nearest step of an interval."""
+    """Whether an evaluation is due: after each interval and at the end.
+
+    The step nearest to the end of an interval is due, and every step if
+    intervals are shorter than a step.
+    """
     every = self.config['eval_every_epochs']
     nth = round(self.epoch(step) / every)
-    # An interval shorter than a step counts as one step.
-    return nth > 0 and (
-      self.length.steps(nth * every) == step or self.length.steps(every) == 0
+    is_nearest = self.length.steps(nth * every) == step
+    return step == self.length.num_steps or (
+      nth > 0 and (is_nearest or self.length.steps(every) == 0)
     )
 
   def derived(self) -> dict[str, Any]:

@@ -105,7 +105,7 @@ class Loop:
       self.in_flight.append((step, metrics, self.batches.num_left_out))
       self.finish_steps(leave=MAX_STEPS_IN_FLIGHT)
       evaluation = None
-      if self.experiment.is_eval_step(step) or is_last:
+      if self.experiment.is_eval_step(step):
         with self.meter.paused(self.finish_steps):
           evaluation = self.evaluate(state, step)
       is_best = evaluation and score(evaluation) > self.best_score
@@ -171,9 +171,8 @@ class Loop:
   def evaluate_late(self, state: TrainState) -> Evaluation:
     """Makes the evaluation of the first step if a signal interrupted it."""
     step = self.first_step
-    is_due = self.experiment.is_eval_step(step)
-    is_due |= step == self.experiment.length.num_steps
-    if not step or not is_due or self.checkpoints.metrics(step):
+    is_due = step and self.experiment.is_eval_step(step)
+    if not is_due or self.checkpoints.metrics(step):
       return None
     if evaluation := self.evaluate(state, step):
       self.best_score = max(self.best_score, score(evaluation))
