@@ -16,11 +16,9 @@ from jax import lax
 import jax.numpy as jnp
 
 
-def choose(conv_backend: str | None) -> str:
-  """Returns `conv_backend`, or the faster one on JAX's default backend."""
-  if conv_backend is None:
-    return 'matmul' if jax.default_backend() == 'cpu' else 'xla'
-  return conv_backend
+def fastest_backend() -> str:
+  """Returns the faster one of CONV_BACKENDS on JAX's default backend."""
+  return 'matmul' if jax.default_backend() == 'cpu' else 'xla'
 
 
 def matmul_conv(

@@ -5,14 +5,7 @@ import functools
 from typing import Any
 
 from resnet.errors import InputError, nearest
-from resnet.models import layers
-from resnet.models.blocks import (
-  BasicBlock,
-  Block,
-  BottleneckBlock,
-  PreActBasicBlock,
-  PreActBottleneckBlock,
-)
+from resnet.models import blocks, layers
 from resnet.models.convolution import CONV_BACKENDS
 from resnet.models.lecture import LectureResNet
 from resnet.models.resnet import ResNet
@@ -32,13 +25,14 @@ _IMAGENET = {
 
 
 def _imagenet(
-  depth: int, block_cls: type[Block] | None = None, **fields: Any
+  depth: int, block_cls: type[blocks.Block] | None = None, **fields: Any
 ) -> functools.partial[ResNet]:
   """Returns a column of Table 1; bottlenecks stride in the 3x3 (v1.5)."""
   return functools.partial(
     ResNet,
     stage_sizes=_IMAGENET[depth],
-    block_cls=block_cls or (BasicBlock if depth < 50 else BottleneckBlock),
+    block_cls=block_cls
+    or (blocks.BasicBlock if depth < 50 else blocks.BottleneckBlock),
     num_classes=1000,
     **fields,
   )
@@ -46,7 +40,7 @@ def _imagenet(
 
 def _cifar(
   depth: int,
-  block_cls: type[Block] = BasicBlock,
+  block_cls: type[blocks.Block] = blocks.BasicBlock,
   *,
   layers_per_block: int = 2,
   **fields: Any,
@@ -86,7 +80,8 @@ _MODELS: dict[str, Any] = {
   # v2: He et al. 2016, "Identity mappings".
   **{
     f'preact_resnet{depth}': _imagenet(
-      depth, PreActBasicBlock if depth < 50 else PreActBottleneckBlock
+      depth,
+      blocks.PreActBasicBlock if depth < 50 else blocks.PreActBottleneckBlock,
     )
     for depth in _IMAGENET
   },
@@ -136,17 +131,17 @@ _MODELS: dict[str, Any] = {
   # nearly the same cost (Figure 5). Not in the paper.
   **{
     f'cifar_bottleneck_resnet{depth}': _cifar(
-      depth, BottleneckBlock, layers_per_block=3, block_options=_V1
+      depth, blocks.BottleneckBlock, layers_per_block=3, block_options=_V1
     )
     for depth in (29, 83, 164)
   },
   # "Identity mappings", section 3 (110 layers) and section 4 (164 and 1001:
   # bottlenecks, with projection shortcuts where the shape changes).
-  'cifar_preact_resnet110': _cifar(110, PreActBasicBlock),
+  'cifar_preact_resnet110': _cifar(110, blocks.PreActBasicBlock),
   **{
     f'cifar_preact_resnet{depth}': _cifar(
       depth,
-      PreActBottleneckBlock,
+      blocks.PreActBottleneckBlock,
       layers_per_block=3,
       block_options=_V1,  # As in the authors' released code.
       shortcut='B',
@@ -156,7 +151,7 @@ _MODELS: dict[str, Any] = {
   # Zagoruyko and Komodakis 2016, Table 1: k = 10, n = 4; two of the 28 layers
   # are projections.
   'wrn28_10': _cifar(
-    26, PreActBasicBlock, num_filters=160, stem_filters=16, shortcut='B'
+    26, blocks.PreActBasicBlock, num_filters=160, stem_filters=16, shortcut='B'
   ),
   'lecture_resnet50': functools.partial(LectureResNet, num_classes=1000),
 }

@@ -113,7 +113,7 @@ class ResNet(Network):
   def _forward(self, images: jax.Array, *, train: bool) -> dict[str, jax.Array]:
     conv = functools.partial(
       layers.conv,
-      backend=convolution.choose(self.conv_backend),
+      backend=self.conv_backend or convolution.fastest_backend(),
       dtype=self.dtype,
     )
     norm = functools.partial(

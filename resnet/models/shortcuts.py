@@ -8,7 +8,6 @@ shortcut that changes the shape starts after the first activation (He et al.
 """
 
 from collections.abc import Callable
-import functools
 from typing import Any
 
 from flax import linen as nn
@@ -23,7 +22,6 @@ Shortcut = Callable[..., jax.Array]
 def _where_shape_changes(shortcut: Shortcut) -> Shortcut:
   """Makes a shortcut the identity in blocks that keep the shape of x."""
 
-  @functools.wraps(shortcut)
   def identity_or(
     x: jax.Array, activated: jax.Array, filters: int, strides: int, **kw: Any
   ) -> jax.Array:
