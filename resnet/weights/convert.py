@@ -25,7 +25,7 @@ def read_source(source: Source, name: str, **overrides: Any) -> dict[str, Any]:
   expected = check_source(source, name, **overrides)
   flat, counts = {}, {}
   if source.is_torch:
-    layout = state_dict_layout(expected.items(), _naming(source))
+    layout = state_dict_layout(expected, _naming(source))
     # Read one tensor at a time, to hold no second copy of all in memory.
     for key, tensor in layout.items():
       array = tensor.from_torch(source.read([key])[key])
@@ -52,7 +52,7 @@ def to_torch(
   if naming not in NAMINGS:
     raise InputError(f'naming={naming!r} is not one of {", ".join(NAMINGS)}.')
   flat = fit.flatten(variables)
-  shapes = [(path, np.shape(leaf)) for path, leaf in flat.items()]
+  shapes = {path: np.shape(leaf) for path, leaf in flat.items()}
   layout = state_dict_layout(shapes, naming)
   if naming == 'timm' and ('params', 'head_bn', 'scale') in flat:
     _check_timm(flat)
@@ -89,7 +89,7 @@ def check_source(
   expected = fit.expected_shapes(name, source.tensors, overrides)
   optional: Collection[str] = ()
   if source.is_torch:
-    layout = state_dict_layout(expected.items(), _naming(source))
+    layout = state_dict_layout(expected, _naming(source))
     wanted = {key: tensor.shape for key, tensor in layout.items()}
     optional = counter_keys(layout).keys()
   else:

@@ -7,7 +7,7 @@ libraries use the same names for the same network; networks that only timm has
 in the stem but in the first block, after the max-pooling: see `NAMINGS`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 import dataclasses
 import re
 from typing import Any
@@ -88,11 +88,10 @@ class Tensor:
 
 
 def state_dict_layout(
-  shapes: Iterable[tuple[Path, tuple[int, ...]]], naming: str
+  shapes: Mapping[Path, tuple[int, ...]], naming: str
 ) -> dict[str, Tensor]:
   """Returns the layout of a network's tensors by key, without the counters."""
-  shapes = list(shapes)
-  modules = {path[1] for path, _ in shapes}
+  modules = {path[1] for path in shapes}
   is_v2, is_d = 'head_bn' in modules, 'stem_conv1' in modules
   names = dict(_V2_MODULES if is_v2 else _MODULES)
   if is_v2 and naming == 'timm':
@@ -102,7 +101,7 @@ def state_dict_layout(
     names['shortcut_conv'] = f'downsample.{0 + is_d}'
     names['shortcut_bn'] = f'downsample.{1 + is_d}'
   layout = {}
-  for path, shape in shapes:
+  for path, shape in shapes.items():
     keys = []
     for module in path[1:-1]:
       if match := re.fullmatch(r'stage(\d+)_block(\d+)', module):
@@ -121,11 +120,10 @@ def state_dict_layout(
 
 
 def _rename(module: str, names: dict[str, str]) -> str:
-  found = ((re.fullmatch(x, module), name) for x, name in names.items())
-  key = next((match.expand(name) for match, name in found if match), None)
-  if key is None:
-    raise ValueError(f'no PyTorch name for {module!r}')
-  return key
+  for pattern, name in names.items():
+    if match := re.fullmatch(pattern, module):
+      return match.expand(name)
+  raise ValueError(f'no PyTorch name for {module!r}')
 
 
 def counter_keys(layout: dict[str, Tensor]) -> dict[str, Path]:

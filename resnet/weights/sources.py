@@ -169,10 +169,9 @@ def _open_hub(source: str) -> Source:
 
 def _open_folder(folder: str, *, is_raw: bool) -> Source:
   backend.devices()  # Raise JAX's own errors here, not as errors of the folder.
-  metadata = Metadata()
   config = os.path.join(folder, 'config.json')
-  if os.path.exists(config):
-    metadata = metadata_lib.from_workdir(config)
+  is_workdir = os.path.exists(config)
+  metadata = metadata_lib.from_workdir(config) if is_workdir else Metadata()
   path = _item_folder(os.path.abspath(folder))
   checkpointer = ocp.PyTreeCheckpointer()
   try:
