@@ -122,7 +122,7 @@ def explain(error: Exception) -> str:
     )
   if isinstance(error, (AttributeError, KeyError)):
     # The innermost message of ml_collections lists the nearest field.
-    cause = error.args[0] if error.args else error
+    cause = error
     while isinstance(cause, Exception) and cause.args:
       cause = cause.args[0]
     what = 'There is no config field'

@@ -59,13 +59,9 @@ def writing(what: str) -> Iterator[None]:
 
 def check_writable(folder: str) -> None:
   """Raises an InputError if a folder exists but cannot be written."""
-  if not os.path.lexists(folder):
-    return
-  with (
-    writing(folder),
-    tempfile.NamedTemporaryFile(dir=folder, prefix='.check.'),
-  ):
-    pass
+  if os.path.lexists(folder):
+    with writing(folder):
+      tempfile.NamedTemporaryFile(dir=folder, prefix='.check.').close()
 
 
 def to_json(value: Any, **options: Any) -> str:

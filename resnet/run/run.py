@@ -69,9 +69,8 @@ def _print_outcome(
     table['wall time'] = f'{time.time() - start_time:.1f} s'
   table['files'] = workdir
   width = max(map(len, table))
-  print(
-    *(f'  {name:<{width}}  {text}' for name, text in table.items()), sep='\n'
-  )
+  for name, text in table.items():
+    print(f'  {name:<{width}}  {text}')
 
 
 def train(

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import datetime
 import faulthandler
+import functools
 import os
 import signal
 import socket
@@ -160,15 +161,14 @@ class AgreedSignal:
     self._sharding = sharding
     self._max = jax.jit(jnp.max)
     self._votes: collections.deque[jax.Array] = collections.deque()
-    # Arrays are cached by number: making one takes as long as the maximum.
-    self._arrays: dict[int, jax.Array] = {}
+    # Making an array takes as long as the maximum.
+    self._array = functools.cache(self._make_array)
     self._agreed: int | None = None
 
   @property
   def number(self) -> int | None:
     """The number of the signal, or None."""
-    is_alone = jax.process_count() == 1
-    return self._stop.received if is_alone else self._agreed
+    return self._stop.received if jax.process_count() == 1 else self._agreed
 
   def poll(self) -> int | None:
     """Returns `number`; all processes must call this equally often."""
@@ -178,14 +178,10 @@ class AgreedSignal:
         self._agreed = int(self._votes.popleft()) or None
     return self.number
 
-  def _array(self, number: int) -> jax.Array:
+  def _make_array(self, number: int) -> jax.Array:
     """Returns an array over all devices that is `number` on local ones."""
-    if number not in self._arrays:
-      mine = np.full(jax.local_device_count(), number, np.int32)
-      self._arrays[number] = jax.make_array_from_process_local_data(
-        self._sharding, mine
-      )
-    return self._arrays[number]
+    mine = np.full(jax.local_device_count(), number, np.int32)
+    return jax.make_array_from_process_local_data(self._sharding, mine)
 
 
 class Watchdog:
@@ -231,9 +227,8 @@ class Watchdog:
   def _exit(self, what: str, seconds: float) -> NoReturn:
     """Writes the stacks of all threads, prints their file, and exits."""
     now = datetime.datetime.now(datetime.UTC).strftime('%Y%m%dT%H%M%S')
-    path = os.path.join(
-      self._workdir, f'stacks_{now}_{jax.process_index()}.txt'
-    )
+    name = f'stacks_{now}_{jax.process_index()}.txt'
+    path = os.path.join(self._workdir, name)
     try:
       with open(path, 'w') as file:
         file.write(f'{what} for {seconds:.0f} s\n')
