@@ -1,4 +1,4 @@
-"""Runs a network on batches of any size, compiled for a few sizes."""
+"""Runs a network on batches of varying size, compiled for a few sizes."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import functools
@@ -11,22 +11,24 @@ from resnet.inference.network import Network
 
 
 class Predictor:
-  """Runs a network on batches of any size, which are padded to a few sizes."""
+  """Runs a network on batches, each padded to one of a few compiled sizes."""
 
   def __init__(
     self, network: Network, outputs: Sequence[str], batch_sizes: Sequence[int]
   ):
-    """Compiles nothing yet.
+    """Creates the predictor, which compiles each size when it is first used.
 
     Args:
       network: the network.
       outputs: names of the outputs; see `Network.outputs`.
-      batch_sizes: sizes to compile for; the largest is the limit of a batch.
+      batch_sizes: sizes to compile for; no batch may exceed the largest.
     """
     for name in outputs:
       if name not in network.outputs:
         known = ', '.join(network.outputs)
-        raise InputError(f'{network.name} has no {name!r}. There are: {known}.')
+        raise InputError(
+          f'{network.name} has no output {name!r}. There are: {known}.'
+        )
     self.network = network
     self.batch_sizes = tuple(sorted(batch_sizes))
     self._function = functools.cache(
@@ -39,7 +41,11 @@ class Predictor:
       self._function(size)
 
   def start(self, images: np.ndarray) -> Callable[[], dict[str, np.ndarray]]:
-    """Starts on uint8 images [B, S, S, C]; call the result to wait for it."""
+    """Starts to compute the outputs for uint8 images [B, S, S, C].
+
+    Returns:
+      A function that waits for the outputs and returns them.
+    """
     count = len(images)
     size = next(size for size in self.batch_sizes if size >= count)
     padded = np.pad(images, ((0, size - count), (0, 0), (0, 0), (0, 0)))
@@ -53,7 +59,7 @@ class Predictor:
   def stream(
     self, batches: Iterable[tuple[Any, np.ndarray]]
   ) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
-    """Yields (key, outputs) of each (key, images).
+    """Yields (key, outputs) for each (key, images).
 
     The next batch is prepared while the device computes on the current one.
     """

@@ -13,12 +13,12 @@ _PANELS = (
   ('Error', 'top-1 error, %', ('train/top1', 'eval/top1', 'eval_ema/top1')),
   ('Learning rate', 'learning rate', ('learning_rate',)),
   ('Speed', 'images/s', ('images_per_second',)),
-  ('Data wait', 'share of the time', ('data_wait',)),
+  ('Data wait', 'share of time', ('data_wait',)),
 )
 
 
 def save_curves(workdir: str) -> None:
-  """Draws `curves.png` of the run in `workdir`."""
+  """Draws the curves of the run in `workdir` and saves them as `curves.png`."""
   history = read_history(workdir)
   figure = draw_curves([history], [history.config['model.name']])
   figures.save(figure, os.path.join(workdir, CURVES_FILE))
@@ -27,11 +27,11 @@ def save_curves(workdir: str) -> None:
 def draw_curves(
   histories: Sequence[History], names: Sequence[str]
 ) -> figures.Figure:
-  """Returns a figure of the curves of runs; `names` label them."""
+  """Returns a figure with the curves of all runs, labelled by `names`."""
   figure, axes = figures.create(
     [title for title, _, _ in _PANELS],
     title=', '.join(names) if len(names) < 4 else f'{len(names)} runs',
-    note='loss and error: thin: training; bold: test',
+    note='loss and error: training is thin, test is bold',
     columns=3,
   )
   for ax, (_, y_label, metrics) in zip(axes, _PANELS, strict=True):

@@ -1,8 +1,8 @@
-"""Several processes of one run: they join, compare configs, and end together.
+"""Lets the processes of a run join, compare configs and end together.
 
 When a process is missing or dies, JAX's runtime aborts all others with a page
-of C++ log. Our own connections carry heartbeats and failures, and end them
-earlier, with one line that names that process.
+of C++ log. Our own connections carry heartbeats and failures, so that the
+others end earlier, with one line that names the missing or dead process.
 """
 
 import collections
@@ -24,7 +24,7 @@ from resnet.run.provenance import code_hash
 from resnet.run.rendezvous import Peer, meet, name
 
 _BEAT_SECONDS = 1.0
-# JAX's own heartbeat is the fallback if ours fails.
+# JAX's own heartbeat, the fallback if ours fails, has this much longer.
 _JAX_LATER_SECONDS = 60
 
 
@@ -37,19 +37,19 @@ def join(
   join_seconds: int,
   heartbeat_seconds: int,
 ) -> 'Cluster | None':
-  """Connects this process with the others, before JAX does anything else.
+  """Connects this process with the others; call it before JAX is used.
 
   Args:
-    coordinator_address: 'HOST:PORT' of process 0; if None, JAX finds this and
-      the next two on TPU pods, Slurm and GKE.
+    coordinator_address: 'HOST:PORT' of process 0. On TPU pods, Slurm and GKE,
+      JAX finds this and the next two arguments if all are None.
     num_processes: number of processes of the run.
     process_id: number of this process, from 0.
-    required: raise an error if nothing is found.
+    required: raise an error if no cluster is given or found.
     join_seconds: how long to wait for the others.
     heartbeat_seconds: a process that is silent for longer counts as dead.
 
   Returns:
-    None if there is one process.
+    The connections; None if there is only one process.
 
   Raises:
     InputError: the flags, the address or the environment are wrong.
@@ -78,7 +78,7 @@ def join(
     initialization_timeout=join_seconds,
     heartbeat_timeout_seconds=heartbeat_seconds + _JAX_LATER_SECONDS,
   )
-  # JAX's handler would keep the signal from us.
+  # Remove JAX's handler, which would intercept the signal.
   signal.signal(signal.SIGTERM, signal.SIG_DFL)
   return cluster
 
@@ -105,7 +105,7 @@ def _detect(
 
 @dataclasses.dataclass(eq=False)
 class Cluster:
-  """The connections with the other processes; ends this one if one dies."""
+  """Connections with the other processes; if one dies, this process ends."""
 
   index: int
   peers: Mapping[int, Peer]
@@ -118,7 +118,8 @@ class Cluster:
     self._received: dict[str, dict[int, Any]] = collections.defaultdict(dict)
     self._arrival = threading.Condition()
     self._code: int | None = None  # Set once this process is done.
-    self._ending = threading.Lock()  # Never released: one thread ends it.
+    # Never released, so that only one thread ends this process.
+    self._ending = threading.Lock()
     for target in (self._beat, *(partial(self._listen, i) for i in self.peers)):
       threading.Thread(target=target, daemon=True).start()
 
@@ -136,8 +137,8 @@ class Cluster:
       seconds *= 2  # If others are missing, process 0 names them first.
     if missing := self._wait_for('facts', seconds):
       raise RunError(
-        f'Waited {seconds} s (--join_seconds) for process'
-        f' {", ".join(map(str, missing))} to read its config and data.'
+        f'Process {", ".join(map(str, missing))} did not read its config and'
+        f' data within {seconds} s (--join_seconds).'
       )
     if self.index == 0:
       _check_same({0: facts, **self._received['facts']})
@@ -155,7 +156,7 @@ class Cluster:
   def close(self, code: int) -> None:
     """Waits until all processes are done, and disconnects.
 
-    When process 0 exits, JAX aborts the others, so none may exit early. If
+    When process 0 exits, JAX aborts the others, so all wait for each other. If
     another process fails meanwhile, this one still exits with `code`.
     """
     self._code = code
@@ -167,7 +168,7 @@ class Cluster:
     jax.distributed.shutdown()
 
   def _wait_for(self, kind: str, seconds: float | None = None) -> list[int]:
-    """Waits for this kind of message; returns the peers that sent none."""
+    """Waits for this message from all peers; returns those that sent none."""
     received = self._received[kind]
     with self._arrival:
       self._arrival.wait_for(lambda: len(received) == len(self.peers), seconds)
@@ -180,7 +181,7 @@ class Cluster:
   def _send_end(self, message: str, code: int) -> None:
     self._send(end=message, code=code)
     if self.index == 0:
-      # JAX aborts the others when process 0 exits; let them exit before.
+      # JAX aborts the others when process 0 exits; let them exit first.
       time.sleep(2 * _BEAT_SECONDS)
 
   def _beat(self) -> None:

@@ -44,7 +44,7 @@ def _read(workdir: str) -> list[dict[str, Any]]:
 
 
 def read_starts(workdir: str) -> list[dict[str, Any]]:
-  """Returns the lines of `record_start`; [] if the file is missing."""
+  """Returns the lines that `record_start` wrote; [] if the file is missing."""
   return [line for line in _read(workdir) if 'commit' in line]
 
 
@@ -55,14 +55,14 @@ def read_last_step(workdir: str) -> int:
 
 
 def hardware(devices: Sequence[Any]) -> str:
-  """Returns '8 x NVIDIA H100', or the number of cores and the CPU model."""
+  """Describes devices: '8 x NVIDIA H100', or the CPU's cores and model."""
   if devices[0].platform == 'cpu':
     return f'{os.cpu_count()} cores of {cpu_model()}'
   return f'{len(devices)} x {devices[0].device_kind}'
 
 
 def commit() -> str | None:
-  """Returns the git commit, with '+' after changes; None without git."""
+  """Returns the git commit, with '+' if files changed; None without git."""
   describe = ['describe', '--always', '--exclude=*', '--abbrev=12', '--dirty=+']
   try:
     return subprocess.check_output(
@@ -89,4 +89,4 @@ def cpu_model() -> str:
     for line in file:
       if line.startswith('model name'):
         return line.partition(':')[2].strip()
-  return platform.machine()  # Not Linux on x86.
+  return platform.machine()  # Only Linux on x86 lists a model name.

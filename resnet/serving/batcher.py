@@ -16,7 +16,7 @@ Row = dict[str, np.ndarray]
 class Batcher:
   """Collects images for a short time and predicts them in one batch.
 
-  While a thread predicts one batch, the next one is collected, so batches grow
+  While a thread predicts one batch, new images wait in a queue, so batches grow
   with the load. Use a batcher from one event loop only; `start` starts it.
 
   Attributes:
@@ -41,7 +41,7 @@ class Batcher:
     self._task = asyncio.create_task(self._work())
 
   async def close(self) -> None:
-    """Stops after all accepted images are answered."""
+    """Stops the batcher after all accepted images have been predicted."""
     await self._queue.join()
     if self._task:
       self._task.cancel()
@@ -66,7 +66,7 @@ class Batcher:
         for i, (_, future) in enumerate(batch):
           if not future.done():  # The client may have disconnected.
             future.set_result({name: rows[i] for name, rows in outputs.items()})
-      except Exception as error:  # The request raises it.
+      except Exception as error:  # Raise it in the requests instead.
         for _, future in batch:
           if not future.done():
             future.set_exception(error)

@@ -1,14 +1,15 @@
-"""Prints networks as tables of the papers do, counted from the traced program.
+"""Prints tables of networks like those of the papers, from traced programs.
 
   python -m resnet.tools.summary resnet50
   python -m resnet.tools.summary resnet50_v1 resnet101_v1 --markdown
   python -m resnet.tools.summary --all
 
-For one image: multiply-adds of convolutions and dense layers, plus one for each
-multiplication or addition in other layers (batch norm: two per element).
-Activations are the outputs of convolutions and dense layers, in elements.
-Training memory is an estimate for a batch: parameters, gradients, momentum, and
-the inputs and outputs of convolutions, which the backward pass needs.
+Multiply-adds and activations are for one image. Multiply-adds are those of
+convolutions and dense layers, plus one for each multiplication or addition in
+other layers (batch norm: two per element). Activations are the output elements
+of convolutions and dense layers. Training memory is an estimate for a batch:
+parameters, gradients, momentum, and the inputs and outputs of convolutions and
+dense layers, which the backward pass needs.
 """
 
 import argparse
@@ -29,7 +30,7 @@ _COLUMNS = ['parameters', 'multiply-adds', 'activations', 'training memory']
 def main(args: argparse.Namespace) -> None:
   """Traces the networks and prints their table."""
   if args.all == bool(args.names):
-    raise InputError('Type names of networks or --all, and not both.')
+    raise InputError('Type the names of networks or --all, but not both.')
   names = list_models() if args.all else args.names
   networks = {}
   for name in tqdm.tqdm(names, disable=None, leave=False):
@@ -103,7 +104,9 @@ def parser() -> command.Parser:
   add('names', nargs='*', metavar='NETWORK')
   add('--all', action='store_true', help='all networks')
   add(
-    '--image-size', type=command.positive, help='pixels; default: 224, CIFAR 32'
+    '--image-size',
+    type=command.positive,
+    help='pixels; default: 224, or 32 for CIFAR networks',
   )
   add('--batch-size', type=command.positive, default=32, help='default: 32')
   add('--dtype', choices=('float32', 'bfloat16'), default='float32')

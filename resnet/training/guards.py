@@ -1,4 +1,4 @@
-"""Guards of the training state: finiteness checks and checksums."""
+"""Guards for the training state: finiteness checks and checksums."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ import optax
 
 
 def all_finite(tree: Any) -> jax.Array:
-  """Returns whether every number of a tree is finite, a bool scalar."""
+  """Returns a bool scalar: whether all floats of a tree are finite."""
   leaves = [
     x
     for x in jax.tree.leaves(tree)

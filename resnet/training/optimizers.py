@@ -10,11 +10,11 @@ import optax
 
 from resnet.errors import InputError
 
-# Whether a parameter decays, by rule.
+# Each rule maps a parameter to whether weight decay applies to it.
 DECAY_RULES: dict[str, Callable[[jax.Array], bool]] = {
   # Every parameter: He et al. 2016, fb.resnet.torch.
   'all': lambda _: True,
-  # Kernels, but no scales and biases: Goyal et al. 2017.
+  # Kernels, but not scales and biases: Goyal et al. 2017.
   'kernels': lambda param: param.ndim > 1,
 }
 
@@ -39,10 +39,11 @@ def create_optimizer(
     g *= min(1, clip_norm / |all gradients|)               (Pascanu et al. 2013)
     g *= min(1, clip_adaptive * max(|p|, 1e-3) / |g|)      (Brock et al. 2021)
 
-  where the second takes the norms per output channel of a kernel, and of a bias
-  or scale as a whole. As in the paper, it does not clip the head.
+  The second rule takes the norms of a kernel per output channel, and those of a
+  bias or scale as a whole. As in the paper, it does not clip the head.
 
-  `sam_rho` is not used here: it changes the gradients, see `training.step`.
+  `sam_rho` is not used here, because it changes how the gradients are computed:
+  see `training.step`.
 
   Raises:
     InputError: the optimizer does not support the decay rule, or the gradients
@@ -51,7 +52,7 @@ def create_optimizer(
   if config.name in ('lars', 'lamb') and config.decay_rule != 'kernels':
     raise InputError(
       f'optimizer.decay_rule={config.decay_rule!r} is not for {config.name!r},'
-      ' which never decays biases and scales:'
+      ' which never decays biases and scales: type'
       ' --config.optimizer.decay_rule=kernels'
     )
   if config.clip_norm is not None and config.clip_adaptive is not None:
@@ -61,7 +62,7 @@ def create_optimizer(
     )
   steps = _update_rule(schedule, config)
   is_backbone = _mask(lambda module: module != 'head')
-  # Add only the steps in use: each is an entry in the checkpointed state.
+  # Add only the transformations in use: each has an entry in the saved state.
   if config.clip_norm is not None:
     steps.insert(0, optax.clip_by_global_norm(config.clip_norm))
   if config.clip_adaptive is not None:
@@ -79,7 +80,7 @@ def create_optimizer(
 def _update_rule(
   schedule: optax.Schedule, config: Any
 ) -> list[optax.GradientTransformation]:
-  """Returns the steps that turn gradients into updates.
+  """Returns the transformations that turn gradients into updates.
 
   With the gradient g and the parameter p:
 
@@ -104,9 +105,9 @@ def _update_rule(
   Decoupled decay is multiplied by the learning rate, as in PyTorch's AdamW and
   timm's SGDW; in the paper it is multiplied by the schedule alone.
 
-  'lars' and 'lamb' neither decay biases and scales nor scale them by a ratio of
-  norms, as in the papers' code. If |p| or |d| of a kernel is zero, the factor 1
-  replaces its coefficient and ratio, as in `optax.lars` and MLPerf's LARS.
+  'lars' and 'lamb' apply neither decay nor a ratio of norms to biases and
+  scales, as in the papers' code. If |p| or |d| of a kernel is zero, the factor
+  1 replaces its coefficient and ratio, as in `optax.lars` and MLPerf's LARS.
   """
   decay = optax.add_decayed_weights(
     config.weight_decay,

@@ -22,7 +22,7 @@ class DataSharding:
   The state is replicated over the axis `data`. Over `fsdp` each device holds a
   part of each kernel and of its optimizer state (Rajbhandari et al. 2020,
   ZeRO), gathers the kernels for the forward and backward pass, and updates only
-  its part. CPUs, GPUs and TPUs need no other code.
+  its part. The same code runs on CPUs, GPUs and TPUs.
   """
 
   mesh: Mesh
@@ -47,12 +47,13 @@ class DataSharding:
     return self.mesh.shape[FSDP_AXIS]
 
   def of_state(self, tree: Any) -> Any:
-    """Returns the shardings for a tree of arrays or shapes of a state.
+    """Returns the sharding of each array of a state, given arrays or shapes.
 
-    Arrays of two or more dims (kernels and their optimizer state) are split in
-    their largest dim that `fsdp` divides, the last one of equal dims. Other
-    arrays are replicated: each would need a collective of its own, and together
-    they are less than 1 % of the bytes of an ImageNet network.
+    Arrays of two or more dims (kernels and their optimizer state) are split
+    along their largest dim that is divisible by `fsdp`, or along the last such
+    dim if several are equally large. Other arrays are replicated: each would
+    need a collective of its own, and together they are less than 1 % of the
+    bytes of an ImageNet network.
     """
     return jax.tree.map(self._of_leaf, tree)
 
@@ -72,7 +73,7 @@ class DataSharding:
     return jax.lax.with_sharding_constraint(tree, self.replicated)
 
   def split(self, tree: Any) -> Any:
-    """Splits a tree like a state, within a jitted function."""
+    """Splits a tree by the rule of `of_state`, within a jitted function."""
     if self.fsdp == 1:
       return tree
     return jax.lax.with_sharding_constraint(tree, self.of_state(tree))
@@ -80,8 +81,8 @@ class DataSharding:
   def process_rows(self, batch_size: int) -> tuple[int, int]:
     """Returns (first row, number of rows) of this process in a global batch.
 
-    The rows of a process are contiguous, because the mesh sorts the devices by
-    process.
+    The rows of a process are contiguous, because the devices of the mesh are
+    sorted by process.
     """
     rows = batch_size // self.mesh.devices.size
     processes = [d.process_index for d in self.mesh.devices.flat]
@@ -95,13 +96,13 @@ def create_sharding(
   data: int | None = None,
   fsdp: int = 1,
 ) -> DataSharding:
-  """Creates the sharding over devices, sorted by process.
+  """Creates the sharding over devices, which it sorts by process.
 
   Args:
     devices: devices of all processes; None: all that JAX sees.
     data: size of the axis `data`; None: number of devices / fsdp.
-    fsdp: size of the axis `fsdp`, whose devices are neighbours, for fast
-      communication.
+    fsdp: size of the axis `fsdp`. Devices along it are neighbours in the sorted
+      order, for fast communication.
 
   Raises:
     InputError: the product of the sizes is not the number of devices.

@@ -32,17 +32,17 @@ class Task:
     std: standard deviation of each channel, in the same units.
     accumulation_steps: micro-batches per update (gradient accumulation).
     log_every_steps: updates over which metrics are summed.
-    ema_decay: decay of the moving averages per update of them; None: the run
-      keeps no averages.
+    ema_decay: decay of the moving averages each time they are updated; None:
+      the run keeps no averages.
     ema_every_steps: updates of the weights per update of the averages.
     device_crop: crops and flips training images on the device; None: the host
-      has done so.
+      does that.
     augmentation: further augmentation of training images, on the device.
     seed: seed of all random numbers of a step.
     sam_rho: distance from the weights at which sharpness-aware minimization
       computes the gradients; None: plain gradients.
-    unroll_micro_batches: repeat the program of a micro-batch instead of looping
-      over it, because XLA's CPU convolutions are slow in a loop.
+    unroll_micro_batches: repeat the program of a micro-batch instead of running
+      it in a loop, because XLA's CPU convolutions are slow in a loop.
   """
 
   model: nn.Module
@@ -97,7 +97,7 @@ def create_task(
     **fields: further fields of `Task` that depend on the data.
 
   Raises:
-    InputError: fields do not fit each other.
+    InputError: fields of the config contradict each other.
   """
   is_mixed = augmentation.mixing is not None
   losses.check_threshold(config.loss, model.num_classes, is_mixed=is_mixed)

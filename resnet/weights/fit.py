@@ -1,4 +1,4 @@
-"""Checks of names, shapes and types of tensors against a network."""
+"""Checks that names, shapes and dtypes of tensors fit a network."""
 
 from collections.abc import Collection, Mapping
 import functools
@@ -17,8 +17,8 @@ Shape = tuple[int, ...]
 Tensors = Mapping[str, tuple[Shape, str]]
 
 _FLOATS = ('float32', 'float16', 'bfloat16')
-# Tensors, by our names and PyTorch's, and their dims that are the number of
-# classes, and the number of image channels.
+# Tensors, by our names and by PyTorch's, that show the number of classes or of
+# image channels, each with the dim whose size is that number.
 _CLASSES = {'params/head/bias': 0, 'fc.bias': 0, 'head.fc.bias': 0}
 _CHANNELS = {
   'params/stem_conv/kernel': 2,
@@ -33,8 +33,9 @@ def describe(leaf: Any) -> tuple[Shape, str]:
   """Returns the shape and dtype of an array or a PyTorch tensor."""
   if not hasattr(leaf, 'shape') or not hasattr(leaf, 'dtype'):
     raise InputError(
-      f'A state dict holds arrays by key, not {type(leaf).__name__}: give the'
-      " inner one, such as checkpoint['state_dict']."
+      'A state dict maps names to arrays, but this one contains an object of'
+      f' type {type(leaf).__name__}: give the inner state dict, such as'
+      " checkpoint['state_dict']."
     )
   return tuple(leaf.shape), str(leaf.dtype).removeprefix('torch.')
 
@@ -91,7 +92,7 @@ def check_fit(
   Args:
     where: name of the source of the tensors, for messages.
     tensors: shapes and dtypes of the tensors.
-    wanted: shapes of the required floats by name.
+    wanted: shapes of the required floating-point tensors by name.
     optional: names of integer scalars that are allowed.
   """
   for key, shape in wanted.items():

@@ -30,12 +30,12 @@ _PICKLES = ('.pth', '.pt', '.bin', '.ckpt', '.pkl', '.pickle', '.tar')
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-  """Weights that can be read.
+  """A source of weights that is open but not yet read.
 
   Attributes:
     name: name of the source, for messages.
-    is_torch: the tensors have PyTorch's names and layouts; otherwise our
-      layouts, with paths joined by '/' as names.
+    is_torch: whether the tensors have PyTorch's names and layouts; if not, they
+      have our layouts, and their names are paths joined by '/'.
     tensors: shape and dtype by name.
     metadata: metadata of the weights.
     read: (names) -> arrays by name.
@@ -49,7 +49,7 @@ class Source:
 
 
 def split_raw(source: str) -> tuple[str, bool]:
-  """Splits 'FOLDER#raw' into the folder and True; or returns SOURCE, False."""
+  """Returns the source without the suffix '#raw', and whether it had one."""
   if source.endswith(_RAW) and not os.path.exists(source):
     return source.removesuffix(_RAW), True
   return source, False
@@ -66,7 +66,7 @@ def score(evaluation: Mapping[str, float]) -> float:
 def best_step(
   manager: ocp.CheckpointManager, metrics: Callable[[int], Any]
 ) -> int | None:
-  """Returns the step with the highest `score`; None without an evaluation."""
+  """Returns the step with the highest `score`; None if none was evaluated."""
   step = manager.best_step()
   return None if step is None or metrics(step) is None else step
 
@@ -74,9 +74,10 @@ def best_step(
 def open_source(source: str) -> Source:
   """Opens a .safetensors file, 'hf-hub:owner/name[@revision]' or a folder.
 
-  A folder is an Orbax checkpoint or the workdir of a run. A workdir opens the
-  best checkpoint by `score`, or the latest if none was evaluated. If the run
-  keeps moving averages, FOLDER opens those, and 'FOLDER#raw' the weights.
+  A folder is an Orbax checkpoint or the workdir of a run. In a workdir, this
+  opens the checkpoint with the highest `score`, or the latest one if none was
+  evaluated. If the run keeps moving averages, it opens those; 'FOLDER#raw'
+  selects the weights themselves.
 
   Raises:
     InputError: the source does not exist, is damaged, or is a pickle.
@@ -145,7 +146,7 @@ def _open_hub(source: str) -> Source:
     import huggingface_hub  # pyright: ignore[reportMissingImports]
   except ImportError:
     raise InputError(
-      f'{source} needs a package: pip install huggingface_hub'
+      f'{source} needs huggingface_hub: pip install huggingface_hub'
     ) from None
 
   def fetch(file: str) -> str:
@@ -153,7 +154,7 @@ def _open_hub(source: str) -> Source:
       return huggingface_hub.hf_hub_download(
         repository, file, revision=revision or None
       )
-    except Exception as error:  # The network and the hub raise many types.
+    except Exception as error:  # A failed download raises one of many types.
       text = ' '.join(str(error).split())
       raise InputError(
         f'{source}: {file} cannot be downloaded: {text}'
@@ -168,7 +169,8 @@ def _open_hub(source: str) -> Source:
 
 
 def _open_folder(folder: str, *, is_raw: bool) -> Source:
-  backend.devices()  # Raise JAX's own errors here, not as errors of the folder.
+  # Start JAX first, so that its errors are not reported as the folder's.
+  backend.devices()
   config = os.path.join(folder, 'config.json')
   is_workdir = os.path.exists(config)
   metadata = metadata_lib.from_workdir(config) if is_workdir else Metadata()

@@ -34,10 +34,10 @@ class RandomErasing:
   fill: str
 
   def boxes(self, keys: jax.Array, height: int, width: int) -> jax.Array:
-    """Draws top, left, height and width, int32 [B, 4].
+    """Draws one box per image: top, left, height and width, int32 [B, 4].
 
-    A row of zeros erases nothing. As in torchvision and timm, that is also the
-    result if no try is smaller than the image in both directions.
+    A row of zeros erases nothing. As in torchvision and timm, it is also the
+    result if no box that was tried is smaller than the image in both dims.
     """
     draws = uniform(keys, BOX_DRAWS + 1)
     boxes, is_found = draw_boxes(

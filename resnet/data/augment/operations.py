@@ -1,11 +1,11 @@
-"""The image operations of AutoAugment and its followers, on the device.
+"""The image operations of AutoAugment and its successors, on the device.
 
 Each image of a batch has its own operation and magnitude. Computing all
 operations and selecting one would cost as much as all of them together. Instead
 each image passes three stages: a table of 256 entries, a blend and an affine
 warp, of which at least two leave it unchanged.
 
-All operations equal `torchvision.transforms.v2.functional` on tensors; their
+All operations match `torchvision.transforms.v2.functional` on tensors; their
 names are those of Cubuk et al. 2019, Table 6. Factors and matrices are rounded
 to few enough bits that the float32 arithmetic after them is exact. Otherwise
 a pixel would depend on whether the compiler fuses a * b + c.
@@ -35,8 +35,8 @@ OPERATIONS = (
 )
 # Weights of red, green and blue in the luma of ITU-R 601.
 _LUMA = (0.2989, 0.587, 0.114)
-# float32 has 24 bits and a pixel 8, so a factor up to 2 may have this many
-# fractional bits.
+# A float32 significand has 24 bits and a pixel has 8, so a factor up to 2 may
+# have this many fractional bits.
 _FACTOR_BITS = 14
 
 
@@ -48,7 +48,7 @@ def apply_operations(
   names: Sequence[str] = OPERATIONS,
   interpolation: str = 'nearest',
 ) -> jax.Array:
-  """Applies its own operation to each image. The magnitudes are:
+  """Applies to each image its own operation, with these magnitudes:
 
     'ShearX', 'ShearY': x += magnitude * y, from the top left corner
     'TranslateX', 'TranslateY': pixels, truncated
@@ -87,7 +87,7 @@ def _to_uint8(values: jax.Array) -> jax.Array:
 
 
 def grayscale(images: jax.Array) -> jax.Array:
-  """Returns the luma of uint8 images, integers as float32 [B, H, W, 1]."""
+  """Returns the luma of uint8 images, rounded down, float32 [B, H, W, 1]."""
   pixels = images.astype(jnp.float32)
   if images.shape[-1] == 1:
     return pixels
@@ -106,7 +106,7 @@ def _tables(
   """Returns the new value of each pixel value, uint8 [B, 256, C].
 
   The magnitudes are rounded. The thresholds of 'Solarize' are not: many differ
-  from an integer in their last bit only, and that bit decides.
+  from an integer in their last bit only, which decides if a pixel is inverted.
   """
   values = jnp.arange(256, dtype=jnp.float32)[None, :, None]
   magnitude = magnitudes[:, None, None]
@@ -150,7 +150,7 @@ def _stretch(images: jax.Array, values: jax.Array) -> jax.Array:
 def _equalize(images: jax.Array) -> jax.Array:
   """Returns tables [B, 256, C] that flatten the histogram.
 
-  The arithmetic is Pillow's, in integers.
+  They are computed with integers, as in Pillow.
   """
   count = images.shape[1] * images.shape[2]
   # Scattered writes are slow on accelerators; on a CPU, comparisons take 200
@@ -172,7 +172,7 @@ def below_by_counting(images: jax.Array) -> jax.Array:
   channels = images.shape[-1]
   first = 256 * jnp.arange(channels, dtype=jnp.int32)
 
-  # Count per image: one table for the batch would be summed over devices.
+  # Count per image: a table for the whole batch needs a sum over all devices.
   def count(image: jax.Array) -> jax.Array:
     places = (image.astype(jnp.int32) + first[None, None]).ravel()
     counts = jnp.zeros(channels * 256, jnp.int32)
@@ -213,7 +213,7 @@ def _blend(
 
 
 def _blur(images: jax.Array) -> jax.Array:
-  """Returns the mean of 3x3 pixels with weight 5 in the centre; edges stay."""
+  """Returns the 3x3 mean with weight 5 in the centre; edges are unchanged."""
   height, width = images.shape[1:3]
   pixels = images.astype(jnp.float32)
   if min(height, width) <= 2:

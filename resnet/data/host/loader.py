@@ -18,7 +18,7 @@ from resnet.errors import InputError, RunError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoaderOptions:
-  """Workers, threads and read-ahead. They do not change the batches.
+  """Sets the workers, threads and read-ahead, which do not change the batches.
 
   Attributes:
     num_workers: worker processes; 0 reads in threads of this process.
@@ -35,10 +35,11 @@ class LoaderOptions:
 
   @property
   def max_batches(self) -> int:
-    """The most batches in host memory at a time.
+    """The largest number of batches in host memory at a time.
 
-    Each thread works on a batch that has a place in the queue. Worker processes
-    have a second queue to this process, and the loop holds one batch.
+    A batch has its place in the queue while a thread still works on it. Worker
+    processes have a second queue, to this process. The training loop holds one
+    more batch.
     """
     queue = max(self.prefetch_batches, self.num_threads)
     if self.num_workers:
@@ -56,7 +57,8 @@ def read_ahead(
 ) -> Generator[HostBatch, None, None]:
   """Yields batches first_step .. num_steps - 1, read ahead of their use.
 
-  If a worker dies, new ones replace all of them, and `warnings` gets a line.
+  If a worker dies, all workers are replaced, and a warning is added to
+  `warnings`.
 
   Raises:
     InputError: a record is broken.
@@ -98,7 +100,7 @@ def read_ahead(
         raise RunError(
           f'{cause}{after}. Use fewer workers (--config.data.num_workers='
           f'{options.num_workers - 1}) or less read-ahead'
-          ' (--config.data.prefetch_batches=1), or let workers be replaced:'
+          ' (--config.data.prefetch_batches=1), or allow more restarts:'
           f' --config.data.max_worker_restarts={limit + 10}'
         ) from None
       num_restarts += 1
@@ -122,7 +124,7 @@ class DeviceLoader:
     sharding: sharding of the arrays.
     warnings: collects the images that are left out.
     wait_seconds: time spent waiting for the host's batches so far.
-    num_left_out: number of broken images in the batches so far.
+    num_left_out: number of broken images left out of the batches so far.
   """
 
   batches: Generator[HostBatch, None, None]

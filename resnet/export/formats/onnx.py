@@ -27,7 +27,7 @@ _FILE = 'model.onnx'
 def pad_and_max_pool(x: jax.Array, stride: int = 2) -> jax.Array:
   """Computes `layers.stem_max_pool` in two steps.
 
-  jax2onnx drops explicit padding of a pooling layer.
+  jax2onnx drops the explicit padding of a pooling layer, so this pads first.
   """
   pads = ((0, 0), (1, 1), (1, 1), (0, 0))
   x = jnp.pad(x, pads, constant_values=-jnp.inf)
@@ -76,7 +76,7 @@ def convert(program: Program) -> dict[str, bytes]:
 
 
 def load(folder: str) -> Callable[[Any], Any]:
-  """Returns the function of an exported folder, images -> logits."""
+  """Loads the network in an exported folder, as a function images -> logits."""
   path = os.path.join(folder, _FILE)
   onnxruntime = import_package('onnxruntime', 'pip install onnxruntime')
   try:

@@ -25,10 +25,11 @@ _LAYER = re.compile(r'[/(:]((?:stem|stage\d+_block\d+|head)\w*(?:/(?:\w+))?)/')
 
 
 def summarize(text: str) -> list[dict[str, Any]]:
-  """Returns a row for each kind of collective, per layer and across layers.
+  """Returns a row for each kind of collective and value of `per_layer`.
 
-  Bytes are those of the results on one device. A collective in a loop counts as
-  often as it runs.
+  `per_layer` tells whether the collectives belong to a single layer each. Bytes
+  are those of the results on one device. A collective in a loop counts as often
+  as it runs.
   """
   computations = _parse(text)
   times = _count_runs(computations)
@@ -66,7 +67,7 @@ def _parse(text: str) -> dict[str, list[re.Match[str]]]:
 
 
 def _count_runs(computations: Any) -> dict[str, int]:
-  """Returns how often each computation runs; unknown loops run once."""
+  """Counts the runs of each computation; loops of unknown length count once."""
   times = collections.Counter()
 
   def visit(name: str, count: int) -> None:
@@ -86,7 +87,7 @@ def _count_runs(computations: Any) -> dict[str, int]:
 def _trip_count(loop: re.Match[str], computations: Any) -> int:
   if known := _TRIP_COUNT.search(loop.string):
     return int(known[1])
-  # On a TPU only the condition has it: `i < constant(4)`.
+  # On a TPU only the condition holds the trip count: `i < constant(4)`.
   (condition,) = _CONDITION.findall(loop.string)
   limits = _LIMIT.findall('\n'.join(x.string for x in computations[condition]))
   return int(limits[0]) if len(limits) == 1 else 1
@@ -95,9 +96,10 @@ def _trip_count(loop: re.Match[str], computations: Any) -> int:
 def _layer(line: str, tensors: list[Any]) -> str | None:
   """Returns the layer of a collective, such as 'stage1_block1/bn1', or None.
 
-  XLA may join collectives of many layers under the name of one. We take it for
-  that layer's if all tensors have one shape, as the sums of a batch norm and of
-  the shortcut's next to it, or two of three have.
+  XLA may combine the collectives of several layers and keep the name of one. We
+  assign the result to that layer if all its tensors have the same shape, like
+  the sums of a batch norm and of the parallel one in the shortcut. Of three
+  tensors, only two need the same shape.
   """
   layers = collections.Counter(_LAYER.findall(line)).most_common(1)
   num_shapes = len(set(tensors))

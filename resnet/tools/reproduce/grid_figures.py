@@ -10,7 +10,8 @@ from resnet.tools.reproduce.grids import Result, Study, by_net
 
 Nets = dict[tuple[str, int], list[Result]]
 
-# Upper limit of the axis if all errors end below it, as in the papers.
+# Upper limit of the error axis if all final errors are below it, as in the
+# papers.
 _SMALL_ERROR = 20.0
 _LABELS = {
   'error': ('updates', 'error, %'),
@@ -26,16 +27,17 @@ def draw(study: Study, results: Sequence[Result]) -> figures.Figure:
   groups = list(study.groups)
   depths = sorted({depth for _, depth in nets})
   # In He et al. 2016, Figure 6 has a panel for each group and a style for each
-  # depth; Figure 7 compares the groups. Groups of one depth share a panel.
+  # depth; Figure 7 compares the groups. If there is only one depth, all groups
+  # share a panel.
   by_depth = shows in ('responses', 'gains') or len(depths) == 1
   panels: dict[str, Nets] = {}
   for (group, depth), runs in nets.items():
     title = f'{depth} layers' if by_depth else group
     panels.setdefault(title, {})[group, depth] = runs
   data = results[0]['config']['data.name']
-  note = f'{data}: mean over the seeds, band of one standard deviation'
+  note = f'{data}: mean over the seeds; the band is ± one standard deviation'
   if shows == 'error':
-    note += '; thin: training, bold: test'
+    note += '; training is thin, test is bold'
   figure, axes = figures.create(
     list(panels), title=study.title, note=note, share_y=True
   )

@@ -1,4 +1,4 @@
-"""Experiments as grids of ordinary runs.
+"""Studies as grids of ordinary runs.
 
 A grid has a cell for each combination of group, depth and seed. A cell is a run
 with the recipe of the data set and the fields of its group.
@@ -23,14 +23,14 @@ class Study:
 
   Attributes:
     title: title of the figure.
-    groups: by name, the fields of the config that a group changes in the
-      recipe. 'model.name' is a format without 'cifar_', with {0} for the depth
-      and {1} for the depth with bottlenecks instead of basic blocks.
+    groups: for each group, by name, the config fields that it changes in the
+      recipe. 'model.name' is a format string without the prefix 'cifar_'. {0}
+      is the depth, and {1} the depth if bottlenecks replace the basic blocks.
     depths: numbers of layers by data set; the first data set is the default.
     fields: fields of the config that all groups change.
     num_seeds: default number of seeds.
     shows: what the figure shows: 'error' or 'loss' over updates, 'responses' by
-      layer, or 'gains', the test error of each group against the one before it.
+      layer, or 'gains', the test errors of successive groups.
   """
 
   title: str

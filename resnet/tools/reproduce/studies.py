@@ -1,4 +1,4 @@
-"""The studies of `resnet.tools.reproduce`, and the errors in the papers."""
+"""Studies of `resnet.tools.reproduce`, and the test errors of the papers."""
 
 from itertools import accumulate
 import operator
@@ -30,9 +30,9 @@ PAPER = {
   },
 }
 PAPER_SOURCE = (
-  "The papers' errors: on CIFAR-10 He et al. 2016, Table 6, plain nets read off"
-  ' Figure 6, v2 "Identity mappings", Table 2; on ImageNet He et al. 2016,'
-  ' Tables 2 and 3, ten crops.'
+  "The papers' test errors: for CIFAR-10 they are from He et al. 2016, Table 6"
+  ' (plain nets: read off Figure 6; v2: "Identity mappings", Table 2); for'
+  ' ImageNet they are from He et al. 2016, Tables 2 and 3, ten crops.'
 )
 _PLAIN: Fields = {'model.name': 'plain{0}'}
 _LADDER_EPOCHS = 10.0
@@ -48,7 +48,7 @@ _LADDER: dict[str, Fields] = {
 STUDIES = {
   'degradation': Study(
     title='Plain and residual nets over depth',
-    # The paper's Table 2 compares parameter-free shortcuts.
+    # The residual nets of the paper's Table 2 have parameter-free shortcuts.
     groups={'plain': _PLAIN, 'residual': {'model.shortcut': 'A'}},
     depths={
       'digits': (20, 56, 110),
@@ -110,7 +110,7 @@ STUDIES = {
       zip(_LADDER, accumulate(_LADDER.values(), operator.or_), strict=True)
     ),
     depths={'fashion_mnist': (20,)},
-    # A twentieth of the images; the baseline has the steps of He et al.
+    # A twentieth of the images. The baseline has the step schedule of He et al.
     fields={
       'num_epochs': _LADDER_EPOCHS,
       'eval_every_epochs': _LADDER_EPOCHS,
