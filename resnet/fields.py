@@ -1,4 +1,4 @@
-"""The valid values of each config field, and combinations without effect."""
+"""The valid values of each config field, and fields that have no effect."""
 
 from collections.abc import Mapping, Set
 import dataclasses
@@ -9,14 +9,14 @@ from resnet.errors import InputError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Field:
-  """The valid values of a field; any text if it has no interval or choices.
+  """The valid values of a field; by default, all except None and ''.
 
   Attributes:
     choices: the valid texts.
     interval: range of a number; '[0, 1)' includes 0 and excludes 1.
     example: a valid tuple, if the value is a tuple of numbers in `interval`.
     any_length: the tuple may be shorter or longer than the example.
-    rising: the numbers of the tuple must not fall.
+    rising: the numbers of the tuple must be in non-decreasing order.
     also: further valid values, such as None.
   """
 
@@ -28,7 +28,7 @@ class Field:
   also: tuple[Any, ...] = ()
 
   def describe(self, name: str) -> str:
-    """Returns the valid values of the field `name`, for a message."""
+    """Describes the valid values of the field `name` for an error message."""
     also = ''.join(f' or {value}' for value in self.also)
     if self.choices:
       return f'one of {", ".join(self.choices)}{also}'
@@ -36,7 +36,7 @@ class Field:
       return f'a name{also}'
     if not self.example:
       return f'in {self.interval}{also}'
-    count = '' if self.any_length else f'{len(self.example)} '
+    count = 'a tuple of ' if self.any_length else f'{len(self.example)} '
     order = ', in rising order' if self.rising else ''
     return (
       f'{count}numbers in {self.interval}{order}: type'
@@ -187,8 +187,8 @@ FIELDS: Mapping[str, Field] = {
   'loss.reduction': Field(choices=('mean', 'sum')),
 }
 
-# Where and how fast data are read, and how the state is sharded: a run can be
-# resumed with other values.
+# Fields for reading data and sharding the state. A run can be resumed with
+# other values of them.
 FREE_FIELDS: Set[str] = {
   'data.data_dir',
   'data.num_workers',
@@ -200,8 +200,8 @@ FREE_FIELDS: Set[str] = {
   'sharding.fsdp',
 }
 
-# Logging, checkpoints and tolerance of errors: with --allow_config_change a run
-# can be resumed with other values, and its weights stay the same.
+# Fields for logging, checkpoints and tolerance of errors; they do not affect
+# the weights. A run can be resumed with other values and --allow_config_change.
 SAFE_FIELDS: Set[str] = {
   'log_every_steps',
   'eval_every_epochs',
@@ -249,7 +249,7 @@ def check(config: Mapping[str, Any]) -> None:
 
 
 def notices(config: Mapping[str, Any]) -> list[str]:
-  """Returns a line for each field of a config that has no effect."""
+  """Returns a line for each field that is set but has no effect."""
   return [
     f'{field}={config[field]!r} has no effect with {other}={config[other]!r}.'
     for field, usual, other, values in _WITHOUT_EFFECT

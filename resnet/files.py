@@ -1,4 +1,4 @@
-"""Atomic writes, locks of folders, and JSON."""
+"""Atomic writes, folder locks, and JSON."""
 
 from collections.abc import Iterator
 import contextlib
@@ -65,7 +65,7 @@ def check_writable(folder: str) -> None:
 
 
 def to_json(value: Any, **options: Any) -> str:
-  """Returns JSON text for any parser: NaN and infinities become null."""
+  """Returns JSON that every parser accepts: NaN and infinities become null."""
 
   def replace(x: Any) -> Any:
     if isinstance(x, float) and not math.isfinite(x):
@@ -101,7 +101,7 @@ def read_json_lines(path: str) -> list[dict[str, Any]]:
 
 
 class Lock:
-  """Locks a folder until it is closed or its process has ended.
+  """Locks a folder until `close` is called or the process ends.
 
   The kernel releases the lock of a killed process, whatever the file contains.
   """
@@ -112,8 +112,8 @@ class Lock:
     """Takes the lock.
 
     Raises:
-      InputError: another process holds it, which the message names, with
-        `advice`; or the lock file cannot be written.
+      InputError: another process holds it (the message names the process and
+        gives `advice`), or the lock file cannot be written.
     """
     path = os.path.join(workdir, LOCK_FILE)
     with writing(path):

@@ -21,7 +21,7 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 class LastingStream:
   """A text stream that discards its output once it cannot be written.
 
-  Work thus continues when a pipe or a terminal closes or a disk is full.
+  The program thus continues when a pipe or a terminal closes or a disk is full.
   """
 
   def __init__(self, stream: Any):
@@ -136,7 +136,7 @@ def run_to_exit(join: Callable[[], Any], body: Callable[[Any], int]) -> int:
     code = body(cluster)
     if cluster:
       cluster.close(code)
-    if code > 128:  # A signal: the state is saved, but XLA may still compile.
+    if code > 128:  # A signal: the state is saved, but XLA may be compiling.
       exit_immediately(code)
     return code
   except InputError as error:

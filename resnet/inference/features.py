@@ -15,7 +15,7 @@ Batch = tuple[list[str], np.ndarray]
 
 
 def write_features(path: str, batches: Iterable[Batch]) -> None:
-  """Writes features to a file, which appears when it is complete.
+  """Writes features to a file, which appears only once it is complete.
 
   A .npz file has the arrays 'files' (text) and 'features', which are collected
   in memory first. A .parquet file has the columns 'file' and 'features' and one

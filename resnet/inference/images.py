@@ -12,10 +12,10 @@ from resnet.errors import InputError
 
 
 def list_images(paths: Sequence[str]) -> dict[str, str]:
-  """Returns the image files at `paths`, each with a name for its results.
+  """Maps each image file at `paths` to the name of its results.
 
   A folder contributes all files below it that end in .png, .jpg or .jpeg, in
-  sorted order; their names are their paths relative to the folder. As in
+  sorted order; their names are their paths relative to the folder. As when
   training on folders, hidden files are ignored and links are followed.
   """
   files = {}
@@ -51,15 +51,15 @@ def decode_files(
 ) -> Iterator[tuple[str, np.ndarray | InputError]]:
   """Yields each file with its pixels, in order.
 
-  A file that cannot be read or decoded comes with an error that names it.
+  A file that cannot be read or decoded is paired with an error that names it.
 
   Args:
-    files: paths of the files; all of them are held in memory.
+    files: paths of the files; the pixels of all may be held in memory.
     decode: function from bytes to pixels, which raises a ValueError for a
       broken image.
     pool: threads that decode.
   """
-  cv2.setNumThreads(0)  # The pool has threads already.
+  cv2.setNumThreads(0)  # The pool is already multithreaded.
 
   def load(path: str) -> np.ndarray | InputError:
     try:

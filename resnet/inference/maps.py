@@ -12,7 +12,7 @@ import jax.numpy as jnp
 def class_activation_map(
   model: nn.Module, variables: Any, images: jax.Array, labels: jax.Array
 ) -> jax.Array:
-  """Computes the share of each place in a logit (Zhou et al. 2016, eq. 2).
+  """Computes what each position adds to a logit (Zhou et al. 2016, eq. 2).
 
     map[y, x] = sum_c activation[y, x, c] * kernel[c, label]
 
@@ -43,7 +43,7 @@ def grad_cam(
 ) -> jax.Array:
   """Computes Grad-CAM of a stage (Selvaraju et al. 2017, eq. 1 and 2).
 
-    weight[c] = mean over places of d logit / d activation[c]
+    weight[c] = mean over positions of d logit / d activation[c]
     map       = relu(sum_c weight[c] * activation[c])
 
   Args:
@@ -68,7 +68,7 @@ def grad_cam(
     chosen = jnp.take_along_axis(logits, labels[:, None], axis=1)
     return jnp.sum(chosen), outputs[0]
 
-  # The logits of an image depend on no other image, so sum them.
+  # No logit depends on another image, so one gradient of the sum suffices.
   zeros = jnp.zeros(shape.shape, shape.dtype)
   grads, activations = jax.grad(score, has_aux=True)(zeros)
   weights = jnp.mean(grads.astype(jnp.float32), axis=(1, 2))
@@ -81,7 +81,7 @@ def _with_outputs_of(
   call: Callable[[], Any],
   change: Callable[[jax.Array], jax.Array] = lambda y: y,
 ) -> tuple[Any, list[jax.Array]]:
-  """Returns call() and the changed outputs of the modules called `name`."""
+  """Returns call() and the outputs of the modules `name`, after `change`."""
   outputs = []
 
   def intercept(function: Any, args: Any, kwargs: Any, context: Any) -> Any:

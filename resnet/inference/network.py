@@ -29,12 +29,12 @@ class Network:
   Attributes:
     name: where the network comes from.
     preprocessing: preprocessing of its images.
-    class_names: names of its logits, in order; numbers if the source has none.
+    class_names: in the order of the logits; numbers if the source has none.
     outputs: names of the available outputs: 'logits' and 'probabilities'
-      [B, K]; 'stem', 'stage1' .., 'pooled' as in `ResNet.features`; maps of
-      the most likely class [B, h, w], 'cam' and 'gradcam_stage1' ..
-    compile: function of a batch size and names of outputs, which returns a
-      function for batches of exactly that size.
+      [B, K]; 'stem', 'stage1' .., 'pooled' as in `ResNet.features`; 'cam' and
+      'gradcam_stage1' .., maps of the most likely class [B, h, w].
+    compile: (batch size, names of outputs) -> a function that computes them
+      for batches of exactly that size.
   """
 
   name: str
@@ -44,7 +44,7 @@ class Network:
   compile: Callable[[int, tuple[str, ...]], Function]
 
   def top_classes(self, row: np.ndarray, count: int) -> list[dict[str, Any]]:
-    """Returns index, name and probability of the most likely classes.
+    """Returns index, name and probability of the `count` likeliest classes.
 
     The `row` holds the probabilities of all classes, [K]. Ties are ordered by
     index, as in argmax.
@@ -66,7 +66,7 @@ class Weights:
     model: the linen module.
     variables: NumPy arrays, float32.
     preprocessing: preprocessing of the images.
-    class_names: names of the logits.
+    class_names: names of the classes, in the order of the logits.
     ema: whether the weights are moving averages; None if unknown.
   """
 
@@ -79,7 +79,7 @@ class Weights:
   ema: bool | None = None
 
   def logits(self, variables: Any, images: jax.Array) -> jax.Array:
-    """uint8 images [B, S, S, C] -> logits [B, K]."""
+    """Maps uint8 images [B, S, S, C] to logits [B, K]."""
     images = normalize(images, self.preprocessing)
     return self.model.apply(variables, images, train=False)
 
@@ -104,18 +104,18 @@ def read_weights(
   if model is None:
     raise InputError(
       f'{source} does not name its network: give --model=NAME;'
-      f' `python -m resnet.tools.weights inspect {source}` lists what fits.'
+      f' `python -m resnet.tools.weights inspect {source}` lists valid names.'
     )
   if metadata.preprocessing is None:
     raise InputError(
-      f'{source} has no preprocessing. Write a copy that has one, here with the'
-      ' values of most ImageNet networks: python -m'
+      f'{source} has no preprocessing. Write a copy that has one. With the'
+      ' values of most ImageNet networks, type: python -m'
       f' resnet.tools.weights convert {source} NEW.safetensors --model={model}'
       ' --mean=0.485,0.456,0.406 --std=0.229,0.224,0.225 --image-size=224'
       ' --crop-share=0.875 --interpolation=bilinear'
     )
   variables = read_source(found, model, **metadata.overrides)
-  # Drop PyTorch's counts of updates, which no network reads.
+  # Drop PyTorch's update counts, which no network reads.
   variables = {part: variables[part] for part in ('params', 'batch_stats')}
   num_classes = len(variables['params']['head']['bias'])
   return Weights(
@@ -135,7 +135,7 @@ def read_weights(
 
 
 def create_network(weights: Weights) -> Network:
-  """Creates a network from weights, which move to the default device."""
+  """Creates a network from weights, which it copies to the default device."""
   shape = weights.preprocessing.image_shape
   if (count := image_channels(weights.variables)) != shape[-1]:
     text = f'a network for {count} channels and preprocessing for {shape[-1]}'

@@ -27,7 +27,7 @@ class ImageTransform:
     preprocessing: preprocessing stored with the weights.
     views: 'center' for the central square; 'flip' for it and its mirror image;
       'ten_crop', see `data.host.transforms.ten_crop`.
-    max_pixels: largest number of pixels in the header that is accepted.
+    max_pixels: largest accepted number of pixels, according to the header.
   """
 
   preprocessing: Preprocessing
@@ -47,7 +47,7 @@ class ImageTransform:
     return {'center': 1, 'flip': 2, 'ten_crop': 10}[self.views]
 
   def __call__(self, data: bytes) -> np.ndarray:
-    """Raises a ValueError if an image is broken or has too many pixels."""
+    """Converts an image; raises a ValueError if it is broken or too large."""
     recorded, limit = self.preprocessing, self.max_pixels
     image = resize_shorter_side(
       decode_image(data, len(recorded.mean), max_pixels=limit),

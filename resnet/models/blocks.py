@@ -25,7 +25,7 @@ class Block(nn.Module):
     conv: (filters, kernel_size, strides, *, name) -> convolution.
     norm: (*, name) -> batch norm.
     shortcut: one of `shortcuts.SHORTCUTS`; None for plain nets.
-    zero_init_last: start with F(x) = 0, by a zero scale in the last batch norm
+    zero_init_last: start with F(x) = 0: a zero scale in the last batch norm
       or, in v2, a zero kernel in the last convolution.
     drop_rate: probability that an image skips F(x), see `layers.drop_path`; 0
       in evaluation. Uses the key stream 'dropout'.
@@ -72,9 +72,9 @@ class BottleneckBlock(Block):
   """1x1 reduce, 3x3, 1x1 expand by four (Figure 5, right).
 
   Attributes: those of `Block`, and
-    stride_in_1x1: stride in the first 1x1 convolution, which skips three
-      quarters of its input (v1, the paper), instead of the 3x3 (v1.5,
-      torchvision and NVIDIA; the default).
+    stride_in_1x1: True puts the stride in the first 1x1 convolution, which then
+      skips three quarters of its input (v1, the paper); False, the default,
+      in the 3x3 (v1.5, torchvision and NVIDIA).
     groups: groups of the 3x3 convolution (Xie et al. 2017, ResNeXt).
     width_per_group: channels per group of the 3x3 convolution when `filters` is
       64; proportional to `filters`. A value above 64 gives a wide net

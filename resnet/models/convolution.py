@@ -1,9 +1,9 @@
-"""Convolution by XLA, or as a matrix product.
+"""Convolution by XLA's operation or by a matrix product.
 
 XLA's CPU convolution is slow for 1x1 kernels: with a matrix product instead, a
-training step of ResNet-50 takes about 0.6 of the time. It is also slow if the
+training step of ResNet-50 takes about 60% of the time. It is also slow if the
 kernel is larger than the image, as in the last stage of a CIFAR net on 8x8
-pixels: there a product of patches halves the time of a step.
+pixels: there, a product over patches halves the time of a step.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 
 def fastest_backend() -> str:
-  """Returns the faster one of CONV_BACKENDS on JAX's default backend."""
+  """Returns the faster of CONV_BACKENDS on JAX's default backend."""
   return 'matmul' if jax.default_backend() == 'cpu' else 'xla'
 
 
@@ -28,9 +28,9 @@ def matmul_conv(
   padding: Sequence[tuple[int, int]],
   **options: Any,
 ) -> jax.Array:
-  """Convolves x [B, H, W, C] with kernel [h, w, C, F], if it can by a product.
+  """Convolves x [B, H, W, C] with a kernel [h, w, C, F].
 
-  A replacement for `lax.conv_general_dilated`. It computes a matrix product if
+  It replaces `lax.conv_general_dilated` and computes a matrix product if
   there are no groups and the kernel is 1x1 without padding, or has at least as
   many elements (h * w) as the result has pixels; otherwise it calls XLA's
   convolution.

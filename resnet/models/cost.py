@@ -26,10 +26,10 @@ class Cost:
   Attributes:
     conv_multiply_adds: multiply-adds of convolutions and dense layers.
     other_operations: all other multiplications and additions: batch norm (two
-      per element), additions of shortcuts, averages.
+      per element), shortcut additions, averages.
     activations: output elements of convolutions and dense layers.
-    saved_bytes: inputs and outputs of convolutions and dense layers, which the
-      backward pass needs; each tensor counts once.
+    saved_bytes: bytes of the inputs and outputs of convolutions and dense
+      layers, which the backward pass needs; each tensor counts once.
   """
 
   conv_multiply_adds: int = 0
@@ -91,13 +91,13 @@ def trace(name: str, image_size: int, **overrides: Any) -> NetworkCost:
   """Traces the evaluation of `create_model(name)` on one image."""
   model = create_model(name, **overrides)
   if isinstance(model, ResNet):
-    # Count each block by itself, and the same operations on any machine.
+    # Count each block separately, and the same operations on every machine.
     model = model.clone(scan_blocks=False, conv_backend='xla')
   images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
   variables = jax.eval_shape(
     functools.partial(model.init, train=False), jax.random.key(0), images
   )
-  # The traced features include the logits: tracing removes no dead code.
+  # Tracing removes no dead code, so the logits are counted too.
   apply = functools.partial(model.apply, train=False, method='features')
   jaxpr, features = jax.make_jaxpr(apply, return_shape=True)(variables, images)
   costs = count(jaxpr.jaxpr)
@@ -148,7 +148,7 @@ def _count(
 
 
 def _terms(eqn: Any) -> int:
-  """Returns the number of products per output of a convolution or dot."""
+  """Counts the products per output element of a convolution or dot."""
   if eqn.primitive.name == 'conv_general_dilated':
     kernel = eqn.invars[1].aval.shape
     output_dim = eqn.params['dimension_numbers'].rhs_spec[0]

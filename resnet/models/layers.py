@@ -61,12 +61,12 @@ class BatchNorm(nn.Module):
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias
 
-  The statistics of a group are sums of x and x * x in one pass over the
-  activations; applying them is one multiply-add per element. Parameters and
-  statistics have the names, shapes and meaning of `flax.linen.BatchNorm`, and
-  with `group_size=None` the results are the same.
+  The statistics of a group come from sums of x and x * x in one pass over the
+  activations; applying them is one multiply-add per element. The names, shapes
+  and meaning of parameters and statistics, and with `group_size=None` the
+  results, are those of `flax.linen.BatchNorm`.
 
-  A group is `group_size` neighbouring images. If no group spans several
+  A group is `group_size` consecutive images. If no group spans several
   devices, the forward and backward pass need no communication. The running
   statistics average the mean and (biased) variance of all groups.
 
@@ -154,7 +154,7 @@ def squeeze_excitation(x: jax.Array, reduction: int) -> jax.Array:
 def imagenet_stem(
   x: jax.Array, filters: int, *, conv: ModuleDef, norm: ModuleDef
 ) -> jax.Array:
-  """7x7 convolution of stride 2 (He et al. 2016, Table 1, conv1)."""
+  """Applies a 7x7 convolution of stride 2 (He et al. 2016, Table 1, conv1)."""
   x = conv(filters, 7, 2, name='stem_conv')(x)
   return nn.relu(norm(name='stem_bn')(x))
 
@@ -162,7 +162,7 @@ def imagenet_stem(
 def deep_stem(
   x: jax.Array, filters: int, *, conv: ModuleDef, norm: ModuleDef
 ) -> jax.Array:
-  """Three 3x3 convolutions, the first of stride 2 (He et al. 2019, C)."""
+  """Applies 3x3 convolutions of strides 2, 1, 1 (He et al. 2019, ResNet-C)."""
   for i, width in enumerate((filters // 2, filters // 2, filters), start=1):
     x = conv(width, 3, 2 if i == 1 else 1, name=f'stem_conv{i}')(x)
     x = nn.relu(norm(name=f'stem_bn{i}')(x))
@@ -172,7 +172,7 @@ def deep_stem(
 def rs_stem(
   x: jax.Array, filters: int, *, conv: ModuleDef, norm: ModuleDef
 ) -> jax.Array:
-  """The deep stem, with a strided 3x3 convolution instead of max-pooling.
+  """Applies the deep stem and a strided 3x3 convolution, without max-pooling.
 
   Bello et al. 2021, "Revisiting ResNets", section 4.1 (ResNet-RS).
   """
@@ -184,13 +184,13 @@ def rs_stem(
 def cifar_stem(
   x: jax.Array, filters: int, *, conv: ModuleDef, norm: ModuleDef
 ) -> jax.Array:
-  """3x3 convolution of stride 1 (He et al. 2016, section 4.2)."""
+  """Applies a 3x3 convolution of stride 1 (He et al. 2016, section 4.2)."""
   x = conv(filters, 3, name='stem_conv')(x)
   return nn.relu(norm(name='stem_bn')(x))
 
 
 def stem_max_pool(x: jax.Array) -> jax.Array:
-  """3x3 max-pooling of stride 2, padded by one pixel of -inf."""
+  """Applies 3x3 max-pooling of stride 2, padded by one pixel of -inf."""
   pads = ((1, 1), (1, 1))
   return nn.max_pool(x, (3, 3), strides=(2, 2), padding=pads)  # pyright: ignore[reportArgumentType]
 
@@ -213,7 +213,7 @@ def blur_pool(x: jax.Array) -> jax.Array:
 
 
 def stem_blur_pool(x: jax.Array) -> jax.Array:
-  """3x3 max-pooling of stride 1, then `blur_pool` (Zhang 2019)."""
+  """Applies 3x3 max-pooling of stride 1, then `blur_pool` (Zhang 2019)."""
   pads = ((1, 1), (1, 1))
   return blur_pool(nn.max_pool(x, (3, 3), padding=pads))  # pyright: ignore[reportArgumentType]
 

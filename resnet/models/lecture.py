@@ -1,9 +1,9 @@
-"""The simplified ResNet-50 of lectures: convolutions, biases, ReLUs, additions.
+"""A lecture's simplified ResNet-50: convolutions, biases, ReLUs, additions.
 
-He et al. 2016 without batch norm. Each stage begins with a 3x3 convolution of
-stride 2, so that no shortcut has to change a shape. Padding is 'SAME' as in the
-lecture: for an even image, a strided convolution pads one more row of zeros at
-the end than at the beginning.
+Unlike He et al. 2016, it has no batch norm, and each stage begins with a 3x3
+convolution of stride 2, so that no shortcut has to change a shape. Padding is
+'SAME' as in the lecture: for an even image, a strided convolution pads one more
+row of zeros at the end than at the beginning.
 """
 
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ class Bottleneck(nn.Module):
 
 
 class LectureResNet(Network):
-  """7x7 convolution, stages of residual bottlenecks, average pool, softmax.
+  """7x7 convolution, stages of residual bottlenecks, average pool, dense head.
 
   Attributes:
     num_classes: number of logits.

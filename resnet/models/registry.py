@@ -1,4 +1,4 @@
-"""All networks by name: the rows of the papers' tables."""
+"""All networks by name, as in the papers' tables."""
 
 import dataclasses
 import functools
@@ -27,7 +27,7 @@ _IMAGENET = {
 def _imagenet(
   depth: int, block_cls: type[blocks.Block] | None = None, **fields: Any
 ) -> functools.partial[ResNet]:
-  """Returns a column of Table 1; bottlenecks stride in the 3x3 (v1.5)."""
+  """Returns a net of Table 1; bottlenecks have the stride in the 3x3 (v1.5)."""
   return functools.partial(
     ResNet,
     stage_sizes=_IMAGENET[depth],
@@ -67,7 +67,7 @@ def _cifar(
 
 _MODELS: dict[str, Any] = {
   **{f'resnet{depth}': _imagenet(depth) for depth in _IMAGENET},
-  # The paper's own bottlenecks stride in the first 1x1 (v1).
+  # The paper's own bottlenecks have the stride in the first 1x1 (v1).
   **{
     f'resnet{depth}_v1': _imagenet(depth, block_options=_V1)
     for depth in (50, 101, 152)
@@ -148,8 +148,8 @@ _MODELS: dict[str, Any] = {
     )
     for depth in (164, 1001)
   },
-  # Zagoruyko and Komodakis 2016, Table 1: k = 10, n = 4; two of the 28 layers
-  # are projections.
+  # Zagoruyko and Komodakis 2016, Table 1: k = 10, n = 4; the 28 layers are
+  # convolutions, three of them projections, and exclude the head.
   'wrn28_10': _cifar(
     26, blocks.PreActBasicBlock, num_filters=160, stem_filters=16, shortcut='B'
   ),
@@ -200,14 +200,14 @@ def _check(name: str, model: ResNet) -> None:
   text = f'is not one of {", ".join(CONV_BACKENDS)}'
   check('conv_backend', model.conv_backend in (None, *CONV_BACKENDS), text)
   num = len(model.stage_sizes)
-  text = f'is not in 0 .. {num}, the stages of {name}'
+  text = f'is not in 0 .. {num}, the number of stages of {name}'
   check('frozen_stages', 0 <= model.frozen_stages <= num, text)
   check('drop_path', 0 <= model.drop_path < 1, 'is not in [0, 1)')
   check('dropout', 0 <= model.dropout < 1, 'is not in [0, 1)')
   if model.shortcut == 'none':
     text = f'would drop whole blocks of {name}, which has no shortcuts'
     check('drop_path', not model.drop_path, text)
-    text = f'makes all activations of {name} zero, which has no shortcuts'
+    text = f'makes all activations zero, because {name} has no shortcuts'
     check('zero_init_last_scale', not model.zero_init_last_scale, text)
   if model.scan_blocks:
     text = f'is not supported by {name}, which compiles equal blocks once'

@@ -31,7 +31,7 @@ class Network(nn.Module):
   def features(self, images: jax.Array, *, train: bool) -> dict[str, jax.Array]:
     """Returns activations by name.
 
-    'stem' is the output of its ReLU, before max-pooling, and 'stage1', 'stage2'
+    'stem' is the output of the ReLU, before max-pooling, and 'stage1', 'stage2'
     .. are the outputs of the stages, [B, H, W, C] in `dtype`; 'pooled' is the
     input of the head, [B, C] float32.
     """
@@ -61,12 +61,12 @@ class ResNet(Network):
     stem_pool: x -> max-pooled x, between the stem and the first stage (ImageNet
       nets); None: no pooling.
     shortcut: 'A', 'B', 'C', 'D' or 'none', see `shortcuts.SHORTCUTS`.
-    zero_init_last_scale: start each block as the identity, by a zero scale in
+    zero_init_last_scale: start each block as the identity: a zero scale in
       its last batch norm (Goyal et al. 2017, section 5.1) or, in v2, a zero
       kernel in its last convolution.
     scan_blocks: compile the equal blocks of a stage once and loop over them,
       for nets of hundreds of layers. The variables have the same names and
-      shapes and give the same results, but a key initialises them differently.
+      shapes and give the same results, but a key gives other initial values.
     drop_path: in training, probability that the last block skips F(x) of an
       image; block l of L skips it with l / L times that probability (Huang et
       al. 2016, the linear rule). Frozen stages skip nothing.
@@ -74,9 +74,9 @@ class ResNet(Network):
       path and dropout need a key: rngs={'dropout': key}.
     bn_group_size: images per group of batch statistics; None: whole batch.
     bn_momentum: weight of the old running statistics in their update.
-    frozen_stages: number of stages that are not trained, with the stem: they
+    frozen_stages: number of first stages that are frozen, as is the stem: they
       get no gradient, and their batch norms keep their running statistics; 0
-      trains everything. (The optimizer leaves out their weight decay.)
+      trains everything. (The optimizer does not decay their weights.)
     frozen_bn: batch norms normalise with their running statistics in training
       too, and never update them.
     conv_backend: 'xla' or 'matmul', see `convolution`; None: the faster one on
@@ -155,7 +155,7 @@ class ResNet(Network):
   def _stage(
     self, x: jax.Array, stage: int, *, drop_path: float, **layer_defs: ModuleDef
   ) -> jax.Array:
-    """Applies stage 1, 2, ..: a block that changes the shape, then the rest."""
+    """Applies one stage: a block that may change the shape, then the others."""
     first_block = sum(self.stage_sizes[: stage - 1]) + 1
     num_blocks = self.stage_sizes[stage - 1]
     names = [f'stage{stage}_block{j}' for j in range(1, num_blocks + 1)]

@@ -41,7 +41,7 @@ def projection(
   conv: ModuleDef,
   norm: ModuleDef | None,
 ) -> jax.Array:
-  """1x1 convolution and batch norm."""
+  """Applies a 1x1 convolution and, unless `norm` is None, batch norm."""
   y = conv(filters, 1, strides, name='shortcut_conv')(activated)
   return norm(name='shortcut_bn')(y) if norm else y
 
@@ -61,9 +61,9 @@ def average_pool_projection(
   strides: int,
   **layers: ModuleDef,
 ) -> jax.Array:
-  """2x2 average pooling instead of the stride, then a projection.
+  """Applies 2x2 average pooling instead of the stride, then a projection.
 
-  At an odd border the mean is over the pixels inside the image.
+  If a side is odd, its last windows average only pixels inside the image.
   """
   if strides > 1:
     pads = tuple((0, -size % strides) for size in x.shape[1:3])

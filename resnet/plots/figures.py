@@ -75,7 +75,7 @@ def draw_curve(
   spread: np.ndarray | None = None,
   bold: bool = True,
 ) -> None:
-  """Draws a curve, and a band around it.
+  """Draws a curve and, if `spread` is given, a band around it.
 
   Args:
     ax: the axes.

@@ -26,7 +26,7 @@ def draw_reliability(
   images = np.where(count > 0, count, np.nan)
   accuracy = np.asarray(bins['top1'], np.float64) / images
   confidence = np.asarray(bins['confidence'], np.float64) / images
-  note = 'hatched: from accuracy to mean confidence, equal on the diagonal'
+  note = 'hatched: gap between accuracy and mean confidence; diagonal: no gap'
   figure, (left, right) = figures.create(
     ['Accuracy', 'Images'], title=title, note=note
   )

@@ -47,7 +47,7 @@ class BadSteps:
     """Records the skipped update of a step; returns a warning.
 
     Raises:
-      RunError: it is the last of `max_bad_steps` skipped updates in a row.
+      RunError: `max_bad_steps` updates in a row have been skipped.
     """
     records = record_keys(self._experiment, step)
     self._open()
@@ -59,9 +59,9 @@ class BadSteps:
     if num_in_row >= self._experiment.config['max_bad_steps']:
       raise RunError(
         f'Loss or gradients were not finite in {num_in_row} steps in a row, up'
-        f' to step {step} (max_bad_steps). --mode=replay shows what was not'
-        f' finite, {self._path} the records of these batches. To lower the'
-        ' learning rate or change the data, type another --workdir.'
+        f' to step {step}; max_bad_steps is the limit. --mode=replay shows what'
+        f' was not finite; {self._path} lists the records of the batches. To'
+        ' lower the learning rate or change the data, type another --workdir.'
       )
     return (
       f'warning: loss or gradients of step {step} were not finite; its update'
@@ -87,7 +87,7 @@ def record_keys(experiment: Experiment, step: int) -> list[Any]:
 
 
 def replay(experiment: Experiment, workdir: str, step: int | None) -> int:
-  """Repeats an update and prints what in it was not finite; writes nothing.
+  """Repeats an update and prints what was not finite in it; writes no file.
 
   Args:
     experiment: the run in `workdir`.
@@ -124,7 +124,7 @@ def replay(experiment: Experiment, workdir: str, step: int | None) -> int:
       trains[size] = steps.train
     state, metrics = trains[size](state, next(batches))
     if int(metrics['skipped_in_row']):
-      print(f'Step {now + 1} is not finite either; skipped.')
+      print(f'Step {now + 1} is not finite either and is skipped.')
   _print_not_finite(experiment, state, next(batches), step)
   batches.close()
   return 0
@@ -135,8 +135,7 @@ def _check_step(experiment: Experiment, workdir: str, given: int | None) -> int:
   bad = {line.get('step', 0): line for line in read_json_lines(path)}
   if given is None and not bad:
     raise InputError(
-      f'{workdir} has no bad step (no {FILE}): --replay_step=N replays any'
-      ' step.'
+      f'{workdir} has no bad step in {FILE}: --replay_step=N replays any step.'
     )
   step = max(bad) if given is None else given
   if not 0 < step <= experiment.length.num_steps:
@@ -146,7 +145,7 @@ def _check_step(experiment: Experiment, workdir: str, given: int | None) -> int:
   if step in bad and bad[step]['records'] != record_keys(experiment, step):
     raise InputError(
       f'The records of step {step} are not those in {path}: the data have'
-      ' changed since. Replay with the data of the run.'
+      ' changed since then. Replay with the data of the run.'
     )
   return step
 
@@ -169,9 +168,9 @@ def _state_before(
 def _print_not_finite(
   experiment: Experiment, state: TrainState, batch: step_lib.Batch, step: int
 ) -> None:
-  """Prints which losses, gradients and statistics of an update are bad.
+  """Prints which losses, gradients and statistics are not finite.
 
-  Computes the whole batch at once, without micro-batches.
+  Uses the whole batch at once; only the uphill gradients use micro-batches.
   """
   task = experiment.at(step - 1).task
   options = compiler.options(experiment.sharding.backend)

@@ -33,7 +33,7 @@ class Checkpoints:
   """The folder `workdir/checkpoints`, with a subfolder for each step.
 
   Saves are asynchronous: the error of a failed one is raised by the next
-  `save`, by `finish`, and by the first `check` after it ended.
+  `save` or `finish`, or by the first `check` after it has ended.
   """
 
   def __init__(self, workdir: str, *, keep: int | None = None):
@@ -90,11 +90,11 @@ class Checkpoints:
     try:
       metrics = self._manager.metrics(step)
       return metrics and integrity.without_checksum(metrics)
-    except Exception as error:  # Damaged files make Orbax raise anything.
+    except Exception as error:  # Damaged files cause errors of many types.
       raise integrity.error_of(self._folder, step, error) from error
 
   def save(self, state: TrainState, metrics: dict[str, float] | None) -> None:
-    """Starts to save a state, and the evaluation at its step if there is one.
+    """Starts saving a state and, if there is one, the evaluation at its step.
 
     The state may be donated as soon as this returns.
 
@@ -107,7 +107,7 @@ class Checkpoints:
     if not is_finite:
       raise RunError(
         f'The state after step {step} holds numbers that are not finite, so it'
-        ' is not saved. The last good checkpoint stays.'
+        ' is not saved. The last good checkpoint is kept.'
       )
     with self._as_save_error():
       # Wait for the previous save, so that it can be checked.
@@ -128,7 +128,7 @@ class Checkpoints:
   def save_again(
     self, state: TrainState, metrics: dict[str, float] | None
   ) -> None:
-    """Saves a second time after a failure, and waits until it is on disk.
+    """Repeats a failed save, and waits until the checkpoint is on disk.
 
     Raises:
       SaveError: it failed again; the earlier checkpoints are unchanged.
@@ -155,7 +155,7 @@ class Checkpoints:
   def _as_save_error(self) -> Iterator[None]:
     try:
       yield
-    except Exception as error:  # Orbax's threads may raise anything.
+    except Exception as error:  # Orbax's threads raise errors of many types.
       self._unchecked_step = None
       text = str(error).strip().splitlines()
       raise SaveError(
@@ -211,7 +211,7 @@ class Checkpoints:
     is_done = not self._manager.is_saving_in_progress()
     with self._as_save_error():
       if is_done:
-        # Orbax raises the error of its last thread only on waiting for it.
+        # Orbax raises the error of its last thread only when asked to wait.
         self._manager.wait_until_finished()
       self._manager.check_for_errors()
     if is_done:
@@ -255,8 +255,8 @@ class Checkpoints:
     """Waits for unfinished saves and closes the folder.
 
     Raises:
-      SaveError: a save failed, unless another exception is being handled:
-        Orbax raises again after a failed save, which would hide the first one.
+      SaveError: a save failed. Not raised while another exception is handled:
+        Orbax repeats the error of a failed save, which would hide the first.
     """
     earlier = sys.exception()
     try:

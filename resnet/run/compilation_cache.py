@@ -13,11 +13,11 @@ def keep_programs() -> str | None:
   """Makes JAX reuse the compiled programs of earlier processes.
 
   They are stored in $JAX_COMPILATION_CACHE_DIR, or in a folder for this kind of
-  processor under $XDG_CACHE_HOME or ~/.cache. Because they are machine code, a
-  folder that others may write to is not used.
+  processor under $XDG_CACHE_HOME or ~/.cache. Because programs are machine
+  code, the latter is not used if others may write to it.
 
   Returns:
-    Why programs are not kept, or None.
+    A message if the folder cannot be used, else None.
   """
   config: Any = jax.config  # Environment variables of the same names set it.
   if not config.jax_enable_compilation_cache:

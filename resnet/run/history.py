@@ -55,7 +55,7 @@ class History:
     return float(values[-1]) if len(values) else None
 
   def distinct(self, fact: str) -> list[str]:
-    """Returns each 'hardware' or 'commit' of the starts once."""
+    """Returns the distinct values of 'hardware' or 'commit' over all starts."""
     values = (start[fact] or 'unknown' for start in self.starts)
     return list(dict.fromkeys(values))
 

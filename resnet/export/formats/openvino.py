@@ -20,7 +20,7 @@ _GRAPH, _WEIGHTS = 'model.xml', 'model.bin'
 
 
 def convert(program: Program) -> dict[str, bytes]:
-  """Returns graph and weights, with input 'images' and output 'logits'."""
+  """Returns the graph and weight files; input 'images', output 'logits'."""
   openvino = import_package('openvino', _INSTALL)
   (proto,) = onnx.convert(program).values()
   # Unlike convert_model, read_model sends no usage statistics.
@@ -34,7 +34,7 @@ def convert(program: Program) -> dict[str, bytes]:
 
 
 def load(folder: str) -> Callable[[Any], Any]:
-  """Returns the function of an exported folder, images -> logits."""
+  """Loads an exported folder as a function, images -> logits."""
   path = os.path.join(folder, _GRAPH)
   openvino = import_package('openvino', 'pip install openvino')
   try:

@@ -25,8 +25,8 @@ _PROGRAM, _WEIGHTS = 'model.stablehlo', 'weights.safetensors'
 def convert(program: Program) -> dict[str, bytes]:
   """Returns the program and the weights, which are arguments of the program.
 
-  If they were constants, XLA would fold operations on them at compile time,
-  with other rounding than the network's.
+  If they were constants, XLA would fold operations on them at compile time
+  and round differently from the network.
   """
   height, width, channels = program.shape
   shape = jax_export.symbolic_shape(f'batch, {height}, {width}, {channels}')
@@ -43,7 +43,7 @@ def convert(program: Program) -> dict[str, bytes]:
 
 
 def load(folder: str) -> Callable[[Any], Any]:
-  """Returns the function of an exported folder, images -> logits."""
+  """Loads an exported folder as a function, images -> logits."""
   path = os.path.join(folder, _PROGRAM)
   try:
     with open(path, 'rb') as file:
