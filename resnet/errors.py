@@ -23,7 +23,7 @@ class RunError(Exception):
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-  """Returns ' Did you mean: a, b?', or all names if none is similar."""
+  """Returns ' Did you mean: a, b?', or up to 30 names if none is similar."""
   names = sorted(names)
   same = [other for other in names if _letters(other) == _letters(name)]
   longer = [other for other in names if name and other.startswith(name)]
@@ -37,10 +37,10 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 def _letters(name: str) -> str:
-  """'CIFAR-10' -> 'cifar10'."""
+  """Returns 'cifar10' for 'CIFAR-10': letters and digits in lower case."""
   return re.sub('[^a-z0-9]', '', name.lower())
 
 
 def readable(name: str | bytes) -> str:
-  """Returns a file name as text; bytes that are not UTF-8 become '\\xff'."""
+  """Returns a file name as text; bytes that are not UTF-8 become '\\xNN'."""
   return os.fsencode(name).decode(errors='backslashreplace')

@@ -1,4 +1,4 @@
-"""Turns a config into the objects of a run; the only reader of a ConfigDict."""
+"""Turns a config into the objects of a run."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -31,7 +31,7 @@ class Experiment:
   """The objects of a run, created from its config.
 
   Attributes:
-    config: every field with the value from the config, by dotted name.
+    config: value of each field of the config, by dotted name.
     length: batch size and number of steps.
     task: model, optimizer, loss and normalisation, for the last size.
     sizes: side of the network's training images by step.
@@ -103,7 +103,7 @@ class Experiment:
     first_step: int = 0,
     num_steps: int | None = None,
   ) -> DeviceLoader:
-    """Loads batches first_step .. num_steps - 1 to the devices, read ahead.
+    """Loads batches first_step .. num_steps - 1 onto the devices ahead of use.
 
     `warnings` collects a line for each skipped image and each worker that died.
     Without `num_steps`, loading ends after the last record.
@@ -124,10 +124,10 @@ class Experiment:
     return step / self.length.steps_per_epoch
 
   def is_eval_step(self, step: int) -> bool:
-    """Whether an evaluation is due: after each interval and at the end.
+    """Returns whether an evaluation is due: after each interval and at the end.
 
-    The step nearest to the end of an interval is due, and every step if
-    intervals are shorter than a step.
+    An interval ends at the nearest step. If it rounds to 0 steps, every step
+    ends one.
     """
     every = self.config['eval_every_epochs']
     nth = round(self.epoch(step) / every)
@@ -179,14 +179,14 @@ def resolve(
   devices: Sequence[Any] | None = None,
   data: Data | None = None,
 ) -> Experiment:
-  """Creates the objects of a run, without compilation.
+  """Creates the objects of a run, without compiling anything.
 
-  It writes no file, but prepares the data set `digits` on first use.
+  It writes no files, except to prepare the data set `digits` on first use.
 
   Args:
     config: a `ConfigDict` with the fields of configs/default.py.
-    devices: devices of the run; None: all that JAX sees.
-    data: data of the run; None: those of `config.data`.
+    devices: devices of the run; None for all that JAX sees.
+    data: data of the run; None for those of `config.data`.
 
   Raises:
     InputError: a value is wrong; the message says what to type instead.
@@ -239,7 +239,7 @@ def _num_classes(config: Any, data: Data) -> int:
   if num_classes < data.train.num_classes:
     raise InputError(
       f'model.num_classes={num_classes}, but the labels of {data.train.name!r}'
-      f' are 0 to {data.train.num_classes - 1}:'
+      f' are 0 to {data.train.num_classes - 1}: type'
       f' --config.model.num_classes={data.train.num_classes}'
     )
   return num_classes
@@ -285,7 +285,7 @@ def _create_readers(
 
 
 def _create_model(config: Any, num_classes: int) -> Any:
-  # None keeps the default of the network, which may lack the attribute.
+  # None keeps the default of the network, which may lack the field.
   given = {field: value for field, value in config.items() if value is not None}
   return create_model(
     **{**given, 'num_classes': num_classes, 'dtype': jnp.dtype(config.dtype)}

@@ -10,8 +10,8 @@ from resnet.errors import InputError
 
 Channels = tuple[float, ...]
 
-# Published values as shares of 255: ImageNet from fb.resnet.torch and
-# torchvision, CIFAR over the pixels of the training images.
+# Published values for pixels from 0 to 1: ImageNet's from fb.resnet.torch and
+# torchvision, CIFAR's over the pixels of the training images.
 _PUBLISHED = {
   'imagenet2012': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
   'cifar10': ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),

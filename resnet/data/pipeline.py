@@ -25,7 +25,7 @@ class Data:
   Attributes:
     train: source of training images.
     eval: source of evaluation images.
-    size_schedule: (epoch, side) pairs, from epoch 0 to `image_size`.
+    size_schedule: (first epoch, side) pairs; the last side is `image_size`.
     train_transform: transform of training images on the host.
     eval_transform: transform of evaluation images.
     mean: mean of each channel, in units of 0..255 pixels.
@@ -59,7 +59,7 @@ def create_data(config: Any) -> Data:
   if not 0 <= config.crop_padding <= schedule[0][1]:
     raise InputError(
       f'data.crop_padding={config.crop_padding} is not in 0 .. {schedule[0][1]}'
-      ' (data.image_size, or the first of data.size_schedule).'
+      ' (data.image_size, or the first side in data.size_schedule).'
     )
   if not eval_size <= config.eval_resize <= 8 * eval_size:
     raise InputError(

@@ -33,8 +33,8 @@ def evaluate(
     state: training state to evaluate.
     warnings: collects the images that are left out.
     stop: called after each batch; a signal number ends the evaluation.
-    watch: `Watchdog.watch`, called with what the evaluation waits for; None
-      for a wait without limit.
+    watch: `Watchdog.watch`, called with a description of each wait, or with
+      None for a wait without limit.
 
   Returns:
     'eval/loss', 'eval/top1', 'eval/top5', 'eval/num_examples'; if broken images
@@ -51,7 +51,7 @@ def evaluate(
   variables = {'eval': state.variables}
   if state.ema is not None:
     variables['eval_ema'] = state.ema
-  # A new array for each: the step donates them.
+  # Each needs new arrays, because the step donates them.
   sums = {
     x: jax.device_put(metrics.zeros(), sharding.replicated) for x in variables
   }
@@ -79,7 +79,7 @@ def evaluate(
 
 
 def check_count(reader: BatchReader, loader: DeviceLoader, counted: int) -> int:
-  """Returns the number of broken images, and checks that all others counted."""
+  """Returns the number of broken images if all others were counted."""
   split = f'{reader.source.name}/{reader.source.split}'
   num_bad = sum_over_processes(loader.num_left_out)
   if counted + num_bad != len(reader.source):

@@ -25,14 +25,14 @@ Variables = Mapping[str, Any]
 
 
 def check(run: Experiment, at_least: int) -> None:
-  """Raises an InputError if `recompute` has too few images or no norms."""
+  """Raises an InputError if there are too few images or no trained norms."""
   flag, most = f'--precise_bn={at_least}', len(run.train_reader.source)
   if not 0 < at_least <= most:
-    raise InputError(f'{flag} is not in 1 .. {most}, the training images.')
+    raise InputError(f'{flag} is not in 1 .. {most} (training images).')
   shapes = run.abstract_state().batch_stats
   if not jax.tree.leaves(shapes) or getattr(run.task.model, 'frozen_bn', False):
     text = f'{run.config["model.name"]} has no batch norms that are trained'
-    raise InputError(f'{flag}: {text}: remove the flag.')
+    raise InputError(f'{flag}: {text}. Remove the flag.')
 
 
 def num_images(run: Experiment, at_least: int) -> int:
@@ -103,7 +103,7 @@ def _statistics(
   groups = images.reshape(len(images), -1, size, *images.shape[2:])
   numbers = jnp.arange(groups.shape[0] * groups.shape[1], dtype=jnp.int32)
   numbers = numbers.reshape(groups.shape[:2])
-  # With momentum 0, applying a group leaves exactly its own statistics.
+  # With momentum 0, the new statistics are exactly those of the group.
   model = task.model.clone(bn_group_size=None, bn_momentum=0.0)
 
   def group_statistics(images: jax.Array, number: jax.Array) -> Any:
@@ -116,11 +116,11 @@ def _statistics(
     )
     return updates['batch_stats']
 
-  # As in training, one micro-batch at a time, to save memory.
+  # As in training, process one micro-batch at a time to save memory.
   statistics = jax.vmap(group_statistics)
   found = jax.lax.map(lambda part: statistics(*part), (groups, numbers))
   found = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
-  return _map_norms(  # Merge the statistics of equal groups, [groups, C].
+  return _map_norms(  # Merge groups of equal size, [groups, C].
     lambda var, mean: jnp.mean(var, axis=0) + jnp.var(mean, axis=0),
     found,
     mean_of=lambda mean: jnp.mean(mean, axis=0),

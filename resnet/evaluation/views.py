@@ -19,7 +19,7 @@ from resnet.training import compiler
 from resnet.training.step import Batch
 
 VIEWS = ('center', 'flip', 'ten_crop', 'scales')
-# He et al. 2016, section 3.4, for networks trained on 224 pixels.
+# He et al. 2016, section 3.4, for networks trained on 224-pixel images.
 _PAPER_SIDES, _PAPER_SIZE = (224, 256, 384, 480, 640), 224
 
 
@@ -96,7 +96,7 @@ def _step(
   sides: Sequence[int],
   mirrored: bool,
 ) -> tuple[calibration.Sums, jax.Array]:
-  """Adds a batch to the sums, and returns its predictions [B], too."""
+  """Adds a batch to the sums, and also returns its predictions [B]."""
   variables, mask = run.sharding.gather(variables), batch['mask']
   views = unpack(batch['image'], sides) if sides else [batch['image']]
   if mirrored:
@@ -112,7 +112,7 @@ def _step(
 
 
 def paper_sides(size: int) -> tuple[int, ...]:
-  """Returns the five sides of the paper, scaled to a network's `size`."""
+  """Returns the five sides of the paper, scaled from 224 to `size` pixels."""
   return tuple(round(side * size / _PAPER_SIZE) for side in _PAPER_SIDES)
 
 

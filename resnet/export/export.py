@@ -62,7 +62,7 @@ def export(
       raise InputError(f'--platforms has {unknown[0]!r}, not one of {known}.')
     if here not in platforms:
       raise InputError(
-        f'The export is run to check it: add {here!r} to --platforms.'
+        f'The export is checked by running it: add {here!r} to --platforms.'
       )
   program = Program(
     weights=weights,
@@ -70,7 +70,7 @@ def export(
     platforms=tuple(platforms),
   )
   if {*platforms} != {here} and hasattr(weights.model, 'conv_backend'):
-    # On a CPU the network would choose matrix products, for this machine only.
+    # On a CPU the network would use matrix products, which suit only CPUs.
     program = program.with_fields(conv_backend='xla')
   parent, name = os.path.split(os.path.abspath(folder))
   with writing(folder):

@@ -26,8 +26,8 @@ class InitialWeights:
     source: where they are stored.
     model: name of the network.
     overrides: fields of the network that the config changes.
-    new_head: keep the initial head, because the source has another number of
-      classes.
+    new_head: keep the initial head, because the source has a different number
+      of classes.
   """
 
   source: weights.Source
@@ -48,7 +48,7 @@ class InitialWeights:
     """Returns a line that names the source of the weights."""
     text = f'Weights from {self.source.name}'
     if self.new_head:
-      text += '; the head is new: the source has another number of classes'
+      text += '; the head is new, as the number of classes differs'
     return text
 
 
@@ -72,7 +72,7 @@ def open_weights(experiment: Experiment) -> tuple[InitialWeights, Experiment]:
     if path[1] != 'head':
       raise InputError(
         f'{"/".join(path)} in {source.name} has the shape {list(theirs[path])};'
-        f' images of {experiment.image_shape[-1]} channels need'
+        f' images with {experiment.image_shape[-1]} channels need'
         f' {list(ours[path].shape)}.'
       )
   preprocessing = source.metadata.preprocessing
@@ -80,7 +80,7 @@ def open_weights(experiment: Experiment) -> tuple[InitialWeights, Experiment]:
   if preprocessing and not given:
     if len(preprocessing.mean) != experiment.image_shape[-1]:
       raise InputError(
-        f'{source.name} has the mean of {len(preprocessing.mean)} channels, but'
+        f'{source.name} has a mean for {len(preprocessing.mean)} channels, but'
         f' the images have {experiment.image_shape[-1]}: set data.mean and'
         ' data.std.'
       )
@@ -100,9 +100,9 @@ def evaluate_checkpoint(
   """Evaluates a checkpoint of a run and prints the result; writes nothing.
 
   Args:
-    experiment: must have the same model. Its data may differ; they are
-      normalised as the run's were.
-    workdir: folder of the run; if it holds none, `init_from` is evaluated.
+    experiment: must have the same model as the run. Its data may differ, but
+      is normalised like the run's.
+    workdir: folder of the run; if there is no run, `init_from` is evaluated.
     which: 'latest', or 'best' by eval top-1 (the latest if none was evaluated).
 
   Returns:
@@ -125,7 +125,7 @@ def evaluate_checkpoint(
 def open_state(
   experiment: Experiment, workdir: str, which: str
 ) -> tuple[int, TrainState, Experiment]:
-  """Returns step and state to evaluate, and the experiment.
+  """Returns the step and the state to evaluate, and the experiment.
 
   The experiment gets the mean and the standard deviation that the weights were
   trained with.
@@ -152,7 +152,7 @@ def open_state(
   initial, experiment = open_weights(experiment)
   if initial.new_head:
     raise InputError(
-      f'{initial.source.name} has another number of classes than the data:'
+      f'{initial.source.name} has a different number of classes from the data:'
       ' train its new head first.'
     )
   if jax.process_index() == 0:

@@ -24,9 +24,9 @@ from resnet.errors import InputError, RunError
 from resnet.training import guards
 from resnet.training.state import TrainState
 
-# Next to the folder of checkpoints, where Orbax does not look.
+# This folder is next to that of the checkpoints, where Orbax does not look.
 FOLDER = 'damaged_checkpoints'
-# The folder of the state in a checkpoint.
+# The subfolder of a checkpoint that holds the state.
 STATE_FOLDER = 'default'
 # The name of the checksum among the metrics of a checkpoint.
 _CRC = 'crc32'
@@ -45,12 +45,12 @@ def error_of(folder: str, step: int, reason: object) -> DamagedError:
   """Returns the error for a damaged checkpoint.
 
   Raises:
-    RunError: the machine is to blame instead, so the files may be good.
+    RunError: the cause is the machine, so the files may be intact.
   """
   if _is_machine_error(reason):
     raise RunError(
       f'The checkpoint of step {step} in {folder} cannot be read now: {reason}.'
-      ' It stays where it is; the same command tries again.'
+      ' It was not moved. Run the same command to try again.'
     )
   text = str(reason).splitlines()[0] if str(reason) else repr(reason)
   return DamagedError(
@@ -59,7 +59,7 @@ def error_of(folder: str, step: int, reason: object) -> DamagedError:
 
 
 def _is_machine_error(reason: Any) -> bool:
-  """Whether an error or its cause says nothing about the content of files."""
+  """Whether an error or one of its causes comes from the machine."""
   while isinstance(reason, BaseException):
     if isinstance(reason, MemoryError) or 'RESOURCE_EXHAUSTED' in str(reason):
       return True
@@ -81,7 +81,7 @@ def without_checksum(saved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_damaged_metrics(folder: str) -> dict[int, DamagedError]:
-  """Returns an error by step for each checkpoint with damaged metrics."""
+  """Returns the error of each checkpoint with damaged metrics, by step."""
   errors = {}
   for path in sorted(pathlib.Path(folder).glob('*/metrics/metrics')):
     step = path.parts[-3]
@@ -145,13 +145,13 @@ def _read(
   target_tree = saved_tree(target, checksum)
   wanted = _describe(target_tree)
   try:
-    # Orbax would cast dtypes silently, and fail only after it began to read.
+    # Orbax would silently cast dtypes, and fail on other differences late.
     stored = _describe(manager.item_metadata(step))
     if not stored:
-      raise ValueError('its metadata are missing')
+      raise ValueError('its metadata is missing')
     if stored == wanted:
-      # The manager would wait for all processes, and so hang if one of them
-      # cannot read its part.
+      # The manager would wait for all processes, and so would hang if one of
+      # them could not read its part.
       return ocp.StandardCheckpointHandler().restore(
         epath.Path(folder, str(step), STATE_FOLDER),
         args=ocp.args.StandardRestore(target_tree),

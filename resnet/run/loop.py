@@ -9,7 +9,7 @@ so that a resumed run neither repeats nor skips a log line or an evaluation. (If
 a signal interrupts an evaluation, the resumed run evaluates first.)
 
 The host runs at most MAX_STEPS_IN_FLIGHT steps ahead: enough that the device
-never waits for it, and few enough that its clock measures the device's speed.
+never waits, and few enough that the host's clock measures the device's speed.
 """
 
 import collections
@@ -141,7 +141,7 @@ class Loop:
   def compile(
     self, state: TrainState, batch: Any, step: int, evaluation: Evaluation
   ) -> None:
-    """Saves, then compiles for the next image size, unless a signal came."""
+    """Saves, then compiles for the next image size unless a signal arrived."""
     self.finish(state, step, evaluation)
     if self.signal.number:
       return
@@ -169,7 +169,7 @@ class Loop:
     return evaluation
 
   def evaluate_late(self, state: TrainState) -> Evaluation:
-    """Makes the evaluation of the first step if a signal interrupted it."""
+    """Repeats the evaluation at the first step if a signal interrupted it."""
     step = self.first_step
     is_due = step and self.experiment.is_eval_step(step)
     if not is_due or self.checkpoints.metrics(step):
@@ -199,7 +199,7 @@ class Loop:
         try:
           self.checkpoints.check()
         except SaveError as error:
-          if jax.process_count() > 1:  # The other processes cannot know.
+          if jax.process_count() > 1:  # The others may not have failed.
             raise
           self.save_error = error
 
@@ -232,7 +232,7 @@ class Loop:
         self.progress.say(line)
 
   def save(self, state: TrainState, step: int, evaluation: Evaluation) -> None:
-    """Starts to save, after the metrics up to this step are on disk."""
+    """Starts a save once the metrics up to this step are on disk."""
     self.watchdog.watch(f'saving step {step}')
     if self.writer:
       self.writer.sync()
@@ -242,14 +242,14 @@ class Loop:
       if self.save_error:
         raise self.save_error
       self.checkpoints.save(state, evaluation)
-    except SaveError as error:  # Of this save or of the previous one.
+    except SaveError as error:  # This save or the previous one failed.
       self.save_again(state, evaluation, error)
     self.saved_step, self.save_error = step, None
 
   def save_again(
     self, state: TrainState, evaluation: Evaluation, error: SaveError
   ) -> None:
-    """Retries a failed save; raises `error` where others may not know it."""
+    """Retries a failed save, or raises `error` if there are other processes."""
     if jax.process_count() > 1:
       raise error
     self.progress.say(f'warning: {error} Trying again.')
@@ -257,7 +257,7 @@ class Loop:
 
   @contextlib.contextmanager
   def keeping(self, state: TrainState, step: int) -> Iterator[None]:
-    """Prints the block's warnings; saves the state if its data fail."""
+    """Prints the block's warnings; saves the state if reading data fails."""
     try:
       yield
     except (InputError, RunError):

@@ -35,7 +35,7 @@ class JsonLines:
     self._file.truncate(size)  # Removes a partial line too.
 
   def write(self, line: Mapping[str, Any]) -> None:
-    """Appends a line; raises a RunError and leaves the file as it was."""
+    """Appends a line, or raises a RunError and leaves the file unchanged."""
     size = os.fstat(self._file.fileno()).st_size
     data = (to_json(line) + '\n').encode()
     try:
@@ -51,7 +51,7 @@ class JsonLines:
       ) from error
 
   def sync(self) -> None:
-    """Returns when all lines are on disk."""
+    """Waits until all lines are on disk."""
     os.fsync(self._file.fileno())
 
   def close(self) -> None:
@@ -80,13 +80,13 @@ class MetricsWriter:
 
   def write(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
     """Writes one line; raises a RunError if it cannot be written."""
-    # This one comes first because it reports a full disk.
+    # metrics.jsonl comes first because only its writer reports a full disk.
     self._lines.write({'step': step, 'epoch': round(epoch, 6), **values})
     for name, value in values.items():
       self._events.add_scalar(name, value, step)
 
   def sync(self) -> None:
-    """Returns when all lines are on disk."""
+    """Waits until all lines are on disk."""
     self._lines.sync()
 
   def close(self) -> None:
@@ -97,7 +97,7 @@ class MetricsWriter:
 
 
 class Progress:
-  """Prints lines and, on a terminal, a progress bar; only in process 0."""
+  """Prints lines and, in process 0 on a terminal, a progress bar."""
 
   def __init__(
     self,

@@ -28,12 +28,12 @@ class Reference:
   def sigmas(self, step: int, metric: str, value: float) -> float | None:
     """Returns how many standard deviations `value` is above the mean.
 
-    Student's t of a new run against the mean of n = `num_seeds` runs,
+    It is Student's t of a new run against the mean of n = `num_seeds` runs,
 
       t = (value - mean) / (std * sqrt(1 + 1 / n)),
 
     converted to the number of standard deviations at which a normal
-    distribution has the same tail as Student's with n - 1 degrees of freedom.
+    distribution has the same tail as Student's t with n - 1 degrees of freedom.
     Returns None where the reference has no value, and infinity for a value that
     is not finite.
     """
@@ -69,7 +69,7 @@ class Reference:
 
 
 def read_reference(path: str) -> Reference:
-  """Reads a file of `python -m resnet.tools.reference`."""
+  """Reads a file written by `python -m resnet.tools.reference`."""
   what = f'--reference={path} was not written by resnet.tools.reference'
   with refuse_damage(what), open(path) as file:
     fields = json.load(file)

@@ -1,6 +1,7 @@
-"""Connects all processes before JAX does, so that a missing one is named.
+"""Connects all processes before JAX does, to name those that are missing.
 
-Process 0 listens where JAX's coordinator will; the others register there.
+Process 0 listens on the port that JAX's coordinator will use; the other
+processes register there.
 """
 
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from resnet.errors import InputError, RunError
 
 
 class Peer:
-  """The connection with another process: JSON objects, one per line.
+  """A connection to another process: JSON objects, one per line.
 
   Attributes:
     name: number, host and process id, for messages.
@@ -38,9 +39,9 @@ class Peer:
     """Returns the next object; closes the connection on an error.
 
     Raises:
-      OSError: TimeoutError after `seconds`, another one if the connection was
-        closed.
-      ValueError: the line is not a JSON object of one of our processes.
+      OSError: a TimeoutError after `seconds`, or another error if the
+        connection was closed.
+      ValueError: the line is not a JSON object.
     """
     self._connection.settimeout(seconds)
     try:
@@ -48,7 +49,7 @@ class Peer:
       if not line:
         raise ConnectionResetError('the connection was closed')
       if not isinstance(message := json.loads(line), dict):
-        raise ValueError('no JSON object')
+        raise ValueError('not a JSON object')
     except (OSError, ValueError):
       self.close()
       raise
@@ -67,7 +68,7 @@ class Peer:
 
 
 def name(index: int) -> str:
-  """Returns the name of this process in the messages of all processes."""
+  """Returns the name by which messages refer to this process."""
   return f'Process {index} ({socket.gethostname()}, pid {os.getpid()})'
 
 
@@ -83,8 +84,8 @@ def meet(
     seconds: how long to wait.
 
   Returns:
-    The connections by number of the process: those of process 0 with each
-    other process, those of another process with process 0.
+    The connections by process number: process 0 has one to each other process,
+    each other process has one to process 0.
 
   Raises:
     InputError: the address is wrong or in use, or two processes have the same
@@ -104,7 +105,7 @@ def meet(
 
 
 def _coordinate(port: int, count: int, seconds: float) -> dict[int, Peer]:
-  """Accepts the other processes; sends each our name, or why all must end."""
+  """Accepts the other processes; sends each our name or the error."""
   deadline = time.monotonic() + seconds
   connected: list[Peer] = []
   peers: dict[int, Peer] = {}
@@ -117,7 +118,7 @@ def _coordinate(port: int, count: int, seconds: float) -> dict[int, Peer]:
           request = peer.receive(5.0)
           peer.name, index = request['name'], int(request['process_id'])
           their_count = request['num_processes']
-        # Another program connected, not one of our processes.
+        # The connection is not from one of our processes.
         except (OSError, ValueError, KeyError, TypeError):
           peer.close()
           continue
@@ -192,6 +193,6 @@ def _register(
     return peer
   raise RunError(
     f'Process 0 could not be reached at {host}:{port} within {seconds:.0f} s'
-    f' ({reason}): is it running, is the address its own, does a firewall let'
-    ' the port through?'
+    f' ({reason}). Check that it is running, that the address is right and that'
+    ' no firewall blocks the port.'
   )

@@ -1,4 +1,4 @@
-"""A run from its command to its end: start or resume, train, report.
+"""Starts or resumes a run, trains it and reports its outcome.
 
 A run starts from the newest intact checkpoint in the workdir, otherwise from
 the weights of `init_from`, otherwise from random weights.
@@ -87,11 +87,12 @@ def train(
 
   Args:
     experiment: the run to train.
-    workdir: folder of the run, created if missing. Nothing is written before
-      the first batches of both splits have been read.
+    workdir: folder of the run, created if missing. In a new run, nothing is
+      written before the first batch of each split has been read.
     start_time: time.time() at the start of the program.
-    reference: warn when the run leaves its band.
-    allow_config_change: let the fields in SAFE_FIELDS differ from the run's.
+    reference: warn when the run leaves this band.
+    allow_config_change: let the fields in SAFE_FIELDS differ from the saved
+      ones.
     on_leave: see `StopSignal`.
     draw: draws the curves of a workdir once the run is complete.
 
@@ -114,7 +115,7 @@ def train(
   if draw and is_complete and not is_drawn and jax.process_index() == 0:
     try:
       draw(workdir)
-    except OSError as error:  # A complete run must not fail for a figure.
+    except OSError as error:  # A complete run must not fail over a plot.
       print(f'warning: {curves} was not written: {error}', file=sys.stderr)
   return outcome
 

@@ -44,10 +44,10 @@ class Outcome:
   Attributes:
     step: number of finished updates.
     metrics: metrics of the last evaluation, if it was at `step`.
-    images_per_second: speed of training since this start; None if no log
-      interval has ended.
+    images_per_second: training speed since the process started; None if no
+      log interval has ended.
     signal: number of the signal that stopped the run, or None.
-    was_complete: the run was complete when it was started.
+    was_complete: whether the run was already complete at the start.
   """
 
   step: int
@@ -61,9 +61,9 @@ class StopSignal:
   """Records one of `stop_signals`, so that the loop stops and saves.
 
   The process exits immediately on a second signal, on the first one within
-  `exit_on_signal`, and `grace_seconds` after the first one. A thread waits for
-  signals, because Python calls handlers only when the main thread returns from
-  XLA's compiler. One of several processes never exits on the first signal.
+  `exit_on_signal` (only in a run with one process), and `grace_seconds` after
+  the first one. A thread waits for signals, because Python calls handlers only
+  when the main thread returns from XLA's compiler.
 
   Attributes:
     received: number of the first signal, or None.
@@ -75,7 +75,7 @@ class StopSignal:
     grace_seconds: float = 30.0,
     on_leave: Callable[[str, int], None] | None = None,
   ):
-    """Calls `on_leave` with reason and exit code before the process exits."""
+    """Calls `on_leave(reason, code)` before exits outside `exit_on_signal`."""
     self.received: int | None = None
     self._grace_seconds = grace_seconds
     self._on_leave = on_leave
@@ -102,7 +102,7 @@ class StopSignal:
 
   @contextlib.contextmanager
   def exit_on_signal(self) -> Iterator[None]:
-    """Lets a signal end the process within the block: nothing can be lost."""
+    """Lets a signal end the process in a block that has nothing to save."""
     self._may_leave = jax.process_count() == 1
     try:
       yield
@@ -161,7 +161,7 @@ class AgreedSignal:
     self._sharding = sharding
     self._max = jax.jit(jnp.max)
     self._votes: collections.deque[jax.Array] = collections.deque()
-    # Making an array takes as long as the maximum.
+    # Cached: making an array takes as long as computing the maximum.
     self._array = functools.cache(self._make_array)
     self._agreed: int | None = None
 
@@ -185,7 +185,7 @@ class AgreedSignal:
 
 
 class Watchdog:
-  """Ends the process if nothing happens for `seconds` and 50 median steps."""
+  """Ends the process after max(`seconds`, 50 median steps) without progress."""
 
   def __init__(self, workdir: str, *, seconds: float | None):
     self._workdir = workdir
@@ -198,11 +198,11 @@ class Watchdog:
       threading.Thread(target=self._watch, daemon=True).start()
 
   def watch(self, what: str | None) -> None:
-    """Restarts the timer of `what`, such as 'saving step 8'; None stops it."""
+    """Restarts the timer for `what`, such as 'saving step 8'; None stops it."""
     self._what, self._since = what, time.monotonic()
 
   def step_done(self, what: str) -> None:
-    """Records the time since the last call as that of a step; see `watch`."""
+    """Records the time since the last call as a step time, and restarts."""
     if self._what is not None:
       self._step_seconds.append(time.monotonic() - self._since)
     self.watch(what)
@@ -225,7 +225,7 @@ class Watchdog:
         self._exit(what, seconds)
 
   def _exit(self, what: str, seconds: float) -> NoReturn:
-    """Writes the stacks of all threads, prints their file, and exits."""
+    """Writes the stacks of all threads, prints the file's path, and exits."""
     now = datetime.datetime.now(datetime.UTC).strftime('%Y%m%dT%H%M%S')
     name = f'stacks_{now}_{jax.process_index()}.txt'
     path = os.path.join(self._workdir, name)

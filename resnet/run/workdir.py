@@ -1,4 +1,4 @@
-"""The folder of a run: its config, and whether a run may continue in it."""
+"""Reads and writes the config in a workdir; checks if a run may continue."""
 
 from collections.abc import Collection, Mapping
 import json
@@ -22,7 +22,7 @@ CHECKPOINTS = 'checkpoints'
 
 
 def check_name(workdir: str) -> None:
-  """Refuses an address, which would become a folder `gs:` of this machine."""
+  """Refuses an address such as gs://..., which would become a local folder."""
   if '://' in workdir:
     raise InputError(
       f'--workdir={workdir} is an address, not a folder: type a folder on a'
@@ -30,8 +30,8 @@ def check_name(workdir: str) -> None:
     )
 
 
-# Orbax finds the parts of a checkpoint by a glob of its unescaped path. Below
-# such a folder it silently finds none, or those of another folder.
+# Orbax finds the parts of a checkpoint by a glob of its unescaped path. In a
+# path with these characters it silently finds none, or those of another folder.
 _GLOB_CHARACTERS = '*?[]\\'
 
 
@@ -46,11 +46,11 @@ def check_can_save(workdir: str) -> None:
 
 
 def read_config(workdir: str) -> dict[str, Any] | None:
-  """Returns {'config': fields, 'derived': numbers}, or None without a run.
+  """Returns {'config': fields, 'derived': numbers}; None if there is no run.
 
   Raises:
-    InputError: `write_config` did not write the file, or `workdir` cannot be a
-      folder.
+    InputError: the file cannot be read or was not written by `write_config`, or
+      `workdir` is an address.
   """
   check_name(workdir)
   path = os.path.join(workdir, CONFIG_FILE)
@@ -133,19 +133,19 @@ def write_config(
 def check(
   experiment: Experiment, workdir: str, allow_config_change: bool
 ) -> tuple[bool, Experiment, list[str]]:
-  """Checks that a run in `workdir` is this one.
+  """Checks that the run in `workdir`, if any, is this one.
 
   Returns:
     Whether a run was started in `workdir`; the experiment, which takes mean and
-    standard deviation from that run if it was initialised from other weights,
-    as their source may be deleted; and the changes of its config as text.
+    standard deviation from that run if `init_from` is set, because the source
+    of the weights may be gone; and the changes to the config as text.
 
   Raises:
     InputError: the workdir cannot be used, or holds another run.
   """
   check_can_save(workdir)
   saved = read_config(workdir)
-  # Compare before any process writes something.
+  # Compare before any process writes anything.
   exists = multihost_utils.process_allgather(np.int32(saved is not None))
   if len(np.unique(exists)) > 1:
     raise _not_shared(workdir)

@@ -23,7 +23,7 @@ from resnet.serving.body import BodyReader
 
 _PAGE = pathlib.Path(__file__).parent / 'page'
 _TOP = 5
-# Largest image that is decoded, to bound the memory of concurrent requests.
+# Larger images are refused, to bound the memory of concurrent requests.
 MAX_PIXELS = 2**25
 _MAX_BYTES = 10_000_000  # The largest body.
 # The page may load nothing from other hosts.
@@ -35,7 +35,7 @@ _PAGE_HEADERS = {
 
 
 class Server:
-  """Answers requests with a network."""
+  """Answers requests with the predictions of a network."""
 
   def __init__(
     self,
@@ -67,10 +67,10 @@ class Server:
     self._registry = prometheus.CollectorRegistry()
     shared = {'registry': self._registry, 'namespace': 'resnet'}
     self._requests = prometheus.Counter(
-      'requests', 'Answers of /predict', ['status'], **shared
+      'requests', 'Requests to /predict by status', ['status'], **shared
     )
     self._seconds = prometheus.Histogram(
-      'request_seconds', 'From a request for /predict to its answer', **shared
+      'request_seconds', 'Time to answer a /predict request', **shared
     )
     sizes = prometheus.Histogram(
       'batch_images',
@@ -78,7 +78,7 @@ class Server:
       buckets=(1, 2, 4, 8, 16, 32, 64),
       **shared,
     )
-    gauge = prometheus.Gauge('waiting_images', 'Not answered yet', **shared)
+    gauge = prometheus.Gauge('waiting_images', 'Images waiting', **shared)
     gauge.set_function(lambda: self._waiting)
     self._batcher = Batcher(
       predict=predictor,
@@ -116,7 +116,7 @@ class Server:
     try:
       async with self._bodies.read(request) as files:
         if len(files) > self._max_waiting:
-          text = f'A request has at most {self._max_waiting} images.'
+          text = f'A request may have at most {self._max_waiting} images.'
           raise HTTPException(413, text)
         self._admit(len(files) - 1)
         count = len(files)
@@ -197,7 +197,7 @@ async def _page(request: Request) -> Response:
 async def _error(request: Request, error: Any) -> Response:
   del request
   return JSONResponse(
-    {'error': ' '.join(str(getattr(error, 'detail', 'a bug here')).split())},
+    {'error': ' '.join(str(getattr(error, 'detail', 'server error')).split())},
     status_code=getattr(error, 'status_code', 500),
     headers=getattr(error, 'headers', None),
   )

@@ -19,8 +19,8 @@ class BodyReader:
   """Reads bodies; limits the size of each and of all together.
 
   Attributes:
-    max_bytes: size of a body.
-    max_held_bytes: total size of the bodies of all unanswered requests.
+    max_bytes: largest size of a body.
+    max_held_bytes: largest total size of the bodies of unanswered requests.
     max_seconds: how long a body may take to arrive.
   """
 
@@ -33,7 +33,7 @@ class BodyReader:
   async def read(
     self, request: Request
   ) -> AsyncIterator[list[tuple[str, bytes]]]:
-    """Reads the name and bytes of each image of a request.
+    """Yields the name and bytes of each image of a request.
 
     The body counts towards `max_held_bytes` until the context ends.
     """
@@ -56,7 +56,7 @@ class BodyReader:
 
   def _check_size(self, size: int) -> None:
     if size > self.max_bytes:
-      text = f'A body may have {self.max_bytes:,} bytes: send fewer images.'
+      text = f'The body limit is {self.max_bytes:,} bytes: send fewer images.'
       raise HTTPException(413, text)
     if self._held_bytes > self.max_held_bytes:
       text = 'Too many bytes are waiting: try again later.'
@@ -68,7 +68,8 @@ class BodyReader:
     kind = request.headers.get('content-type', '').partition(';')[0]
     kind = kind.strip().lower()
     if kind not in (*_TYPES, _FORM):
-      text = f'The type is {kind!r}; expected {", ".join(_TYPES)} or {_FORM}.'
+      expected = ', '.join(_TYPES)
+      text = f'The content type is {kind!r}; expected {expected} or {_FORM}.'
       raise HTTPException(415, text)
     try:
       async with asyncio.timeout(self.max_seconds):
@@ -78,9 +79,9 @@ class BodyReader:
         parser.spool_max_size = self.max_bytes + 1  # Never write to disk.
         form = await parser.parse()
     except TimeoutError:
-      text = f'The body took more than {self.max_seconds:g} s.'
+      text = f'The body took more than {self.max_seconds:g} s to arrive.'
       raise HTTPException(408, text, {'Connection': 'close'}) from None
-    except ClientDisconnect:  # Only the metrics see this answer.
+    except ClientDisconnect:  # Only the metrics record this.
       raise HTTPException(400, 'The client disconnected.') from None
     except MultiPartException as error:
       text = f'The form cannot be read: {error.message}'

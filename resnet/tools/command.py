@@ -1,4 +1,4 @@
-"""Command lines of tools; errors are one line on stderr and exit code 2."""
+"""Parses command lines of tools and reports errors in one line on stderr."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -41,7 +41,7 @@ class ConfigParser(Parser):
   """A Parser that also takes --config and --config.FIELD, as main.py does."""
 
   def __init__(self, tool: str = '', doc: str | None = None, **options: Any):
-    epilog = 'Also takes --config=FILE and --config.FIELD=VALUE, as main.py.'
+    epilog = 'Also takes --config=FILE and --config.FIELD=VALUE, like main.py.'
     super().__init__(tool, doc, epilog=epilog, **options)
 
   def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -86,7 +86,7 @@ def table(rows: Sequence[Sequence[str]], *, markdown: bool = False) -> str:
 
 def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> None:
   """Parses the command line and runs `main` with it."""
-  logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax logs much.
+  logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax logs a lot.
   try:
     main(parser.parse_args())
   except InputError as error:

@@ -9,15 +9,15 @@ and the confusion matrix (labels in rows, predictions in columns) to OUTPUT.csv.
 Uses the moving averages of the weights if the run keeps them; --workdir=DIR#raw
 uses the raw weights.
 
---views averages the probabilities of several views: flip, the mirror image;
-ten_crop, corners and centre with their mirror images; scales, the central
-square and its mirror image with the shorter side resized to each of --scales
-(by default those of He et al. 2016, section 3.4, in proportion to the image
-size). If memory is short, use a smaller --config.batch_size.
+--views averages the probabilities of several views. flip: the image and its
+mirror image. ten_crop: corners, centre and their mirror images. scales: the
+central square and its mirror image, with the shorter side resized to each of
+--scales (by default those of He et al. 2016, section 3.4, in proportion to the
+image size). If memory is short, use a smaller --config.batch_size.
 
---precise_bn=N recomputes the batch statistics from the first N training images
-(Wu and Johnson 2021, section 3) and prints the change; the checkpoint stays as
-it is.
+--precise_bn=N replaces the running statistics with those of the first training
+batches, with N images or more (Wu and Johnson 2021, section 3), and prints the
+change in top-1. The checkpoint is not changed.
 
 --on evaluates on another TFDS data set with the same classes, such as
 imagenet_v2/matched-frequency (Recht et al. 2019).
@@ -130,7 +130,7 @@ def _sides(args: argparse.Namespace, size: int) -> tuple[int, ...]:
       raise ValueError
   except ValueError:
     raise InputError(
-      f'--scales={args.scales} is not a list of 1 to 4096 pixels:'
+      f'--scales={args.scales} is not a list of sides from 1 to 4096 pixels:'
       ' type --scales=224,256,384'
     ) from None
   return sides
@@ -205,8 +205,8 @@ def parser() -> command.Parser:
   add('--checkpoint', choices=('best', 'latest'), default='best')
   add('--views', choices=views.VIEWS, default='center')
   add('--on', metavar='SET', help='another data set with the same classes')
-  add('--split', help='split of --on; default: its only one')
-  text = 'data_dir of --on; default: as --config'
+  add('--split', help='split of --on; default: the only one')
+  text = 'data_dir of --on; default: that of --config'
   add('--data_dir', metavar='DIR', help=text)
   add('--real_labels', metavar='FILE', help='real.json of ImageNet-ReaL')
   add('--scales', metavar='N,N,...', help='pixels, for --views=scales')

@@ -4,10 +4,10 @@
   $export --format=stablehlo --platforms=cpu,cuda,tpu --out=DIR
   $export --format=onnx --with-preprocessing --out=DIR
 
-Writes the program, for any batch size, its weights and manifest.json (class
-names, preprocessing, versions, checksum) to DIR. Before that, compares it with
-the network: StableHLO must give the same bits on a CPU, other formats the same
-logits within 1e-5. `resnet.tools.predict --weights=DIR` runs it.
+Writes a program for any batch size, its weights and manifest.json (class names,
+preprocessing, versions, checksums) to DIR, once its logits match the network's:
+StableHLO must give the same bits on a CPU; otherwise the difference may be 1e-5
+of the largest logit. `resnet.tools.predict --weights=DIR` runs the program.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Predicts the most likely classes of images, their features and maps.
+"""Predicts the classes of images; writes features and class activation maps.
 
   predict='python -m resnet.tools.predict --weights=SOURCE'
   $predict one.png FOLDER --top=3
@@ -7,8 +7,8 @@
   $predict one.png --explain=DIR --stage=stage3
 
 A SOURCE is a workdir (its best checkpoint), an Orbax checkpoint, a .safetensors
-file with the names of torchvision or timm, hf-hub:OWNER/NAME@REVISION, or a
-folder of resnet.tools.export. Images are PNG or JPEG and are preprocessed as
+file with tensor names of torchvision or timm, hf-hub:OWNER/NAME@REVISION, or a
+folder from resnet.tools.export. Images are PNG or JPEG and are preprocessed as
 recorded with the weights. Prints a line for each image.
 """
 
@@ -50,7 +50,7 @@ def main(args: argparse.Namespace) -> None:
   )
   maps = ['cam', *(f'gradcam_{stage}' for stage in args.stage)]
   outputs = [args.features or 'probabilities', *(maps if args.explain else [])]
-  # A few images are not padded to a whole batch.
+  # Do not pad a few images to a whole batch.
   size = min(args.batch_size, len(files))
   predictor = Predictor(network, outputs, [size * transform.num_views])
   batches = _batches(args, transform, list(files))
@@ -59,7 +59,7 @@ def main(args: argparse.Namespace) -> None:
     """Yields names [B] and outputs averaged over views; writes the maps."""
     for (names, crops), rows in predictor.stream(batches):
       for kind in outputs[1:]:
-        heats = rows[kind][:: transform.num_views]  # Of the first view.
+        heats = rows[kind][:: transform.num_views]  # First view only.
         for name, crop, heat in zip(names, crops, heats, strict=True):
           path = os.path.join(args.explain, f'{files[name]}.{kind}.png')
           with writing(path):
@@ -78,8 +78,8 @@ def main(args: argparse.Namespace) -> None:
 def _batches(
   args: argparse.Namespace, transform: ImageTransform, files: list[str]
 ) -> Iterator[tuple[tuple[list[str], np.ndarray], np.ndarray]]:
-  """Yields names [B] and central crops [B, S, S, C], and all crops."""
-  # disable=None: no bar if stderr is a file.
+  """Yields (names [B], central crops [B, S, S, C]), and crops of all views."""
+  # disable=None: no bar if stderr is not a terminal.
   bar = tqdm.tqdm(total=len(files), unit=' images', disable=None)
   with ThreadPoolExecutor(args.num_threads) as pool, bar:
     for start in range(0, len(files), args.batch_size):

@@ -2,16 +2,16 @@
 
   python -m resnet.tools.prepare --from=KIND --source=PATH --out=DIR
 
-imagenet: the folder of ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar.
-folder: PATH/train/CLASS/FILE and PATH/val/CLASS/FILE, JPEG or PNG; val may be
-validation or test, too. tfds: a set that is prepared already. idx: the files of
-MNIST or Fashion-MNIST. cifar: a binary archive, cifar-10-binary.tar.gz or
-cifar-100-binary.tar.gz, or its folder.
+imagenet: a folder with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar.
+folder: PATH/train/CLASS/FILE and PATH/val/CLASS/FILE, JPEG or PNG; val may
+also be called validation or test. tfds: a prepared data set. idx: the folder of
+MNIST or Fashion-MNIST files. cifar: a binary archive, cifar-10-binary.tar.gz or
+cifar-100-binary.tar.gz, or its unpacked folder.
 
 Writes ArrayRecord in TFDS's layout to DIR/NAME/1.0.0, which training finds with
---config.data.name=NAME --config.data.data_dir=DIR. Every image is decoded,
-every shard read back. After a stop or a kill the same command continues; on a
-finished set it compares the files with the manifest. TensorFlow is not needed.
+--config.data.name=NAME --config.data.data_dir=DIR. Decodes every image and
+reads back every shard. If interrupted, type the same command to continue. For a
+finished set, compares the files with the manifest. TensorFlow is not needed.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from resnet.errors import InputError, RunError
 from resnet.files import Lock, writing
 from resnet.tools import command
 
-# By value of --from, a function (source, name) -> splits.
+# Maps a value of --from to a function (source, name) -> splits.
 _OPENERS = {
   'imagenet': imagenet.open_splits,
   'folder': folder_lib.open_splits,
@@ -39,7 +39,7 @@ _OPENERS = {
   'idx': idx.open_splits,
   'cifar': cifar.open_splits,
 }
-# Records per split that identify the source of an unfinished data set.
+# Number of records per split in the fingerprint of an unfinished data set.
 _NUM_COMPARED = 256
 
 
@@ -83,8 +83,8 @@ def make_job(args: argparse.Namespace) -> Job:
     # TFDS stores the names in a file, one per line.
     if text.encode(errors='ignore').decode().strip().splitlines() != [text]:
       raise InputError(
-        f'The class name {text!r} cannot be stored: it is not one line of UTF-8'
-        ' without blanks around it; rename the class.'
+        f'The class name {text!r} cannot be stored: it must be a line of UTF-8'
+        ' without leading or trailing blanks; rename the class.'
       )
   return Job(
     name=name,
@@ -115,7 +115,7 @@ def _name(args: argparse.Namespace) -> str:
   if not re.fullmatch('[a-z][a-z0-9_]*', name):
     raise InputError(
       f'{name!r} is not a valid name: type --name=NAME with lower-case letters,'
-      ' digits and underscores, a letter first.'
+      ' digits and underscores, starting with a letter.'
     )
   return name
 
@@ -147,14 +147,14 @@ def parser() -> command.Parser:
   text = 'kind of source'
   add('--from', dest='kind', required=True, choices=_OPENERS, help=text)
   add('--source', required=True, metavar='PATH', help='a folder or file')
-  text = 'folder of prepared sets (data_dir)'
+  text = 'folder for prepared data sets (data_dir)'
   add('--out', required=True, metavar='DIR', help=text)
   add('--name', help='name of the set; default: the last part of --source')
-  text = 'shrink images with a longer shorter side to this one, in pixels'
+  text = 'shrink images to this shorter side, in pixels, if theirs is longer'
   add('--resize', metavar='SHORT_SIDE', type=int, help=text)
   text = 'JPEG quality of resized images, 1 to 100; default: %(default)s'
   add('--quality', type=int, default=90, help=text)
-  text = 'store pixels of one size; with --resize, the central square'
+  text = 'store pixels, not files; needs one size, or --resize (crops square)'
   add('--raw', action='store_true', help=text)
   text = 'skip and list images that cannot be decoded'
   add('--skip-bad', action='store_true', help=text)

@@ -4,7 +4,7 @@
 
 Standardises the pooled features of SOURCE (see resnet.tools.predict) for the
 images of a TFDS data set, and fits logistic regressions to 5, 20, 100 and all
-labels per class. Few labels are drawn with --seeds random seeds. Prints mean
+labels per class. Subsets are drawn with --seeds random seeds. Prints the mean
 and standard deviation of the accuracy on the evaluation split.
 """
 
@@ -28,7 +28,7 @@ _BATCH_SIZE = 64
 
 
 def main(args: argparse.Namespace) -> None:
-  """Extracts the features of both splits, fits and prints."""
+  """Extracts the features of both splits and prints the accuracies."""
   sources = [
     open_source(args.data, split, data_dir=args.data_dir)
     for split in (args.train_split, args.eval_split)
@@ -44,7 +44,7 @@ def main(args: argparse.Namespace) -> None:
   print('labels per class   top-1')
   for count in _COUNTS:
     if count and count >= np.bincount(train[1]).max():
-      continue  # No class has more labels, so this equals the last line.
+      continue  # No class has more labels, so this is the same as None.
     seeds = args.seeds if count else 1
     scores = [score(train, test, count, seed) for seed in range(seeds)]
     spread = f' ± {np.std(scores, ddof=1):.4f}' if seeds > 1 else ''
@@ -112,7 +112,7 @@ def parser() -> command.Parser:
   add('--data-dir', metavar='DIR', help="default: TFDS's")
   add('--train-split', default='train')
   add('--eval-split', default='test')
-  text = 'number of draws of few labels'
+  text = 'number of random subsets of the labels'
   add('--seeds', type=command.positive, default=5, help=text)
   return result
 

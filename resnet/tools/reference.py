@@ -1,4 +1,4 @@
-"""Writes the band of a reference from complete runs with several seeds.
+"""Writes a reference band: the spread of complete runs with several seeds.
 
   python -m resnet.tools.reference runs/digits_seed* --output=band.json
 
@@ -49,13 +49,13 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _band(histories: list[History], metric: str) -> dict[str, Any]:
-  """Returns mean and deviation of a metric at the steps of all runs."""
+  """Returns the mean and deviation of a metric at the steps all runs share."""
   curves = [dict(zip(*h.series(metric), strict=True)) for h in histories]
   steps = sorted(map(int, set.intersection(*map(set, curves))))
   values = np.array([[curve[step] for step in steps] for curve in curves])
   if not np.isfinite(values).all():
     raise InputError(f'{metric} of a run is not finite: leave that run out.')
-  # One image is the resolution of an accuracy.
+  # An accuracy changes in steps of one image, so `std` is at least that.
   one = 1 / histories[0].derived['num_eval_examples']
   std = np.maximum(values.std(0, ddof=1), one if 'top1' in metric else 1e-9)
   return {'step': steps, 'mean': values.mean(0).tolist(), 'std': std.tolist()}

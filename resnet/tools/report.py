@@ -1,4 +1,4 @@
-"""Compares runs: their curves, last metrics and different fields.
+"""Compares runs: their curves, last metrics and the fields that differ.
 
   python -m resnet.tools.report runs/digits runs/other --output=report.png
 

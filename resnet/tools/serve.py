@@ -5,8 +5,8 @@
 
 SOURCE is as for resnet.tools.predict. The page is http://127.0.0.1:8000; other
 machines can reach it only with --host. Images of concurrent requests share
-batches; /metrics is for Prometheus. On SIGTERM or Ctrl-C, accepted requests are
-answered first. Needs: pip install -r requirements-serve.txt
+batches; /metrics is for Prometheus. On SIGTERM or Ctrl-C, answers
+accepted requests before it exits. Needs: pip install -r requirements-serve.txt
 """
 
 import argparse
@@ -67,7 +67,7 @@ def main(args: argparse.Namespace) -> None:
     print(f'{network.name}: http://{host}:{port}', flush=True)
     try:
       uvicorn.Server(config).run(sockets=[listener])
-    except KeyboardInterrupt:  # uvicorn raises the signal again at its end.
+    except KeyboardInterrupt:  # uvicorn raises the signal again on exit.
       sys.exit(130)
 
 
@@ -83,7 +83,7 @@ def parser() -> command.Parser:
   text = 'wait this long for more images after the first one of a batch'
   add('--wait-milliseconds', type=float, default=5.0, help=text)
   for name, default, text in (
-    ('max-waiting', 256, 'images; further requests are answered with 503'),
+    ('max-waiting', 256, 'images that may wait; further requests get a 503'),
     ('request-seconds', 10, 'timeout for the body of a request'),
     ('grace-seconds', 30, 'timeout for accepted requests after a signal'),
   ):

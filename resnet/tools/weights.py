@@ -3,9 +3,9 @@
   python -m resnet.tools.weights inspect resnet50.safetensors
   python -m resnet.tools.weights convert runs/digits digits.safetensors
 
-A SOURCE is a .safetensors file with the names of torchvision or timm,
+A SOURCE is a .safetensors file with tensor names of torchvision or timm,
 hf-hub:OWNER/NAME@REVISION, an Orbax checkpoint, or the workdir of a run, which
-stands for its best checkpoint. The network is --model, or that of the source.
+stands for its best checkpoint. The network is --model, else that of SOURCE.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from resnet.weights import (
 from resnet.weights.metadata import refuse_damage
 
 _PREPROCESSING = dataclasses.fields(Preprocessing)
-# The block in the name of a tensor of timm's v2, torchvision, or ours.
+# Finds the block in a tensor name of timm's v2, of torchvision, or of ours.
 _BLOCK = re.compile(r'(stages\.\d+\.blocks|layer\d+)\.\d+|stage\d+_block\d+')
 
 
@@ -137,8 +137,8 @@ def parser() -> command.Parser:
   add('--model', help='default: the network that SOURCE names')
   add('--naming', choices=('torchvision', 'timm'), default='torchvision')
   add('--class-names', metavar='FILE', help='one name per line')
-  add('--mean', type=_floats, help='per channel, divided by 255: 0.5,0.5,0.5')
-  add('--std', type=_floats, help='per channel, divided by 255')
+  add('--mean', type=_floats, help='per channel, pixels 0 to 1: 0.5,0.5,0.5')
+  add('--std', type=_floats, help='per channel, pixels 0 to 1')
   add('--image-size', type=int, help='pixels')
   add('--crop-share', type=float, help='0.875 for 224 of 256 pixels')
   add('--interpolation', choices=('bilinear', 'bicubic'))

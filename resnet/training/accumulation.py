@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 Batch = Mapping[str, jax.Array]
 
-# The largest number of micro-batches to unroll on a CPU, which compiles each.
+# The most micro-batches to unroll on a CPU, because each is compiled anew.
 MAX_UNROLLED = 8
 
 
@@ -34,7 +34,7 @@ def split_batch(batch: Batch, count: int, group_size: int | None) -> Batch:
 def mean_over_micro_batches(
   fn: Callable[[Batch], Any], batches: Batch, *, unroll: bool
 ) -> Any:
-  """Returns the mean of fn(micro-batch), with the activations of one in memory.
+  """Averages fn over micro-batches, with the activations of only one in memory.
 
   Args:
     fn: a function of one micro-batch.
@@ -63,10 +63,10 @@ def mean_over_micro_batches(
 
 
 def _zero_after(tree: Any) -> jax.Array:
-  """Returns 0 by a computation that needs all arrays of the tree.
+  """Returns 0, computed from all arrays of the tree.
 
-  XLA cannot start work that depends on it any earlier, so the memory of the
-  previous micro-batch is free by then. (On a CPU, XLA removes
+  XLA cannot start work that depends on this 0 before the arrays are ready, when
+  the memory of the previous micro-batch is free. (On a CPU, XLA removes
   `lax.optimization_barrier` before it schedules.)
   """
   some = jnp.stack(

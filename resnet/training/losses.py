@@ -63,7 +63,7 @@ def check_threshold(config: Any, num_classes: int, *, is_mixed: bool) -> None:
   Args:
     config: `config.loss`.
     num_classes: K.
-    is_mixed: whether an image may have two classes, by mixup or cutmix.
+    is_mixed: whether mixup or cutmix may give an image two classes.
 
   Raises:
     InputError: an image would have no class, or all of them.
@@ -71,7 +71,7 @@ def check_threshold(config: Any, num_classes: int, *, is_mixed: bool) -> None:
   threshold, smoothing = config.target_threshold, config.label_smoothing
   if threshold is None:
     return
-  # The smallest probabilities of the main class of an image and of the others.
+  # The lowest probability of an image's main class, and of its other classes.
   rest = smoothing / num_classes
   main = (1 - smoothing) * (0.5 if is_mixed else 1.0) + rest
   if not rest <= threshold < main:

@@ -21,7 +21,7 @@ class Meter:
     self.start(first_step)
 
   def start(self, step: int) -> None:
-    """Starts the clock after `step`, the first one, which was compiled."""
+    """Starts the clock when `step` is done: the first one, which compiles."""
     self._first_step = step
     self._start_interval(step)
 

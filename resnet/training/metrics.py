@@ -36,7 +36,7 @@ def batch_sums(
   rank, is_ranked = label_rank(logits, labels)
   counts = mask & is_ranked
   return {
-    # A product would not do: the loss of a padding row may be infinite or NaN.
+    # Do not multiply by the mask: a padding row's loss may be infinite or NaN.
     'loss': jnp.sum(jnp.where(mask, losses, 0.0)),
     'top1': jnp.sum((rank < 1) & counts, dtype=jnp.float32),
     'top5': jnp.sum((rank < 5) & counts, dtype=jnp.float32),
@@ -49,8 +49,8 @@ def label_rank(
 ) -> tuple[jax.Array, jax.Array]:
   """Returns the rank of the label's logit, and whether it has one.
 
-  The rank is the number of larger logits. Among equal logits, those of lower
-  classes count as larger.
+  The rank is the number of larger logits. Among equal logits, that of the
+  lower class index counts as larger.
 
   Args:
     logits: [B, K] float32.
@@ -60,7 +60,7 @@ def label_rank(
     int32 [B], 0 if the label's logit is the largest, and bool [B], False if the
     label's logit is NaN.
   """
-  # Compare instead of `top_k`, which gathers a sharded batch on every device.
+  # Count larger logits: `top_k` would gather a sharded batch on every device.
   classes = jnp.arange(logits.shape[-1], dtype=labels.dtype)[None, :]
   is_label = classes == labels[:, None]
   label_logit = jnp.max(
@@ -76,7 +76,7 @@ def label_rank(
 def means(sums: Mapping[str, jax.Array | np.ndarray]) -> dict[str, float]:
   """Reads sums from the device and returns mean loss, top1 and top5 (0 to 1).
 
-  All are NaN without images, if every update of an interval was skipped.
+  All are NaN if there are no images, as when every update was skipped.
   """
   host = {name: float(value) for name, value in sums.items()}
   count = host.pop('num_examples')

@@ -35,7 +35,7 @@ def create_run_length(config: Any, num_examples: int) -> RunLength:
   if config.batch_size > num_examples:
     raise InputError(
       f'batch_size={config.batch_size} is more than the {num_examples} training'
-      f' images: --config.batch_size={num_examples} or less.'
+      f' images: type --config.batch_size={num_examples} or less.'
     )
   steps_per_epoch = num_examples / config.batch_size
   num_steps = max(1, round(config.num_epochs * steps_per_epoch))
@@ -55,7 +55,7 @@ def check_batch(config: Any, num_devices: int) -> None:
   """Checks the sizes that divide a batch: devices, micro-batches, groups.
 
   Raises:
-    InputError: a size does not divide the batch, or `data.repeats` is larger.
+    InputError: a size does not divide the batch, or `data.repeats` exceeds it.
   """
   batch_size, parts = config.batch_size, config.accumulation_steps
   divisor = num_devices * parts
@@ -64,12 +64,12 @@ def check_batch(config: Any, num_devices: int) -> None:
     sizes = ' or '.join(str(n) for n in (below, below + divisor) if n)
     raise InputError(
       f'batch_size={batch_size} is not divisible by {num_devices} devices times'
-      f' accumulation_steps={parts}. Sizes that work are multiples of'
+      f' accumulation_steps={parts}. Type a multiple of'
       f' {divisor}: --config.batch_size={sizes}'
     )
   images, what = batch_size, 'batch_size'
   if parts > 1:
-    # With a group over several devices, XLA would gather the micro-batch, and
+    # If a group spanned several devices, XLA would gather the micro-batch, and
     # each device would compute all of it.
     images //= divisor
     what = f'batch_size / accumulation_steps / {num_devices} devices'

@@ -29,7 +29,7 @@ def create_schedule(length: RunLength, config: Any) -> optax.Schedule:
       (Loshchilov and Hutter 2017, without restarts)
     'polynomial': last + (peak - last) * (1 - t) ** decay_power
       (You et al. 2017, with power 2)
-    'step': peak * decay_factor ** (number of `decay_epochs` that are over)
+    'step': peak * decay_factor ** (number of `decay_epochs` passed)
       (He et al. 2016, section 3.4)
     'wsd': peak, and during the last c updates
       last + (peak - last) * ((num_steps - step) / c) ** decay_power
@@ -99,7 +99,7 @@ def _step(
 def _falling(
   config: Any, length: RunLength, scale: float, warmup_steps: int
 ) -> optax.Schedule:
-  """Returns 'cosine', 'polynomial' or 'wsd'; step 0 follows the warm-up."""
+  """Returns 'cosine', 'polynomial' or 'wsd'; step 0 is the end of warm-up."""
   main_steps = length.num_steps - warmup_steps
   cooldown_steps = length.steps(config.cooldown_epochs)
   is_wsd = config.name == 'wsd'
@@ -132,7 +132,7 @@ def _falling(
 def _one_cycle(
   peak: float, warmup_steps: int, num_steps: int
 ) -> optax.Schedule:
-  """Returns half a cosine up, whose last step is the peak, and one down."""
+  """Returns half a cosine up to the peak, in `warmup_steps`, and one down."""
   if not 1 < warmup_steps < num_steps - 1:
     raise InputError(
       f"schedule.name='one_cycle' rises for schedule.warmup_epochs, which is"

@@ -47,14 +47,14 @@ class TrainState(struct.PyTreeNode):
     """Returns this state with moving averages that start at its own values."""
     if self.ema is None:
       return self
-    # Copy: the step donates the state, and may donate no buffer twice.
+    # Copy: the step donates the state, and must not donate a buffer twice.
     return self.replace(ema=jax.tree.map(jnp.copy, self.variables))
 
 
 def create_state(
   key: jax.Array, task: Task, image_shape: tuple[int, ...]
 ) -> TrainState:
-  """Initialises the network, for images of `image_shape`, and the optimizer."""
+  """Initialises a network for images of `image_shape`, and its optimizer."""
   images = jnp.zeros((1, *image_shape), jnp.float32)
   variables = task.model.init(key, images, train=False)
   return TrainState(
@@ -74,8 +74,8 @@ def update_ema(state: TrainState, ema_decay: float, every: int) -> TrainState:
 
     ema = d * ema + (1 - d) * value,  d = min(ema_decay, (1 + n) / (10 + n))
 
-  at the n-th multiple. The smaller decay at first makes the averages forget the
-  random initial weights soon (TensorFlow's ExponentialMovingAverage).
+  at the n-th multiple. A smaller decay at first makes the averages forget the
+  random initial weights sooner (TensorFlow's ExponentialMovingAverage).
   """
   n = (state.step // every).astype(jnp.float32)
   decay = jnp.minimum(ema_decay, (1.0 + n) / (10.0 + n))

@@ -42,8 +42,8 @@ def train_step(
   batch = augment_batch(batch, state.step, task=task, sharding=sharding)
   grads, batch_stats, sums = _accumulated_gradients(whole, batch, task)
   if task.sam_rho is not None:
-    # Keep statistics and metrics of the weights themselves. If the first
-    # gradients are not finite, neither are these.
+    # Keep the statistics and metrics of the original weights. If the first
+    # gradients are not finite, neither are the new ones.
     grads = uphill_gradients(whole, grads, batch, task.sam_rho, task=task)
   grads = sharding.split(grads)
   is_good = guards.all_finite((grads, batch_stats, sums['loss']))
@@ -80,7 +80,7 @@ def train_step(
 def augment_batch(
   batch: Batch, step: jax.Array, *, task: Task, sharding: DataSharding
 ) -> Batch:
-  """Crops, augments and mixes a batch; random by seed, step and row.
+  """Crops, augments and mixes a batch, with keys from seed, step and row.
 
   Erased or mixed images are float32, still in units of uint8 pixels. A mixed
   batch has a 'target', class probabilities, float32 [B, K], and its 'label' is
@@ -117,7 +117,7 @@ def targets(batch: Batch) -> jax.Array:
 def network_rngs(
   task: Task, step: jax.Array, part: jax.Array | None = None
 ) -> dict[str, jax.Array]:
-  """Returns the keys of the network, by seed, step and micro-batch `part`."""
+  """Returns the network's keys for a seed, step and micro-batch `part`."""
   key = step_key(task.seed, step, NETWORK)
   return {'dropout': key if part is None else jax.random.fold_in(key, part)}
 
@@ -125,7 +125,7 @@ def network_rngs(
 def gradients(
   state: TrainState, batch: Batch, *, task: Task
 ) -> tuple[Any, Any, metrics.Sums]:
-  """Returns gradients of the mean loss, new `batch_stats`, sums of metrics."""
+  """Returns gradients of the mean loss, new `batch_stats` and metric sums."""
 
   def mean_loss(params):
     logits, updates = task.model.apply(
@@ -149,8 +149,8 @@ def uphill_gradients(
   """Returns the gradients at w + rho * g / |g|, where the loss is higher.
 
   w are the weights, g their gradients, and |g| is the norm of all gradients
-  together: sharpness-aware minimization, Foret et al. 2021, Algorithm 1. The
-  paper uses the g of each device, this code the g of the whole batch.
+  together. This is sharpness-aware minimization, Algorithm 1 of Foret et al.
+  2021. The paper uses the g of each device, this code the g of the whole batch.
   """
   scale = rho / jnp.maximum(optax.tree.norm(grads), 1e-12)
   params = jax.tree.map(lambda w, g: w + scale * g, state.params, grads)
@@ -165,7 +165,7 @@ def _accumulated_gradients(
     return gradients(state, batch, task=task)
   group_size = getattr(task.model, 'bn_group_size', None)
   # Each micro-batch starts from the same running statistics, so the mean of the
-  # updated ones equals those of the whole batch.
+  # updated ones equals one update from all micro-batches.
   grads, batch_stats, sums = mean_over_micro_batches(
     functools.partial(gradients, state, task=task),
     split_batch(batch, task.accumulation_steps, group_size),
@@ -208,7 +208,7 @@ class JittedSteps:
 def jit_steps(task: Task, sharding: DataSharding) -> JittedSteps:
   """Jits both steps, with batches split over the mesh."""
   replicated, batch = sharding.replicated, sharding.batch
-  # None keeps the sharding of the argument, and that of `DataSharding.split`.
+  # None keeps the shardings of the inputs and those from `DataSharding.split`.
   state = replicated if sharding.fsdp == 1 else None
   options = compiler.options(sharding.backend)
   return JittedSteps(

@@ -1,8 +1,8 @@
-"""Weights from and for PyTorch: state dicts, safetensors, Orbax, the hub.
+"""Converts weights from and to PyTorch; also reads Orbax and the hub.
 
 The variables of a network are {'params': ..., 'batch_stats': ...}, as
-`model.init` returns them, here as float32 NumPy arrays. Tensors that do not fit
-a network raise an error that names them, before any is read.
+`model.init` returns them, here as float32 NumPy arrays. If a tensor does not
+fit the network, an error names it before any is read.
 """
 
 from collections.abc import Mapping
@@ -51,7 +51,7 @@ def from_state_dict(
     which networks ignore and `to_state_dict` returns.
 
   Raises:
-    InputError: a tensor is missing, unexpected, or has another shape or type;
+    InputError: a tensor is missing, unexpected, or of the wrong shape or type;
       nothing is converted.
   """
   source = Source(

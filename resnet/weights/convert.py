@@ -1,4 +1,4 @@
-"""Conversion of the tensors of a source to variables, and back."""
+"""Converts the tensors of a source to variables, and back."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -26,7 +26,7 @@ def read_source(source: Source, name: str, **overrides: Any) -> dict[str, Any]:
   flat, counts = {}, {}
   if source.is_torch:
     layout = state_dict_layout(expected, _naming(source))
-    # Read one tensor at a time, to hold no second copy of all in memory.
+    # Read one tensor at a time, so that memory holds no second copy of all.
     for key, tensor in layout.items():
       array = tensor.from_torch(source.read([key])[key])
       flat[tensor.path] = np.asarray(array, np.float32)
@@ -104,11 +104,11 @@ def _naming(source: Source) -> str:
 
 
 def _check_timm(flat: Mapping[Path, Any]) -> None:
-  """Raises InputError if timm's v2 net computes something else.
+  """Raises InputError if timm's v2 net would compute other logits.
 
   timm pools before the first batch norm, which gives the same result in
   evaluation unless a scale is negative. It does not activate the input of a
-  first shortcut that is no projection.
+  first shortcut that is not a projection.
   """
   if ('params', 'stage1_block1', 'conv3', 'kernel') not in flat:
     raise InputError(
@@ -118,5 +118,5 @@ def _check_timm(flat: Mapping[Path, Any]) -> None:
   if np.any(np.asarray(flat['params', 'stem_bn', 'scale']) < 0):
     raise InputError(
       f"'{TIMM_FIRST_NORM}.weight' has numbers below zero: timm's v2 net, which"
-      ' pools before that batch norm, then computes something else.'
+      ' pools before that batch norm, computes other logits.'
     )

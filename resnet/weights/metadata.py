@@ -28,8 +28,8 @@ class Preprocessing:
     mean: mean of each channel, for pixels from 0 to 1.
     std: standard deviation of each channel, for pixels from 0 to 1.
     image_size: side of the square image, pixels.
-    crop_share: image_size / the length to which the shorter side is resized.
-    interpolation: interpolation of that resize: 'bilinear', 'bicubic', ...
+    crop_share: image_size / `resize_size`, the resized shorter side.
+    interpolation: method of that resize: 'bilinear', 'bicubic', ...
   """
 
   mean: tuple[float, ...]
@@ -63,11 +63,11 @@ class Preprocessing:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Metadata:
-  """The metadata of weights; None for what is not known.
+  """The metadata of weights; unknown values are None.
 
   Attributes:
     model: name of the network.
-    shortcut: shortcut option of the network, if it is not its default.
+    shortcut: shortcut option of the network, if not the default.
     preprocessing: preprocessing of its images.
     class_names: names of the classes, in the order of the logits.
     ema: whether the weights are the moving averages of a run.
@@ -80,7 +80,7 @@ class Metadata:
   ema: bool | None = None
 
   def names_of(self, num_classes: int) -> tuple[str, ...]:
-    """Returns a name for each logit; its number if it has no name."""
+    """Returns the class name of each logit, or its number if it has none."""
     names = self.class_names or ()
     if len(names) > num_classes:
       raise InputError(

@@ -1,7 +1,7 @@
 """Names and layouts of the state dicts of torchvision and timm.
 
 One of our variables has a path such as ('params', 'stage1_block2', 'conv1',
-'kernel'), and the tensor in PyTorch a key such as 'layer1.1.conv1.weight'. Both
+'kernel'); its PyTorch tensor has a key such as 'layer1.1.conv1.weight'. Both
 libraries use the same names for the same network; networks that only timm has
 (D, SE, RS, v2) use timm's names. In timm's v2 nets, the first batch norm is not
 in the stem but in the first block, after the max-pooling: see `NAMINGS`.
@@ -21,7 +21,7 @@ Path = tuple[str, ...]
 NAMINGS = ('torchvision', 'timm')
 COUNTER = 'num_batches_tracked'
 
-# PyTorch's module names by pattern of ours, for v1 and then for v2.
+# Map patterns of our module names to PyTorch's: v1 here, v2 below.
 _MODULES = {
   r'stem_conv': 'conv1',
   r'stem_bn': 'bn1',
@@ -37,7 +37,7 @@ _MODULES = {
   r'se_reduce': 'se.fc1',
   r'se_expand': 'se.fc2',
   r'head': 'fc',
-  # Our own names for the lecture's net, which PyTorch libraries lack.
+  # Names of our own for `LectureResNet`, which PyTorch libraries lack.
   r'stage(\d)_conv': r'layer\1.conv',
 }
 _V2_MODULES = {

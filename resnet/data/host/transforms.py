@@ -250,9 +250,9 @@ class ViewsTransform(Transform):
 
   Attributes:
     sides: side of each view, pixels.
-    resize_size: take ten crops of the image with its shorter side resized to
-      this, pixels; all sides are equal. None takes the central square of the
-      image resized to each side.
+    resize_size: for ten crops, the length to which the shorter side is resized,
+      pixels; all sides must be equal. With None, each view is the central
+      square of the image, resized to the side of the view.
     interpolation: 'bilinear' or 'bicubic', with antialiasing.
   """
 

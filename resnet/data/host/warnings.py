@@ -17,7 +17,7 @@ def too_many_bad_images(count: int, limit: int, last: str) -> InputError:
 class DataWarnings:
   """Warnings to be printed, and the broken images found so far.
 
-  The loop prints the lines, so that they do not break its progress bar. At most
+  The caller prints them, so that they do not break its progress bar. At most
   `max_bad_images` different images may be left out; None allows none.
   """
 
@@ -31,7 +31,7 @@ class DataWarnings:
     self._lines.append(f'warning: {text}')
 
   def report_bad_images(self, bad_images: Sequence[str]) -> None:
-    """Adds a warning for each image that is not known yet.
+    """Adds a warning for each image that was not reported before.
 
     Raises:
       InputError: more than `max_bad_images` images are broken.

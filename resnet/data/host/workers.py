@@ -1,4 +1,4 @@
-"""Starts and ends data worker processes, and reports why they died."""
+"""Prepares and ends data worker processes, and describes why they died."""
 
 import atexit
 import functools
@@ -39,10 +39,10 @@ def check_shared_memory(num_bytes: int = 0) -> None:
     problem = f'cannot be written: {error.strerror}'
   needed = max(num_bytes, 2**20)  # Each lock takes a page.
   raise InputError(
-    f'{_SHARED_MEMORY}, the shared memory of processes, {problem};'
+    f'{_SHARED_MEMORY}, the memory that processes share, {problem};'
     f' {needed / 1e6:,.0f} MB are needed. Start a container with'
     f' --shm-size={max(64, math.ceil(2 * needed / 1e6))}m'
-    + (', or read with --config.data.num_workers=0' if num_bytes else '')
+    + (', or set --config.data.num_workers=0' if num_bytes else '')
   )
 
 
@@ -51,15 +51,15 @@ def prepare() -> None:
   """Prepares this process before it starts its first worker."""
   sys.warnoptions.append(_QUIET)  # This affects new processes only.
   atexit.register(_kill_workers)
-  # The resource tracker ignores the signals that end a run, except SIGHUP. It
-  # inherits the blocked signals of this process.
+  # The resource tracker ignores the signals that end a run, except SIGHUP.
+  # Block that while it starts, because it inherits the signal mask.
   previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
   resource_tracker.ensure_running()
   signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def _kill_workers() -> None:
-  """Kills the remaining workers at exit: Python would wait for them."""
+  """Kills the remaining workers at exit, or else Python waits for them."""
   for child in multiprocessing.active_children():
     child.kill()
 
@@ -68,7 +68,7 @@ def end_with_parent(index: int, count: int) -> None:
   """Makes a new worker end with its parent, even if the parent is killed.
 
   Ctrl-C, a closed terminal and schedulers signal all processes of a run. The
-  workers ignore that, because the parent needs batches until it has saved.
+  workers ignore these signals: the parent needs batches until it has saved.
   """
   del index, count
   for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

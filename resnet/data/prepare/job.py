@@ -22,7 +22,7 @@ from resnet.errors import InputError
 
 # JPEG quality when a file is re-encoded only to change its colour space.
 _FAITHFUL_QUALITY = 98
-# For the estimate: images per split, and bytes of a record besides the image.
+# Size estimate: images per split, and bytes of a record besides the image.
 _NUM_SAMPLES, _RECORD_BYTES = 32, 200
 
 
@@ -35,7 +35,8 @@ class Encoding:
     resize: shorter side to which larger images are shrunk, pixels (Lanczos,
       with antialiasing); None keeps all sizes.
     quality: JPEG quality of shrunk images, 1 to 100.
-    raw: store pixels instead of files; with `resize`, of the central square.
+    raw: store pixels instead of files. With `resize`, every image is resized to
+      that, and its central square is stored.
   """
 
   channels: int
@@ -50,11 +51,11 @@ class Encoding:
       raise InputError(f'--quality={self.quality} is not in 1 .. 100.')
 
   def encode(self, image: bytes | np.ndarray) -> bytes | np.ndarray:
-    """Returns a file, or uint8 [H, W, channels] if `raw`.
+    """Returns an image file, or uint8 [H, W, channels] if `raw`.
 
     Every image is decoded, so that a broken one raises a ValueError. A file
-    that needs no shrinking stays the same, except CMYK, which plain TFDS cannot
-    read.
+    that needs no shrinking stays the same, unless it is CMYK, which TFDS itself
+    cannot read.
     """
     pixels = decode_image(image, self.channels)
     if self.raw:
@@ -88,8 +89,8 @@ class Job:
     folder: folder of the finished set, NAME/VERSION.
     splits: splits to write, by name; all have the same classes.
     encoding: how images are stored.
-    origin: JSON that identifies the source images; an unfinished set continues
-      only if it is the same.
+    origin: JSON that identifies the source images; an unfinished set is
+      resumed only if it is the same.
     skip_bad: leave broken images out instead of stopping.
   """
 
@@ -119,7 +120,7 @@ class Job:
       indices = np.linspace(0, len(source) - 1, _NUM_SAMPLES).astype(int)
       sizes = []
       for record in source.read(sorted({*indices.tolist()})):
-        # A broken image is reported when it is written.
+        # `writer` reports broken images.
         with contextlib.suppress(ValueError):
           image: Any = self.encoding.encode(record['image'])
           sizes.append(memoryview(image).nbytes + _RECORD_BYTES)
@@ -145,7 +146,7 @@ class Job:
 
 
 def check_disk(job: Job) -> None:
-  """Checks, before anything is written, that the set will fit."""
+  """Raises an InputError if the disk has no room for the rest of the set."""
   written = job.unfinished.glob('*.array_record-*')
   needed = 1.05 * job.num_bytes - sum(path.stat().st_size for path in written)
   folder = next(filter(os.path.exists, job.unfinished.absolute().parents))

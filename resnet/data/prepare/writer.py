@@ -1,4 +1,4 @@
-"""Writes prepared sets: ArrayRecord in the layout of TFDS, shard by shard.
+"""Writes prepared sets as ArrayRecord files in TFDS's layout, shard by shard.
 
 A set is written to a folder NAME/VERSION.incomplete, which is renamed when it
 is complete. Each shard is written to a temporary file, read back, compared and
@@ -32,10 +32,10 @@ MANIFEST = 'manifest.json'
 # In an unfinished set: the plan, and the folder with a JSON file for each
 # finished shard.
 _PLAN, _FINISHED = 'plan.json', 'shards'
-# Compression does not shrink JPEG and PNG, and it slows down reading.
+# Compression does not shrink JPEG or PNG files, and it slows down reading.
 _WRITER_OPTIONS = 'group_size:1,uncompressed'
-# Target size of a shard, and the least number of shards, so that a small set is
-# written in parallel, too.
+# Target size of a shard, and the minimum number of shards, so that a small
+# set is written in parallel, too.
 _SHARD_BYTES, _MIN_SHARDS = 2**27, 8
 
 Advance = Callable[[int], Any]  # Called with a number of finished records.
@@ -47,7 +47,7 @@ def write(job: Job, *, num_threads: int, advance: Advance) -> dict[str, Any]:
   Each thread writes one shard at a time; decoding and encoding release the GIL.
 
   Raises:
-    InputError: an image is broken, or another command has begun the set.
+    InputError: an image is broken, or a different command began the set.
     RunError: the disk is full or failing.
   """
   try:
@@ -68,7 +68,7 @@ def write(job: Job, *, num_threads: int, advance: Advance) -> dict[str, Any]:
 
 
 def _begin(job: Job) -> dict[str, Any]:
-  """Writes and returns the plan, which determines the bytes of the shards."""
+  """Writes and returns the plan, which determines what the shards contain."""
   path = job.unfinished / _PLAN
   examples = {split: len(source) for split, source in job.splits.items()}
   record_bytes = job.num_bytes / sum(examples.values())
@@ -107,8 +107,8 @@ def _make_shard(
 ) -> dict[str, Any]:
   """Writes a shard, unless it is finished, and returns its description.
 
-  The `shard` is split, number and count: it holds every `count`-th record of
-  the split from `number` on.
+  `shard` is (split, number, count): it holds every `count`-th record of the
+  split, starting at `number`.
   """
   split, number, count = shard
   indices = range(number, len(job.splits[split]), count)
@@ -167,10 +167,10 @@ def _serialize(source: Source, index: int, job: Job) -> bytes:
   shape = job.features['image'].shape
   if job.encoding.raw and image.shape != shape:
     raise InputError(
-      f'The image of {key} is {image.shape}, others are {shape}, but --raw'
+      f'The image of {key} has shape {image.shape}, not {shape}, but --raw'
       ' needs one size: add --resize=SHORT_SIDE.'
     )
-  # A file name is bytes, which need not be UTF-8.
+  # File names are bytes that need not be valid UTF-8.
   name = os.fsencode(record.get('file_name', record.get('id', str(index))))
   return job.features.serialize_example(
     {'image': image, 'label': label, 'file_name': name}

@@ -71,9 +71,10 @@ class Source:
     return [self.records[index] for index in indices]
 
   def fingerprint(self, num_records: int = 16) -> str:
-    """Returns a checksum of some records, from the first to the last.
+    """Returns a checksum of up to `num_records` records, evenly spaced.
 
-    Other images, or another order, nearly always have another checksum.
+    It nearly always differs between sets, splits and shuffled orders. A change
+    to a few records may go unnoticed.
     """
     indices = np.linspace(0, len(self) - 1, min(num_records, len(self)))
     digest = hashlib.sha256()
@@ -83,7 +84,7 @@ class Source:
     return digest.hexdigest()[:12]
 
   def key(self, index: int, record: Record) -> str:
-    """Returns a name of the record for messages."""
+    """Returns a description of the record for messages."""
     name = readable(record.get('file_name', record.get('id', b'')))
     place = f'record {index} of {self.name}/{self.split}'
     return f'{place} ({name})' if name else place

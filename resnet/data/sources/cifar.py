@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100 from their binary archives (Krizhevsky 2009).
 
 The format is described at https://www.cs.toronto.edu/~kriz/cifar.html: a record
-has one byte of label, or two (coarse, fine), and the red, green and blue planes
+has one label byte, or two (coarse, fine), then the red, green and blue planes
 of 32 x 32 pixels. The pickled version is not supported: unpickling runs code.
 """
 

@@ -20,11 +20,11 @@ _EVERY = 5
 
 
 class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """8x8 grey images of ten digits, split into 1,437 and 360.
+  """8x8 grey images of ten digits: 1,437 for training and 360 for testing.
 
   The images are stably sorted by label. Every fifth one, beginning with the
-  first, is a test image, so each label has a fifth of its images, to within one
-  image, in the test split. Both splits contain images of the same writers. The
+  first, is a test image, so the test split has a fifth of each label's images,
+  to within one image. Both splits contain images of the same writers. The
   pixels 0..16 are scaled to 0..255 and stored as PNG.
   """
 

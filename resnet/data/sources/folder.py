@@ -29,7 +29,7 @@ class FolderRecords:
   million files.
 
   Attributes:
-    root: folder of the class folders.
+    root: folder that holds the class folders.
     class_names: class folders in the order of the labels.
     names: file names of each class, arrays of bytes.
     ends: number of files up to and including each class, int64 [num_classes].
@@ -45,7 +45,7 @@ class FolderRecords:
 
   def __getitem__(self, key: int, /) -> dict[str, Any]:
     label = int(np.searchsorted(self.ends, key, side='right'))
-    # A negative index: `ends` counts to the end of the class.
+    # `ends[label]` is the end of the class, so this index is negative.
     name = os.fsdecode(self.names[label][key - int(self.ends[label])])
     name = os.path.join(self.class_names[label], name)
     path = os.path.join(self.root, name)
@@ -57,7 +57,7 @@ class FolderRecords:
 
 
 def open_split(split: str, *, data_dir: str | None, **_: Any) -> Source:
-  """Opens a split by the names of its files.
+  """Opens a split, and reads only the names of its files.
 
   Args:
     split: name of a folder in `data_dir`; 'validation' also finds val/.
@@ -74,7 +74,7 @@ def open_split(split: str, *, data_dir: str | None, **_: Any) -> Source:
       f'{data_dir} holds {", ".join(splits[:5]) or "no folders"}, not train/.'
       ' Expected PATH/train/CLASS/FILE and PATH/val/CLASS/FILE.'
     )
-  # TFDS and the configs say 'validation'.
+  # TFDS and the configs call this split 'validation'.
   name = 'val' if split == 'validation' and split not in splits else split
   if name not in splits:
     raise InputError(
@@ -109,7 +109,7 @@ def open_split(split: str, *, data_dir: str | None, **_: Any) -> Source:
 
 
 def open_splits(folder: str, _: str) -> dict[str, Source]:
-  """Returns 'train' and the first of 'validation' (or val/) and 'test'."""
+  """Returns 'train' and 'validation' (val/ or validation/), or else 'test'."""
   folders = _folders(folder)
   names = [x for x in ('val', 'validation', 'test') if x in folders][:1]
   return {
@@ -119,7 +119,7 @@ def open_splits(folder: str, _: str) -> dict[str, Source]:
 
 
 def visible_entries(folder: str) -> Iterator[os.DirEntry[str]]:
-  """Yields the entries of a folder, without hidden files and leftovers."""
+  """Yields the entries of a folder, except hidden ones and `_IGNORED` names."""
   try:
     with os.scandir(folder) as entries:
       for entry in entries:
@@ -128,8 +128,8 @@ def visible_entries(folder: str) -> Iterator[os.DirEntry[str]]:
           yield entry
   except OSError as error:
     raise InputError(
-      f'{folder} cannot be read as a folder: {reason_of(error)}. Training'
-      ' images must be in PATH/train/CLASS and PATH/val/CLASS.'
+      f'{folder} cannot be read as a folder: {reason_of(error)}. For'
+      ' training, images must be in PATH/train/CLASS and PATH/val/CLASS.'
     ) from None
 
 

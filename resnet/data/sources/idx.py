@@ -60,13 +60,13 @@ def open_splits(folder: str, name: str) -> dict[str, Source]:
     if len(images) != len(labels) or not len(images):
       raise InputError(
         f'{folder} has {len(images)} images and {len(labels)} labels for'
-        f' {split}.'
+        f' {split}; expected equal numbers, and not zero.'
       )
     splits[split] = ArrayRecords(images[..., None], labels)
   num_classes = 1 + max(int(own.labels.max()) for own in splits.values())
   if names and num_classes > len(names):
     raise InputError(
-      f'{name} has {len(names)} classes, but these files have a label'
+      f'{name} has {len(names)} classes, but these files have the label'
       f' {num_classes - 1}: choose another --name.'
     )
   return {

@@ -32,7 +32,7 @@ class TarRecords:
 
   Attributes:
     path: path of the tar.
-    members: where its images are, [N] of dtype _MEMBER.
+    members: place, label and name of each image, [N] of dtype _MEMBER.
   """
 
   path: str
@@ -51,7 +51,7 @@ class TarRecords:
 
 @functools.cache
 def class_names(file: str = 'labels.txt') -> tuple[str, ...]:
-  """Returns the 1,000 WordNet ids, in the order of the labels."""
+  """Returns the WordNet ids in a file of TFDS; by default, one per label."""
   path = tfds.core.tfds_path(f'datasets/{NAME}/{file}')
   return tuple(path.read_text().split())
 
@@ -96,7 +96,7 @@ def _train(path: str, tar: tarfile.TarFile) -> list[tuple[int, int, int, str]]:
   if missing := sorted({*class_names()} - {name[:-4] for name in classes}):
     raise InputError(
       f'{path} holds {len(classes)} classes of {NUM_CLASSES} and lacks'
-      f' {", ".join(missing[:3])} ...: it is truncated, or another file.'
+      f' {", ".join(missing[:3])} ...: it is truncated or the wrong file.'
     )
   with open(path, 'rb') as file:
     for label, name in enumerate(class_names()):
@@ -116,7 +116,7 @@ def _validation(tar: tarfile.TarFile) -> list[tuple[int, int, int, str]]:
   if len(files) != len(labels):
     raise InputError(
       f'{VALIDATION_TAR} holds {len(files):,} files, expected'
-      f' {len(labels):,}: it is truncated, or another file.'
+      f' {len(labels):,}: it is truncated or the wrong file.'
     )
   return [
     (file.offset_data, file.size, order[label], os.path.basename(file.name))

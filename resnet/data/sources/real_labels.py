@@ -16,7 +16,7 @@ from resnet.data.sources import imagenet
 from resnet.data.sources.base import Source, reason_of
 from resnet.errors import InputError
 
-# The labels of each image, which may be none.
+# The labels of each image; an empty tuple if it has none.
 Labels = list[tuple[int, ...]]
 
 _FILE = re.compile(r'ILSVRC2012_val_(\d{8})\.')

@@ -1,9 +1,8 @@
 """Opens sources of labelled images by name.
 
-The names are those of TFDS classification sets that are prepared in a
-random-access format, `folder` (image files in class folders), `digits`
-(prepared on first use) and `fake` (synthetic). Images are read undecoded, and
-TensorFlow is never imported.
+A name is that of a TFDS classification set prepared in a random-access format,
+or `folder` (image files in class folders), `digits` (prepared on first use) or
+`fake` (synthetic). Images are read undecoded, and TensorFlow is never imported.
 """
 
 from collections.abc import Callable
@@ -26,7 +25,7 @@ def _open_digits(split: str, *, data_dir: str | None, **_: Any) -> Source:
   return _open_prepared(_find_prepared('digits', data_dir), 'digits', split)
 
 
-# Sources that are not prepared sets of TFDS.
+# Sources that the user need not prepare with TFDS.
 _OWN: dict[str, Callable[..., Source]] = {
   'fake': fake.open_split,
   'folder': folder_lib.open_split,
@@ -57,13 +56,13 @@ def open_source(
 
 
 def open_splits(folder: str, _: str) -> dict[str, Source]:
-  """Opens all splits of a prepared set by its folder, DIR/NAME/VERSION."""
+  """Opens all splits of a prepared set from its folder, DIR/NAME/VERSION."""
   try:
     builder = tfds.builder_from_directory(folder)
   except Exception as error:  # A damaged folder raises errors of any type.
     raise InputError(
       f'{folder} is not a prepared TFDS set ({reason_of(error)}): give the'
-      ' folder of a version, DIR/NAME/VERSION, with dataset_info.json.'
+      ' folder of a version, DIR/NAME/VERSION, that holds dataset_info.json.'
     ) from None
   return {
     split: _open_prepared(builder, builder.info.name, split)
@@ -78,7 +77,7 @@ def open_same_classes(
 
   An example is ImageNet-V2 for `imagenet2012`: TFDS reads its folders 0 to 999
   as labels and gives both sets the class names of labels.txt, the WordNet ids
-  in order. (Folders of these names, sorted as text, would have other labels.)
+  in order. (The source `folder` would sort these names as text: other labels.)
   If `split` is None, the set must have a single split.
   """
   if split is None:
@@ -184,10 +183,10 @@ def _how_to_prepare(name: str, data_dir: str) -> str:
   if name == imagenet.NAME:
     return (
       'python -m resnet.tools.prepare --from=imagenet --source=FOLDER_OF_TARS'
-      f' --out={data_dir} (extracted class folders are read as they are:'
+      f' --out={data_dir} (extracted class folders need no preparation:'
       ' --config.data.name=folder --config.data.data_dir=PATH)'
     )
-  # `tfds build` would ask for Apache Beam, whatever the set.
+  # `tfds build` would require Apache Beam for any set.
   return (
     'python -c "import tensorflow_datasets as tfds;'
     f" tfds.builder('{name}', data_dir='{data_dir}',"

@@ -1,8 +1,8 @@
-"""The formats of exported networks, each a module of this name.
+"""The formats of exported networks, each a module with the name of the format.
 
 A module defines
 
-  convert(program): returns the files of a folder, bytes by name
+  convert(program): returns the files of the export, bytes by name
   load(folder): returns a function from images to logits, NumPy or JAX arrays
   TOLERANCE: largest accepted difference on a CPU, as a share of the largest
     logit

@@ -1,12 +1,13 @@
-"""Compiles a run for a pod that is not here, and reports what a chip will do.
+"""Compiles a run for an absent pod and reports the cost on one chip.
 
   python -m resnet.tools.aot --config=configs/resnet50.py --topology=v5e:16x16
 
 Takes --config and --config.FIELD=VALUE as main.py does; `batch_size` is that of
-the whole pod. The data set may be absent. TPUs need `pip install 'jax[tpu]'`
-but no TPU; `--topology=cpu:8` needs neither. A compilation takes a minute or
-more. For one chip, the compiler reports memory, arithmetic, traffic and
-collectives of an update and of a batch of evaluation; images/s are an estimate.
+the whole pod. The data set may be absent. A TPU topology needs
+`pip install 'jax[tpu]'` but no TPU; `--topology=cpu:8` needs neither. A
+compilation takes a minute or more. For one chip, the compiler reports memory,
+arithmetic, traffic and collectives of an update and of an evaluation batch;
+images/s are an estimate.
 The compiler counts the body of a loop once. For an update of several
 micro-batches, arithmetic and traffic are therefore multiplied by their number
 (exact but for the optimizer); loops over blocks (cifar_resnet1202) count once.
@@ -84,8 +85,9 @@ def _estimate_largest(chip: Chip, train: Compiled, run: Experiment) -> int:
 def _search(config: Any, topology: Topology, guess: int) -> int:
   """Compiles to find the largest batch per chip that fits; 0 if none does.
 
-  Tries `guess`, then other multiples of the group of batch statistics, up to
-  the training set. After _MAX_TRIES a larger one may still fit.
+  Tries `guess`, then other multiples of the group of batch statistics times the
+  number of micro-batches, up to the size of the training set. After _MAX_TRIES,
+  a larger batch may still fit.
   """
   chip, count = topology.chip, len(topology.devices)
   assert chip  # A CPU takes any batch.
@@ -111,8 +113,9 @@ def _estimate_speed(
 ) -> dict[str, Any]:
   """Estimates images/s from the slowest of arithmetic, memory and collectives.
 
-  The other two are taken to overlap with it. In a collective of n chips each
-  sends (n - 1) / n of its bytes over the links, in an all-reduce twice that.
+  The other two are assumed to overlap with it. In a collective of n chips, each
+  chip sends (n - 1) / n of the bytes over the links, in an all-reduce twice as
+  many.
   """
   count = run.sharding.mesh.size
   sent = sum(
@@ -162,7 +165,7 @@ def _text(report: dict[str, Any]) -> str:
       f' {_size(report["hbm_bytes"])} are free during an update',
       f'  largest      {largest} images per chip fit ({how})',
       f'  ESTIMATE     {estimate["images_per_second"]:,.0f} images/s on all'
-      f' chips, from peak figures of the maker: {times}',
+      f' chips, from published peak figures: {times}',
     ]
   return '\n'.join(lines)
 
@@ -179,11 +182,11 @@ def _collective_text(row: dict[str, Any]) -> str:
 def parser() -> command.Parser:
   """Returns the parser of the command line."""
   result = command.ConfigParser('aot', __doc__)
-  text = 'v5e:16x16, v5p:4x4x4, v6e:2x4, ..., or cpu:8; a wrong one lists all'
+  text = 'v5e:16x16, v5p:4x4x4, v6e:2x4, ..., or cpu:8; a wrong value lists all'
   result.add_argument(
     '--topology', required=True, metavar='NAME:SHAPE', help=text
   )
-  text = 'compile further batches to find the largest one that fits'
+  text = 'compile for other batch sizes to find the largest that fits'
   result.add_argument('--largest', action='store_true', help=text)
   result.add_argument('--json', action='store_true', help='print JSON')
   return result

@@ -23,7 +23,7 @@ _KNOWN_SETS = {
   'cifar10': (10, 50_000),
   'cifar100': (100, 50_000),
 }
-# The compiler has two wordings for this.
+# The compiler words this error in two ways.
 _OUT_OF_MEMORY = re.compile(
   r'(?:Used |\()([\d.]+)([KMG])(?: of |\) exceeds available HBM \()'
   r'([\d.]+)([KMG])'
@@ -70,14 +70,14 @@ def prepare(config: Any, topology: Topology) -> Experiment:
   run = resolve(config, devices=topology.devices, data=_stand_in(config))
   model = run.task.model
   if topology.chip and getattr(model, 'conv_backend', '') is None:
-    # None would choose for the backend of this machine.
+    # None would select the fastest for this machine, not for the topology.
     model = model.clone(conv_backend='xla')
   task = dataclasses.replace(run.task, model=model)
   return dataclasses.replace(run, task=task).at_last_size()
 
 
 def _stand_in(config: Any) -> pipeline.Data | None:
-  """Returns fake data with the shapes of a known set; None for others."""
+  """Returns fake data shaped like a known data set; None for other sets."""
   name = config.data.name.partition(':')[0]
   if name not in _KNOWN_SETS:
     return None
@@ -105,7 +105,7 @@ def abstract_batch(
 ) -> dict[str, jax.ShapeDtypeStruct]:
   """Returns shapes, dtypes and sharding of a global batch.
 
-  The `subject` is 'step', an update, or 'eval', a batch of evaluation.
+  The `subject` is 'step' (an update) or 'eval' (an evaluation batch).
   """
   size, shape = run.length.batch_size, run.train_image_shape
   if subject == 'eval':
@@ -121,7 +121,7 @@ def abstract_batch(
 def build_subject(run: Experiment, subject: str) -> tuple[Any, Compiled]:
   """Returns the compiled update or evaluation and the compiler's figures.
 
-  The `subject` is that of `abstract_batch`.
+  See `abstract_batch` for the values of `subject`.
   """
   steps, state = jit_steps(run.task, run.sharding), run.abstract_state()
   batch = abstract_batch(run, subject)

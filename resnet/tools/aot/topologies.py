@@ -68,29 +68,29 @@ def open_topology(name: str) -> Topology:
     if not 1 <= int(shape) <= len(devices):
       raise InputError(
         f'--topology={name}: JAX has {len(devices)} CPU devices; type a number'
-        f' of 1 to {len(devices)}.'
+        f' from 1 to {len(devices)}.'
       )
     return Topology(name, tuple(devices[: int(shape)]), chip=None)
   chip = CHIPS.get(kind)
   if chip is None or shape not in chip.shapes.split():
     known = '; '.join(f'{x}: {chip.shapes}' for x, chip in CHIPS.items())
     raise InputError(
-      f'--topology={name} does not exist. Known are {known}; cpu:N with N up to'
-      f' {_MAX_CPU_DEVICES}.'
+      f'--topology={name} does not exist. Choose from {known}; or cpu:N with'
+      f' N up to {_MAX_CPU_DEVICES}.'
     )
   if importlib.util.find_spec('libtpu') is None:
     raise InputError(
       f'--topology={name} needs libtpu, the compiler for TPUs: type'
       " pip install 'jax[tpu]'"
     )
-  # Without these, libtpu asks the network which slice it runs on. It ignores
-  # the type, but warns without one.
+  # Otherwise libtpu asks a metadata server which slice it runs on. It ignores
+  # TPU_ACCELERATOR_TYPE, but warns if it is not set.
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
   os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
   os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5litepod-8')
-  # No chip is used, so several such processes may run at a time.
+  # No chip is used, so several such processes may run at once.
   os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
-  # JAX writes such programs to its cache, but cannot read them back.
+  # JAX writes programs for absent devices to its cache, but cannot read them.
   jax.config.update('jax_enable_compilation_cache', False)
   described = topologies.get_topology_desc(platform='tpu', topology_name=name)
   return Topology(name, tuple(described.devices), chip)

@@ -35,7 +35,7 @@ def create_parser(
   for subject, module in SUBJECTS.items():
     subjects[subject] = subparsers.add_parser(subject, help=module.HELP)
     timing.add_arguments(subjects[subject], module.COUNTS)
-    text = "compare with other fields of the config: 'FIELD=VALUE FIELD=VALUE'"
+    text = "compare with a changed config: 'FIELD=VALUE FIELD=VALUE'"
     add = subjects[subject].add_argument
     add('--also', action='append', default=[], metavar='FIELDS', help=text)
     if module is step:

@@ -24,7 +24,7 @@ _ACCELERATORS = {'H100': 6000, 'TPU v5e chip': 2500}
 _STAGES = ('read', 'decode', 'crop and resize', 'batch', 'transfer')
 
 
-# Opens a function: number of batches -> images/s.
+# A context that yields a function: number of batches -> images/s.
 Opener = contextlib.AbstractContextManager[Callable[[int], float]]
 
 

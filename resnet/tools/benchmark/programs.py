@@ -1,4 +1,4 @@
-"""Compiled steps to be timed, and what the machine could do at best."""
+"""Compiles the steps to be timed, and measures the limits of the device."""
 
 from collections.abc import Callable
 import time
@@ -25,7 +25,7 @@ class Program(NamedTuple):
 
   Attributes:
     batch_size: number of images.
-    seconds: number of steps -> their seconds.
+    seconds: function: number of steps -> seconds that they take.
     facts: the compiler's figures, if known.
   """
 
@@ -41,7 +41,7 @@ def resolve_here(config: Any) -> Experiment:
 
 
 def describe_devices(run: Experiment) -> str:
-  """Returns '8 x NVIDIA H100'."""
+  """Returns the number and the kind of devices, such as '8 x NVIDIA H100'."""
   devices = run.sharding.mesh.devices.flatten()
   return f'{len(devices)} x {devices[0].device_kind}'
 

@@ -31,7 +31,7 @@ def main(
   jax.config.update('jax_enable_compilation_cache', False)
   run = programs.resolve_here(args.config)
   with contextlib.ExitStack() as cleanup:
-    # Rivals come first, because they may be refused.
+    # Open rivals first, because one may raise an InputError.
     others = {
       name: program
       for name, rival in (rivals or {}).items()
@@ -90,7 +90,7 @@ def _counts(program: Program) -> dict[str, Any]:
 
 
 def _repeated(program: Program) -> Any:
-  """Returns a function that measures the mean step of ROUND_SECONDS."""
+  """Returns a function that measures the mean step time over ROUND_SECONDS."""
   program.seconds(2)  # Warm-up.
   count = max(1, round(ROUND_SECONDS / program.seconds(1)))
   return lambda: program.seconds(count) / count

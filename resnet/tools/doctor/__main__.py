@@ -1,4 +1,4 @@
-"""Checks before a run what would go wrong in it, and how fast it will be.
+"""Checks before a run whether it would fail, and how fast it will be.
 
   python -m resnet.tools.doctor --config=configs/resnet50.py --workdir=DIR
 
@@ -35,7 +35,7 @@ def main(args: argparse.Namespace) -> None:
         finding = check(*given)
     except InputError as error:
       finding = Finding('FAIL', str(error))
-    except Exception as error:  # A full disk, a device without memory, ...
+    except Exception as error:  # A full disk, a device out of memory, ...
       finding = Finding('FAIL', f'{type(error).__name__}: {error}')
     found[name] = finding
     text = ' '.join(finding.text.split())

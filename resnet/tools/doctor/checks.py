@@ -1,4 +1,4 @@
-"""Checks of the machine and the data of a run; an exception means FAIL."""
+"""Checks the machine and the data of a run; an exception means FAIL."""
 
 from collections.abc import Callable
 import contextlib
@@ -78,7 +78,7 @@ def devices() -> Finding:
     free, limit = min(
       (x['bytes_limit'] - x['bytes_in_use'], x['bytes_limit']) for x in stats
     )
-    text += f', {size_text(free)} of {size_text(limit)} free on each'
+    text += f', at least {size_text(free)} of {size_text(limit)} free on each'
   names = {x.metadata['Name'] or '' for x in importlib.metadata.distributions()}
   unused = [x for x in names if x.lower().startswith(('jax-cuda', 'libtpu'))]
   if found[0].platform == 'cpu' and unused:
@@ -162,7 +162,7 @@ def data(experiment: Experiment) -> Finding:
     text += '; classes are not sorted: published weights of ImageNet have their'
     text += ' logits in the order of sorted synsets'
     return Finding('warn', text)
-  return Finding('ok', f'{text}; all of them decode')
+  return Finding('ok', f'{text}; all records of the sample decode')
 
 
 def _examine(reader: BatchReader) -> tuple[list[str], list[int]]:

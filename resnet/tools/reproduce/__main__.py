@@ -3,7 +3,7 @@
   python -m resnet.tools.reproduce degradation --workdir=runs/degradation
 
 An experiment is a grid of groups, depths and seeds. Each cell of the grid is an
-ordinary run in WORKDIR/cells. The same command continues after an interruption;
+ordinary run in WORKDIR/cells. If interrupted, type the same command again;
 more seeds or depths extend the grid. After every run the results are written to
 results.json, results.md, figure.png and figure.svg in WORKDIR. Experiments with
 their data sets, the default first:
@@ -39,7 +39,7 @@ from resnet.tools.reproduce import grids, responses, results, studies
 def main(args: argparse.Namespace) -> None:
   """Trains the missing runs and writes the results after each of them."""
   outlive_terminal()
-  # Between runs Ctrl-C ends the program immediately; a run saves first.
+  # Between runs, Ctrl-C exits immediately; during a run, the run saves first.
   signal.signal(signal.SIGINT, signal.SIG_DFL)
   study = studies.STUDIES[args.experiment]
   data = args.data or next(iter(study.depths))
@@ -48,7 +48,7 @@ def main(args: argparse.Namespace) -> None:
     grids.config_of, study, data, data_dir=args.data_dir
   )
   for cell in asked:
-    resolve(config_of(cell))  # Report errors of any run before the first one.
+    resolve(config_of(cell))  # Report any bad config before the first run.
   grid = _open_grid(args.workdir, args.experiment, data, asked)
   # Runs that differ only in their seeds share a compiled program.
   cache = os.path.join(args.workdir, 'compiled')
@@ -69,7 +69,7 @@ def main(args: argparse.Namespace) -> None:
       run, grid.folder(cell), start_time=now, draw=save_curves
     )
     if outcome.signal is not None:
-      print('Stopped; the same command continues.')
+      print('Stopped; type the same command to continue.')
       sys.exit(128 + outcome.signal)
     _read(grid, cell, config_of(cell), done)
     table = results.write(grid, done)
@@ -102,7 +102,7 @@ def _open_grid(
 def _read(
   grid: grids.Grid, cell: grids.Cell, config: Any, done: dict[Any, Any]
 ) -> None:
-  """Adds the result of a run to `done`, if it is complete."""
+  """Adds the result of a run to `done` if the run is complete."""
   folder = grid.folder(cell)
   if workdir_lib.read_config(folder) is None:
     return

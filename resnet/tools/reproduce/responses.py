@@ -19,9 +19,8 @@ def measure(experiment: Experiment, workdir: str) -> dict[str, Any]:
   """Measures the responses of a complete run.
 
   Returns:
-    'responses', the standard deviation of each layer, in order, over all images
-    of the evaluation split, positions and channels; 'mean_response', their
-    mean.
+    'responses', the standard deviation for each layer, in order, over all
+    evaluation images, positions and channels; 'mean_response', their mean.
   """
   _, state, _ = open_state(experiment, workdir, 'latest')
   task = experiment.task

@@ -29,8 +29,8 @@ _COLUMNS = (
 )
 _NOTE = (
   'Ours: mean ± standard deviation over the seeds. The training error is that'
-  ' of the last log interval and the first loss that of the first, in train'
-  ' mode. Images/s are the median over the log intervals.'
+  ' of the last log interval and the first loss that of the first one, both in'
+  ' train mode. Images/s are the median over the log intervals.'
 )
 
 
@@ -93,7 +93,8 @@ def write(grid: Grid, done: Mapping[Cell, Result]) -> str:
       parts.append(f'{key.capitalize()}: {", ".join(sorted(values))}.')
   if grid.study.shows == 'gains' and done:
     parts += [
-      'Better or worse: the ranges of mean ± standard deviation do not touch.',
+      'Better or worse means that the ranges mean ± standard deviation do not'
+      ' touch.',
       table(gain_rows(list(complete.values())), markdown=True),
     ]
   path, text = os.path.join(grid.workdir, ''), '\n\n'.join(parts) + '\n'
