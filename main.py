@@ -29,7 +29,7 @@ flags.DEFINE_enum(
   'mode',
   'train',
   ['train', 'eval', 'replay'],
-  'Train, evaluate a checkpoint, or repeat a step that was not finite.',
+  'Train, evaluate a checkpoint, or repeat a step with non-finite values.',
 )
 flags.DEFINE_enum(
   'checkpoint',
@@ -40,17 +40,17 @@ flags.DEFINE_enum(
 flags.DEFINE_bool(
   'allow_config_change',
   False,
-  'Let fields for logging, checkpoints and watchdogs differ from the run.',
+  'Resume with other values of the logging, checkpoint and watchdog fields.',
 )
 flags.DEFINE_integer(
   'replay_step',
   None,
-  'Step for --mode=replay. Default: the last one that was not finite.',
+  'Step for --mode=replay. Default: the last with non-finite values.',
 )
 flags.DEFINE_string(
   'reference',
   None,
-  'File of resnet.tools.reference: training warns when it leaves the band.',
+  'Band file from resnet.tools.reference: warn when the run leaves the band.',
 )
 flags.DEFINE_bool(
   'keep_programs',
@@ -69,7 +69,7 @@ flags.DEFINE_bool(
   'distributed',
   None,
   'Whether this is one of several processes on a TPU pod, Slurm or GKE.'
-  ' Default: detected; --distributed makes it an error to find none.',
+  ' Default: detected; with --distributed, finding none is an error.',
 )
 flags.DEFINE_integer(
   'join_seconds',
@@ -142,7 +142,7 @@ def _run(cluster: Any) -> int:
     print(f'warning: {problem}', file=sys.stderr)
   path = config_flags.get_config_filename(FLAGS['config'])
   workdir = FLAGS.workdir or config_lib.default_workdir(path)
-  workdir = os.path.expanduser(workdir)  # A shell ignores ~ in --workdir=~/a.
+  workdir = os.path.expanduser(workdir)  # Shells keep the ~ of --workdir=~/a.
   band = None
   if FLAGS.reference is not None:
     band = reference.read_reference(os.path.expanduser(FLAGS.reference))

@@ -4,15 +4,15 @@
 
 The argument after the colon is the net: resnet20, 32, 44, 56, 110 or 1202,
 plain20, 32, 44, 56 or 110 without shortcuts, preact_resnet110, 164 or 1001
-(v2). A number of epochs, as in `:resnet20,20`, replaces the paper's recipe by a
-short one: one cycle of the learning rate, on all 50,000 images.
+(v2). A number of epochs, as in `:resnet20,20`, replaces the paper's recipe with
+a short one: one cycle of the learning rate, on all 50,000 images.
 
 Prepare the set once, from its binary archive or from class folders of images:
 
   prepare='python -m resnet.tools.prepare --out=DIR'
   $prepare --from=cifar --source=cifar-10-binary.tar.gz
   $prepare --from=folder --source=FOLDER --name=cifar10_jpeg --raw
-  python main.py --config=configs/cifar10.py:resnet20,20 \
+  python main.py --config=configs/cifar10.py:resnet20,20 \\
     --config.data.data_dir=DIR [--config.data.name=cifar10_jpeg]
 
 Hardware: one GPU; for the short recipe two CPU cores.

@@ -1,8 +1,8 @@
-"""All fields, with unit, meaning and source. Every config starts from these.
+"""All config fields, with unit, meaning and source; the base of every config.
 
-Not meant to be run by itself. The values are those of the ImageNet recipe of He
-et al. 2016 in torchvision's references, which train for 90 epochs. The paper
-differs: it crops from images with a shorter side of 256 to 480 pixels, jitters
+These defaults are not meant to be run. They are torchvision's reference version
+of the ImageNet recipe of He et al. 2016, which trains for 90 epochs. The paper
+differs: it crops from images with a shorter side of 256 to 480 pixels, augments
 colours, and divides the learning rate when the error plateaus.
 """
 
@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
   config.init_from = config_dict.placeholder(str)
   # Images per update, over all devices of all processes.
   config.batch_size = 256
-  # Length of the run: passes over the training split, may be a fraction.
+  # Length of the run, in passes over the training split; may be a fraction.
   config.num_epochs = 90.0
   # Micro-batches per update (gradient accumulation).
   config.accumulation_steps = 1
@@ -37,9 +37,9 @@ def get_config() -> ConfigDict:
   # An update is skipped if the loss or a gradient is not finite. This many
   # skipped updates in a row end the run; --mode=replay shows the cause.
   config.max_bad_steps = 10
-  # A step that takes longer than this many seconds, and than 50 median steps,
-  # counts as hanging: the run writes the stacks of its threads to the workdir
-  # and exits. Compilation does not count. None: wait forever.
+  # A step hangs if it takes longer than this many seconds and over 50 times the
+  # median: the run then writes the stacks of its threads to the workdir and
+  # exits. Compilation does not count. None: wait forever.
   config.watchdog_seconds = config_dict.placeholder(float)  # Permits None.
   config.watchdog_seconds = 600.0
   # Time to save a checkpoint after SIGTERM or Ctrl-C before the process exits,
@@ -47,10 +47,10 @@ def get_config() -> ConfigDict:
   config.preemption_grace_seconds = 30.0
   # Decay of the moving averages (EMA) of weights and batch statistics, such as
   # 0.9999 for long runs; smaller in the first updates (`training.state`).
-  # Evaluation reports both averages and weights; prediction, export and
+  # Evaluation reports the weights and the averages; prediction, export and
   # fine-tuning use the averages. None: no averages.
   config.ema_decay = config_dict.placeholder(float)
-  # Interval between updates of the moving averages, updates of the weights.
+  # Interval between updates of the moving averages, in updates of the weights.
   config.ema_every_steps = 1
 
   model = config.model = ConfigDict()
@@ -73,8 +73,8 @@ def get_config() -> ConfigDict:
   # Weight of the old running statistics in their update; None: the network's
   # default, which is 0.9 as in the paper.
   model.bn_momentum = config_dict.placeholder(float)
-  # For fine-tuning: do not train the stem and this many stages, nor update
-  # their batch statistics; None: train everything.
+  # For fine-tuning: freeze the stem and this many stages, including their batch
+  # statistics; None: train everything.
   model.frozen_stages = config_dict.placeholder(int)
   # For fine-tuning: batch norms use their running statistics in training too,
   # and never update them; None: False.
@@ -86,9 +86,9 @@ def get_config() -> ConfigDict:
   # Dropout before the head (Srivastava et al. 2014): probability that, in
   # training, a pooled feature is dropped; None: no dropout.
   model.dropout = config_dict.placeholder(float)
-  # How to compute convolutions that are 1x1 or larger than the image: 'xla' or
-  # 'matmul'; None: 'matmul' on CPUs, where it is faster, 'xla' elsewhere. The
-  # results differ only by rounding.
+  # How to compute convolutions whose kernel is 1x1 or at least as large as the
+  # result: 'xla' or 'matmul'; None: 'matmul' on CPUs, where it is faster, 'xla'
+  # elsewhere. The results differ only by rounding.
   model.conv_backend = config_dict.placeholder(str)
   # Save memory, for larger batches: store only the input of each block, and
   # recompute the block in the backward pass (Chen et al. 2016); None: False.
@@ -107,8 +107,8 @@ def get_config() -> ConfigDict:
   # Side of the network's square input images, pixels.
   data.image_size = 224
   # Progressive resizing in training (Howard 2018; Tan and Le 2021, section 4):
-  # pairs (epoch, size in pixels), each size from its epoch on. Both rise, from
-  # epoch 0 to the size image_size. FFCV's 88 epochs: ((0.0, 160), (71.0, 192)).
+  # pairs (epoch, size in pixels), each size from its epoch on. Epochs rise from
+  # 0, sizes to image_size. FFCV's 88 epochs: ((0.0, 160), (71.0, 192)).
   # (): image_size in all epochs.
   data.size_schedule = ()
   # Side of the images in evaluation, pixels (FixRes, Touvron et al. 2019);
@@ -117,25 +117,25 @@ def get_config() -> ConfigDict:
   # Training crop: 'random_resized' (Szegedy et al. 2015), 'pad' (He et al.
   # 2016, section 4.2) or 'none'.
   data.crop = 'random_resized'
-  # For 'random_resized': range of the area of the crop / area of the image.
+  # For 'random_resized': range of the crop's area as a share of the image.
   data.crop_area = (0.08, 1.0)
-  # For 'random_resized': range of width / height of the crop.
+  # For 'random_resized': range of the crop's width / height.
   data.crop_aspect = (3 / 4, 4 / 3)
-  # For 'pad': width of the zeros on each side, pixels.
+  # For 'pad': width of the zero padding on each side, pixels.
   data.crop_padding = 4
   # Mirror half of the training images.
   data.flip = True
   # Repeated augmentation (Hoffer et al. 2020): copies of each image in a batch,
   # cropped and augmented differently. An epoch has as many steps as without.
   data.repeats = 1
-  # In evaluation, the shorter side is resized to this, pixels, before the
+  # In evaluation, the shorter side is resized to this many pixels before the
   # centre is cropped.
   data.eval_resize = 256
   # Interpolation of resizing: 'bilinear' or 'bicubic', with antialiasing as in
   # torchvision.
   data.interpolation = 'bilinear'
-  # Where training images are cropped and flipped: 'host', or 'device', if the
-  # host has too few cores and all images are stored in one size
+  # Where training images are cropped and flipped: 'host', or 'device' if the
+  # host has too few cores; 'device' needs images stored in one size
   # (resnet.tools.prepare --raw).
   data.augment_on = 'host'
   # Mean and standard deviation of each channel, for pixels from 0 to 255; None:
@@ -151,8 +151,8 @@ def get_config() -> ConfigDict:
   # What to do with an image that cannot be decoded: 'error' ends the run;
   # 'skip' uses the next record instead in training, and none in evaluation.
   data.on_bad_image = 'error'
-  # For 'skip': number of different images that each process may skip; more of
-  # them end the run.
+  # For 'skip': number of different images that each process may skip; one more
+  # ends the run.
   data.max_bad_images = 100
   # Number of times to replace worker processes that died, for example because
   # memory ran out. The count starts again in each evaluation.
@@ -184,25 +184,25 @@ def get_config() -> ConfigDict:
   # For 'lighting': standard deviation of the weights of the principal
   # components (Krizhevsky et al. 2012, section 4.1).
   augment.lighting = 0.1
-  # For 'erasing' (Zhong et al. 2020): probability for an image.
+  # For 'erasing' (Zhong et al. 2020): probability that an image is erased.
   augment.erase_probability = 0.25
-  # For 'erasing': range of the erased area / area of the image.
+  # For 'erasing': range of the erased area as a share of the image.
   augment.erase_area = (0.02, 1 / 3)
   # For 'erasing': range of height / width of the erased area.
   augment.erase_aspect = (0.3, 10 / 3)
   # For 'erasing': the new content, 'noise' per pixel or the 'mean' colour.
   augment.erase_fill = 'noise'
   # Mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019) mix images with
-  # weights from Beta(alpha, alpha); alpha 0 switches each off.
+  # weights from Beta(alpha, alpha); an alpha of 0 switches it off.
   augment.mixup_alpha = 0.0
   augment.cutmix_alpha = 0.0
   # Probability that a group is mixed and, if both mixup and cutmix are on, that
   # a mixed group uses cutmix.
   augment.mix_probability = 1.0
   augment.cutmix_share = 0.5
-  # Images per group: neighbours in the batch that are mixed with each other, by
-  # the same weight; None: model.bn_group_size or, if that is None, the whole
-  # batch. timm and torchvision mix the batch of a process. A divisor of
+  # Images per group: neighbours in the batch, mixed with each other with the
+  # same weight; None: model.bn_group_size or, if that is None, the whole
+  # batch. timm and torchvision mix within the batch of a process. A divisor of
   # batch_size / devices needs no communication between devices.
   augment.mix_group_size = config_dict.placeholder(int)
 
@@ -218,7 +218,7 @@ def get_config() -> ConfigDict:
   optimizer = config.optimizer = ConfigDict()
   # 'sgd'; 'sgdw' or 'adamw', with decoupled weight decay (Loshchilov and Hutter
   # 2019); for batches of 8,192 and more 'lars' (You et al. 2017) or 'lamb' (You
-  # et al. 2020), which take decay_rule='kernels'.
+  # et al. 2020), which need decay_rule='kernels'.
   optimizer.name = 'sgd'
   # Momentum; for 'adamw' and 'lamb', the decay of the first moment (b1).
   optimizer.momentum = 0.9
@@ -236,15 +236,15 @@ def get_config() -> ConfigDict:
   # Parameters that decay: 'all' (He et al. 2016) or 'kernels' (Goyal et al.
   # 2017).
   optimizer.decay_rule = 'all'
-  # Largest norm of all gradients together, to which they are clipped (Pascanu
-  # et al. 2013); None: no clipping.
+  # Largest global norm of the gradients, to which they are clipped (Pascanu et
+  # al. 2013); None: no clipping.
   optimizer.clip_norm = config_dict.placeholder(float)
   # Adaptive clipping (Brock et al. 2021: 0.01 for batches of 4,096): largest
-  # norm of a gradient / norm of its weights, per output channel, except in the
+  # ratio of gradient norm to weight norm, per output channel, except in the
   # head; None: no clipping.
   optimizer.clip_adaptive = config_dict.placeholder(float)
   # Sharpness-aware minimization (SAM, Foret et al. 2021: 0.05): distance from
-  # the weights, as the norm of all together, at which the gradients are
+  # the weights, in the global norm, at which the gradients are
   # computed. Doubles the work. None: plain gradients.
   optimizer.sam_rho = config_dict.placeholder(float)
   # For fine-tuning: factor, 0 to 1, of the learning rate of all parameters
@@ -261,11 +261,11 @@ def get_config() -> ConfigDict:
   # are multiplied by batch_size / base_batch_size.
   schedule.learning_rate = 0.1
   schedule.base_batch_size = 256
-  # Length of the linear warm-up (Goyal et al. 2017, section 2.2), epochs, may
-  # be a fraction; for 'one_cycle', length of the rise.
+  # Length of the linear warm-up (Goyal et al. 2017, section 2.2), epochs; may
+  # be a fraction. For 'one_cycle', length of the rise.
   schedule.warmup_epochs = 0.0
   # Learning rate of the first step of the warm-up, for batches of
-  # base_batch_size images; None: the peak / steps of the warm-up.
+  # base_batch_size images; None: the peak / number of warm-up steps.
   schedule.warmup_learning_rate = config_dict.placeholder(float)
   # For 'step': epochs after which the learning rate is multiplied by
   # decay_factor.
@@ -277,7 +277,7 @@ def get_config() -> ConfigDict:
   # For 'cosine', 'polynomial' and 'wsd': learning rate at the end, for batches
   # of base_batch_size images.
   schedule.final_learning_rate = 0.0
-  # Length of the cool-down at the end, epochs. In it, 'wsd' decays, and
+  # Length of the cool-down at the end, epochs. 'wsd' decays during it;
   # 'cosine' and 'polynomial' stay at final_learning_rate.
   schedule.cooldown_epochs = 0.0
 
@@ -289,8 +289,8 @@ def get_config() -> ConfigDict:
   # Label smoothing (Szegedy et al. 2016), 0 to 1; 0: none.
   loss.label_smoothing = 0.0
   # For 'binary_cross_entropy': targets become 1 above this probability and 0
-  # otherwise; None: the targets are the probabilities, which smoothing, mixup
-  # and cutmix make fractions.
+  # otherwise; None: the targets are the probabilities themselves, which are
+  # fractions after smoothing, mixup or cutmix.
   loss.target_threshold = config_dict.placeholder(float)
   # For 'binary_cross_entropy': 'mean' or 'sum' over the classes.
   loss.reduction = 'mean'

@@ -24,7 +24,7 @@ def get_config():
   config.data.eval_split = 'test'
   config.data.image_size = 8
   config.data.eval_resize = 8
-  # Crop only mildly: the digits are centred, and the images have 8 pixels.
+  # Crop only mildly: the digits are centred, and the images have 8x8 pixels.
   config.data.crop_area = (0.7, 1.0)
   config.data.crop_aspect = (0.85, 1 / 0.85)
   config.data.flip = False

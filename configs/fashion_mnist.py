@@ -6,7 +6,7 @@ An argument after a colon selects another net:
 configs/fashion_mnist.py:resnet56.
 
 Hardware: one GPU, or two CPU cores and an hour. The set is prepared from files
-on disk, see docs/experiments.md.
+on disk; see docs/experiments.md.
 Aim: top-1 accuracy of 0.93; seed 0 reaches 0.9361 (docs/results). With longer
 recipes, ResNet-20 reaches 0.952 to 0.956, and ResNet-18 0.949 (the README of
 the data set).

@@ -7,12 +7,12 @@
 The argument after the colon is the net and the epochs: rn50_16, rn50_24,
 rn50_32, rn50_40, rn50_56 or rn50_88 (the default), and rn18_16 to rn18_88.
 
-Hardware: eight GPUs of 40 GB for rn50, one for rn18. Prepare the set once,
+Hardware: eight GPUs of 40 GB for rn50, one for rn18. Prepare the set once;
 see the README.
 Source: libffcv/ffcv-imagenet, rn50_configs, rn18_configs and train_imagenet.py,
 confirmed value by value.
 Aim: top-1 of one 256-pixel centre crop and its mirror image, %, and FFCV's time
-in minutes on eight A100 (rn50) or one (rn18):
+in minutes on eight A100s (rn50) or one (rn18):
 
   epochs      16    24    32    40    56    88
   rn50      73.8  75.6  76.6  77.2  78.0  78.4
@@ -26,9 +26,9 @@ What differs: FFCV applies BlurPool before all strided convolutions except the
 first; we do not. It stores images at up to 500 pixels (rn50) or 400 (rn18),
 partly as JPEG of quality 90, and resizes them by area averages. It decays the
 bias of the head and the batch norms of shortcuts. It adds the logits of both
-mirror images; `--views=flip` averages their probabilities. Its head starts with
+views; `--views=flip` averages their probabilities. Its head starts with
 PyTorch's uniform initialisation, ours with a normal distribution of standard
-deviation 0.01. Its README says that it evaluates at 224 pixels, its files 256.
+deviation 0.01. Evaluation is at 224 pixels in its README, at 256 in its files.
 """
 
 from configs import default
@@ -39,9 +39,9 @@ _RECIPES = {
   for net in ('rn18', 'rn50')
   for epochs in (16, 24, 32, 40, 56, 88)
 }
-# First epoch at 192 pixels by epochs. FFCV's linear ramp from 160 pixels,
-# rounded to multiples of 32 at the start of each epoch, jumps to 192 in its
-# middle.
+# First epoch at 192 pixels, by number of epochs. FFCV's linear ramp from 160
+# pixels, rounded to multiples of 32 at the start of each epoch, jumps to 192 in
+# its middle.
 _LARGE_FROM = {16: 12, 24: 19, 32: 25, 40: 32, 56: 45, 88: 71}
 # Network, batch size, images per device, learning rate for that batch size,
 # weight decay.
@@ -54,7 +54,7 @@ _NETS = {
 def get_config(recipe='rn50_88'):
   if recipe not in _RECIPES:
     raise InputError(
-      f'There is no recipe {recipe!r} of FFCV.{nearest(recipe, _RECIPES)}'
+      f'FFCV has no recipe {recipe!r}.{nearest(recipe, _RECIPES)}'
     )
   net, epochs = _RECIPES[recipe]
   name, batch_size, group, rate, decay = _NETS[net]
@@ -69,7 +69,7 @@ def get_config(recipe='rn50_88'):
   config.data.image_size = 192
   config.data.size_schedule = ((0.0, 160), (float(_LARGE_FROM[epochs]), 192))
   config.data.eval_size = 256
-  # A crop of 224 / 256.
+  # The same share as a crop of 224 from 256 pixels.
   config.data.eval_resize = 293
 
   config.optimizer.weight_decay = decay

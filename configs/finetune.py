@@ -4,14 +4,14 @@
 
 SOURCE is a value of --config.init_from: a workdir, a .safetensors file or
 hf-hub:OWNER/NAME@REVISION. The metadata of the weights determine network, image
-size, mean and standard deviation; without metadata it is ResNet-50 at 224
-pixels. DATASET is a TFDS name, or 'folder' with --config.data.data_dir. The
+size, mean and standard deviation; weights without metadata imply ResNet-50 at
+224 pixels. DATASET is a TFDS name, or 'folder' with --config.data.data_dir. The
 evaluation split is 'test', or 'val' for a folder; --config.data.eval_split
-changes it. To continue a run without SOURCE, use
+changes it. To continue a run without needing SOURCE, use
 --config=configs/saved.py:DIR --workdir=DIR.
 
   --config.model.frozen_stages=2              keep the stem and two stages
-  --config.model.frozen_bn=True               keep the running statistics
+  --config.model.frozen_bn=True               use fixed running statistics
   --config.optimizer.backbone_multiplier=0.1  all but the head learn slowly
 
 Hardware: depends on the network; small ones take minutes on a CPU.
@@ -28,8 +28,8 @@ def get_config(source_and_dataset=''):
   source, _, dataset = source_and_dataset.rpartition(',')
   if not source or not dataset:
     raise InputError(
-      f'{source_and_dataset!r} is not the source of the weights and the data'
-      ' set: type --config=configs/finetune.py:SOURCE,DATASET'
+      f'{source_and_dataset!r} does not name both weights and a data set:'
+      ' type --config=configs/finetune.py:SOURCE,DATASET'
     )
   metadata = open_source(source).metadata
   config = default.get_config()

@@ -3,8 +3,8 @@
   python main.py --config=configs/imagenet.py:resnet50d --workdir=DIR
 
 `python -m resnet.tools.summary` lists the networks. configs/resnet18.py to
-configs/resnet152.py are the same recipe, and give the hardware and aims of
-these networks. Not run.
+configs/resnet152.py use the same recipe and list the hardware and aims of these
+networks. Not run.
 """
 
 from configs import default

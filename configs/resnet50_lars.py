@@ -7,14 +7,14 @@ The argument after the colon is the batch size: 32768 (the default; 58 epochs)
 or 3264 (37 epochs).
 
 Hardware: for 32768 a TPU pod slice of 256 chips, such as v5e:16x16, with 128
-images per chip (docs/pods.md: memory; scripts/: how to start it). For 3264 one
-machine with eight GPUs of 80 GB. Prepare the set once, see the README.
+images per chip (memory: docs/pods.md; how to start it: scripts/). For 3264 one
+machine with eight GPUs of 80 GB. Prepare the set once; see the README.
 Source: MLPerf's reference convergence points (mlcommons/logging, rcp_checker/
 training_4.0.0/rcps_resnet.json), of which 32768 is Google's and 3264 NVIDIA's.
 Confirmed there: learning rate, warm-up, momentum, weight decay and, for 32768,
 images per batch norm. Confirmed in mlcommons/training, image_classification:
-power, last learning rate, crop area, LARS. Confirmed in config_DGXA100.sh of
-NVIDIA's round 2.0 (8 x 408 images): the same, and 37 epochs, label smoothing,
+power, final learning rate, crop area, LARS. Confirmed in config_DGXA100.sh of
+NVIDIA's round 2.0 (8 x 408 images): these values, 37 epochs, label smoothing,
 trust coefficient. Inferred for 32768: 58 epochs, because its "decay steps" are
 2,267 updates.
 Aim: 75.9 % top-1 of one 224-pixel centre crop, MLPerf's target. MLPerf's runs

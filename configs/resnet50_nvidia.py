@@ -5,7 +5,7 @@
 The argument after the colon is the number of epochs: e50, e90 (the default) or
 e250, which adds mixup.
 
-Hardware: eight GPUs of 32 GB. Prepare the set once, see the README.
+Hardware: eight GPUs of 32 GB. Prepare the set once; see the README.
 Source: NVIDIA DeepLearningExamples, PyTorch/Classification/ConvNets, confirmed
 value by value in resnet50v1.5/training/AMP/DGX1_RN50_AMP_{50,90,250}E.sh,
 main.py and the README.
@@ -29,7 +29,7 @@ _EPOCHS = {'e50': 50.0, 'e90': 90.0, 'e250': 250.0}
 def get_config(length='e90'):
   if length not in _EPOCHS:
     raise InputError(
-      f'There is no recipe {length!r} of NVIDIA.{nearest(length, _EPOCHS)}'
+      f'NVIDIA has no recipe {length!r}.{nearest(length, _EPOCHS)}'
     )
   config = default.get_config()
   config.batch_size = 2048

@@ -5,7 +5,7 @@
 The argument after the colon is the recipe: a1 (600 epochs), a2 (300) or a3
 (100, at 160 pixels; the default).
 
-Hardware: eight GPUs of 40 GB, or four of 32 GB for a3. Prepare the set once,
+Hardware: eight GPUs of 40 GB, or four of 32 GB for a3. Prepare the set once;
 see the README.
 Source: Wightman et al. 2021 (arXiv 2110.00476), Table 2. The table itself was
 not available; every value was compared with two transcriptions of it, those of
@@ -42,7 +42,7 @@ _RECIPES = {
 def get_config(recipe='a3'):
   if recipe not in _RECIPES:
     raise InputError(
-      f'There is no recipe {recipe!r} of timm.{nearest(recipe, _RECIPES)}'
+      f'timm has no recipe {recipe!r}.{nearest(recipe, _RECIPES)}'
     )
   epochs, size, rate, decay, smoothing, drop_path, magnitude, alpha = _RECIPES[
     recipe

@@ -2,13 +2,13 @@
 
   python main.py --config=configs/resnet50_torchvision_v2.py --workdir=DIR
 
-Hardware: eight GPUs of 16 GB, or one of 80 GB. Prepare the set once, see
+Hardware: eight GPUs of 16 GB, or one of 80 GB. Prepare the set once; see
 the README.
 Source: the recipe of `ResNet50_Weights.IMAGENET1K_V2`: Vryniotis 2021, "How to
 train state-of-the-art models using torchvision's latest primitives", and
 torchvision's issue 3995. Confirmed value by value in transcriptions of its
-command, in references/classification/train.py and presets.py, and accuracy and
-eval_resize in torchvision itself.
+command and in references/classification/train.py and presets.py; accuracy and
+eval_resize are confirmed in torchvision itself.
 Aim: top-1 of one 224-pixel centre crop, %: 80.858, of the moving averages
 (`eval_ema/top1`). Not run.
 

@@ -2,13 +2,13 @@
 
   python main.py --config=configs/resnetrs50.py --workdir=DIR
 
-Hardware: TPUs in the paper; eight GPUs of 80 GB. Prepare the set once, see
+Hardware: TPUs in the paper; here eight GPUs of 80 GB. Prepare the set once; see
 the README.
 Source: "Revisiting ResNets" (arXiv 2103.07579), as tensorflow/tpu has it in
 models/official/resnet: the values are those of
-resnet_rs/configs/resnetrs50_i160.yaml. Not in that file: the cosine and its
-five epochs of warm-up, which are from tensorflow/models, whose
-imagenet_resnetrs50_i160.yaml is this recipe with another activation; Nesterov's
+resnet_rs/configs/resnetrs50_i160.yaml. The rest is from elsewhere: the
+cosine and its five epochs of warm-up, from imagenet_resnetrs50_i160.yaml of
+tensorflow/models, which is this recipe with another activation; Nesterov's
 momentum, from an older version of the code; and zero_init_last_scale, from
 resnet_model.py.
 Aim: top-1 of one 160-pixel centre crop, %: 78.8, of the moving averages

@@ -2,8 +2,8 @@
 
   python main.py --config=configs/saved.py:WORKDIR
 
-Continues the run, or evaluates it with --mode=eval, without its config file and
-initial weights. Hardware and aim: those of the run.
+Continues the run, or evaluates it with --mode=eval; the run's config file and
+initial weights are not needed. Hardware and aim: those of the run.
 """
 
 import json

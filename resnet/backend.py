@@ -12,7 +12,7 @@ def devices() -> list[Any]:
   """Returns the devices of all processes.
 
   Raises:
-    InputError: JAX cannot use its backend, or that of $JAX_PLATFORMS.
+    InputError: JAX cannot use its default backend or that of $JAX_PLATFORMS.
   """
   try:
     return jax.devices()
@@ -22,7 +22,7 @@ def devices() -> list[Any]:
     what, remedy = 'its devices', ''
     if asked := os.environ.get('JAX_PLATFORMS'):
       what = f'the backend {asked!r} of $JAX_PLATFORMS'
-      remedy = " install it, such as `pip install 'jax[cuda13]'`, or"
+      remedy = " install it, for example with `pip install 'jax[cuda13]'`, or"
     raise InputError(
       f'JAX cannot use {what} ({reason}):{remedy} type JAX_PLATFORMS=cpu before'
       ' the command.'

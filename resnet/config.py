@@ -1,4 +1,4 @@
-"""Parsing of the flags --config and --config.FIELD, and their errors."""
+"""Parses the flags --config and --config.FIELD and explains their errors."""
 
 import ast
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def with_default(argv: Sequence[str]) -> list[str]:
 
 
 def split_none(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-  """Returns a command line without --config.FIELD=None, and those fields.
+  """Returns a command line without --config.FIELD=None flags, and their fields.
 
   A config file can set a field to None, but the flags of ml_collections cannot.
   """
@@ -96,7 +96,7 @@ def changed(config: Any, fields: str) -> Any:
     if not equals:
       raise InputError(f'--also={fields!r}: {field!r} is not FIELD=VALUE.')
     with contextlib.suppress(ValueError, SyntaxError):
-      value = ast.literal_eval(value)  # Without quotes it may also be a text.
+      value = ast.literal_eval(value)  # Otherwise it stays a string.
     try:
       config.update_from_flattened_dict({name: value})
     except (KeyError, TypeError, ValueError) as error:
@@ -141,7 +141,7 @@ def explain(error: Exception) -> str:
 
 
 def default_workdir(path: str) -> str:
-  """Returns 'runs/<config name>' for a config file 'file.py:argument'."""
+  """Returns 'runs/<config name>', or the workdir of 'saved.py:WORKDIR'."""
   path, _, argument = path.partition(':')
   stem = os.path.splitext(os.path.basename(path))[0]
   if stem == 'saved':

@@ -3,5 +3,5 @@
 `sources` reads records by index, `host` decodes and crops them in NumPy,
 `augment` augments them in the jitted step, and `prepare` writes ArrayRecord
 files. A batch depends only on the seed and the step, so a run can resume with
-another number of workers, processes or devices.
+a different number of workers, processes or devices.
 """

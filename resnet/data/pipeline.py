@@ -88,17 +88,7 @@ def create_data(config: Any) -> Data:
   if config.augment_on == 'device':
     device_crop = _device_crop(train_transform, train, schedule)
   limit = config.max_bad_images if config.on_bad_image == 'skip' else None
-  mean, std = config.mean, config.std
-  if mean is None or std is None:
-    measured = channel_statistics(train, size, max_bad_images=limit)
-    mean = measured[0] if mean is None else mean
-    std = measured[1] if std is None else std
-  for field, values in (('mean', mean), ('std', std)):
-    if len(values) != train.channels:
-      raise InputError(
-        f'data.{field}={values} has {len(values)} number(s), but the images of'
-        f' {train.name!r} have {train.channels} channel(s): give one for each.'
-      )
+  mean, std = _statistics(config, train, limit)
   return Data(
     train=train,
     eval=eval_,
@@ -109,14 +99,34 @@ def create_data(config: Any) -> Data:
       resize_size=config.eval_resize,
       interpolation=config.interpolation,
     ),
-    mean=tuple(map(float, mean)),
-    std=tuple(map(float, std)),
+    mean=mean,
+    std=std,
     loader=LoaderOptions(
       **{x.name: config[x.name] for x in dataclasses.fields(LoaderOptions)}
     ),
     max_bad_images=limit,
     device_crop=device_crop,
   )
+
+
+def _statistics(
+  config: Any, source: Source, max_bad_images: int | None
+) -> list[tuple[float, ...]]:
+  """Returns the mean and the standard deviation of each channel."""
+  given = {'mean': config.mean, 'std': config.std}
+  if None in given.values():
+    measured = channel_statistics(
+      source, config.image_size, max_bad_images=max_bad_images
+    )
+    for field, values in zip(given, measured, strict=True):
+      given[field] = values if given[field] is None else given[field]
+  for field, values in given.items():
+    if len(values) != source.channels:
+      raise InputError(
+        f'data.{field}={values} has {len(values)} number(s), but the images of'
+        f' {source.name!r} have {source.channels} channel(s): give one each.'
+      )
+  return [tuple(map(float, values)) for values in given.values()]
 
 
 def _device_crop(

@@ -1,5 +1,5 @@
 """Augmentation in JAX, inside the training step.
 
-Every function takes uint8 images [B, H, W, C] and one key per image, so an
-augmented image depends on seed, step and row, not on the device.
+Operations take uint8 images [B, H, W, C] and one key per image, so an augmented
+image depends on seed, step and row, not on the device.
 """

@@ -95,7 +95,7 @@ class AutoAugment:
     return jnp.where(is_done, kinds, 0), magnitudes
 
   def __call__(self, images: jax.Array, keys: jax.Array) -> jax.Array:
-    """uint8 [B, H, W, C] and keys [B] -> uint8 [B, H, W, C]."""
+    """Maps uint8 [B, H, W, C] and keys [B] to uint8 [B, H, W, C]."""
     layers = self.draw(keys, *images.shape[1:3])
     for kinds, magnitudes in zip(*layers, strict=True):
       images = apply_operations(

@@ -18,7 +18,7 @@ class ColorJitter:
 
   Attributes:
     strength: one number s for each of the three; the factor is drawn uniformly
-      from 1 - s .. 1 + s.
+      from [1 - s, 1 + s].
   """
 
   strength: tuple[float, float, float]
@@ -31,14 +31,14 @@ class ColorJitter:
     return kinds, strength * (2.0 * draws[:, 3:].T - 1.0)
 
   def __call__(self, images: jax.Array, keys: jax.Array) -> jax.Array:
-    """uint8 [B, H, W, C] and keys [B] -> uint8 [B, H, W, C]."""
+    """Maps uint8 [B, H, W, C] and keys [B] to uint8 [B, H, W, C]."""
     for kinds, magnitudes in zip(*self.draw(keys), strict=True):
       images = apply_operations(images, kinds, magnitudes, names=_JITTER)
     return images
 
 
-# Principal components of ImageNet's colours, which range from 0 to 1, as in
-# AlexNet's code.
+# Principal components of ImageNet's colours, for colours from 0 to 1, as in
+# fb.resnet.torch.
 _LIGHTING_STD = (0.2175, 0.0188, 0.0045)
 _LIGHTING_AXES = (
   (-0.5675, 0.7192, 0.4009),
@@ -62,7 +62,7 @@ class Lighting:
   strength: float
 
   def __call__(self, images: jax.Array, keys: jax.Array) -> jax.Array:
-    """uint8 [B, H, W, 3] and keys [B] -> uint8 [B, H, W, 3]."""
+    """Maps uint8 [B, H, W, 3] and keys [B] to uint8 [B, H, W, 3]."""
     alpha = jax.vmap(lambda key: jax.random.normal(key, (3,)))(keys)
     axes = 255 * np.array(_LIGHTING_AXES) * _LIGHTING_STD
     axes = jnp.array(axes, jnp.float32)[None]

@@ -1,8 +1,8 @@
 """Crop and flip on the device, inside the jitted step.
 
 Each function takes a batch of uint8 images [B, H, W, C] of one size and one key
-per image, [B]. An image depends on its own key only, so no device needs data of
-another one. The distributions are those of `resnet.data.host.transforms`. To
+per image, [B]. An image depends on its own key only, so no device needs another
+device's data. The distributions are those of `resnet.data.host.transforms`. To
 compose functions, give each its own keys with `fold_in`.
 """
 
@@ -100,9 +100,9 @@ def draw_boxes(
 def box_mask(
   box: Sequence[jax.Array] | jax.Array, height: int, width: int
 ) -> jax.Array:
-  """Returns whether a pixel is in a box, bool [height, width].
+  """Returns whether each pixel is in a box, bool [height, width].
 
-  The `box` is top, left, height and width; it may reach over the edges.
+  The `box` is top, left, height and width; it may extend beyond the edges.
   """
   rows = jnp.arange(height, dtype=jnp.int32) - box[0]
   columns = jnp.arange(width, dtype=jnp.int32) - box[1]
@@ -114,7 +114,7 @@ def crop_and_resize(images: Images, boxes: jax.Array, size: int) -> Images:
   """Crops boxes, int32 [B, 4], and resizes them to uint8 [B, size, size, C].
 
   The resize is bilinear with antialiasing, as two matrix products: about 0.15
-  GFLOP for an image of 256 x 256, where a training step of ResNet-50 takes 24.
+  GFLOP per 256 x 256 image, compared with 24 for a training step of ResNet-50.
   """
   _, height, width, _ = images.shape
   weights = jax.vmap(_weights, in_axes=(None, None, 0, 0))
@@ -170,7 +170,7 @@ def random_flip(images: Images, keys: Keys) -> Images:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DeviceCrop:
-  """Crops and flips on the device, as `transforms.TrainTransform` on the host.
+  """Crops and flips on the device, as `TrainTransform` does on the host.
 
   Maps images [B, H, W, C] and keys [B] to images [B, size, size, C].
 
@@ -178,7 +178,7 @@ class DeviceCrop:
     size: side of the result, pixels.
     crop: 'random_resized', 'pad' or 'none'. The last two do not resize, so the
       images must already have this size.
-    area: see `TrainTransform`, also for the other fields.
+    area: smallest and largest area as a share of the image.
     aspect: smallest and largest width / height.
     padding: pixels on each side.
     flip: mirror half of the images.

@@ -1,7 +1,7 @@
-"""Mixup and cutmix: an image is mixed with the mirrored row of its group.
+"""Mixup and cutmix: each image is mixed with a partner from its group.
 
-Row i of a group of g images is mixed with row g - 1 - i, with one random draw
-for the group. In timm and torchvision the group is the batch of a process; timm
+The partner of row i in a group of g images is row g - 1 - i. Each group has one
+random draw. In timm and torchvision the group is the batch of a process; timm
 pairs rows in the same way. Images may be uint8 pixels or normalised, because
 normalisation and averaging commute.
 """
@@ -68,8 +68,8 @@ class Mixing:
     """Mixes images [B, H, W, C] and labels int32 [B], with one draw per group.
 
     `replicate` puts a small array on every device, so that each device makes
-    all draws: sharded, the loop of rejection sampling would run a collective in
-    every iteration.
+    all draws: if they were sharded, the loop of rejection sampling would run a
+    collective in every iteration.
     """
     num_groups = len(images) // (self.group_size or len(images))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_groups))
@@ -120,8 +120,8 @@ def cutmix_mask(
   """Returns float32 [height, width]: 1 in the box of the other image, else 0.
 
   The sides of the box are sqrt(1 - share) times those of the image, truncated
-  to whole pixels. The edges of the image cut the box off, so the share that the
-  image keeps is one minus the mean of the mask, not `share`. The `center` is a
+  to whole pixels. The box is clipped to the image, so the share that the image
+  keeps is one minus the mean of the mask, not `share`. The `center` is a
   row and a column.
   """
   ratio = jnp.sqrt(1.0 - share)
@@ -131,10 +131,10 @@ def cutmix_mask(
 
 
 def mix_rows(rows: jax.Array, shares: jax.Array) -> jax.Array:
-  """Returns shares * row + (1 - shares) * mirrored row of its group, float32.
+  """Returns shares * row + (1 - shares) * partner row of its group, float32.
 
   The `rows` are [B, ...]. The `shares` of a group, float32 [groups, ...], are
-  those that a row keeps of its own values, and broadcast to a row.
+  those that a row keeps of its own values; they are broadcast over the row.
   """
   groups = rows.reshape(len(shares), -1, *rows.shape[1:]).astype(jnp.float32)
   shares = shares[:, None]

@@ -52,7 +52,7 @@ def to_index(draws: jax.Array, count: int) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RandomOperations:
-  """RandAugment and TrivialAugment: random operations out of 14.
+  """Applies random operations out of 14: RandAugment and TrivialAugment.
 
   Attributes:
     num_layers: number of operations per image, drawn with replacement.
@@ -99,7 +99,7 @@ class RandomOperations:
     return kinds, magnitudes
 
   def __call__(self, images: jax.Array, keys: jax.Array) -> jax.Array:
-    """uint8 [B, H, W, C] and keys [B] -> uint8 [B, H, W, C]."""
+    """Maps uint8 [B, H, W, C] and keys [B] to uint8 [B, H, W, C]."""
     for layer in range(self.num_layers):
       kinds, magnitudes = self.draw(fold_in(keys, layer), *images.shape[1:3])
       images = apply_operations(
@@ -124,7 +124,7 @@ def _interpolate(
 def with_sign(
   kinds: jax.Array, magnitudes: jax.Array, draws: jax.Array
 ) -> jax.Array:
-  """Negates half of the magnitudes of operations with a direction."""
+  """Negates magnitudes of operations with a direction where draws < 0.5."""
   is_signed = jnp.array([name in _SIGNED for name in OPERATIONS])[kinds]
   return jnp.where(is_signed & (draws < 0.5), -magnitudes, magnitudes)
 
@@ -175,7 +175,7 @@ class AugMix:
     )
 
   def __call__(self, images: jax.Array, keys: jax.Array) -> jax.Array:
-    """uint8 [B, H, W, C] and keys [B] -> uint8 [B, H, W, C]."""
+    """Maps uint8 [B, H, W, C] and keys [B] to uint8 [B, H, W, C]."""
     kinds, magnitudes, shares = self.draw(keys, *images.shape[1:3])
     shares = shares[..., None, None, None]
     mixed = shares[0] * images.astype(jnp.float32)

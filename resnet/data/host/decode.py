@@ -11,8 +11,8 @@ import simplejpeg
 from resnet.data.sources.base import Record, Source
 from resnet.errors import InputError
 
-# Over twice the largest image of ImageNet. A larger size is taken for an attack
-# or a damaged header, before memory is allocated.
+# Over twice the largest image of ImageNet. A larger size is rejected as an
+# attack or a damaged header, before memory is allocated.
 MAX_PIXELS = 2**27
 # The largest ratio of the longer side to the shorter one.
 MAX_ASPECT = 2**11
@@ -49,8 +49,8 @@ def decode_image(
   The format is detected from the bytes, not from the file name. EXIF
   orientation is ignored, as in Pillow's `open` and `tf.io.decode_image`, with
   which the published networks were trained. CMYK is read as inverted, as Adobe
-  writes it and Pillow reads it. Of 16 bits the upper eight are kept, and alpha
-  is dropped.
+  writes it and Pillow reads it. Values of 16 bits keep the upper eight, and
+  alpha is dropped.
 
   Args:
     data: bytes of a file, or uint8 [H, W, channels].
@@ -63,7 +63,7 @@ def decode_image(
     uint8 [H, W, channels], or [rows, W, channels] if `rows` is given.
 
   Raises:
-    ValueError: the bytes cannot be decoded to the end.
+    ValueError: the bytes are damaged, of another format, or too large.
   """
   if isinstance(data, np.ndarray):
     return data
@@ -72,11 +72,11 @@ def decode_image(
     raise ValueError(
       f'the header claims {width} x {height} pixels, more than {max_pixels:,}'
     )
-  # With its shorter side resized to 256 pixels, it would have too many.
+  # With its shorter side resized to 256, it would have too many pixels.
   if max(width, height) > MAX_ASPECT * min(width, height):
     raise ValueError(
-      f'{width} x {height} pixels are too long and narrow: at most'
-      f' {MAX_ASPECT:,} to 1'
+      f'{width} x {height} pixels are too long and narrow: the longer side'
+      f' may be at most {MAX_ASPECT:,} times the shorter one'
     )
   if data.startswith(_PNG_SIGNATURE):
     _check_png(data)
@@ -182,7 +182,7 @@ def _decode_upper_rows(
       shorter, colorspace=COLORSPACES[channels], strict=True, buffer=image
     )
   except ValueError as error:
-    # The rows left over are reported only after the last pixel was decoded.
+    # Leftover rows are reported only after the last pixel has been decoded.
     if 'extraneous bytes' not in str(error):
       return None
   return image[:rows]  # The rows after these lack the chroma below them.
@@ -218,7 +218,7 @@ def _decode_by_opencv(data: bytes, channels: int, kind: str) -> np.ndarray:
 
 
 def _check_png(data: bytes) -> None:
-  """Checks the CRC of all chunks; libpng would print damage to stderr."""
+  """Checks the CRC of all chunks; libpng would print errors to stderr."""
   start, kind = len(_PNG_SIGNATURE), b''
   while kind != b'IEND':
     length = int.from_bytes(data[start : start + 4])

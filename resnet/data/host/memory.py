@@ -17,7 +17,7 @@ def keep_freed_memory() -> None:
 
   By default glibc returns the memory of each image to the system, which clears
   every page again for the next image. On a virtual machine that takes a tenth
-  of the time of a photograph. Other C libraries are not changed.
+  of the time per photograph. With other C libraries this does nothing.
   """
   with contextlib.suppress(OSError, AttributeError):
     mallopt = ctypes.CDLL(None).mallopt

@@ -107,7 +107,7 @@ class BatchReader:
 
     If images were left out, LEFT_OUT is a list of sentences that name them. An
     `InputError` is returned, not raised, because Grain would replace an
-    exception of a worker process by its own.
+    exception of a worker process with its own.
     """
     if self.sizes is not None:
       return self._by_size[self.sizes.at(step)](step)
@@ -185,7 +185,7 @@ class BatchReader:
       if self.seed is None:
         return None
       index = (index + 1) % len(self.source)
-    raise InputError(f'No image can be decoded. The last one: {left_out[-1]}')
+    raise InputError(f'No image can be decoded. The last error: {left_out[-1]}')
 
   def decode(
     self, draws: Draws, index: int, record: Record
@@ -195,16 +195,16 @@ class BatchReader:
     size = image_size(record['image'])
     height, width = size or decode_record(self.source, index, record).shape[:2]
     box = self.transform.box(height, width, draws)
-    # Without a limit, decoding also detects damage below the last row.
+    # If all rows are needed, decoding also detects damage after the last.
     rows = box.bottom if box.bottom < height else None
     return decode_record(self.source, index, record, rows), box
 
   def stack(self, examples: Sequence[Example | None]) -> HostBatch:
-    """Stacks examples to a batch; rows without an example are zeros."""
+    """Stacks examples into a batch; rows without an example are zeros."""
     shapes = (example[0].shape for example in examples if example)
     shape = next(shapes, None) or self._image_shape
-    # np.empty gets huge pages, np.zeros does not: without them, page faults
-    # take a tenth of the time of a batch.
+    # np.empty gets huge pages and np.zeros does not; without them, page faults
+    # take a tenth of the time per batch.
     images = np.empty((self.row_count, *shape), np.uint8)
     labels = np.zeros(self.row_count, np.int32)
     mask = np.zeros(self.row_count, bool)

@@ -1,10 +1,10 @@
 """Resizes with antialiasing, as torchvision and Pillow do.
 
-The filter widens with the step between new pixels, so that shrinking averages
-over all old pixels. Bilinear shrinking, the most frequent case, uses the Rust
+The filter widens with the shrink factor, so that all old pixels are averaged.
+Bilinear shrinking, the most frequent case, uses the Rust
 crate fast_image_resize (`cykooz-resizer`), which has the same arithmetic as
 Pillow and is faster. (Its bicubic filter differs from Pillow's by up to four
-grey levels.) Both release the GIL.
+grey levels.) Both libraries release the GIL.
 """
 
 import cv2
@@ -19,7 +19,7 @@ _PILLOW_FILTERS = {
   'lanczos': Image.Resampling.LANCZOS,
   'nearest': Image.Resampling.NEAREST,
 }
-# The interpolations of `resize`; weights of other programs may name any.
+# The interpolations of `resize`; imported weights may name any of them.
 FILTERS = ('bilinear', *_PILLOW_FILTERS)
 
 

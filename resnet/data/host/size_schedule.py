@@ -70,8 +70,8 @@ def create_sizes(
   for (epoch, size), (first, _), end in zip(pairs, starts, ends, strict=True):
     if first >= end:
       raise InputError(
-        f'data.size_schedule: the {size} pixels of epoch {epoch} would begin'
-        f' after step {first}, and end after step {end} (the run has'
-        f' {num_steps}): take an earlier epoch.'
+        f'data.size_schedule: size {size} of epoch {epoch} would begin after'
+        f' step {first} but end after step {end} (the run has {num_steps}'
+        ' steps): choose an earlier epoch.'
       )
   return Sizes(starts)

@@ -52,7 +52,7 @@ class Transform:
   num_draws = 0
 
   def with_size(self, size: int) -> 'Transform':
-    """Returns this transform for training images of another side."""
+    """Returns this transform for training images of another size."""
     del size
     return self
 
@@ -172,7 +172,7 @@ def pad_and_crop(image: Image, draws: Draws, *, padding: int) -> Image:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainTransform(Transform):
-  """Crops and flips an image of any size at random, to [size, size, C].
+  """Randomly crops and flips an image of any size to [size, size, C].
 
   Attributes:
     size: side of the result, pixels.
