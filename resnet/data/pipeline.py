@@ -5,13 +5,9 @@ import os
 from typing import Any
 
 from resnet.data.augment.crop import DeviceCrop
+from resnet.data.host import transforms
 from resnet.data.host.loader import LoaderOptions
 from resnet.data.host.size_schedule import Pairs, check_schedule
-from resnet.data.host.transforms import (
-  EvalTransform,
-  TrainTransform,
-  Transform,
-)
 from resnet.data.normalization import channel_statistics
 from resnet.data.sources.base import Source
 from resnet.data.sources.registry import open_source
@@ -39,8 +35,8 @@ class Data:
   train: Source
   eval: Source
   size_schedule: Pairs
-  train_transform: Transform
-  eval_transform: EvalTransform
+  train_transform: transforms.Transform
+  eval_transform: transforms.EvalTransform
   mean: tuple[float, ...]
   std: tuple[float, ...]
   loader: LoaderOptions
@@ -66,7 +62,7 @@ def create_data(config: Any) -> Data:
       f'data.eval_resize={config.eval_resize} is not in {eval_size} ..'
       f' {8 * eval_size} (1 to 8 times the side of evaluation images).'
     )
-  train_transform = TrainTransform(
+  train_transform = transforms.TrainTransform(
     size=size,
     crop=config.crop,
     area=tuple(config.crop_area),
@@ -93,8 +89,8 @@ def create_data(config: Any) -> Data:
     train=train,
     eval=eval_,
     size_schedule=schedule,
-    train_transform=Transform() if device_crop else train_transform,
-    eval_transform=EvalTransform(
+    train_transform=transforms.Transform() if device_crop else train_transform,
+    eval_transform=transforms.EvalTransform(
       size=eval_size,
       resize_size=config.eval_resize,
       interpolation=config.interpolation,
@@ -130,7 +126,7 @@ def _statistics(
 
 
 def _device_crop(
-  transform: TrainTransform, source: Source, schedule: Pairs
+  transform: transforms.TrainTransform, source: Source, schedule: Pairs
 ) -> DeviceCrop:
   """Returns the device's counterpart of `transform`."""
   shape, size = source.image_shape, transform.size

@@ -13,12 +13,7 @@ import numpy as np
 
 from resnet.errors import InputError
 from resnet.export import formats
-from resnet.inference.network import (
-  Function,
-  Network,
-  create_network,
-  read_weights,
-)
+from resnet.inference import network
 from resnet.inference.preprocessing import normalize
 from resnet.weights.metadata import refuse_damage, to_preprocessing
 
@@ -27,14 +22,16 @@ MANIFEST = 'manifest.json'
 
 def open_network(
   source: str, model: str | None = None, dtype: str = 'float32'
-) -> Network:
+) -> network.Network:
   """Opens an exported folder, or any weights that `read_weights` reads."""
   if os.path.isfile(os.path.join(source, MANIFEST)):
     return open_exported(source)
-  return create_network(read_weights(source, model, dtype=dtype))
+  return network.create_network(
+    network.read_weights(source, model, dtype=dtype)
+  )
 
 
-def open_exported(folder: str) -> Network:
+def open_exported(folder: str) -> network.Network:
   """Opens an exported folder.
 
   Raises:
@@ -68,12 +65,12 @@ def open_exported(folder: str) -> Network:
     results = {'logits': logits, 'probabilities': jax.nn.softmax(logits)}
     return {name: results[name] for name in outputs}
 
-  def compile_(batch_size: int, outputs: tuple[str, ...]) -> Function:
+  def compile_(batch_size: int, outputs: tuple[str, ...]) -> network.Function:
     # The first call compiles the program.
     run(outputs, np.zeros((batch_size, *preprocessing.image_shape), np.uint8))
     return functools.partial(run, outputs)
 
-  return Network(
+  return network.Network(
     name=folder,
     preprocessing=preprocessing,
     class_names=names,

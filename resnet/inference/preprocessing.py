@@ -7,13 +7,9 @@ import cv2
 import jax
 import numpy as np
 
+from resnet.data.host import transforms
 from resnet.data.host.decode import MAX_PIXELS, decode_image
 from resnet.data.host.resize import FILTERS
-from resnet.data.host.transforms import (
-  center_crop,
-  resize_shorter_side,
-  ten_crop,
-)
 from resnet.errors import InputError
 from resnet.training import task
 from resnet.weights import Preprocessing
@@ -49,7 +45,7 @@ class ImageTransform:
   def __call__(self, data: bytes) -> np.ndarray:
     """Converts an image; raises a ValueError if it is broken or too large."""
     recorded, limit = self.preprocessing, self.max_pixels
-    image = resize_shorter_side(
+    image = transforms.resize_shorter_side(
       decode_image(data, len(recorded.mean), max_pixels=limit),
       recorded.resize_size,
       recorded.interpolation,
@@ -57,8 +53,8 @@ class ImageTransform:
     )
     size = recorded.image_size
     if self.views == 'ten_crop':
-      return ten_crop(image, size)
-    crop = center_crop(image, size)
+      return transforms.ten_crop(image, size)
+    crop = transforms.center_crop(image, size)
     return np.stack([crop] if self.views == 'center' else [crop, crop[:, ::-1]])
 
 
