@@ -21,7 +21,7 @@ Aim: none; benchmarks/transfer.py compares it with training from scratch.
 from configs import default
 from resnet.errors import InputError
 from resnet.fields import FIELDS
-from resnet.weights import open_source
+from resnet.weights import open_stored
 
 
 def get_config(source_and_dataset=''):
@@ -31,7 +31,7 @@ def get_config(source_and_dataset=''):
       f'{source_and_dataset!r} does not name both weights and a data set:'
       ' type --config=configs/finetune.py:SOURCE,DATASET'
     )
-  metadata = open_source(source).metadata
+  metadata = open_stored(source).metadata
   config = default.get_config()
   config.init_from = source
   config.batch_size = 64

@@ -15,7 +15,7 @@ from resnet.inference import maps
 from resnet.inference.preprocessing import normalize
 from resnet.models import create_model
 from resnet.training import compiler
-from resnet.weights import Preprocessing, open_source, read_source
+from resnet.weights import Preprocessing, open_stored, read_stored
 from resnet.weights.fit import image_channels
 
 # uint8 images [B, S, S, C] -> arrays by name.
@@ -90,7 +90,7 @@ def read_weights(
   """Reads weights and their metadata from a source.
 
   Args:
-    source: a source for `weights.open_source`.
+    source: a source for `weights.open_stored`.
     model: name of the network; None for the one that the source names.
     dtype: dtype of the computation, 'float32' or 'bfloat16'.
 
@@ -98,7 +98,7 @@ def read_weights(
     InputError: the source does not exist, does not fit the network, or lacks
       the name of its network or its preprocessing.
   """
-  found = open_source(source)
+  found = open_stored(source)
   metadata = found.metadata
   model = model or metadata.model
   if model is None:
@@ -114,7 +114,7 @@ def read_weights(
       ' --mean=0.485,0.456,0.406 --std=0.229,0.224,0.225 --image-size=224'
       ' --crop-share=0.875 --interpolation=bilinear'
     )
-  variables = read_source(found, model, **metadata.overrides)
+  variables = read_stored(found, model, **metadata.overrides)
   # Drop PyTorch's update counts, which no network reads.
   variables = {part: variables[part] for part in ('params', 'batch_stats')}
   num_classes = len(variables['params']['head']['bias'])

@@ -30,14 +30,14 @@ class InitialWeights:
       of classes.
   """
 
-  source: weights.Source
+  source: weights.StoredWeights
   model: str
   overrides: Mapping[str, Any]
   new_head: bool
 
   def apply(self, state: TrainState) -> TrainState:
     """Returns an initial state with its weights replaced by these."""
-    variables = weights.read_source(self.source, self.model, **self.overrides)
+    variables = weights.read_stored(self.source, self.model, **self.overrides)
     new = {part: dict(variables[part]) for part in state.variables}
     if self.new_head:
       new['params']['head'] = state.params['head']
@@ -60,11 +60,11 @@ def open_weights(experiment: Experiment) -> tuple[InitialWeights, Experiment]:
     deviation, those of the source replace the data set's.
   """
   config = experiment.config
-  source = weights.open_source(config['init_from'])
+  source = weights.open_stored(config['init_from'])
   shortcut = config['model.shortcut']
   overrides = {} if shortcut is None else {'shortcut': shortcut}
   model = config['model.name']
-  theirs = weights.check_source(source, model, **overrides)
+  theirs = weights.check_stored(source, model, **overrides)
   params = {'params': experiment.abstract_state().params}
   ours: dict[Any, Any] = traverse_util.flatten_dict(params)
   differing = [path for path, x in ours.items() if theirs[path] != x.shape]

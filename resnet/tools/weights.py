@@ -21,10 +21,10 @@ from resnet.tools import command
 from resnet.weights import (
   Metadata,
   Preprocessing,
-  Source,
-  check_source,
-  open_source,
-  read_source,
+  StoredWeights,
+  check_stored,
+  open_stored,
+  read_stored,
   save_weights,
 )
 from resnet.weights.metadata import refuse_damage
@@ -38,7 +38,7 @@ def convert(args: argparse.Namespace) -> None:
   """Writes a source as safetensors."""
   if not args.target.endswith('.safetensors'):
     raise InputError(f'{args.target} must end in .safetensors.')
-  source = open_source(args.source)
+  source = open_stored(args.source)
   model = args.model or source.metadata.model
   if model is None:
     raise InputError(
@@ -54,7 +54,7 @@ def convert(args: argparse.Namespace) -> None:
   elif len(missing) < len(fields):
     flags = ', '.join(f'--{name.replace("_", "-")}' for name in missing)
     raise InputError(f'The preprocessing is incomplete: add {flags}.')
-  variables = read_source(source, model, **source.metadata.overrides)
+  variables = read_stored(source, model, **source.metadata.overrides)
   num_classes = len(variables['params']['head']['bias'])
   if args.class_names:
     with (
@@ -75,7 +75,7 @@ def convert(args: argparse.Namespace) -> None:
 
 def inspect(args: argparse.Namespace) -> None:
   """Prints the contents of a source; reads no tensor."""
-  source = open_source(args.source)
+  source = open_stored(args.source)
   count = sum(math.prod(shape) for shape, _ in source.tensors.values())
   print(f'{source.name}: {len(source.tensors)} tensors, {count:,} numbers')
   _print_metadata(source.metadata)
@@ -86,7 +86,7 @@ def inspect(args: argparse.Namespace) -> None:
       print(f'{name:{width}}  {dtype} {list(shape)}')
 
 
-def _fitting(source: Source) -> list[str]:
+def _fitting(source: StoredWeights) -> list[str]:
   """Returns the names of the networks that have these tensors."""
   blocks = {m.group() for m in map(_BLOCK.search, source.tensors) if m}
   names = []
@@ -94,7 +94,7 @@ def _fitting(source: Source) -> list[str]:
     # Counting blocks is fast and saves tracing most networks.
     if sum(create_model(name).stage_sizes) == len(blocks):
       with contextlib.suppress(InputError):
-        check_source(source, name, **source.metadata.overrides)
+        check_stored(source, name, **source.metadata.overrides)
         names.append(name)
   return names
 

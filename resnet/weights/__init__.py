@@ -15,19 +15,19 @@ import safetensors.numpy
 from resnet.errors import InputError
 from resnet.files import replacing
 from resnet.weights import fit
-from resnet.weights.convert import check_source, read_source, to_torch
+from resnet.weights.convert import check_stored, read_stored, to_torch
 from resnet.weights.metadata import Metadata, Preprocessing
-from resnet.weights.sources import Source, open_source, score
+from resnet.weights.sources import StoredWeights, open_stored, score
 
 __all__ = [
   'Metadata',
   'Preprocessing',
-  'Source',
-  'check_source',
+  'StoredWeights',
+  'check_stored',
   'from_state_dict',
   'load_weights',
-  'open_source',
-  'read_source',
+  'open_stored',
+  'read_stored',
   'save_weights',
   'score',
   'to_state_dict',
@@ -54,13 +54,13 @@ def from_state_dict(
     InputError: a tensor is missing, unexpected, or of the wrong shape or type;
       nothing is converted.
   """
-  source = Source(
+  source = StoredWeights(
     name='the state dict',
     is_torch=True,
     tensors={key: fit.describe(value) for key, value in state.items()},
     read=lambda keys: {key: _numpy(state[key]) for key in keys},
   )
-  return read_source(source, name, **overrides)
+  return read_stored(source, name, **overrides)
 
 
 def _numpy(tensor: Any) -> np.ndarray:
@@ -87,8 +87,8 @@ def to_state_dict(
       the stem to the first block.
     **overrides: arguments of `create_model`.
   """
-  check_source(
-    Source(
+  check_stored(
+    StoredWeights(
       name=f'the variables given for {name}',
       is_torch=False,
       tensors={
@@ -107,7 +107,7 @@ def load_weights(source: str, name: str, **overrides: Any) -> dict[str, Any]:
 
   Args:
     source: a .safetensors file, 'hf-hub:owner/name@revision', an Orbax
-      checkpoint or the workdir of a run (see `open_source`).
+      checkpoint or the workdir of a run (see `open_stored`).
     name: name of the network.
     **overrides: arguments of `create_model`; the number of classes is taken
       from the source.
@@ -115,7 +115,7 @@ def load_weights(source: str, name: str, **overrides: Any) -> dict[str, Any]:
   Raises:
     InputError: the source does not exist, or does not fit the network.
   """
-  return read_source(open_source(source), name, **overrides)
+  return read_stored(open_stored(source), name, **overrides)
 
 
 def save_weights(

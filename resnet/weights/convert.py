@@ -17,12 +17,14 @@ from resnet.weights.naming import (
   counter_keys,
   state_dict_layout,
 )
-from resnet.weights.sources import Source
+from resnet.weights.sources import StoredWeights
 
 
-def read_source(source: Source, name: str, **overrides: Any) -> dict[str, Any]:
+def read_stored(
+  source: StoredWeights, name: str, **overrides: Any
+) -> dict[str, Any]:
   """Reads the variables of a source; see `weights.from_state_dict`."""
-  expected = check_source(source, name, **overrides)
+  expected = check_stored(source, name, **overrides)
   flat, counts = {}, {}
   if source.is_torch:
     layout = state_dict_layout(expected, _naming(source))
@@ -63,8 +65,8 @@ def to_torch(
   return state
 
 
-def check_source(
-  source: Source, name: str, **overrides: Any
+def check_stored(
+  source: StoredWeights, name: str, **overrides: Any
 ) -> dict[Path, fit.Shape]:
   """Checks that a source fits a network, without reading a tensor.
 
@@ -98,7 +100,7 @@ def check_source(
   return expected
 
 
-def _naming(source: Source) -> str:
+def _naming(source: StoredWeights) -> str:
   is_timm = f'{TIMM_FIRST_NORM}.weight' in source.tensors
   return 'timm' if is_timm else 'torchvision'
 

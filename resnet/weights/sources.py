@@ -29,7 +29,7 @@ _PICKLES = ('.pth', '.pt', '.bin', '.ckpt', '.pkl', '.pickle', '.tar')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Source:
+class StoredWeights:
   """A source of weights that is open but not yet read.
 
   Attributes:
@@ -71,7 +71,7 @@ def best_step(
   return None if step is None or metrics(step) is None else step
 
 
-def open_source(source: str) -> Source:
+def open_stored(source: str) -> StoredWeights:
   """Opens a .safetensors file, 'hf-hub:owner/name[@revision]' or a folder.
 
   A folder is an Orbax checkpoint or the workdir of a run. In a workdir, this
@@ -113,7 +113,7 @@ def open_source(source: str) -> Source:
 
 def _open_safetensors(
   path: str, name: str, metadata: Callable[[str, dict[str, str]], Metadata]
-) -> Source:
+) -> StoredWeights:
   try:
     with safetensors.safe_open(path, framework='np') as file:
       tensors = {}
@@ -131,7 +131,7 @@ def _open_safetensors(
     with safetensors.safe_open(path, framework='np') as file:
       return {key: file.get_tensor(key) for key in keys}
 
-  return Source(
+  return StoredWeights(
     name=name,
     is_torch=True,
     tensors=tensors,
@@ -140,7 +140,7 @@ def _open_safetensors(
   )
 
 
-def _open_hub(source: str) -> Source:
+def _open_hub(source: str) -> StoredWeights:
   repository, _, revision = source.removeprefix(_HUB).partition('@')
   try:
     import huggingface_hub  # pyright: ignore[reportMissingImports]
@@ -168,7 +168,7 @@ def _open_hub(source: str) -> Source:
   return _open_safetensors(fetch('model.safetensors'), source, metadata)
 
 
-def _open_folder(folder: str, *, is_raw: bool) -> Source:
+def _open_folder(folder: str, *, is_raw: bool) -> StoredWeights:
   # Start JAX first, so that its errors are not reported as the folder's.
   backend.devices()
   config = os.path.join(folder, 'config.json')
@@ -205,7 +205,7 @@ def _open_folder(folder: str, *, is_raw: bool) -> Source:
     restored = restored['ema'] if has_ema else restored
     return traverse_util.flatten_dict(restored, sep='/')
 
-  return Source(
+  return StoredWeights(
     name=path,
     is_torch=False,
     tensors=tensors,

@@ -67,7 +67,7 @@ def assert_equal(actual, expected):
 
 def test_a_run_begins_with_the_weights_of_any_source(first, file):
   workdir, state = first
-  metadata = weights.open_source(workdir).metadata
+  metadata = weights.open_stored(workdir).metadata
   assert metadata.model == 'cifar_resnet8'
   assert metadata.preprocessing.image_size == 8
   fresh = resolve().create_state()

@@ -37,7 +37,7 @@ def test_convert_adds_missing_metadata(tool, path, tmp_path):
     *('--crop-share=0.75', '--interpolation=bicubic'),
   )
   assert 'cifar_resnet8, 3 classes' in result.stdout
-  metadata = weights.open_source(target).metadata
+  metadata = weights.open_stored(target).metadata
   assert metadata == weights.Metadata(
     model='cifar_resnet8',
     preprocessing=weights.Preprocessing(
@@ -55,7 +55,7 @@ def test_convert_adds_missing_metadata(tool, path, tmp_path):
   }
   # What a source says stays.
   tool('weights', 'convert', target, again)
-  assert weights.open_source(again).metadata == metadata
+  assert weights.open_stored(again).metadata == metadata
 
 
 def test_inspect_names_the_networks_that_fit(tool, path, tmp_path):
@@ -102,8 +102,8 @@ def test_a_run_gives_its_averages_its_interpolation_and_numbers_for_names(
   target = tmp_path / 'a.safetensors'
   result = tool('weights', 'convert', tmp_path / 'run', target)
   assert 'moving averages' in result.stdout
-  assert weights.open_source(target).metadata.ema is True
+  assert weights.open_stored(target).metadata.ema is True
   # The best checkpoint is that of the averages, too.
   assert weights.score({'eval/top1': 0.9, 'eval_ema/top1': 0.5}) == 0.5
   with pytest.raises(InputError, match='leave #raw out'):
-    weights.open_source(f'{target}#raw')
+    weights.open_stored(f'{target}#raw')

@@ -168,9 +168,9 @@ def path(tmp_path):
 
 def test_a_file_keeps_weights_and_metadata(path):
   _assert_equal(weights.load_weights(path, 'cifar_resnet8'), _variables())
-  assert weights.open_source(path).metadata == _METADATA
+  assert weights.open_stored(path).metadata == _METADATA
   weights.save_weights(_variables(), path)
-  assert weights.open_source(path).metadata == Metadata()
+  assert weights.open_stored(path).metadata == Metadata()
 
 
 def test_a_failed_write_leaves_no_file(tmp_path):
@@ -315,7 +315,7 @@ def test_hub_weights_are_loaded_with_their_metadata(hub):
     },
   }
   (folder / 'config.json').write_text(json.dumps(config))
-  source = weights.open_source('hf-hub:timm/net@abc')
+  source = weights.open_stored('hf-hub:timm/net@abc')
   assert asked == [
     ('timm/net', 'model.safetensors', 'abc'),
     ('timm/net', 'config.json', 'abc'),
@@ -338,11 +338,11 @@ def test_hub_weights_are_loaded_with_their_metadata(hub):
 def test_errors_of_the_hub_are_reported(hub, monkeypatch):
   folder, _ = hub
   with pytest.raises(InputError, match=r'hf-hub:timm/net: .* downloaded: 404'):
-    weights.open_source('hf-hub:timm/net')
+    weights.open_stored('hf-hub:timm/net')
   weights.save_weights(_variables(), str(folder / 'model.safetensors'))
   (folder / 'config.json').write_text('{"pretrained_cfg": 3}')
   with pytest.raises(InputError, match=r'config.json .* damaged'):
-    weights.open_source('hf-hub:timm/net')
+    weights.open_stored('hf-hub:timm/net')
   monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
   with pytest.raises(InputError, match='pip install huggingface_hub'):
-    weights.open_source('hf-hub:timm/net')
+    weights.open_stored('hf-hub:timm/net')
