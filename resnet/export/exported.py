@@ -51,8 +51,8 @@ def open_exported(folder: str) -> network.Network:
         damaged.append(file)
   if damaged or format_ not in formats.NAMES:
     raise InputError(
-      f'{folder} is damaged: the SHA-256 of {", ".join(damaged) or format_} is'
-      f' not the one in {MANIFEST}. Export again.'
+      f'{folder} is damaged: the format ({format_}) or the SHA-256 of'
+      f' {", ".join(damaged) or MANIFEST} is not as expected. Export again.'
     )
   here = formats.current_platform()
   if platforms and here not in platforms:

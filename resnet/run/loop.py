@@ -169,7 +169,7 @@ class Loop:
     return evaluation
 
   def evaluate_late(self, state: TrainState) -> Evaluation:
-    """Repeats the evaluation at the first step if a signal interrupted it."""
+    """Repeats the restored step's evaluation if a signal interrupted it."""
     step = self.first_step
     is_due = step and self.experiment.is_eval_step(step)
     if not is_due or self.checkpoints.metrics(step):
@@ -257,7 +257,7 @@ class Loop:
 
   @contextlib.contextmanager
   def keeping(self, state: TrainState, step: int) -> Iterator[None]:
-    """Prints the block's warnings; saves the state if reading data fails."""
+    """Prints warnings after the `with` block; saves if reading data fails."""
     try:
       yield
     except (InputError, RunError):

@@ -190,7 +190,7 @@ def test_names_that_are_not_utf8_and_weights_that_are_nan(
   )
   variables = weights.load_weights(path, 'cifar_resnet8')
   variables['params']['head']['bias'] = np.full(2, np.nan, np.float32)
-  metadata = weights.open_source(path).metadata
+  metadata = weights.open_stored(path).metadata
   weights.save_weights(variables, path, metadata=metadata)
   weights_ = f'--weights={path}'
   result = tool('predict', weights_, '--json', '--top=1', photo)

@@ -109,7 +109,7 @@ def open_split(split: str, *, data_dir: str | None, **_: Any) -> Source:
 
 
 def open_splits(folder: str, _: str) -> dict[str, Source]:
-  """Returns 'train' and 'validation' (val/ or validation/), or else 'test'."""
+  """Opens train/ and the first of val/, validation/ and test/ that exists."""
   folders = _folders(folder)
   names = [x for x in ('val', 'validation', 'test') if x in folders][:1]
   return {
