@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator
 import contextlib
 import time
+from typing import Any
 
-from resnet.data.host.loader import DeviceLoader
 from resnet.training.run_length import RunLength
 
 
@@ -14,7 +14,8 @@ class Meter:
   Read it when a step is done, not when it starts.
   """
 
-  def __init__(self, length: RunLength, loader: DeviceLoader, first_step: int):
+  def __init__(self, length: RunLength, loader: Any, first_step: int):
+    """Starts the clock; `loader.wait_seconds` counts the waiting for data."""
     self._length = length
     self._loader = loader
     self._total_seconds = 0.0
