@@ -155,7 +155,7 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_written(
   workdir = tmp_path / 'run'
   for changes, message in (
     ({'model__name': 'cifar_resnet20'}, 'weights of cifar_resnet8, not of'),
-    ({'init_from': str(gray)}, r'stem_conv/kernel .* images of 3 channels'),
+    ({'init_from': str(gray)}, r'stem_conv/kernel .* images with 3 channels'),
   ):
     run = resolve(**{'init_from': file, **changes})
     with pytest.raises(InputError, match=message):
