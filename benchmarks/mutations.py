@@ -31,8 +31,8 @@ FAULTS = (
   Fault(
     'batch norm momentum',
     'resnet/models/layers.py',
-    'running.value = keep * running.value + (1 - keep) * jnp.mean(',
-    'running.value = (1 - keep) * running.value + keep * jnp.mean(',
+    'kept = keep * running.value',
+    'kept = (1 - keep) * running.value',
     'tests/models/test_layers.py',
   ),
   Fault(
@@ -53,8 +53,8 @@ FAULTS = (
   Fault(
     'no ReLU after the addition',
     'resnet/models/blocks.py',
-    'nn.relu(_add_shortcut(self, y, x, x, norm=self.norm))\n\n\nclass B',
-    '_add_shortcut(self, y, x, x, norm=self.norm)\n\n\nclass B',
+    'nn.relu(_add_shortcut(self, y, x, x))\n\n\nclass B',
+    '_add_shortcut(self, y, x, x)\n\n\nclass B',
     'tests/models/test_blocks.py',
   ),
   Fault(
@@ -95,8 +95,8 @@ FAULTS = (
   Fault(
     'top-5 of six',
     'resnet/training/metrics.py',
-    'jnp.sum((place < 5) & counts, dtype=jnp.float32)',
-    'jnp.sum((place <= 5) & counts, dtype=jnp.float32)',
+    'jnp.sum((rank < 5) & counts, dtype=jnp.float32)',
+    'jnp.sum((rank <= 5) & counts, dtype=jnp.float32)',
     'tests/training/test_metrics.py',
   ),
   Fault(
@@ -130,8 +130,8 @@ FAULTS = (
   Fault(
     'gradients of accumulated parts summed, not averaged',
     'resnet/training/accumulation.py',
-    'return jax.tree.map(lambda x: x / num_parts, total)',
-    'return jax.tree.map(lambda x: x / num_parts * 2, total)',
+    'return jax.tree.map(lambda x: x / count, total)',
+    'return jax.tree.map(lambda x: x / count * 2, total)',
     'tests/training/test_step.py',
   ),
   Fault(
@@ -144,8 +144,8 @@ FAULTS = (
   Fault(
     'frozen stages off by one',
     'resnet/training/optimizers.py',
-    'return int(stage[1]) <= frozen_stages if stage else',
-    'return int(stage[1]) < frozen_stages if stage else',
+    '_stage(module) <= frozen_stages',
+    '_stage(module) < frozen_stages',
     'tests/training/test_optimizers.py tests/test_finetune.py',
   ),
   Fault(

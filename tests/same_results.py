@@ -167,7 +167,6 @@ def states(folder):
 def updates(_):
   """The update of two networks, as text without names."""
   step = importlib.import_module('resnet.training.step')
-  programs = importlib.import_module('resnet.tools.aot.compiled')
   for name in ('resnet50', 'cifar_resnet20'):
     for kind, fields in (
       ('plain', {'data__image_size': 64, 'data__eval_resize': 64}),
@@ -183,7 +182,14 @@ def updates(_):
     ):
       config = fake_config(model__name=name, **fields)
       run = experiment.resolve(config)
-      batch = programs.abstract_batch(run, 64, run.train_image_shape)
+      batch = {
+        'image': jax.ShapeDtypeStruct((64, *run.train_image_shape), 'uint8'),
+        'label': jax.ShapeDtypeStruct((64,), 'int32'),
+        'mask': jax.ShapeDtypeStruct((64,), 'bool'),
+      }
+      batch = {
+        k: x.update(sharding=run.sharding.batch) for k, x in batch.items()
+      }
       lowered = step.jit_steps(run.task, run.sharding).train.lower(
         run.abstract_state(), batch
       )
