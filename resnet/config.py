@@ -24,7 +24,7 @@ def with_default(argv: Sequence[str]) -> list[str]:
   """Adds --config=configs/digits.py to a command line without --config."""
   if any(arg.lstrip('-').split('=')[0] == 'config' for arg in argv):
     return list(argv)
-  # A default of the flag itself would be read before the other flags.
+  # As the flag's default, the file would be loaded before flags are parsed.
   return [*argv[:1], f'--config={_CONFIGS / "digits.py"}', *argv[1:]]
 
 
@@ -52,7 +52,7 @@ def set_none(config: Any, fields: Sequence[str]) -> None:
   for field in fields:
     *sections, name = field.split('.')
     section = functools.reduce(getattr, sections, config)
-    getattr(section, name)  # The error for an unknown name lists the nearest.
+    getattr(section, name)  # For an unknown name, raises with a suggestion.
     with section.ignore_type():
       setattr(section, name, None)
   _ = config.seed  # A config file that failed to load raises here.
@@ -112,7 +112,7 @@ def explain(error: Exception) -> str:
     cause = cause.__context__
   if isinstance(cause, InputError):
     return str(cause)
-  # If the call itself failed, the traceback does not enter the config file.
+  # If calling config() itself failed, the traceback does not enter the file.
   is_call = cause.__traceback__ and not cause.__traceback__.tb_next
   if is_call and 'config() takes 0 positional arguments' in str(cause):
     given = str(error).partition(f': {_IN_FILE}')[0].removeprefix('flag ')

@@ -46,8 +46,8 @@ def recompute(
 ) -> Variables:
   """Returns the variables with batch statistics of the first training batches.
 
-  If m and v are mean and biased variance of each group of images that training
-  normalises together (`model.bn_group_size`, else a micro-batch),
+  Training normalises groups of `model.bn_group_size` images, or micro-batches.
+  If m and v are a group's mean and biased variance, and E averages over groups,
 
     mean = E[m],  var = E[v + m * m] - E[m] ** 2
 

@@ -81,7 +81,7 @@ def _with_outputs_of(
   call: Callable[[], Any],
   change: Callable[[jax.Array], jax.Array] = lambda y: y,
 ) -> tuple[Any, list[jax.Array]]:
-  """Returns call() and the outputs of the modules `name`, after `change`."""
+  """Returns call() and `name`'s outputs, each replaced by change(output)."""
   outputs = []
 
   def intercept(function: Any, args: Any, kwargs: Any, context: Any) -> Any:

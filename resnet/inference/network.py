@@ -108,8 +108,8 @@ def read_weights(
     )
   if metadata.preprocessing is None:
     raise InputError(
-      f'{source} has no preprocessing. Write a copy that has one. With the'
-      ' values of most ImageNet networks, type: python -m'
+      f'{source} has no preprocessing. Write a copy that states it. For the'
+      ' settings of most ImageNet networks, type: python -m'
       f' resnet.tools.weights convert {source} NEW.safetensors --model={model}'
       ' --mean=0.485,0.456,0.406 --std=0.229,0.224,0.225 --image-size=224'
       ' --crop-share=0.875 --interpolation=bilinear'

@@ -22,9 +22,9 @@ _conv = functools.partial(nn.Conv, padding='SAME', kernel_init=layers.he_normal)
 class Bottleneck(nn.Module):
   """1x1 reduce, 3x3, 1x1 expand, each with bias and ReLU.
 
-  Reducing 256 channels to 64, it has 1x1x256 + 3x3x64 + 1x1x256 = 1,088 weights
-  for each of the 64 channels, 69,632 in total. A 3x3 convolution of 256
-  channels has 3x3x256 = 2,304 for each of the 256, 589,824 in total.
+  With 256 channels, reduced to 64, the three kernels have 256 x 64 +
+  3 x 3 x 64 x 64 + 64 x 256 = 69,632 weights. A single 3x3 convolution of 256
+  channels has 3 x 3 x 256 x 256 = 589,824.
 
   Attributes:
     reduction: channels of the 3x3 convolution.

@@ -16,8 +16,8 @@ import numpy as np
 
 Path = tuple[str, ...]
 
-# 'torchvision' uses timm's names only for layers that torchvision lacks, and
-# 'stem.norm' for the stem's batch norm of v2; 'timm' always uses timm's names.
+# The two differ only in the name of the stem's batch norm in v2 networks:
+# 'stem.norm' with 'torchvision', `TIMM_FIRST_NORM` with 'timm'.
 NAMINGS = ('torchvision', 'timm')
 COUNTER = 'num_batches_tracked'
 

@@ -33,7 +33,7 @@ class TfdsRecords:
 
     Args:
       parts: TFDS's file instructions.
-      shape: [H, W, C] of images that are stored as pixels; None for files.
+      shape: [H, W, C] of images stored as pixels; None for encoded files.
     """
     # Path, first record and number of records.
     self._parts = [(str(part.filename), part.skip, part.take) for part in parts]
