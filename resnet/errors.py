@@ -23,7 +23,7 @@ class RunError(Exception):
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-  """Returns ' Did you mean: a, b?', or up to 30 names if none is similar."""
+  """Returns ' Did you mean: a, b?', else all names if there are at most 30."""
   names = sorted(names)
   same = [other for other in names if _letters(other) == _letters(name)]
   longer = [other for other in names if name and other.startswith(name)]

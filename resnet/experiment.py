@@ -33,7 +33,7 @@ class Experiment:
   Attributes:
     config: value of each field of the config, by dotted name.
     length: batch size and number of steps.
-    task: model, optimizer, loss and normalisation, for the last size.
+    task: model, optimizer, loss, normalisation, for the last image size.
     sizes: side of the network's training images by step.
     image_shape: [H, W, C] of these images at the last size.
     eval_image_shape: [H, W, C] of the evaluation images.
@@ -61,7 +61,7 @@ class Experiment:
     return self.image_shape if self.task.device_crop is None else stored
 
   def at(self, step: int) -> 'Experiment':
-    """Returns this run with the size of batch `step` in all batches."""
+    """Returns this run with all batches at the image size of step `step`."""
     size, crop = self.sizes.at(step), self.task.device_crop
     sizes = Sizes(((0, size),))
     if isinstance(crop, DeviceCrop):
@@ -75,7 +75,7 @@ class Experiment:
     )
 
   def at_last_size(self) -> 'Experiment':
-    """Returns this run with its last and largest size in all batches."""
+    """Returns this run with all batches at its last and largest image size."""
     return self.at(self.length.num_steps)
 
   def create_state(self) -> TrainState:
@@ -126,8 +126,8 @@ class Experiment:
   def is_eval_step(self, step: int) -> bool:
     """Returns whether an evaluation is due: after each interval and at the end.
 
-    An interval ends at the nearest step. If it rounds to 0 steps, every step
-    ends one.
+    Intervals end at the steps nearest to multiples of `eval_every_epochs`. If
+    that field rounds to 0 steps, an evaluation is due after every step.
     """
     every = self.config['eval_every_epochs']
     nth = round(self.epoch(step) / every)

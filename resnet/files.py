@@ -117,7 +117,7 @@ class Lock:
     """
     path = os.path.join(workdir, LOCK_FILE)
     with writing(path):
-      self._file = open(path, 'a+')  # noqa: SIM115 (until `close`)
+      self._file = open(path, 'a+')  # noqa: SIM115 (open until `close`)
     try:
       fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -136,7 +136,7 @@ def run_to_exit(join: Callable[[], Any], body: Callable[[Any], int]) -> int:
     code = body(cluster)
     if cluster:
       cluster.close(code)
-    if code > 128:  # A signal: the state is saved, but XLA may be compiling.
+    if code > 128:  # A signal: all is saved; do not wait for XLA to compile.
       exit_immediately(code)
     return code
   except InputError as error:

@@ -31,9 +31,9 @@ def batch_sums(
 ) -> Sums:
   """Returns the sums of a batch.
 
-  The confidence of an image is its largest probability. It is counted in one of
-  15 equal bins, each of which includes its upper edge. An image with NaN among
-  its logits is never correct, and 'confusion' leaves it out.
+  The confidence of an image is its largest probability. Images are counted in
+  15 equal bins of confidence, each of which includes its upper edge. An image
+  with NaN among its logits is never correct, and 'confusion' leaves it out.
 
   Args:
     log_probabilities: [B, K] float32.

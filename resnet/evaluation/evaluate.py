@@ -38,8 +38,8 @@ def evaluate(
 
   Returns:
     'eval/loss', 'eval/top1', 'eval/top5', 'eval/num_examples'; if broken images
-    may be left out, 'eval/bad_images'; if the state has moving averages, the
-    first three as 'eval_ema/...'. None if a signal ended the evaluation.
+    may be left out, 'eval/bad_images'; if the state has moving averages, loss,
+    top1 and top5 as 'eval_ema/...', too. None if a signal ended the evaluation.
 
   Raises:
     InputError: an image is broken, or too many are.
@@ -51,7 +51,7 @@ def evaluate(
   variables = {'eval': state.variables}
   if state.ema is not None:
     variables['eval_ema'] = state.ema
-  # Each needs new arrays, because the step donates them.
+  # Each entry needs its own arrays, because the step donates them.
   sums = {
     x: jax.device_put(metrics.zeros(), sharding.replicated) for x in variables
   }

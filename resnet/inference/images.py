@@ -12,10 +12,10 @@ from resnet.errors import InputError
 
 
 def list_images(paths: Sequence[str]) -> dict[str, str]:
-  """Maps each image file at `paths` to the name of its results.
+  """Maps each image file at `paths` to its name in the results.
 
   A folder contributes all files below it that end in .png, .jpg or .jpeg, in
-  sorted order; their names are their paths relative to the folder. As when
+  sorted order, each named by its path relative to the folder. As when
   training on folders, hidden files are ignored and links are followed.
   """
   files = {}
@@ -54,7 +54,7 @@ def decode_files(
   A file that cannot be read or decoded is paired with an error that names it.
 
   Args:
-    files: paths of the files; the pixels of all may be held in memory.
+    files: paths of the files; memory must hold the pixels of all of them.
     decode: function from bytes to pixels, which raises a ValueError for a
       broken image.
     pool: threads that decode.

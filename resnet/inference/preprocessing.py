@@ -23,7 +23,7 @@ class ImageTransform:
     preprocessing: preprocessing stored with the weights.
     views: 'center' for the central square; 'flip' for it and its mirror image;
       'ten_crop', see `data.host.transforms.ten_crop`.
-    max_pixels: largest accepted number of pixels, according to the header.
+    max_pixels: largest accepted number of pixels, before and after resizing.
   """
 
   preprocessing: Preprocessing

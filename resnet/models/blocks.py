@@ -49,8 +49,8 @@ class PreActBlock(Block):
 class BasicBlock(Block):
   """Two 3x3 convolutions (Figure 5, left).
 
-  With `blur`, the first convolution has stride 1, and `layers.blur_pool` after
-  its ReLU halves the resolution instead.
+  With `blur`, the first convolution always has stride 1. If `strides` is 2,
+  `layers.blur_pool` after its ReLU halves the resolution instead.
   """
 
   blur: bool = False

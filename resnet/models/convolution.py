@@ -2,8 +2,8 @@
 
 XLA's CPU convolution is slow for 1x1 kernels: with a matrix product instead, a
 training step of ResNet-50 takes about 60% of the time. It is also slow if the
-kernel is larger than the image, as in the last stage of a CIFAR net on 8x8
-pixels: there, a product over patches halves the time of a step.
+kernel is larger than its input, such as the 2x2 pixels in the last stage of a
+CIFAR net on 8x8 images: there, a product over patches halves the step time.
 """
 
 from collections.abc import Sequence
@@ -30,10 +30,10 @@ def matmul_conv(
 ) -> jax.Array:
   """Convolves x [B, H, W, C] with a kernel [h, w, C, F].
 
-  It replaces `lax.conv_general_dilated` and computes a matrix product if
-  there are no groups and the kernel is 1x1 without padding, or has at least as
-  many elements (h * w) as the result has pixels; otherwise it calls XLA's
-  convolution.
+  It replaces `lax.conv_general_dilated`. Without groups, it computes a matrix
+  product if the kernel is 1x1 without padding, or if the kernel has at least as
+  many elements (h * w) as the result has pixels. In all other cases, it calls
+  XLA's convolution.
   """
   *size, _, filters = kernel.shape
   out = [

@@ -91,7 +91,7 @@ def trace(name: str, image_size: int, **overrides: Any) -> NetworkCost:
   """Traces the evaluation of `create_model(name)` on one image."""
   model = create_model(name, **overrides)
   if isinstance(model, ResNet):
-    # Count each block separately, and the same operations on every machine.
+    # Unroll to count each block; fix the backend for the same count anywhere.
     model = model.clone(scan_blocks=False, conv_backend='xla')
   images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
   variables = jax.eval_shape(

@@ -62,9 +62,9 @@ class BatchNorm(nn.Module):
     y = (x - mean) / sqrt(var + epsilon) * scale + bias
 
   The statistics of a group come from sums of x and x * x in one pass over the
-  activations; applying them is one multiply-add per element. The names, shapes
-  and meaning of parameters and statistics, and with `group_size=None` the
-  results, are those of `flax.linen.BatchNorm`.
+  activations; applying them is one multiply-add per element. Parameters and
+  statistics have the same names, shapes and meaning as in
+  `flax.linen.BatchNorm`. With `group_size=None`, the results are the same too.
 
   A group is `group_size` consecutive images. If no group spans several
   devices, the forward and backward pass need no communication. The running
@@ -75,8 +75,8 @@ class BatchNorm(nn.Module):
     group_size: images per group of statistics; None: the whole batch.
     momentum: weight of the old running statistics in their update.
     epsilon: added to the variance.
-    dtype: dtype of the output. The arithmetic is float32, or float64 for
-      float64.
+    dtype: dtype of the output. The arithmetic is in float32, or in float64
+      if the input is float64.
     scale_init: initialiser of the scale.
   """
 
@@ -132,7 +132,7 @@ def _split_groups(x: jax.Array, num_groups: int) -> jax.Array:
 
 
 def accumulation_dtype(x: jax.Array) -> jax.typing.DTypeLike:
-  """Returns the dtype for sums over x: float32, or float64 for float64."""
+  """Returns the dtype for sums over x: float64 if x is that, else float32."""
   return jnp.float64 if x.dtype == jnp.float64 else jnp.float32
 
 
@@ -244,7 +244,7 @@ def head(
 
   Returns:
     The pooled features [B, C] and the logits [B, num_classes], in float32, or
-    float64 for float64.
+    in float64 if x is float64.
   """
   dtype = accumulation_dtype(x)
   pooled = jnp.mean(x, axis=(1, 2), dtype=dtype)

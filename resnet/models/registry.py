@@ -117,7 +117,7 @@ _MODELS: dict[str, Any] = {
     stem_pool=None,
     shortcut='D',
   ),
-  # He et al. 2016, section 3.3: the same nets without shortcuts.
+  # He et al. 2016, section 3.3: ResNet-18 and 34 without shortcuts.
   **{f'plain{depth}': _imagenet(depth, shortcut='none') for depth in (18, 34)},
   **{
     f'cifar_resnet{depth}': _cifar(depth)
@@ -148,8 +148,8 @@ _MODELS: dict[str, Any] = {
     )
     for depth in (164, 1001)
   },
-  # Zagoruyko and Komodakis 2016, Table 1: k = 10, n = 4; the 28 layers are
-  # convolutions, three of them projections, and exclude the head.
+  # Zagoruyko and Komodakis 2016, Table 1: k = 10, n = 4. The 28 layers include
+  # three projections but not the head; the depth of `_cifar` is 6n + 2 = 26.
   'wrn28_10': _cifar(
     26, blocks.PreActBasicBlock, num_filters=160, stem_filters=16, shortcut='B'
   ),
@@ -210,5 +210,5 @@ def _check(name: str, model: ResNet) -> None:
     text = f'makes all activations zero, because {name} has no shortcuts'
     check('zero_init_last_scale', not model.zero_init_last_scale, text)
   if model.scan_blocks:
-    text = f'is not supported by {name}, which compiles equal blocks once'
+    text = f'is not supported by {name} with scan_blocks=True'
     check('drop_path', not model.drop_path, text)

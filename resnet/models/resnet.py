@@ -66,7 +66,7 @@ class ResNet(Network):
       kernel in its last convolution.
     scan_blocks: compile the equal blocks of a stage once and loop over them,
       for nets of hundreds of layers. The variables have the same names and
-      shapes and give the same results, but a key gives other initial values.
+      shapes and give the same results, but a key initialises them differently.
     drop_path: in training, probability that the last block skips F(x) of an
       image; block l of L skips it with l / L times that probability (Huang et
       al. 2016, the linear rule). Frozen stages skip nothing.
@@ -74,7 +74,7 @@ class ResNet(Network):
       path and dropout need a key: rngs={'dropout': key}.
     bn_group_size: images per group of batch statistics; None: whole batch.
     bn_momentum: weight of the old running statistics in their update.
-    frozen_stages: number of first stages that are frozen, as is the stem: they
+    frozen_stages: number of leading stages to freeze, with the stem: they
       get no gradient, and their batch norms keep their running statistics; 0
       trains everything. (The optimizer does not decay their weights.)
     frozen_bn: batch norms normalise with their running statistics in training
@@ -85,7 +85,7 @@ class ResNet(Network):
       recompute the rest (Chen et al. 2016): less memory, a third more
       arithmetic.
     dtype: dtype of the computation. Parameters, statistics and logits are
-      float32; the logits are float64 if this is.
+      float32; with float64, the logits are float64 too.
   """
 
   stage_sizes: Sequence[int]

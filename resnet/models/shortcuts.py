@@ -68,7 +68,7 @@ def average_pool_projection(
   if strides > 1:
     pads = tuple((0, -size % strides) for size in x.shape[1:3])
     pooled = nn.avg_pool(
-      # Flax divides by the pixel counts in float32.
+      # Sum in float32 too: Flax divides by float32 pixel counts.
       activated.astype(accumulation_dtype(activated)),
       window_shape=(strides, strides),
       strides=(strides, strides),

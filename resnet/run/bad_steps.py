@@ -59,7 +59,7 @@ class BadSteps:
     if num_in_row >= self._experiment.config['max_bad_steps']:
       raise RunError(
         f'Loss or gradients were not finite in {num_in_row} steps in a row, up'
-        f' to step {step}; max_bad_steps is the limit. --mode=replay shows what'
+        f' to step {step} (limit: max_bad_steps). --mode=replay shows what'
         f' was not finite; {self._path} lists the records of the batches. To'
         ' lower the learning rate or change the data, type another --workdir.'
       )

@@ -184,12 +184,12 @@ class Checkpoints:
     return integrity.restore(self._manager, self._folder, step, target)
 
   def restore_newest(self, target: TrainState) -> TrainState | None:
-    """Restores the newest intact checkpoint; returns None if there is none.
+    """Restores the newest intact checkpoint; returns None if none was saved.
 
     Damaged ones are moved to `workdir/damaged_checkpoints`, with a warning.
 
     Raises:
-      InputError: all are damaged.
+      InputError: all are damaged, or an intact one does not fit `target`.
     """
     for step in reversed(self.all_steps()):
       try:
@@ -256,7 +256,7 @@ class Checkpoints:
 
     Raises:
       SaveError: a save failed. Not raised while another exception is handled:
-        Orbax repeats the error of a failed save, which would hide the first.
+        Orbax repeats the error of a failed save, which would hide the other.
     """
     earlier = sys.exception()
     try:

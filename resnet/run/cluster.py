@@ -24,7 +24,7 @@ from resnet.run.provenance import code_hash
 from resnet.run.rendezvous import Peer, meet, name
 
 _BEAT_SECONDS = 1.0
-# JAX's own heartbeat, the fallback if ours fails, has this much longer.
+# JAX's heartbeat, the fallback if ours fails, times out this much later.
 _JAX_LATER_SECONDS = 60
 
 

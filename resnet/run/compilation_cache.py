@@ -12,9 +12,9 @@ import jax
 def keep_programs() -> str | None:
   """Makes JAX reuse the compiled programs of earlier processes.
 
-  They are stored in $JAX_COMPILATION_CACHE_DIR, or in a folder for this kind of
-  processor under $XDG_CACHE_HOME or ~/.cache. Because programs are machine
-  code, the latter is not used if others may write to it.
+  They are stored in $JAX_COMPILATION_CACHE_DIR, by default in a folder for this
+  kind of processor under $XDG_CACHE_HOME or ~/.cache. The default folder is not
+  used if others may write to it, because programs are machine code.
 
   Returns:
     A message if the folder cannot be used, else None.

@@ -56,7 +56,7 @@ def open_weights(experiment: Experiment) -> tuple[InitialWeights, Experiment]:
   """Opens `init_from` and checks that it fits the run; reads no tensor.
 
   Returns:
-    The weights and the experiment. If the config sets no mean and standard
+    The weights and the experiment. If the config sets neither mean nor standard
     deviation, those of the source replace the data set's.
   """
   config = experiment.config
@@ -103,7 +103,7 @@ def evaluate_checkpoint(
     experiment: must have the same model as the run. Its data may differ, but
       is normalised like the run's.
     workdir: folder of the run; if there is no run, `init_from` is evaluated.
-    which: 'latest', or 'best' by eval top-1 (the latest if none was evaluated).
+    which: 'latest', or 'best' by `weights.score` (latest if none was scored).
 
   Returns:
     The exit code.

@@ -88,8 +88,8 @@ def meet(
     each other process has one to process 0.
 
   Raises:
-    InputError: the address is wrong or in use, or two processes have the same
-      number.
+    InputError: the address is wrong or in use, two processes have the same
+      number, or they were given different numbers of processes.
     RunError: some are missing after `seconds`; the message names them.
   """
   host, _, port = address.rpartition(':')

@@ -242,7 +242,7 @@ def _start_reading(
   Raises:
     InputError: a record is broken.
   """
-  loader, num_bytes = experiment.loader, 0  # TensorBoard's queue needs little.
+  loader, num_bytes = experiment.loader, 0  # 0: only TensorBoard's locks.
   if loader.num_workers:  # Both splits hold batches during an evaluation.
     readers = experiment.train_reader, experiment.eval_reader
     num_bytes = loader.max_batches * sum(r.num_batch_bytes for r in readers)

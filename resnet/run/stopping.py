@@ -43,7 +43,7 @@ class Outcome:
 
   Attributes:
     step: number of finished updates.
-    metrics: metrics of the last evaluation, if it was at `step`.
+    metrics: metrics of the evaluation at `step`, or None.
     images_per_second: training speed since the process started; None if no
       log interval has ended.
     signal: number of the signal that stopped the run, or None.
@@ -60,10 +60,10 @@ class Outcome:
 class StopSignal:
   """Records one of `stop_signals`, so that the loop stops and saves.
 
-  The process exits immediately on a second signal, on the first one within
-  `exit_on_signal` (only in a run with one process), and `grace_seconds` after
-  the first one. A thread waits for signals, because Python calls handlers only
-  when the main thread returns from XLA's compiler.
+  The process exits immediately on a second signal, or `grace_seconds` after the
+  first signal. In a run with one process, the first signal suffices within
+  `exit_on_signal`. A thread waits for signals, because Python calls handlers
+  only when the main thread returns from XLA's compiler.
 
   Attributes:
     received: number of the first signal, or None.
@@ -75,7 +75,7 @@ class StopSignal:
     grace_seconds: float = 30.0,
     on_leave: Callable[[str, int], None] | None = None,
   ):
-    """Calls `on_leave(reason, code)` before exits outside `exit_on_signal`."""
+    """Calls `on_leave(reason, code)` on a second signal or a timeout."""
     self.received: int | None = None
     self._grace_seconds = grace_seconds
     self._on_leave = on_leave
@@ -199,7 +199,8 @@ class Watchdog:
 
   def watch(self, what: str | None) -> None:
     """Restarts the timer for `what`, such as 'saving step 8'; None stops it."""
-    self._what, self._since = what, time.monotonic()
+    # In this order, because the thread may read in between.
+    self._since, self._what = time.monotonic(), what
 
   def step_done(self, what: str) -> None:
     """Records the time since the last call as a step time, and restarts."""
@@ -218,8 +219,7 @@ class Watchdog:
   def _watch(self) -> None:
     assert self._seconds is not None
     while not self._closed.wait(min(self._seconds / 10, 5.0)):
-      # Read in this order, because `watch` may be called in between.
-      since, what = self._since, self._what
+      what, since = self._what, self._since
       seconds = time.monotonic() - since
       if what is not None and seconds > self._limit():
         self._exit(what, seconds)

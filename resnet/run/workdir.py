@@ -133,19 +133,19 @@ def write_config(
 def check(
   experiment: Experiment, workdir: str, allow_config_change: bool
 ) -> tuple[bool, Experiment, list[str]]:
-  """Checks that the run in `workdir`, if any, is this one.
+  """Checks that the run in `workdir`, if any, is that of `experiment`.
 
   Returns:
-    Whether a run was started in `workdir`; the experiment, which takes mean and
-    standard deviation from that run if `init_from` is set, because the source
-    of the weights may be gone; and the changes to the config as text.
+    Whether a run was started in `workdir`; the experiment; and the changes to
+    the config as text. If `init_from` is set, the experiment takes its mean and
+    standard deviation from that run, as the source of weights may be gone.
 
   Raises:
     InputError: the workdir cannot be used, or holds another run.
   """
   check_can_save(workdir)
   saved = read_config(workdir)
-  # Compare before any process writes anything.
+  # Before any process writes: all must see a config.json, or none may.
   exists = multihost_utils.process_allgather(np.int32(saved is not None))
   if len(np.unique(exists)) > 1:
     raise _not_shared(workdir)
@@ -190,7 +190,7 @@ def check_not_lost(workdir: str, save_every_steps: int) -> None:
   step = read_last_step(workdir)
   lines = read_json_lines(os.path.join(workdir, METRICS_FILE))
   logged = max((line.get('step', 0) for line in lines), default=0)
-  # The second save waits until the first is on disk.
+  # The second save waits for the first, which thus must have been on disk.
   if logged > 2 * save_every_steps:
     step = max(step, logged)
   if step:

@@ -17,7 +17,7 @@ class Batcher:
   """Collects images for a short time and predicts them in one batch.
 
   While a thread predicts one batch, new images wait in a queue, so batches grow
-  with the load. Use a batcher from one event loop only; `start` starts it.
+  with the load. Call `start` and the batcher from the same event loop.
 
   Attributes:
     predict: function from images [B, H, W, C] to arrays [B, ...] by name.

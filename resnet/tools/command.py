@@ -17,7 +17,7 @@ from resnet.output import print_error
 class Parser(argparse.ArgumentParser):
   """An ArgumentParser that reports an error in one line.
 
-  Expands a leading ~/ in values, because a shell does not in --out=~/sets.
+  Expands a leading ~/ in values, as shells leave --out=~/sets unchanged.
   """
 
   def __init__(self, tool: str = '', doc: str | None = None, **options: Any):

@@ -23,8 +23,8 @@ change in top-1. The checkpoint is not changed.
 imagenet_v2/matched-frequency (Recht et al. 2019).
 
 --real_labels=real.json adds the ReaL top-1 (Beyer et al. 2020): a prediction is
-right if it is any of the labels in the file; images without labels do not
-count.
+right if it is any of the image's labels in the file; images without labels do
+not count.
 """
 
 import argparse

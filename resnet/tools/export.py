@@ -6,8 +6,8 @@
 
 Writes a program for any batch size, its weights and manifest.json (class names,
 preprocessing, versions, checksums) to DIR, once its logits match the network's:
-StableHLO must give the same bits on a CPU; otherwise the difference may be 1e-5
-of the largest logit. `resnet.tools.predict --weights=DIR` runs the program.
+bit for bit for StableHLO on a CPU, otherwise within 1e-5 of the largest logit.
+`resnet.tools.predict --weights=DIR` runs the program.
 """
 
 import argparse

@@ -154,7 +154,7 @@ def parser() -> command.Parser:
   add('--resize', metavar='SHORT_SIDE', type=int, help=text)
   text = 'JPEG quality of resized images, 1 to 100; default: %(default)s'
   add('--quality', type=int, default=90, help=text)
-  text = 'store pixels, not files; needs one size, or --resize (crops square)'
+  text = 'store pixels, not files; if sizes differ, add --resize (crops square)'
   add('--raw', action='store_true', help=text)
   text = 'skip and list images that cannot be decoded'
   add('--skip-bad', action='store_true', help=text)

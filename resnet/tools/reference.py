@@ -31,7 +31,7 @@ def main(args: argparse.Namespace) -> None:
       if (other := history.config.get(field)) != value:
         raise InputError(
           f'The runs differ in {field}: {value!r} and {other!r}. Only their'
-          ' seeds may differ: leave out the other runs.'
+          ' seeds may differ: leave out the runs that differ.'
         )
   seeds = {history.config['seed'] for history in histories}
   if not 3 <= len(seeds) == len(histories):

@@ -5,7 +5,7 @@
 
 SOURCE is as for resnet.tools.predict. The page is http://127.0.0.1:8000; other
 machines can reach it only with --host. Images of concurrent requests share
-batches; /metrics is for Prometheus. On SIGTERM or Ctrl-C, answers
+batches; /metrics is for Prometheus. On SIGTERM or Ctrl-C, the server answers
 accepted requests before it exits. Needs: pip install -r requirements-serve.txt
 """
 

@@ -1,4 +1,4 @@
-"""Prints tables of networks like those of the papers, from traced programs.
+"""Prints tables of networks as in the papers, by tracing, not running, them.
 
   python -m resnet.tools.summary resnet50
   python -m resnet.tools.summary resnet50_v1 resnet101_v1 --markdown

@@ -1,5 +1,5 @@
 """The training step and its parts: pure and jitted, without file access.
 
 `task` holds the inputs of a step that are not arrays, `state` the arrays that
-it changes, `step` the update, and `sharding` the placement on devices.
+a step changes, `step` the update, and `sharding` the placement on devices.
 """

@@ -16,9 +16,9 @@ MAX_UNROLLED = 8
 def split_batch(batch: Batch, count: int, group_size: int | None) -> Batch:
   """Splits [B, ...] into micro-batches [count, B / count, ...].
 
-  A micro-batch holds whole groups of batch statistics, the same number from
-  every device, so nothing moves between devices. Its 'part' is its index. With
-  a count of 1 the batch is returned unchanged.
+  A group of images that share batch statistics stays in one micro-batch. Every
+  micro-batch takes equally many images from each device, so none of them moves.
+  A micro-batch's 'part' is its index. If count is 1, the batch is unchanged.
   """
   if count == 1:
     return batch
@@ -65,8 +65,8 @@ def mean_over_micro_batches(
 def _zero_after(tree: Any) -> jax.Array:
   """Returns 0, computed from all arrays of the tree.
 
-  XLA cannot start work that depends on this 0 before the arrays are ready, when
-  the memory of the previous micro-batch is free. (On a CPU, XLA removes
+  XLA cannot start work that depends on this 0 before the arrays are ready; by
+  then the memory of the previous micro-batch is free. (On a CPU, XLA removes
   `lax.optimization_barrier` before it schedules.)
   """
   some = jnp.stack(

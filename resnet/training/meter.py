@@ -11,18 +11,18 @@ from resnet.training.run_length import RunLength
 class Meter:
   """A stopwatch that leaves out evaluation, checkpoints and compilation.
 
-  Read it when a step is done, not when it starts.
+  Read the meter when a step is done, not when the step starts.
   """
 
   def __init__(self, length: RunLength, loader: Any, first_step: int):
-    """Starts the clock; `loader.wait_seconds` counts the waiting for data."""
+    """Starts the clock; `loader.wait_seconds` is the time spent waiting."""
     self._length = length
     self._loader = loader
     self._total_seconds = 0.0
     self.start(first_step)
 
   def start(self, step: int) -> None:
-    """Starts the clock when `step` is done: the first one, which compiles."""
+    """Starts the clock; call it after the first step, which compiles."""
     self._first_step = step
     self._start_interval(step)
 

@@ -47,7 +47,7 @@ def batch_sums(
 def label_rank(
   logits: jax.Array, labels: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Returns the rank of the label's logit, and whether it has one.
+  """Returns the rank of the label's logit, and whether that rank is valid.
 
   The rank is the number of larger logits. Among equal logits, that of the
   lower class index counts as larger.

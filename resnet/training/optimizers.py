@@ -92,7 +92,7 @@ def _update_rule(
       v = momentum * v + g
       p -= learning_rate * (v + weight_decay * p)
                                                (g + momentum * v with Nesterov)
-    'adamw' (the same, Algorithm 2), with m and v as in Adam, and momentum as
+    'adamw' (same paper, Algorithm 2), with m and v as in Adam, and momentum as
       b1:
       p -= learning_rate * (m / (sqrt(v) + eps) + weight_decay * p)
     'lars' (You et al. 2017, Algorithm 1), with d as in 'sgd':
@@ -142,7 +142,7 @@ def _mask(choose: Callable[[str], bool]) -> Callable[[Any], Any]:
 
 
 def _stage(module: str) -> float:
-  """Returns the stage of a module: 0 for the stem, infinity after the last."""
+  """Returns a module's stage: 0 for the stem, infinity after the last stage."""
   if match := re.match(r'stage(\d+)_', module):
     return int(match[1])
   return 0 if module.startswith('stem') else math.inf

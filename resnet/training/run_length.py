@@ -77,13 +77,13 @@ def check_batch(config: Any, num_devices: int) -> None:
   if group is not None and images % group:
     raise InputError(
       f'model.bn_group_size={group} does not divide {what}, {images} images:'
-      ' use a divisor of that, or fewer accumulation_steps.'
+      f' use a divisor of {images}, or fewer accumulation_steps.'
     )
   group = config.augment.mix_group_size
   if group is not None and batch_size % group:
     raise InputError(
       f'augment.mix_group_size={group} does not divide batch_size={batch_size}:'
-      ' use a divisor of that.'
+      f' use a divisor of {batch_size}.'
     )
   if config.data.repeats > batch_size:
     raise InputError(

@@ -39,7 +39,7 @@ def create_schedule(length: RunLength, config: Any) -> optax.Schedule:
 
   'one_cycle' (Smith and Topin 2018, PyTorch's OneCycleLR) has its own warm-up:
   half a cosine from peak / 25 to peak during `warmup_epochs`, and another one
-  to peak / 250,000 at the end.
+  down to peak / 250,000 over the rest of the run.
 
   Raises:
     InputError: the values do not fit each other or the run.

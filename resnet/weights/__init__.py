@@ -1,8 +1,8 @@
-"""Converts weights from and to PyTorch; also reads Orbax and the hub.
+"""Converts weights from and to PyTorch; reads Orbax and the Hugging Face hub.
 
 The variables of a network are {'params': ..., 'batch_stats': ...}, as
 `model.init` returns them, here as float32 NumPy arrays. If a tensor does not
-fit the network, an error names it before any is read.
+fit the network, an error names it before any tensor is read.
 """
 
 from collections.abc import Mapping
@@ -46,8 +46,8 @@ def from_state_dict(
       from `state`.
 
   Returns:
-    Copies of 'params' and 'batch_stats', as float32. If `state` has counted
-    updates (num_batches_tracked), the counts are in a collection of that name,
+    Copies of 'params' and 'batch_stats', as float32. If a 'num_batches_tracked'
+    of `state` is not 0, these counts are in a collection 'num_batches_tracked',
     which networks ignore and `to_state_dict` returns.
 
   Raises:

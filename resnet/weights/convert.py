@@ -109,8 +109,8 @@ def _check_timm(flat: Mapping[Path, Any]) -> None:
   """Raises InputError if timm's v2 net would compute other logits.
 
   timm pools before the first batch norm, which gives the same result in
-  evaluation unless a scale is negative. It does not activate the input of a
-  first shortcut that is not a projection.
+  evaluation unless a scale is negative. If the first shortcut is not a
+  projection, timm does not activate its input.
   """
   if ('params', 'stage1_block1', 'conv3', 'kernel') not in flat:
     raise InputError(

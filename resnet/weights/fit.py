@@ -59,7 +59,7 @@ def expected_shapes(
 ) -> dict[Path, Shape]:
   """Returns the shape of each variable of a network by path.
 
-  The numbers of classes and image channels are taken from the tensors.
+  Image channels, and classes unless overridden, are those of the tensors.
   """
   num_classes = _dim(tensors, _CLASSES)
   if num_classes and 'num_classes' not in overrides:

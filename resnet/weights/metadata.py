@@ -80,7 +80,7 @@ class Metadata:
   ema: bool | None = None
 
   def names_of(self, num_classes: int) -> tuple[str, ...]:
-    """Returns the class name of each logit, or its number if it has none."""
+    """Returns the class name of each logit; logits without one get a number."""
     names = self.class_names or ()
     if len(names) > num_classes:
       raise InputError(

@@ -31,7 +31,7 @@ class Sizes:
 
 
 def check_schedule(given: Any, *, image_size: int) -> Pairs:
-  """Checks `data.size_schedule` and returns its pairs; () means one size.
+  """Checks `data.size_schedule`, where () means one size; returns its pairs.
 
   Args:
     given: the value of the field, which the command line may set to anything.

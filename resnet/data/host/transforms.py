@@ -2,8 +2,8 @@
 
 Randomness comes from `draws`, uniform numbers in [0, 1) that belong to the
 example, so an augmented image is a function of its position in the data. A
-transform first returns the box that it needs, so that the rows below it need
-not be decoded.
+transform first returns the box that it needs, so that the rows below that box
+need not be decoded.
 """
 
 from collections.abc import Sequence
@@ -100,7 +100,7 @@ def ten_crop(image: Image, size: int) -> np.ndarray:
   """Crops centre and corners, then those of the mirror image.
 
   Krizhevsky et al. 2012, section 4.1. The crops are those of torchvision's
-  `TenCrop`, with the central ones first.
+  `TenCrop`, with the central crop first in each group of five.
 
   Returns:
     uint8 [10, size, size, C].
@@ -139,8 +139,8 @@ def random_box(
   Szegedy et al. 2015, "Going deeper with convolutions", section 6. The
   distribution is that of torchvision's `RandomResizedCrop`: uniform area and
   log-uniform aspect (width / height). After ten tries that do not fit, the box
-  is the central one of the nearest allowed aspect. The first BOX_DRAWS of
-  `draws` are used.
+  is the largest central one of the nearest allowed aspect. The first BOX_DRAWS
+  of `draws` are used.
   """
   low, high = math.log(aspect[0]), math.log(aspect[1])
   for i in range(0, 2 * _TRIES, 2):
@@ -251,8 +251,8 @@ class ViewsTransform(Transform):
   Attributes:
     sides: side of each view, pixels.
     resize_size: for ten crops, the length to which the shorter side is resized,
-      pixels; all sides must be equal. With None, each view is the central
-      square of the image, resized to the side of the view.
+      pixels; all `sides` must then be equal. With None, each view is the
+      central square of the image, resized to the side of the view.
     interpolation: 'bilinear' or 'bicubic', with antialiasing.
   """
 

@@ -17,8 +17,8 @@ def too_many_bad_images(count: int, limit: int, last: str) -> InputError:
 class DataWarnings:
   """Warnings to be printed, and the broken images found so far.
 
-  The caller prints them, so that they do not break its progress bar. At most
-  `max_bad_images` different images may be left out; None allows none.
+  The caller prints the warnings, so that they do not break its progress bar. At
+  most `max_bad_images` different images may be left out; None allows none.
   """
 
   def __init__(self, max_bad_images: int | None = None):

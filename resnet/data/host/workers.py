@@ -18,7 +18,7 @@ from resnet.errors import InputError
 _SHARED_MEMORY = '/dev/shm'
 
 # Python's resource tracker frees what a killed worker left behind. Its warning
-# on stderr would follow the one line that the user should read.
+# on stderr would follow, and distract from, the run's one-line error.
 _QUIET = 'ignore:resource_tracker:UserWarning'
 
 

@@ -35,8 +35,8 @@ class Encoding:
     resize: shorter side to which larger images are shrunk, pixels (Lanczos,
       with antialiasing); None keeps all sizes.
     quality: JPEG quality of shrunk images, 1 to 100.
-    raw: store pixels instead of files. With `resize`, every image is resized to
-      that, and its central square is stored.
+    raw: store pixels, not files. With `resize`, every image is shrunk or
+      enlarged to that shorter side, and its central square is stored.
   """
 
   channels: int
@@ -90,7 +90,7 @@ class Job:
     splits: splits to write, by name; all have the same classes.
     encoding: how images are stored.
     origin: JSON that identifies the source images; an unfinished set is
-      resumed only if it is the same.
+      resumed only if its origin is the same.
     skip_bad: leave broken images out instead of stopping.
   """
 
@@ -153,7 +153,7 @@ def check_disk(job: Job) -> None:
   free = shutil.disk_usage(folder).free
   if needed > free:
     raise InputError(
-      f'{job.folder} needs about {needed / 1e9:,.1f} GB, but only'
+      f'{job.folder} needs about {needed / 1e9:,.1f} GB more, but only'
       f' {free / 1e9:,.1f} GB are free: choose another --out, or store less'
       ' (--resize=256).'
     )

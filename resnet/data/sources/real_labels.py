@@ -82,7 +82,7 @@ def score(predictions: np.ndarray, labels: Sequence[Any]) -> dict[str, Any]:
 
   Returns:
     'top1'; 'num_images', the number of images with labels; 'num_unlabelled',
-    the number of images without, which are not counted.
+    the number of images without labels, which 'top1' ignores.
   """
   pairs = list(zip(predictions.tolist(), labels, strict=True))
   is_right = [p in seen for p, seen in pairs if seen and p >= 0]

@@ -1,7 +1,7 @@
 """Opens sources of labelled images by name.
 
-A name is that of a TFDS classification set prepared in a random-access format,
-or `folder` (image files in class folders), `digits` (prepared on first use) or
+Valid names are those of TFDS classification sets in a random-access format,
+`folder` (image files in class folders), `digits` (prepared on first use) and
 `fake` (synthetic). Images are read undecoded, and TensorFlow is never imported.
 """
 
@@ -77,7 +77,7 @@ def open_same_classes(
 
   An example is ImageNet-V2 for `imagenet2012`: TFDS reads its folders 0 to 999
   as labels and gives both sets the class names of labels.txt, the WordNet ids
-  in order. (The source `folder` would sort these names as text: other labels.)
+  in order. (The source `folder` sorts folder names as text: other labels.)
   If `split` is None, the set must have a single split.
   """
   if split is None:

@@ -8,7 +8,7 @@ A module defines
     logit
   PACKAGES: packages besides JAX and Flax whose versions the manifest records
   PLATFORMS: platforms that an export can be made for; () if it runs on any
-  HELP: what to install, for the command line; '' if nothing
+  HELP: text for --help that says what to install; '' if nothing
 """
 
 import dataclasses

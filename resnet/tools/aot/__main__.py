@@ -8,9 +8,9 @@ the whole pod. The data set may be absent. A TPU topology needs
 compilation takes a minute or more. For one chip, the compiler reports memory,
 arithmetic, traffic and collectives of an update and of an evaluation batch;
 images/s are an estimate.
-The compiler counts the body of a loop once. For an update of several
-micro-batches, arithmetic and traffic are therefore multiplied by their number
-(exact but for the optimizer); loops over blocks (cifar_resnet1202) count once.
+The compiler counts the body of a loop once. With a loop over micro-batches,
+arithmetic and traffic are multiplied by their number, which counts only the
+optimizer too often. Loops over blocks (cifar_resnet1202) count once.
 """
 
 import argparse
@@ -85,9 +85,9 @@ def _estimate_largest(chip: Chip, train: Compiled, run: Experiment) -> int:
 def _search(config: Any, topology: Topology, guess: int) -> int:
   """Compiles to find the largest batch per chip that fits; 0 if none does.
 
-  Tries `guess`, then other multiples of the group of batch statistics times the
-  number of micro-batches, up to the size of the training set. After _MAX_TRIES,
-  a larger batch may still fit.
+  Tries multiples of the batch-norm group size (8 if unset) times the number of
+  micro-batches, first `guess` rounded down. The batch is at most the training
+  set. A larger batch may still fit after _MAX_TRIES compilations.
   """
   chip, count = topology.chip, len(topology.devices)
   assert chip  # A CPU takes any batch.

@@ -9,7 +9,7 @@ _KINDS = (
   *('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all'),
   'collective-permute',
 )
-# The computation that runs first has the word ENTRY before its name.
+# The first computation to run begins with ENTRY, which matches as its name.
 _COMPUTATION = re.compile(r'%?(?P<name>[\w.-]+) .*\{$')
 _INSTRUCTION = re.compile(
   r'\s+(?:ROOT )?%?[\w.-]+ = (?P<shape>.*?) (?P<kind>[a-z][\w-]*)\('
@@ -27,8 +27,8 @@ _LAYER = re.compile(r'[/(:]((?:stem|stage\d+_block\d+|head)\w*(?:/(?:\w+))?)/')
 def summarize(text: str) -> list[dict[str, Any]]:
   """Returns a row for each kind of collective and value of `per_layer`.
 
-  `per_layer` tells whether the collectives belong to a single layer each. Bytes
-  are those of the results on one device. A collective in a loop counts as often
+  `per_layer` tells whether each collective belongs to a single layer. Bytes are
+  those of the results on one device. A collective in a loop counts as often
   as it runs.
   """
   computations = _parse(text)
@@ -97,9 +97,9 @@ def _layer(line: str, tensors: list[Any]) -> str | None:
   """Returns the layer of a collective, such as 'stage1_block1/bn1', or None.
 
   XLA may combine the collectives of several layers and keep the name of one. We
-  assign the result to that layer if all its tensors have the same shape, like
-  the sums of a batch norm and of the parallel one in the shortcut. Of three
-  tensors, only two need the same shape.
+  trust that name if all tensors have the same shape, like the sums of a batch
+  norm and of the batch norm in the parallel shortcut. Of three tensors, only
+  two need the same shape.
   """
   layers = collections.Counter(_LAYER.findall(line)).most_common(1)
   num_shapes = len(set(tensors))
@@ -108,7 +108,7 @@ def _layer(line: str, tensors: list[Any]) -> str | None:
 
 
 def _num_bytes(tensors: list[tuple[str, str]]) -> int:
-  """Sums over the bits of an element and dimensions, such as ('32', '2,3')."""
+  """Returns the bytes of tensors (bits, dimensions), such as ('32', '2,3')."""
   return sum(  # A boolean, 'pred', takes a byte.
     max(int(bits or 8) // 8, 1) * math.prod(map(int, re.findall(r'\d+', dims)))
     for bits, dims in tensors

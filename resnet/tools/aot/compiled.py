@@ -17,7 +17,7 @@ from resnet.tools.aot.topologies import Topology
 from resnet.training import metrics
 from resnet.training.step import jit_steps
 
-# Classes and training images of data sets that may be absent.
+# Numbers of classes and training images of data sets that may be absent.
 _KNOWN_SETS = {
   'imagenet2012': (1000, 1_281_167),
   'cifar10': (10, 50_000),

@@ -34,7 +34,7 @@ _SHAPES_2D = '2x2 2x4 4x4 4x8 8x8 8x16 16x16'
 _SHAPES_3D = (
   '2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 16x16x16'
 )
-# libtpu reserves some memory; its error message names the rest.
+# libtpu reserves some memory; its out-of-memory error states what is left.
 CHIPS = {
   'v5e': Chip(15.75 * 2**30, 819e9, 197e12, 400e9, _SHAPES_2D),
   'v5p': Chip(95.74 * 2**30, 2765e9, 459e12, 1200e9, _SHAPES_3D),

@@ -31,7 +31,7 @@ Opener = contextlib.AbstractContextManager[Callable[[int], float]]
 def main(
   args: argparse.Namespace, rivals: Mapping[str, Opener] | None = None
 ) -> dict[str, Any]:
-  """Measures, prints and returns figures; ratios are to the first rival."""
+  """Prints and returns speeds, with ratios to the first rival or 'config'."""
   rivals = rivals or {}
   runs = {'config': resolve(args.config).at_last_size()}
   for fields in args.also:
@@ -69,7 +69,7 @@ def main(
   print(f'Read ahead: at most {held / 1e6:,.0f} MB.')
   for device, rate in _ACCELERATORS.items():
     cores = rate * sum(stages['config'].values()) / 1e6
-    print(f'ResNet-50 on one {device} ({rate:,} images/s): {cores:.1f} cores.')
+    print(f'1 {device} (ResNet-50, {rate:,} images/s) needs {cores:.1f} cores.')
   return {
     'stages_us': stages,
     'images_per_second': rates,

@@ -116,8 +116,8 @@ def _show(result: dict[str, Any]) -> None:
     f' of {ceiling["bytes_per_second"] / 1e9:,.1f} GB/s (a large copy)'
   )
   for name, other in result['against'].items():
-    ratio = other['ratio']
+    ratio, rate = other['ratio'], other['images_per_second']
     print(
-      f'  {ratio["median"]:.2f} times {name} (quartiles {ratio["low"]:.2f} to'
-      f' {ratio["high"]:.2f}; {other["images_per_second"]:,.1f} images/s)'
+      f'  {ratio["median"]:.2f} times the steps/s of {name} (quartiles'
+      f' {ratio["low"]:.2f} to {ratio["high"]:.2f}; {rate:,.1f} images/s)'
     )

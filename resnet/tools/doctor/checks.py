@@ -124,7 +124,7 @@ def checkpoint(experiment: Experiment, workdir: str) -> Finding:
   with writing(beside):
     place = tempfile.TemporaryDirectory(prefix='.doctor.', dir=beside)
   with (
-    StopSignal() as stop,  # A signal would not stop the threads of Orbax.
+    StopSignal() as stop,  # Delays signals until Orbax's threads end.
     place as folder,
     contextlib.closing(Checkpoints(folder, keep=1)) as checkpoints,
   ):

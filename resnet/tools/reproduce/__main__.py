@@ -3,7 +3,7 @@
   python -m resnet.tools.reproduce degradation --workdir=runs/degradation
 
 An experiment is a grid of groups, depths and seeds. Each cell of the grid is an
-ordinary run in WORKDIR/cells. If interrupted, type the same command again;
+ordinary run in WORKDIR/cells. After an interruption, repeat the command;
 more seeds or depths extend the grid. After every run the results are written to
 results.json, results.md, figure.png and figure.svg in WORKDIR. Experiments with
 their data sets, the default first:
@@ -50,7 +50,7 @@ def main(args: argparse.Namespace) -> None:
   for cell in asked:
     resolve(config_of(cell))  # Report any bad config before the first run.
   grid = _open_grid(args.workdir, args.experiment, data, asked)
-  # Runs that differ only in their seeds share a compiled program.
+  # Seeds of a net share a program, unless the device draws random numbers.
   cache = os.path.join(args.workdir, 'compiled')
   jax.config.update('jax_compilation_cache_dir', cache)
   done = {}
@@ -108,7 +108,7 @@ def _read(
     return
   history = read_history(folder)
   last = os.path.join(folder, checkpoint.FOLDER, str(history.num_steps))
-  # The last checkpoint is missing if the run was killed before it was saved.
+  # A run killed after its last evaluation may lack its last checkpoint.
   if not (history.is_complete and os.path.isdir(last)):
     return
   run = resolve(config)
@@ -120,7 +120,7 @@ def _read(
 
 
 def numbers(text: str) -> list[int]:
-  """Parses '1,2,3'; argparse shows this name in its errors."""
+  """Parses '1,2,3'; argparse's errors show the name of this function."""
   return [int(part) for part in text.split(',')]
 
 
@@ -135,8 +135,8 @@ def parser() -> command.Parser:
   add = result.add_argument
   add('experiment', metavar='EXPERIMENT', choices=studies.STUDIES)
   add('--workdir', metavar='DIR', required=True, help='folder of the grid')
-  add('--data', metavar='NAME', help='data set; default: the first one above')
-  add('--data-dir', metavar='DIR', help="default: TFDS's")
+  add('--data', metavar='NAME', help='default: first listed for EXPERIMENT')
+  add('--data-dir', metavar='DIR', help="default: TFDS's own folder")
   for name in ('seeds', 'depths'):
     add(f'--{name}', type=numbers, metavar='N,N,...')
   add('--groups', type=lambda text: text.split(','), metavar='NAME,NAME,...')

@@ -10,8 +10,8 @@ from resnet.tools.reproduce.grids import Result, Study, by_net
 
 Nets = dict[tuple[str, int], list[Result]]
 
-# Upper limit of the error axis if all final errors are below it, as in the
-# papers.
+# Upper limit of the error axis in %, if all final test errors are below it, as
+# in the papers.
 _SMALL_ERROR = 20.0
 _LABELS = {
   'error': ('updates', 'error, %'),

@@ -110,7 +110,7 @@ def _net(study: Study, group: str, depth: int) -> str:
 
 
 def label(study: Study, group: str, depth: int) -> str:
-  """Returns the name of a network, with its group if it is ambiguous."""
+  """Returns a network's name, with its group if other groups share the name."""
   nets = [_net(study, other, depth) for other in study.groups]
   net = _net(study, group, depth)
   return net if nets.count(net) == 1 else f'{net} {group}'

@@ -28,8 +28,8 @@ _COLUMNS = (
   ('images/s', 'images_per_second', ',.0f'),
 )
 _NOTE = (
-  'Ours: mean ± standard deviation over the seeds. The training error is that'
-  ' of the last log interval and the first loss that of the first one, both in'
+  'Ours: mean ± standard deviation over the seeds. The training error is from'
+  ' the last log interval and the first loss from the first interval, both in'
   ' train mode. Images/s are the median over the log intervals.'
 )
 
@@ -93,8 +93,8 @@ def write(grid: Grid, done: Mapping[Cell, Result]) -> str:
       parts.append(f'{key.capitalize()}: {", ".join(sorted(values))}.')
   if grid.study.shows == 'gains' and done:
     parts += [
-      'Better or worse means that the ranges mean ± standard deviation do not'
-      ' touch.',
+      'A row is better or worse only if its range of mean ± standard'
+      ' deviation does not touch that of the row before.',
       table(gain_rows(list(complete.values())), markdown=True),
     ]
   path, text = os.path.join(grid.workdir, ''), '\n\n'.join(parts) + '\n'
@@ -129,7 +129,7 @@ def _rows(grid: Grid, done: Mapping[Cell, Result]) -> list[list[str]]:
 
 
 def _spread(values: Sequence[float], form: str) -> str:
-  """Returns 'mean ± standard deviation', or a single value."""
+  """Returns 'mean ± standard deviation', a single value, or 'not run'."""
   if not values:
     return 'not run'
   text = format(statistics.mean(values), form)
