@@ -40,7 +40,7 @@ flags.DEFINE_enum(
 flags.DEFINE_bool(
   'allow_config_change',
   False,
-  'Resume with other values of the logging, checkpoint and watchdog fields.',
+  'Resume with changed fields for logging, checkpoints or error tolerance.',
 )
 flags.DEFINE_integer(
   'replay_step',
@@ -69,7 +69,7 @@ flags.DEFINE_bool(
   'distributed',
   None,
   'Whether this is one of several processes on a TPU pod, Slurm or GKE.'
-  ' Default: detected; with --distributed, finding none is an error.',
+  ' Default: detected; with --distributed, it is an error to find no cluster.',
 )
 flags.DEFINE_integer(
   'join_seconds',

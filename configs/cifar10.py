@@ -2,8 +2,8 @@
 
   python main.py --config=configs/cifar10.py:resnet56
 
-The argument after the colon is the net: resnet20, 32, 44, 56, 110 or 1202,
-plain20, 32, 44, 56 or 110 without shortcuts, preact_resnet110, 164 or 1001
+The argument after the colon is the net: resnet20, 32, 44, 56, 110 or 1202;
+plain20, 32, 44, 56 or 110 (no shortcuts); or preact_resnet110, 164 or 1001
 (v2). A number of epochs, as in `:resnet20,20`, replaces the paper's recipe with
 a short one: one cycle of the learning rate, on all 50,000 images.
 

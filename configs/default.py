@@ -46,7 +46,7 @@ def get_config() -> ConfigDict:
   # seconds.
   config.preemption_grace_seconds = 30.0
   # Decay of the moving averages (EMA) of weights and batch statistics, such as
-  # 0.9999 for long runs; smaller in the first updates (`training.state`).
+  # 0.9999 for long runs. Early updates use a smaller decay (`training.state`).
   # Evaluation reports the weights and the averages; prediction, export and
   # fine-tuning use the averages. None: no averages.
   config.ema_decay = config_dict.placeholder(float)
@@ -107,8 +107,8 @@ def get_config() -> ConfigDict:
   # Side of the network's square input images, pixels.
   data.image_size = 224
   # Progressive resizing in training (Howard 2018; Tan and Le 2021, section 4):
-  # pairs (epoch, size in pixels), each size from its epoch on. Epochs rise from
-  # 0, sizes to image_size. FFCV's 88 epochs: ((0.0, 160), (71.0, 192)).
+  # pairs (first epoch, size in pixels from then on). Epochs rise from 0, and
+  # sizes rise to image_size. FFCV's 88 epochs: ((0.0, 160), (71.0, 192)).
   # (): image_size in all epochs.
   data.size_schedule = ()
   # Side of the images in evaluation, pixels (FixRes, Touvron et al. 2019);
@@ -139,7 +139,7 @@ def get_config() -> ConfigDict:
   # (resnet.tools.prepare --raw).
   data.augment_on = 'host'
   # Mean and standard deviation of each channel, for pixels from 0 to 255; None:
-  # the published values if known, otherwise measured on 1,024 training images.
+  # those of init_from, else published, else measured on 1,024 training images.
   data.mean = config_dict.placeholder(tuple)
   data.std = config_dict.placeholder(tuple)
   # Worker processes that read data; 0: read in the main process.
@@ -200,8 +200,8 @@ def get_config() -> ConfigDict:
   # a mixed group uses cutmix.
   augment.mix_probability = 1.0
   augment.cutmix_share = 0.5
-  # Images per group: neighbours in the batch, mixed with each other with the
-  # same weight; None: model.bn_group_size or, if that is None, the whole
+  # Images per group of neighbours in the batch, which are mixed with each other
+  # with one weight; None: model.bn_group_size or, if that is None, the whole
   # batch. timm and torchvision mix within the batch of a process. A divisor of
   # batch_size / devices needs no communication between devices.
   augment.mix_group_size = config_dict.placeholder(int)

@@ -1,4 +1,4 @@
-"""ResNet-20 on 8x8 images of handwritten digits: the default config.
+"""ResNet-20 on 8x8 images of digits: the config that main.py uses by default.
 
   python main.py            (or: make train)
 

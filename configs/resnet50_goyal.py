@@ -6,8 +6,8 @@ The argument after the colon is the batch size: 8192 (the default) or 256, the
 baseline without a warm-up.
 
 Hardware: in the paper, 256 GPUs with 32 images each (8192) or eight (256). Here
-32 GPUs of 80 GB (8192), each with 256 images in eight groups, or one (256) also
-suffice. Prepare the set once; see the README.
+32 GPUs of 80 GB also suffice for 8192, with 256 images in eight groups on each,
+and one for 256. Prepare the set once; see the README.
 Source: "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour" (arXiv
 1706.02677), sections 2.2, 5.1 and 5.2, confirmed value by value. Crops and
 flips are those of fb.resnet.torch, without its colour augmentation.
@@ -21,8 +21,8 @@ What differs: the paper decays the bias of the head; we compute in bfloat16.
 from configs import default
 from resnet.errors import InputError, nearest
 
-# Epochs of warm-up, and its first learning rate for a batch of 256 images,
-# chosen so that the run starts at 0.1.
+# Epochs of warm-up, and its first learning rate, which the schedule multiplies
+# by batch_size / 256: the run with 8,192 images starts at 0.1.
 _WARMUPS = {'256': (0.0, None), '8192': (5.0, 0.1 * 256 / 8192)}
 
 

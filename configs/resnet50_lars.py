@@ -14,14 +14,14 @@ training_4.0.0/rcps_resnet.json), of which 32768 is Google's and 3264 NVIDIA's.
 Confirmed there: learning rate, warm-up, momentum, weight decay and, for 32768,
 images per batch norm. Confirmed in mlcommons/training, image_classification:
 power, final learning rate, crop area, LARS. Confirmed in config_DGXA100.sh of
-NVIDIA's round 2.0 (8 x 408 images): these values, 37 epochs, label smoothing,
+NVIDIA's round 2.0 (8 x 408 images): those of 3264, 37 epochs, label smoothing,
 trust coefficient. Inferred for 32768: 58 epochs, because its "decay steps" are
 2,267 updates.
 Aim: 75.9 % top-1 of one 224-pixel centre crop, MLPerf's target. MLPerf's runs
 reach it after 55 to 57 epochs (32768) or 34 to 37 (3264). Not run.
 
 What differs: MLPerf's trust ratio is |p| / (|g| + decay |p|), ours |p| /
-|g + decay p|. Its crops use the bounding boxes, and the reference subtracts a
+|g + decay p|. MLPerf's crops use the bounding boxes, and its code subtracts a
 mean but does not divide by a standard deviation. NVIDIA applies the learning
 rate after the momentum, decays the bias of the head, and uses batch statistics
 of 204 images in its convergence points.

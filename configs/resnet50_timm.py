@@ -13,9 +13,9 @@ mmpretrain (configs/resnet, rsb-a1, a2, a3) and OpenMixup, and LAMB's with timm.
 Aim: top-1 of one 224-pixel centre crop, %: 80.38 (a1), 79.85 (a2), 78.06 (a3),
 from the model cards of timm's weights. Not run.
 
-What differs: RandAugment has the magnitudes of timm (21 of 30 is 7 of 10, 18 is
-6, and a standard deviation of 1.5 is 0.5) and also skips half of the
-operations, but the operations are torchvision's. timm also has Invert and
+What differs: our RandAugment has timm's magnitudes (our 21 of 30 is timm's 7 of
+10, 18 is 6, and a standard deviation of 1.5 is 0.5) and, like timm's, skips
+half of the operations, which are torchvision's. timm also has Invert and
 SolarizeAdd, has no Identity, posterizes to fewer bits, and translates, shears
 and rotates with bicubic interpolation and the mean colour outside the image;
 ours are bilinear and black. Drop path grows from 0 in timm's first block, in

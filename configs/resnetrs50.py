@@ -19,8 +19,8 @@ What differs: our convolutions start with a normal distribution of variance
 (`tf.variance_scaling_initializer`). Google's RandAugment (tensorflow/tpu,
 efficientnet/autoaugment.py) also uses its largest magnitude (10 of 10; ours is
 30 of 30), but it has Invert, Cutout of 80 x 80 pixels and SolarizeAdd, and no
-Identity. Its brightness, colour, contrast and sharpness are always 1.9, ours
-0.1 or 1.9; it translates by 100 pixels, we by 72; its Solarize does not change
+Identity. Its brightness, colour, contrast and sharpness factors are always 1.9,
+ours 0.1 or 1.9; it translates by 100 pixels, we by 72; its Solarize changes no
 images, ours inverts them; and it fills the border with grey, we with black.
 Google decays the biases of the head and of squeeze-and-excitation, and starts
 the cosine with the warm-up, we after it. It does not give the number of images

@@ -84,7 +84,7 @@ class AutoAugment:
   def draw(
     self, keys: jax.Array, height: int, width: int
   ) -> tuple[jax.Array, jax.Array]:
-    """Draws kinds int32 [2, B] and magnitudes float32 [2, B], by layer."""
+    """Draws indices in OPERATIONS, int32, and magnitudes, [2, B] by layer."""
     table = magnitude_table(OPERATIONS, BINS, height, width, is_wide=False)
     levels = jnp.array(np.stack(list(table.values())))
     draws = uniform(keys, 5)

@@ -96,7 +96,7 @@ def create_augmentation(
   if 'erasing' in names[:-1]:
     raise InputError(
       f"augment.operations={names}: 'erasing' must come once and last, because"
-      ' it works on normalised images and the others on pixels.'
+      ' it returns float32 images and the others need uint8.'
     )
   if channels != 3 and 'lighting' in names:
     raise InputError(

@@ -1,8 +1,8 @@
 """Crop and flip on the device, inside the jitted step.
 
-Each function takes a batch of uint8 images [B, H, W, C] of one size and one key
-per image, [B]. An image depends on its own key only, so no device needs another
-device's data. The distributions are those of `resnet.data.host.transforms`. To
+Crop and flip take a batch of uint8 images [B, H, W, C] of one size and one key
+per image, [B]. A result depends on its own image and key only, so devices share
+no data. The distributions are those of `resnet.data.host.transforms`. To
 compose functions, give each its own keys with `fold_in`.
 """
 
@@ -86,7 +86,7 @@ def draw_boxes(
   is_fitting = fits(h, w)
   first = jnp.argmax(is_fitting, axis=1)[:, None]
   h, w = (jnp.take_along_axis(x, first, axis=1)[:, 0] for x in (h, w))
-  # Clip because float32 may round a draw near 1 up to 1.
+  # Clip because float32 may round the product of a draw near 1 up to room + 1.
   top, left = (
     jnp.clip((draw * (room + 1).astype(jnp.float32)).astype(jnp.int32), 0, room)
     for draw, room in (

@@ -24,7 +24,7 @@ def affine_matrices(
   Coordinates are in pixels from the centre of the image.
 
   Args:
-    chosen: bool [B] by operation: whether an image gets it.
+    chosen: for each operation, bool [B]: which images it is applied to.
     magnitudes: float32 [B].
     height: image height, pixels.
     width: image width, pixels.
@@ -43,7 +43,7 @@ def affine_matrices(
   ]
   result = jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
   # New coordinates are multiples of one half. Rounding the matrices makes old
-  # coordinates below twice the longer side exact in float32.
+  # coordinates exact in float32 if they are below twice the longer side.
   bits = 22 - math.ceil(math.log2(max(height, width)))
   return round_to_bits(result, bits)
 

@@ -50,7 +50,7 @@ def apply_operations(
 ) -> jax.Array:
   """Applies to each image its own operation, with these magnitudes:
 
-    'ShearX', 'ShearY': x += magnitude * y, from the top left corner
+    'ShearX' reads x + magnitude * y, 'ShearY' y + magnitude * x, from top left
     'TranslateX', 'TranslateY': pixels, truncated
     'Rotate': degrees, counter-clockwise, about the centre
     'Brightness', 'Color', 'Contrast', 'Sharpness': the factor is 1 + magnitude;

@@ -76,7 +76,7 @@ class RandomOperations:
   def draw(
     self, keys: jax.Array, height: int, width: int
   ) -> tuple[jax.Array, jax.Array]:
-    """Draws kinds int32 [B] and magnitudes float32 [B] of one layer."""
+    """Draws one layer: indices in OPERATIONS, int32, and magnitudes, [B]."""
     is_wide = self.magnitude is None
     table = magnitude_table(
       _WITHOUT_INVERT, BINS, height, width, is_wide=is_wide
@@ -124,7 +124,7 @@ def _interpolate(
 def with_sign(
   kinds: jax.Array, magnitudes: jax.Array, draws: jax.Array
 ) -> jax.Array:
-  """Negates magnitudes of operations with a direction where draws < 0.5."""
+  """Negates a magnitude if its operation has a direction and draw < 0.5."""
   is_signed = jnp.array([name in _SIGNED for name in OPERATIONS])[kinds]
   return jnp.where(is_signed & (draws < 0.5), -magnitudes, magnitudes)
 

@@ -60,7 +60,7 @@ def decode_image(
     max_pixels: largest number of pixels that is accepted.
 
   Returns:
-    uint8 [H, W, channels], or [rows, W, channels] if `rows` is given.
+    uint8 [H, W, channels], or [rows, W, channels] if it ends at `rows`.
 
   Raises:
     ValueError: the bytes are damaged, of another format, or too large.
@@ -72,7 +72,7 @@ def decode_image(
     raise ValueError(
       f'the header claims {width} x {height} pixels, more than {max_pixels:,}'
     )
-  # With its shorter side resized to 256, it would have too many pixels.
+  # Resized to a shorter side of 256, it would have more than MAX_PIXELS.
   if max(width, height) > MAX_ASPECT * min(width, height):
     raise ValueError(
       f'{width} x {height} pixels are too long and narrow: the longer side'
@@ -182,7 +182,7 @@ def _decode_upper_rows(
       shorter, colorspace=COLORSPACES[channels], strict=True, buffer=image
     )
   except ValueError as error:
-    # Leftover rows are reported only after the last pixel has been decoded.
+    # The other rows are reported as extra bytes after the last pixel.
     if 'extraneous bytes' not in str(error):
       return None
   return image[:rows]  # The rows after these lack the chroma below them.

@@ -12,9 +12,9 @@ class TrainingOrder:
   """A sequence of epochs, each shuffled anew.
 
   With `repeats` r > 1 (repeated augmentation: Hoffer et al. 2020, "Augment your
-  batch"; Berman et al. 2019, "MultiGrain") each image comes r times in a row,
-  each time augmented anew. The length of an epoch does not change:
-  it ends after the first 1/r of its shuffled images. A batch holds all first
+  batch"; Berman et al. 2019, "MultiGrain") each image comes r times, each time
+  augmented anew. The length of an epoch does not change: it ends after the
+  first 1/r of its shuffled images. A batch holds all first
   copies, then all second ones, and so on, as torchvision's and timm's samplers
   distribute copies over processes. So batch statistics over up to batch_size /
   r neighbouring rows see no image twice. (This does not hold with

@@ -124,7 +124,7 @@ class BatchReader:
   def plan(self, step: int) -> tuple[list[int], list[Draws]]:
     """Returns the indices of a batch's records, and the draws of each.
 
-    It reads no record.
+    No record is read.
     """
     start = step * self.batch_size + self.row_start
     positions = range(start, start + self.row_count)
@@ -195,7 +195,7 @@ class BatchReader:
     size = image_size(record['image'])
     height, width = size or decode_record(self.source, index, record).shape[:2]
     box = self.transform.box(height, width, draws)
-    # If all rows are needed, decoding also detects damage after the last.
+    # If the box ends in the last row, decoding also detects damage after it.
     rows = box.bottom if box.bottom < height else None
     return decode_record(self.source, index, record, rows), box
 
