@@ -119,8 +119,11 @@ def _if_possible(
 
 def _input_rivals(args: argparse.Namespace) -> dict[str, input.Opener]:
   data = args.config.data
-  if args.against and data.name != 'folder':
-    raise InputError('--against needs JPEG files: --config.data.name=folder')
+  if data.name != 'folder' or data.data_dir is None:
+    raise InputError(
+      '--against needs JPEG files: --config.data.name=folder'
+      ' --config.data.data_dir=DIR'
+    )
   return {
     name: open_rival(
       name,

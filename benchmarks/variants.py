@@ -97,7 +97,7 @@ def pool_by_taps(x):
 
 
 def reduced_gradients(state, batch, task, *, sharding, dtype):
-  """`step._gradients_in_parts`, with an all-reduce of gradients in `dtype`."""
+  """Accumulates gradients with an all-reduce of them in `dtype`."""
   axes = sharding.mesh.axis_names
 
   def local(state, batch):
@@ -117,7 +117,7 @@ def reduced_gradients(state, batch, task, *, sharding, dtype):
   )(state, batch)
 
 
-_GRADIENTS = step._gradients_in_parts
+_GRADIENTS = step._accumulated_gradients
 
 
 NAMES = ('ours', 'max-pool by taps', 'bfloat16 all-reduce', 'flat update')
@@ -137,7 +137,7 @@ def build(run, name):
   reduced = functools.partial(
     reduced_gradients, sharding=run.sharding, dtype=jnp.bfloat16
   )
-  with mock.patch.object(step, '_gradients_in_parts', reduced):
+  with mock.patch.object(step, '_accumulated_gradients', reduced):
     return run, *compiled.build_subject(run, 'step')
 
 

@@ -31,6 +31,7 @@ of each channel and divide by its standard deviation.
 import re
 
 from configs import default
+from resnet.errors import InputError
 
 
 def get_config(spec='resnet56'):
@@ -55,7 +56,12 @@ def get_config(spec='resnet56'):
   config.schedule.decay_epochs = (32_000 * epochs, 48_000 * epochs)
   depth = re.search(r'\d+$', net)
   if num_epochs:
-    _shorten(config, float(num_epochs))
+    if not num_epochs.isdecimal():
+      raise InputError(
+        f'configs/cifar10.py:{spec}: {num_epochs!r} is not a number of epochs:'
+        ' type one such as resnet20,20.'
+      )
+    _shorten(config, int(num_epochs))
   elif depth and int(depth[0]) >= 110:
     # The paper trains its ResNet-110 at a rate of 0.01 until the training error
     # is below 80 % (about 400 updates). We use a linear warm-up of that length,
@@ -66,7 +72,7 @@ def get_config(spec='resnet56'):
 
 def _shorten(config, num_epochs):
   """Changes the paper's recipe into one cycle of this many epochs."""
-  config.num_epochs = num_epochs
+  config.num_epochs = float(num_epochs)
   config.eval_every_epochs = 1.0
 
   config.data.train_split = 'train'

@@ -174,10 +174,7 @@ class Experiment:
 
 
 def resolve(
-  config: Any,
-  *,
-  devices: Sequence[Any] | None = None,
-  data: Data | None = None,
+  config: Any, *, devices: Sequence[Any] | None = None, data: Data | None = None
 ) -> Experiment:
   """Creates the objects of a run, without compiling anything.
 

@@ -120,7 +120,8 @@ def _statistics(
     if len(values) != source.channels:
       raise InputError(
         f'data.{field}={values} has {len(values)} number(s), but the images of'
-        f' {source.name!r} have {source.channels} channel(s): give one each.'
+        f' {source.name!r} have {source.channels} channel(s): type one each,'
+        f" --config.data.{field}='{(128.0,) * source.channels}'"
       )
   return [tuple(map(float, values)) for values in given.values()]
 

@@ -91,6 +91,8 @@ def _write(program: Program, folder: str, module: Any) -> dict[str, Any]:
   for file, data in files.items():
     write_atomically(os.path.join(folder, file), data)
   tolerance = module.TOLERANCE if current_platform() == 'cpu' else _TOLERANCE
+  # Run the files that were written, as users will.
+  difference = _compare(program, module.load(folder), tolerance)
   weights = program.weights
   return {
     'model': weights.model_name,
@@ -116,10 +118,7 @@ def _write(program: Program, folder: str, module: Any) -> dict[str, Any]:
     'sha256': {
       file: hashlib.sha256(data).hexdigest() for file, data in files.items()
     },
-    # Run the files that were written, as users will.
-    'largest_relative_difference': _compare(
-      program, module.load(folder), tolerance
-    ),
+    'largest_relative_difference': difference,
   }
 
 
@@ -151,9 +150,9 @@ def _compare(
       difference = float(np.abs(result - expected).max()) / largest
     if not difference <= tolerance:
       raise RunError(
-        'The logits of the export differ from those of the network by'
-        f' {difference:.1e} of the largest one, at batch size {batch}. The'
-        ' export was deleted.'
+        f'The logits {result.shape} of the export differ from those of the'
+        f' network, {expected.shape}, by {difference:.1e} of the largest one at'
+        f' batch size {batch}. The export was deleted.'
       )
     differences[str(batch)] = difference
   return differences

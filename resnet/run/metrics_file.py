@@ -100,11 +100,7 @@ class Progress:
   """Prints lines and, in process 0 on a terminal, a progress bar."""
 
   def __init__(
-    self,
-    *,
-    first_step: int,
-    num_steps: int,
-    stream: TextIO | None = None,
+    self, *, first_step: int, num_steps: int, stream: TextIO | None = None
   ):
     self._process_index = jax.process_index()
     self._stream = stream or sys.stdout

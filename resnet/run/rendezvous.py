@@ -129,8 +129,11 @@ def _coordinate(port: int, count: int, seconds: float) -> dict[int, Peer]:
             f'--num_processes is {count} in process 0, {their_count} in'
             f' process {index}: start all with the same number.'
           )
-        if index in peers:
-          raise InputError(f'--process_id={index} was given to two processes.')
+        if index in peers or index not in range(1, count):
+          raise InputError(
+            f'--process_id={index} was given to two processes, or is not one of'
+            f' {count}.'
+          )
         peers[index] = peer
   except TimeoutError:
     _remove_ended(peers)

@@ -74,7 +74,7 @@ def check_same_config(
   config: Mapping[str, Any],
   *,
   ignore: Collection[str] = FREE_FIELDS,
-  allow_change: bool = False,
+  allow_change: bool | None = None,
 ) -> list[str]:
   """Checks that two configs differ only in fields that may change.
 
@@ -83,7 +83,8 @@ def check_same_config(
     saved: saved values by field.
     config: values of the new command by field.
     ignore: fields that need not be equal.
-    allow_change: SAFE_FIELDS need not be equal (--allow_config_change).
+    allow_change: SAFE_FIELDS need not be equal (--allow_config_change); None:
+      the command does not have that flag.
 
   Returns:
     The allowed differences as text.
@@ -100,7 +101,7 @@ def check_same_config(
     f'{field}: {saved.get(field)!r} there, {config.get(field)!r} now'
     for field in fields
   ]
-  may_change = set(fields) <= SAFE_FIELDS
+  may_change = allow_change is not None and set(fields) <= SAFE_FIELDS
   if not differences or (may_change and allow_change):
     return differences
   remedy = (

@@ -22,11 +22,7 @@ Batch = Mapping[str, jax.Array]
 
 
 def train_step(
-  state: TrainState,
-  batch: Batch,
-  *,
-  task: Task,
-  sharding: DataSharding,
+  state: TrainState, batch: Batch, *, task: Task, sharding: DataSharding
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """Makes one update, or skips it if the loss or a gradient is not finite.
 

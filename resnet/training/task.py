@@ -106,9 +106,7 @@ def create_task(
     model=model,
     augmentation=augmentation,
     tx=create_optimizer(
-      schedule,
-      config.optimizer,
-      frozen_stages=config.model.frozen_stages or 0,
+      schedule, config.optimizer, frozen_stages=config.model.frozen_stages or 0
     ),
     schedule=schedule,
     loss_fn=losses.create_loss(config.loss),

@@ -143,8 +143,7 @@ def from_timm(path: str) -> Metadata:
       fields['crop_share'] = fields['crop_pct']
       preprocessing = to_preprocessing(fields)
     return Metadata(
-      preprocessing=preprocessing,
-      class_names=_names(config.get('label_names')),
+      preprocessing=preprocessing, class_names=_names(config.get('label_names'))
     )
 
 

@@ -1,6 +1,7 @@
 """The benchmark tool: figures that add up, and rivals of the same network."""
 
 import functools
+import importlib
 import json
 import pathlib
 
@@ -195,3 +196,14 @@ def test_rivals_that_cannot_run_are_refused(capsys):
   with pytest.raises(SystemExit):
     compare.parser().parse_args(['step', '--against=tf'])
   assert 'tf is not one of flax, torch' in capsys.readouterr().err
+
+
+# The other two are started with the packages that they need.
+_SCRIPTS = {
+  path.stem for path in pathlib.Path(compare.__file__).parent.glob('*.py')
+} - {'input_rivals', 'torch_step'}
+
+
+@pytest.mark.parametrize('name', sorted(_SCRIPTS))
+def test_every_script_can_be_imported(name):
+  importlib.import_module(f'benchmarks.{name}')

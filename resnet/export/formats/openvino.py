@@ -14,7 +14,7 @@ from resnet.export.formats import Program, import_package, onnx
 _INSTALL = f'{onnx.INSTALL} and pip install openvino'
 HELP = f'openvino needs: {_INSTALL}'
 TOLERANCE = 1e-5
-PACKAGES = (*onnx.PACKAGES, 'openvino')
+PACKAGES = ('jax2onnx', 'onnx', 'openvino')
 PLATFORMS = ()
 _GRAPH, _WEIGHTS = 'model.xml', 'model.bin'
 
