@@ -210,7 +210,7 @@ def test_every_field_has_an_effect(field):
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'batch_size': 12}, r'8 devices .* multiples of 8.*=8 or 16'),
+    ({'batch_size': 12}, r'8 devices .* multiple of 8.*=8 or 16'),
     ({'batch_size': 1024}, 'more than the 512 training images'),
     ({'eval_every_epochs': 1e-320}, 'eval_every_epochs'),
     ({'ema_decay': 1.0}, r'ema_decay=1.0 is not in \(0, 1\)'),

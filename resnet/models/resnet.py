@@ -49,9 +49,9 @@ class ResNet(Network):
 
   Attributes:
     stage_sizes: number of blocks in each stage.
-    block_cls: one of `resnet.models.blocks`. With a v2 block, the stem
-      activates the input of the first block, and a batch norm and ReLU follow
-      the last one.
+    block_cls: one of `resnet.models.blocks`. With v2 blocks, the first block
+      omits its leading batch norm and ReLU, as the stem ends with them, and
+      the last block is followed by a batch norm and ReLU.
     block_options: further attributes of all blocks, such as `groups`.
     num_classes: number of logits.
     num_filters: width of the first stage; each further stage doubles it and
@@ -66,7 +66,7 @@ class ResNet(Network):
       kernel in its last convolution.
     scan_blocks: compile the equal blocks of a stage once and loop over them,
       for nets of hundreds of layers. The variables have the same names and
-      shapes and give the same results, but a key initialises them differently.
+      shapes and give the same results; the same key gives other initial values.
     drop_path: in training, probability that the last block skips F(x) of an
       image; block l of L skips it with l / L times that probability (Huang et
       al. 2016, the linear rule). Frozen stages skip nothing.

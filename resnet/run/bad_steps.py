@@ -60,8 +60,8 @@ class BadSteps:
       raise RunError(
         f'Loss or gradients were not finite in {num_in_row} steps in a row, up'
         f' to step {step} (limit: max_bad_steps). --mode=replay shows what'
-        f' was not finite; {self._path} lists the records of the batches. To'
-        ' lower the learning rate or change the data, type another --workdir.'
+        f' was not finite; {self._path} lists the records of the batches. A'
+        ' lower learning rate or other data need a run in a new --workdir.'
       )
     return (
       f'warning: loss or gradients of step {step} were not finite; its update'

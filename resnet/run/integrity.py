@@ -1,9 +1,9 @@
 """Detects damaged checkpoints and sets them aside.
 
 Each state is stored with a checksum of its arrays, computed on the devices
-before a save and after a restore, because Orbax detects neither a flipped byte
-nor a missing file of zeros. Metrics have a checksum too, because Orbax cannot
-open a folder in which the metrics of one checkpoint are not valid JSON.
+before a save and after a restore, because Orbax does not detect a flipped byte.
+Metrics have a checksum too, because Orbax cannot open a folder in which the
+metrics of one checkpoint are not valid JSON.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ from resnet.errors import InputError, RunError
 from resnet.training import guards
 from resnet.training.state import TrainState
 
-# This folder is next to that of the checkpoints, where Orbax does not look.
+# Next to the checkpoints' folder, not in it, so that Orbax does not read it.
 FOLDER = 'damaged_checkpoints'
 # The subfolder of a checkpoint that holds the state.
 STATE_FOLDER = 'default'

@@ -138,8 +138,8 @@ def check(
 
   Returns:
     Whether a run was started in `workdir`; the experiment; and the changes to
-    the config as text. If `init_from` is set, the experiment takes its mean and
-    standard deviation from that run, as the source of weights may be gone.
+    the config as text. With `init_from`, the experiment takes its mean and std
+    from the config saved in `workdir`, as the source of weights may be gone.
 
   Raises:
     InputError: the workdir cannot be used, or holds another run.
@@ -191,7 +191,7 @@ def check_not_lost(workdir: str, save_every_steps: int) -> None:
   step = read_last_step(workdir)
   lines = read_json_lines(os.path.join(workdir, METRICS_FILE))
   logged = max((line.get('step', 0) for line in lines), default=0)
-  # The second save waits for the first, which thus must have been on disk.
+  # A save waits for the one before, so after two saves one was on disk.
   if logged > 2 * save_every_steps:
     step = max(step, logged)
   if step:

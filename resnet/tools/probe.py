@@ -109,7 +109,7 @@ def parser() -> command.Parser:
   add = result.add_argument
   add_arguments(result)
   add('--data', metavar='NAME', required=True, help='TFDS data set')
-  add('--data-dir', metavar='DIR', help="default: TFDS's")
+  add('--data-dir', metavar='DIR', help="default: TFDS's own folder")
   add('--train-split', default='train')
   add('--eval-split', default='test')
   text = 'number of random subsets of the labels'

@@ -160,8 +160,8 @@ def _accumulated_gradients(
   if task.accumulation_steps == 1:
     return gradients(state, batch, task=task)
   group_size = getattr(task.model, 'bn_group_size', None)
-  # Each micro-batch starts from the same running statistics, so the mean of the
-  # updated ones equals one update from all micro-batches.
+  # Each micro-batch updates the same running statistics, so the mean of the
+  # results equals one update with the mean statistics of the micro-batches.
   grads, batch_stats, sums = mean_over_micro_batches(
     functools.partial(gradients, state, task=task),
     split_batch(batch, task.accumulation_steps, group_size),
@@ -204,7 +204,7 @@ class JittedSteps:
 def jit_steps(task: Task, sharding: DataSharding) -> JittedSteps:
   """Jits both steps, with batches split over the mesh."""
   replicated, batch = sharding.replicated, sharding.batch
-  # None keeps the shardings of the inputs and those from `DataSharding.split`.
+  # With FSDP, None keeps the inputs' shardings and those that `split` sets.
   state = replicated if sharding.fsdp == 1 else None
   options = compiler.options(sharding.backend)
   return JittedSteps(

@@ -129,7 +129,7 @@ def test_an_exported_folder_predicts_as_the_network(
   np.testing.assert_allclose(*results, rtol=1e-4, atol=1e-6)
   assert np.ptp(results[0]) > 1e-3
   assert network.class_names == small.class_names
-  with pytest.raises(InputError, match="no 'cam'"):
+  with pytest.raises(InputError, match="no output 'cam'"):
     Predictor(network, ['cam'], [8])
 
 

@@ -160,7 +160,7 @@ def test_a_broken_image_is_named_or_left_out(
   [
     (['/no/where.png'], "no folder at '/no/where.png'"),
     (['{one}', '--flip', '--ten_crop'], 'not allowed with argument --flip'),
-    (['{one}', '--features=stage9', '--out=x.npz'], "no 'stage9'"),
+    (['{one}', '--features=stage9', '--out=x.npz'], "no output 'stage9'"),
     (['{one}', 'copy/{name}', '--explain=maps'], 'one by one'),
     (['{one}', '--model=resnet18'], 'holds weights of cifar_resnet8'),
   ],

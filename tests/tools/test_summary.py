@@ -63,6 +63,6 @@ def test_figures_add_up_and_follow_size_and_type(tool):
 
 
 def test_bad_input_is_refused(tool):
-  assert_refused(tool('summary'), 'Type names of networks or --all')
+  assert_refused(tool('summary'), 'Type the names of networks or --all')
   result = tool('summary', 'resnet18', '--image-size=0')
   assert_refused(result, "--image-size: '0' is not an integer of 1 or more")

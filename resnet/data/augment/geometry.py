@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 OPERATIONS = ('ShearX', 'ShearY', 'TranslateX', 'TranslateY', 'Rotate')
-# Fractional bits of a coordinate. The product of two weights of this many bits
-# and an 8-bit pixel is exact in float32.
+# Fractional bits of a coordinate, so also of an interpolation weight. Two such
+# weights times an 8-bit pixel are exact in float32.
 _FRACTION_BITS = 8
 
 
@@ -42,8 +42,8 @@ def affine_matrices(
     [shear_y + sin, cos, shear_y * (width / 2) - select('TranslateY', shift)],
   ]
   result = jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
-  # New coordinates are multiples of one half. Rounding the matrices makes old
-  # coordinates exact in float32 if they are below twice the longer side.
+  # New coordinates are multiples of 1/2. With matrices rounded to `bits`, old
+  # coordinates below twice the longer side are exact in float32.
   bits = 22 - math.ceil(math.log2(max(height, width)))
   return round_to_bits(result, bits)
 

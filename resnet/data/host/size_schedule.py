@@ -55,9 +55,9 @@ def check_schedule(given: Any, *, image_size: int) -> Pairs:
     pass
   example = ((0.0, max(1, image_size // 2)), (10.0, image_size))
   raise InputError(
-    f'data.size_schedule={given!r} is not made of pairs of an epoch and a whole'
-    f' number of pixels, both rising, from epoch 0 to the {image_size} pixels'
-    f' of data.image_size: type --config.data.size_schedule="{example}"'
+    f'data.size_schedule={given!r} is not made of pairs (epoch, whole number of'
+    f' pixels), both rising: epochs from epoch 0, sizes up to the {image_size}'
+    f' pixels of data.image_size. Type --config.data.size_schedule="{example}"'
   )
 
 
@@ -70,8 +70,8 @@ def create_sizes(
   for (epoch, size), (first, _), end in zip(pairs, starts, ends, strict=True):
     if first >= end:
       raise InputError(
-        f'data.size_schedule: size {size} of epoch {epoch} would begin after'
-        f' step {first} but end after step {end} (the run has {num_steps}'
-        ' steps): choose an earlier epoch.'
+        f'data.size_schedule: no step would use size {size}: it begins at epoch'
+        f' {epoch} (after step {first}) and ends after step {end} of a'
+        f' {num_steps}-step run. Choose an earlier epoch.'
       )
   return Sizes(starts)

@@ -50,7 +50,7 @@ def main(args: argparse.Namespace) -> None:
   for cell in asked:
     resolve(config_of(cell))  # Report any bad config before the first run.
   grid = _open_grid(args.workdir, args.experiment, data, asked)
-  # Seeds of a net share a program, unless the device draws random numbers.
+  # All seeds of a net share a compiled program, unless the seed is part of it.
   cache = os.path.join(args.workdir, 'compiled')
   jax.config.update('jax_compilation_cache_dir', cache)
   done = {}
