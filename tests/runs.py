@@ -235,6 +235,5 @@ def wait_for_step(workdir: Any, step: int, *processes: Any) -> None:
   """Returns once the metrics of a step are written by running processes."""
   path = pathlib.Path(workdir) / 'metrics.jsonl'
   wait_until(
-    lambda: path.exists() and f'"step": {step},' in path.read_text(),
-    *processes,
+    lambda: path.exists() and f'"step": {step},' in path.read_text(), *processes
   )

@@ -58,11 +58,7 @@ INPUTS = {
   'prepared': {'name': 'as_is', 'data_dir': 'ROOT'},
   'resized': {'name': 'resized', 'data_dir': 'ROOT'},
   'raw': {'name': 'raw', 'data_dir': 'ROOT'},
-  'device': {
-    'name': 'raw',
-    'data_dir': 'ROOT',
-    'augment_on': 'device',
-  },
+  'device': {'name': 'raw', 'data_dir': 'ROOT', 'augment_on': 'device'},
   'repeats': {
     'name': 'folder',
     'data_dir': 'ROOT/photos',

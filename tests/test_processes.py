@@ -13,12 +13,7 @@ from resnet.run import cluster
 from resnet.run.checkpoint import Checkpoints
 from tests import programs
 from tests.programs import ROOT, finish, free_port, wait_until
-from tests.runs import (
-  assert_close_runs,
-  assert_same_run,
-  series,
-  wait_for_step,
-)
+from tests.runs import assert_close_runs, assert_same_run, series, wait_for_step
 
 FLAGS = (
   *programs.SMALL,

@@ -25,12 +25,7 @@ from resnet.run import bad_steps
 from resnet.run import run as run_lib
 from resnet.run.checkpoint import Checkpoints
 from tests.programs import ROOT, assert_refused, run, start
-from tests.runs import (
-  as_flags,
-  assert_same_run,
-  final_state,
-  resolve,
-)
+from tests.runs import as_flags, assert_same_run, final_state, resolve
 
 CHANGES = {
   'data__image_size': 8,

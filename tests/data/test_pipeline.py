@@ -33,12 +33,7 @@ def test_given_statistics_are_kept_and_missing_ones_measured(data_dir):
 
 @pytest.mark.parametrize(
   ('field', 'value'),
-  [
-    ('mean', ()),
-    ('std', (1.0, 2.0)),
-    ('crop_padding', 9),
-    ('eval_resize', 7),
-  ],
+  [('mean', ()), ('std', (1.0, 2.0)), ('crop_padding', 9), ('eval_resize', 7)],
 )
 def test_bad_value_is_named_by_its_field(field, value, data_dir):
   with pytest.raises(InputError, match=rf'^data\.{field}='):

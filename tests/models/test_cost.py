@@ -53,11 +53,7 @@ def test_cifar_v2_bottlenecks_stride_in_the_first_1x1():
 
 
 @pytest.mark.parametrize(
-  ('name', 'paper_gflops'),
-  [
-    ('resnet50_v1', 3.8),
-    ('resnet152_v1', 11.3),
-  ],
+  ('name', 'paper_gflops'), [('resnet50_v1', 3.8), ('resnet152_v1', 11.3)]
 )
 def test_multiply_adds_of_v1_equal_those_of_the_paper(name, paper_gflops):
   """He et al. 2016, Table 1, whose row is truncated, not rounded."""

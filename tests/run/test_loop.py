@@ -102,8 +102,7 @@ def test_a_run_that_crashed_and_was_stopped_resumes_bit_for_bit(
 
 # The evaluations ask for three batches: two, and the end.
 @pytest.mark.parametrize(
-  ('number', 'step'),
-  [(10, 8), pytest.param(20, 16, marks=pytest.mark.slow)],
+  ('number', 'step'), [(10, 8), pytest.param(20, 16, marks=pytest.mark.slow)]
 )
 def test_an_evaluation_interrupted_by_a_signal_is_made_after_resuming(
   whole, tmp_path, monkeypatch, number, step

@@ -18,11 +18,7 @@ from tests.networks import draw_variables, save_random
 from tests.programs import assert_refused
 from tests.runs import resolve, save_run
 
-FIELDS = {
-  'data.name': 'digits',
-  'data.image_size': 8,
-  'data.eval_resize': 8,
-}
+FIELDS = {'data.name': 'digits', 'data.image_size': 8, 'data.eval_resize': 8}
 
 
 @pytest.fixture(scope='module')

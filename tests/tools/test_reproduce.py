@@ -138,11 +138,7 @@ def test_the_test_error_is_that_of_moving_averages(group, error, tmp_path):
 def test_runs_to_come_are_listed_with_the_papers_errors(tmp_path):
   study = studies.STUDIES['degradation']
   for data, depths, nets in (
-    (
-      'digits',
-      (8, 20),
-      {'plain20': 'about 9.5 (CIFAR-10)', 'resnet8': 'none'},
-    ),
+    ('digits', (8, 20), {'plain20': 'about 9.5 (CIFAR-10)', 'resnet8': 'none'}),
     ('imagenet2012', (34,), {'plain34': '28.54', 'resnet34': '25.03'}),
   ):
     cells = grids.cells(study, data, depths=depths)

@@ -8,11 +8,7 @@ import pytest
 from resnet.data.augment.crop import MIXING, example_keys, step_key
 from resnet.errors import InputError
 from resnet.training.accumulation import split_batch
-from resnet.training.step import (
-  gradients,
-  jit_steps,
-  network_rngs,
-)
+from resnet.training.step import gradients, jit_steps, network_rngs
 from tests import runs
 
 ALL = {

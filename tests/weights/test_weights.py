@@ -66,8 +66,7 @@ def _state(**changes):
 
 
 @pytest.mark.parametrize(
-  'name',
-  ['cifar_resnet8', 'resnetrs50', 'preact_resnet18', 'lecture_resnet50'],
+  'name', ['cifar_resnet8', 'resnetrs50', 'preact_resnet18', 'lecture_resnet50']
 )
 def test_conversion_to_torch_and_back_is_exact(name):
   variables = _variables(name, **_SMALL)

@@ -45,12 +45,7 @@ def test_labels_are_found_by_the_number_of_the_file(tmp_path):
 
 
 def test_another_file_is_refused(tmp_path):
-  for labels in (
-    [[1]] * 49_999,
-    [[1]] * 49_999 + [[1000]],
-    [1] * 50_000,
-    {},
-  ):
+  for labels in ([[1]] * 49_999, [[1]] * 49_999 + [[1000]], [1] * 50_000, {}):
     with pytest.raises(InputError, match=r'not a list of 50,000 .* 0 to 999'):
       real_labels.read(write(tmp_path / 'real.json', labels))
   with pytest.raises(InputError, match=r'none\.json cannot be read: '):
