@@ -104,7 +104,7 @@ class AutoAugment:
     return images
 
 
-# Constructors by their name in `augment.operations`; each takes
+# Constructors by their name in `config.augment.operations`; each takes
 # `config.augment`.
 CREATE = {
   'autoaugment_imagenet': lambda config: AutoAugment(

@@ -71,7 +71,7 @@ class Lighting:
     return jnp.clip(jnp.round(pixels), 0.0, 255.0).astype(jnp.uint8)
 
 
-# Constructors by their name in `augment.operations`; each takes
+# Constructors by their name in `config.augment.operations`; each takes
 # `config.augment`.
 CREATE = {
   'color_jitter': lambda config: ColorJitter(strength=tuple(config.jitter)),

@@ -204,7 +204,7 @@ def _augmix_magnitudes(height: int, width: int) -> dict[str, np.ndarray]:
   }
 
 
-# Constructors by their name in `augment.operations`; each takes
+# Constructors by their name in `config.augment.operations`; each takes
 # `config.augment`.
 CREATE = {
   'randaugment': lambda config: RandomOperations(

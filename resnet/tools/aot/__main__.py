@@ -8,9 +8,9 @@ the whole pod. The data set may be absent. A TPU topology needs
 compilation takes a minute or more. For one chip, the compiler reports memory,
 arithmetic, traffic and collectives of an update and of an evaluation batch;
 images/s are an estimate.
-The compiler counts the body of a loop once. With a loop over micro-batches,
-arithmetic and traffic are multiplied by their number, which counts only the
-optimizer too often. Loops over blocks (cifar_resnet1202) count once.
+The compiler counts the body of a loop once. If micro-batches run in a loop,
+arithmetic and traffic are multiplied by the number of micro-batches, so only
+the optimizer is overcounted. Loops over blocks (cifar_resnet1202) count once.
 """
 
 import argparse
@@ -174,7 +174,7 @@ def _collective_text(row: dict[str, Any]) -> str:
   layers = row['layers'][:3] + ['...'] * (len(row['layers']) > 3)
   where = f'per layer: in {", ".join(layers)}' if layers else 'not per layer'
   return (
-    f'  {row["kind"]:<12} {row["count"]} of {row["tensors"]} tensors,'
+    f'  {row["kind"]:<12} {row["count"]} with {row["tensors"]} tensors,'
     f' {_size(row["bytes"])}; {where}'
   )
 
