@@ -82,7 +82,7 @@ class _Resident:
 
 
 def _images_per_second(run, steps, batch, count):
-  """Runs the loop and returns its speed by its own meter.
+  """Runs the loop and returns its speed according to its meter.
 
   The meter is paused while a checkpoint is saved, as in any run.
   """
