@@ -120,3 +120,17 @@ def test_libraries_are_imported_where_they_may_be():
       if any(has_prefix(imported, library) for imported in IMPORTS[name])
     }
     assert importers == allowed, library
+
+
+def test_what_main_needs_for_help_imports_no_jax():
+  """Importing JAX takes longer than all else that --help does."""
+  seen, waiting = set(), {'main'}
+  while waiting:
+    name = waiting.pop()
+    seen.add(name)
+    for node in ast.parse(FILES[name].read_text()).body:
+      for alias in getattr(node, 'names', ()):
+        module = getattr(node, 'module', None)
+        imported = f'{module}.{alias.name}' if module else alias.name
+        assert imported.split('.')[0] not in ('flax', 'jax', 'optax'), name
+        waiting |= {module_of(imported)} - seen - {None}
