@@ -39,7 +39,7 @@ def evaluate(
   Returns:
     'eval/loss', 'eval/top1', 'eval/top5', 'eval/num_examples'; if broken images
     may be left out, 'eval/bad_images'; if the state has moving averages, loss,
-    top1 and top5 as 'eval_ema/...', too. None if a signal ended the evaluation.
+    top1 and top5 also as 'eval_ema/...'. None if a signal ended the evaluation.
 
   Raises:
     InputError: an image is broken, or too many are.

@@ -35,7 +35,7 @@ _PLAN, _FINISHED = 'plan.json', 'shards'
 # Compression does not shrink JPEG or PNG files, and it slows down reading.
 _WRITER_OPTIONS = 'group_size:1,uncompressed'
 # Target size of a shard, and the minimum number of shards, so that a small
-# set is written in parallel, too.
+# set is also written in parallel.
 _SHARD_BYTES, _MIN_SHARDS = 2**27, 8
 
 Advance = Callable[[int], Any]  # Called with a number of finished records.

@@ -17,7 +17,7 @@ from resnet.errors import InputError
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png')
 _TRAIN = 'train'
 # File managers and archives leave these behind, in upper or lower case. Names
-# with a leading dot are ignored, too.
+# with a leading dot are also ignored.
 _IGNORED = ('thumbs.db', 'desktop.ini', '@eadir', '__macosx')
 
 
