@@ -10,8 +10,15 @@ import os
 from typing import Any
 
 import numpy as np
+import tensorflow_datasets as tfds
 
-from resnet.data.sources.base import Source, reason_of
+from resnet.data.sources.base import (
+  PartOfRecords,
+  Records,
+  ShuffledRecords,
+  Source,
+  reason_of,
+)
 from resnet.errors import InputError
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png')
@@ -60,7 +67,8 @@ def open_split(split: str, *, data_dir: str | None, **_: Any) -> Source:
   """Opens a split, and reads only the names of its files.
 
   Args:
-    split: name of a folder in `data_dir`; 'validation' also finds val/.
+    split: name of a folder in `data_dir`; 'validation' also finds val/. A part
+      of it, such as 'train[:90%]', is taken from a fixed random order.
     data_dir: folder with train/ and val/.
   """
   if data_dir is None:
@@ -74,14 +82,16 @@ def open_split(split: str, *, data_dir: str | None, **_: Any) -> Source:
       f'{data_dir} holds {", ".join(splits[:5]) or "no folders"}, not train/.'
       ' Expected PATH/train/CLASS/FILE and PATH/val/CLASS/FILE.'
     )
+  name, bracket, _ = (
+    (split, '', '') if split in splits else split.partition('[')
+  )
   # TFDS and the configs call this split 'validation'.
-  name = 'val' if split == 'validation' and split not in splits else split
+  name = 'val' if name == 'validation' and name not in splits else name
   if name not in splits:
     raise InputError(
       f'{data_dir} has no folder for the split {split!r}. There are:'
       f' {", ".join(splits)}. Choose with --config.data.train_split and'
-      ' --config.data.eval_split; parts of a split, such as train[:9%], need a'
-      ' prepared set: python -m resnet.tools.prepare --help'
+      ' --config.data.eval_split.'
     )
   root = os.path.join(data_dir, name)
   classes, own = (_folders(f'{data_dir}/{x}', 2) for x in (_TRAIN, name))
@@ -92,29 +102,60 @@ def open_split(split: str, *, data_dir: str | None, **_: Any) -> Source:
       ' have the same class folders.'
     )
   files = [_file_names(os.path.join(root, name)) for name in classes]
-  records = FolderRecords(
+  records: Records = FolderRecords(
     root=root,
     class_names=tuple(classes),
     names=tuple(np.array(list(map(os.fsencode, names))) for names in files),
     ends=np.cumsum([len(names) for names in files]),
   )
+  if bracket:
+    records = _part(records, name, split)
   return Source(
     name='folder',
     split=split,
     num_classes=len(classes),
     channels=3,
     records=records,
-    class_names=records.class_names,
+    class_names=tuple(classes),
   )
 
 
+def _part(records: Records, name: str, split: str) -> PartOfRecords:
+  """Returns the part of a split that TFDS's notation for splits describes."""
+  info = tfds.core.SplitInfo(
+    name=name, shard_lengths=[len(records)], num_bytes=0
+  )
+  part = name + split[split.index('[') :]
+  try:
+    [found] = tfds.core.ReadInstruction.from_spec(part).to_absolute(
+      {name: info}
+    )
+    start, stop = found.from_ or 0, found.to or len(records)
+    if start >= stop:
+      raise ValueError('it is empty')
+  except ValueError as error:
+    raise InputError(
+      f'{split!r} is not a part of {name!r}, which has {len(records):,} images'
+      f' ({reason_of(error)}): expected such as {name}[:90%] or {name}[90%:].'
+    ) from None
+  return PartOfRecords(ShuffledRecords(records), start, stop)
+
+
 def open_splits(folder: str, _: str) -> dict[str, Source]:
-  """Opens train/ and the first of val/, validation/ and test/ that exists."""
+  """Opens train/ and the first of val/, validation/ and test/ that exists.
+
+  Their records are shuffled, so that a part of the prepared set holds images of
+  all classes.
+  """
   folders = _folders(folder)
   names = [x for x in ('val', 'validation', 'test') if x in folders][:1]
-  return {
+  splits = {
     'validation' if name == 'val' else name: open_split(name, data_dir=folder)
     for name in ('train', *(names or ['val']))
+  }
+  return {
+    name: dataclasses.replace(source, records=ShuffledRecords(source.records))
+    for name, source in splits.items()
   }
 
 

@@ -1,5 +1,6 @@
 """Class folders: what is read, and what is refused."""
 
+import itertools
 import os
 
 import pytest
@@ -71,6 +72,27 @@ def test_the_second_split_of_a_prepared_set_has_one_of_three_names(
   }
 
 
+def test_parts_of_a_split_hold_images_of_all_classes(tmp_path):
+  for split, name, i in itertools.product(('train', 'val'), 'abc', range(40)):
+    write(tmp_path / split / name / f'{i}.jpg')
+  first, last = (open_(tmp_path, f'train[{x}]') for x in (':75%', '75%:'))
+  names = [
+    [record['file_name'] for record in source.read(range(len(source)))]
+    for source in (first, last)
+  ]
+  assert [*map(len, names)] == [90, 30]
+  assert len({*names[0], *names[1]}) == 120
+  for part in names:
+    shares = [sum(x[0] == name for x in part) / len(part) for name in 'abc']
+    assert 0.2 < min(shares) <= max(shares) < 0.5
+  again = open_(tmp_path, 'train[75%:]')
+  assert [x['file_name'] for x in again.read(range(30))] == names[1]
+  assert len(open_(tmp_path, 'validation[:5]')) == 5
+  # A prepared set has the same order, so that its parts do too.
+  train = open_splits(str(tmp_path), '')['train']
+  assert [x['file_name'] for x in train.read(range(120))] == sum(names, [])
+
+
 def test_fingerprint_changes_with_image_order_and_label(folder):
   first = open_(folder).fingerprint()
   assert open_(folder).fingerprint() == first
@@ -102,7 +124,17 @@ def test_fingerprint_changes_with_image_order_and_label(folder):
       r'b must hold .*\.jpg, \.jpeg, \.png.* notes\.txt:',
     ),
     ('.keep', 'test', r"'test'\. There .*val\. .*data\.eval_split"),
-    ('.keep', 'train[9:]', r'parts of a split, .* need a prepared set'),
+    (
+      '.keep',
+      'train[12:]',
+      r"'train\[12:\]' is not a part .* 12 images .*empty",
+    ),
+    (
+      '.keep',
+      'train[:9%',
+      r"not a part of 'train', .* expected such as train\[",
+    ),
+    ('.keep', 'test[:9%]', r"no folder for the split 'test\[:9%\]'\. There"),
   ],
 )
 def test_errors_name_what_is_wrong_in_a_folder(folder, added, split, message):
