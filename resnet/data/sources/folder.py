@@ -82,9 +82,9 @@ def open_split(split: str, *, data_dir: str | None, **_: Any) -> Source:
       f'{data_dir} holds {", ".join(splits[:5]) or "no folders"}, not train/.'
       ' Expected PATH/train/CLASS/FILE and PATH/val/CLASS/FILE.'
     )
-  name, bracket, _ = (
-    (split, '', '') if split in splits else split.partition('[')
-  )
+  name, part = split, ''
+  if split not in splits and '[' in split:
+    name, part = split[: split.index('[')], split[split.index('[') :]
   # TFDS and the configs call this split 'validation'.
   name = 'val' if name == 'validation' and name not in splits else name
   if name not in splits:
@@ -108,8 +108,8 @@ def open_split(split: str, *, data_dir: str | None, **_: Any) -> Source:
     names=tuple(np.array(list(map(os.fsencode, names))) for names in files),
     ends=np.cumsum([len(names) for names in files]),
   )
-  if bracket:
-    records = _part(records, name, split)
+  if part:
+    records = _part(records, name, part)
   return Source(
     name='folder',
     split=split,
@@ -120,23 +120,22 @@ def open_split(split: str, *, data_dir: str | None, **_: Any) -> Source:
   )
 
 
-def _part(records: Records, name: str, split: str) -> PartOfRecords:
-  """Returns the part of a split that TFDS's notation for splits describes."""
+def _part(records: Records, name: str, part: str) -> PartOfRecords:
+  """Returns a part such as '[:90%]' of the split `name`, as in TFDS."""
   info = tfds.core.SplitInfo(
     name=name, shard_lengths=[len(records)], num_bytes=0
   )
-  part = name + split[split.index('[') :]
   try:
-    [found] = tfds.core.ReadInstruction.from_spec(part).to_absolute(
-      {name: info}
-    )
-    start, stop = found.from_ or 0, found.to or len(records)
+    spec = tfds.core.ReadInstruction.from_spec(name + part)
+    [found] = spec.to_absolute({name: info})
+    start = found.from_ or 0
+    stop = len(records) if found.to is None else found.to
     if start >= stop:
       raise ValueError('it is empty')
   except ValueError as error:
     raise InputError(
-      f'{split!r} is not a part of {name!r}, which has {len(records):,} images'
-      f' ({reason_of(error)}): expected such as {name}[:90%] or {name}[90%:].'
+      f'{name + part!r} is not a part of {name!r}, which has {len(records):,}'
+      f' images ({reason_of(error)}): type {name}[:90%], for example.'
     ) from None
   return PartOfRecords(ShuffledRecords(records), start, stop)
 

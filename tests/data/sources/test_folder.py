@@ -90,7 +90,10 @@ def test_parts_of_a_split_hold_images_of_all_classes(tmp_path):
   assert len(open_(tmp_path, 'validation[:5]')) == 5
   # A prepared set has the same order, so that its parts do too.
   train = open_splits(str(tmp_path), '')['train']
-  assert [x['file_name'] for x in train.read(range(120))] == sum(names, [])
+  assert [x['file_name'] for x in train.read(range(120))] == [
+    *names[0],
+    *names[1],
+  ]
 
 
 def test_fingerprint_changes_with_image_order_and_label(folder):
@@ -132,7 +135,7 @@ def test_fingerprint_changes_with_image_order_and_label(folder):
     (
       '.keep',
       'train[:9%',
-      r"not a part of 'train', .* expected such as train\[",
+      r"not a part of 'train', .* type train\[",
     ),
     ('.keep', 'test[:9%]', r"no folder for the split 'test\[:9%\]'\. There"),
   ],
