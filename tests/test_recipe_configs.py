@@ -38,6 +38,8 @@ OTHERS = [
   ('fake', None),
   ('fashion_mnist', None),
   ('imagenet', 'resnet50d'),
+  ('imagenette', '128x5'),
+  ('imagenette', '192x80,resnet50d'),
   ('paper_digits', 'plain56'),
   *(('cifar10', f'resnet{depth}') for depth in (20, 32, 44, 56, 110, 1202)),
   *(('cifar10', name) for name in ('plain20', 'plain110', 'preact_resnet164')),
@@ -126,6 +128,7 @@ def test_every_config_and_every_golden_file_is_tested():
   ('name', 'argument', 'hint'),
   [
     ('resnet50_timm', 'b1', 'There are: a1, a2, a3.'),
+    ('imagenette', '128x50', 'Did you mean: 128x5, 128x80, 128x20?'),
     ('ffcv', 'rn50', 'Did you mean: rn50_16, rn50_24, rn50_32?'),
   ],
 )

@@ -1,0 +1,69 @@
+"""ResNet-18-D on Imagenette (fast.ai), ten classes of ImageNet's photographs.
+
+  python main.py --config=configs/imagenette.py:128x5 \\
+    --config.data.data_dir=DIR
+
+The argument after the colon is the side of the images in pixels and the number
+of epochs, as in fast.ai's leaderboard: 128x5, 128x20, 128x80, 192x20 or 192x80;
+and, after a comma, another network, as in 128x5,resnet50d.
+
+DIR is an unpacked archive, such as imagenette2-320, with train/ and val/. For
+machines with few cores, store the pixels once:
+
+  python -m resnet.tools.prepare --from=folder --source=DIR --out=SETS \\
+    --name=imagenette --raw --resize=160
+  python main.py --config=configs/imagenette.py:128x5 \\
+    --config.data.name=imagenette --config.data.data_dir=SETS
+
+TFDS's set works too: --config.data.name=imagenette/160px-v2.
+
+The rules of the leaderboard hold: random weights, images of one size in
+training and validation, one crop. The recipe was chosen on a tenth of the
+training set:
+
+  --config.data.train_split='train[:90%]' --config.data.eval_split='train[90%:]'
+"""
+
+from configs import default
+from resnet.errors import InputError, nearest
+
+RECIPES = ('128x5', '128x20', '128x80', '192x20', '192x80')
+
+
+def get_config(spec='128x5'):
+  recipe, _, net = spec.partition(',')
+  if recipe not in RECIPES:
+    raise InputError(
+      f'configs/imagenette.py:{spec}: unknown recipe'
+      f' {recipe!r}.{nearest(recipe, RECIPES)}'
+    )
+  size, num_epochs = map(int, recipe.split('x'))
+  config = default.get_config()
+  config.batch_size = 64
+  config.num_epochs = float(num_epochs)
+
+  config.log_every_steps = 20
+  config.save_every_steps = 200
+
+  config.model.name = net or 'resnet18d'
+  config.model.zero_init_last_scale = True
+
+  config.data.name = 'folder'
+  config.data.image_size = size
+  config.data.eval_resize = size * 8 // 7
+  config.data.crop_area = (0.35, 1.0)
+
+  config.optimizer.name = 'adamw'
+  config.optimizer.momentum = 0.95
+  config.optimizer.b2 = 0.99
+  config.optimizer.weight_decay = 0.05
+  config.optimizer.decay_rule = 'kernels'
+
+  config.schedule.name = 'one_cycle'
+  config.schedule.learning_rate = 3e-3
+  config.schedule.base_batch_size = config.batch_size
+  config.schedule.decay_epochs = ()
+  config.schedule.warmup_epochs = 0.25 * num_epochs
+
+  config.loss.label_smoothing = 0.1
+  return config
