@@ -16,12 +16,13 @@ from resnet.export import formats
 from resnet.inference import network
 from resnet.inference.preprocessing import normalize
 from resnet.weights.metadata import refuse_damage, to_preprocessing
+from resnet.weights.sources import PACKAGED
 
 MANIFEST = 'manifest.json'
 
 
 def open_network(
-  source: str, model: str | None = None, dtype: str = 'float32'
+  source: str = PACKAGED, model: str | None = None, dtype: str = 'float32'
 ) -> network.Network:
   """Opens an exported folder, or any weights that `read_weights` reads."""
   if os.path.isfile(os.path.join(source, MANIFEST)):

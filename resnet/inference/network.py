@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
+import sys
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from resnet.models import create_model
 from resnet.training import compiler
 from resnet.weights import Preprocessing, open_stored, read_stored
 from resnet.weights.fit import image_channels
+from resnet.weights.sources import PACKAGED
 
 # uint8 images [B, S, S, C] -> arrays by name.
 Function = Callable[[np.ndarray], Mapping[str, Any]]
@@ -85,12 +87,13 @@ class Weights:
 
 
 def read_weights(
-  source: str, model: str | None = None, *, dtype: str = 'float32'
+  source: str = PACKAGED, model: str | None = None, *, dtype: str = 'float32'
 ) -> Weights:
   """Reads weights and their metadata from a source.
 
   Args:
-    source: a source for `weights.open_stored`.
+    source: a source for `weights.open_stored`; by default the network in the
+      package, a CIFAR ResNet-20.
     model: name of the network; None for the one that the source names.
     dtype: dtype of the computation, 'float32' or 'bfloat16'.
 
@@ -189,9 +192,21 @@ def _forward(
   return {name: compute(name) for name in outputs}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(
+  parser: argparse.ArgumentParser, *, with_dtype: bool = True
+) -> None:
   """Adds the arguments that choose a network: --weights, --model, --dtype."""
   add = parser.add_argument
-  add('--weights', metavar='SOURCE', required=True)
+  text = 'default: a CIFAR-10 network that comes with the package'
+  add('--weights', metavar='SOURCE', help=text)
   add('--model', help='default: the one that SOURCE names')
-  add('--dtype', choices=('float32', 'bfloat16'), default='float32')
+  if with_dtype:
+    add('--dtype', choices=('float32', 'bfloat16'), default='float32')
+
+
+def source_of(args: argparse.Namespace) -> str:
+  """Returns --weights, or the network in the package, which it names."""
+  if args.weights is None:
+    text = 'No --weights: using the network for the ten classes of CIFAR-10 in'
+    print(f'{text} {PACKAGED}', file=sys.stderr)
+  return args.weights or PACKAGED

@@ -155,6 +155,18 @@ def open_state(
       f'{initial.source.name} has a different number of classes from the data:'
       ' train its new head first.'
     )
+  names = (
+    experiment.train_reader.source.class_names or (),
+    initial.source.metadata.class_names or (),
+  )
+  for ours, theirs in zip(*names, strict=False):
+    if ours != theirs:
+      raise InputError(
+        f'{initial.source.name} was trained on other classes: it has {theirs!r}'
+        f' where the data have {ours!r}. Evaluate it on data with its classes,'
+        ' or train its head on these: --config=configs/finetune.py:SOURCE,'
+        'DATASET'
+      )
   if jax.process_index() == 0:
     print(initial.describe())
   return 0, initial.apply(experiment.create_state()), experiment

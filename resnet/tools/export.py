@@ -14,14 +14,14 @@ import argparse
 
 from resnet.export import formats
 from resnet.export.export import export
-from resnet.inference.network import read_weights
+from resnet.inference.network import add_arguments, read_weights, source_of
 from resnet.tools import command
 
 
 def main(args: argparse.Namespace) -> None:
   """Exports and prints the largest difference from the network."""
   manifest = export(
-    read_weights(args.weights, args.model),
+    read_weights(source_of(args), args.model),
     args.out,
     format_=args.format,
     platforms=args.platforms.split(','),
@@ -41,8 +41,7 @@ def parser() -> command.Parser:
   """Returns the parser of the command line."""
   result = command.Parser('export', __doc__)
   add = result.add_argument
-  add('--weights', metavar='SOURCE', required=True)
-  add('--model', help='default: the network that SOURCE names')
+  add_arguments(result, with_dtype=False)
   needs = (formats.get_format(name).HELP for name in formats.NAMES)
   needs = '; '.join(filter(None, needs))
   add('--format', choices=formats.NAMES, required=True, help=needs)

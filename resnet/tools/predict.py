@@ -1,5 +1,6 @@
 """Predicts the classes of images; writes features and class activation maps.
 
+  python -m resnet.tools.predict cat.jpg
   predict='python -m resnet.tools.predict --weights=SOURCE'
   $predict one.png FOLDER --top=3
   $predict FOLDER --json --ten_crop
@@ -8,8 +9,9 @@
 
 A SOURCE is a workdir (its best checkpoint), an Orbax checkpoint, a .safetensors
 file with tensor names of torchvision or timm, hf-hub:OWNER/NAME@REVISION, or a
-folder from resnet.tools.export. Images are PNG or JPEG and are preprocessed as
-recorded with the weights. Prints a line for each image.
+folder from resnet.tools.export. Without --weights, a ResNet-20 predicts, which
+comes with the package and knows CIFAR-10's ten classes. Images are PNG or JPEG
+and are preprocessed as recorded with the weights. Prints a line for each image.
 """
 
 import argparse
@@ -28,7 +30,7 @@ from resnet.export.exported import open_network
 from resnet.files import to_json, write_atomically, writing
 from resnet.inference.features import write_features
 from resnet.inference.images import decode_files, list_images
-from resnet.inference.network import Network, add_arguments
+from resnet.inference.network import Network, add_arguments, source_of
 from resnet.inference.predictor import Predictor
 from resnet.inference.preprocessing import ImageTransform, overlay
 from resnet.tools import command
@@ -44,7 +46,7 @@ def main(args: argparse.Namespace) -> None:
       f'{count} images are called {name}, so their maps would overwrite each'
       ' other: predict them one by one.'
     )
-  network = open_network(args.weights, args.model, args.dtype)
+  network = open_network(source_of(args), args.model, args.dtype)
   transform = ImageTransform(
     preprocessing=network.preprocessing, views=args.views
   )

@@ -18,7 +18,7 @@ import numpy as np
 from resnet.data.sources.registry import Source, open_source
 from resnet.errors import InputError
 from resnet.export.exported import open_network
-from resnet.inference.network import add_arguments
+from resnet.inference.network import add_arguments, source_of
 from resnet.inference.predictor import Predictor
 from resnet.inference.preprocessing import ImageTransform
 from resnet.tools import command
@@ -33,7 +33,7 @@ def main(args: argparse.Namespace) -> None:
     open_source(args.data, split, data_dir=args.data_dir)
     for split in (args.train_split, args.eval_split)
   ]
-  network = open_network(args.weights, args.model, args.dtype)
+  network = open_network(source_of(args), args.model, args.dtype)
   predictor = Predictor(network, ['pooled'], [_BATCH_SIZE])
   transform = ImageTransform(preprocessing=network.preprocessing)
   train, test = (_features(predictor, transform, s) for s in sources)

@@ -15,7 +15,7 @@ import sys
 
 from resnet.errors import InputError
 from resnet.export.exported import open_network
-from resnet.inference.network import add_arguments
+from resnet.inference.network import add_arguments, source_of
 from resnet.inference.predictor import Predictor
 from resnet.tools import command
 
@@ -44,7 +44,7 @@ def main(args: argparse.Namespace) -> None:
     text = getattr(error, 'strerror', None) or error
     raise InputError(f'{flags}: {text}. Type another --port.') from None
   with listener:
-    network = open_network(args.weights, args.model, args.dtype)
+    network = open_network(source_of(args), args.model, args.dtype)
     outputs = [n for n in ('probabilities', 'cam') if n in network.outputs]
     sizes = [size for size in _SIZES if size <= args.max_batch]
     predictor = Predictor(network, outputs, sizes)

@@ -7,6 +7,7 @@ fit. Pickles are never opened.
 from collections.abc import Callable, Mapping
 import dataclasses
 import os
+import pathlib
 from typing import Any
 
 from flax import traverse_util
@@ -20,6 +21,10 @@ from resnet.errors import InputError
 from resnet.weights import metadata as metadata_lib
 from resnet.weights.metadata import Metadata
 
+# The network in the package. README.md beside it says what it was trained on.
+PACKAGED = str(
+  pathlib.Path(__file__).parents[1] / 'pretrained/cifar10_resnet20.safetensors'
+)
 _HUB = 'hf-hub:'
 # Names of the floating-point types in safetensors.
 _DTYPES = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16'}

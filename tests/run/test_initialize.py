@@ -1,5 +1,6 @@
 """Runs that begin with the weights of another: the config's `init_from`."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -142,6 +143,21 @@ def test_init_from_is_evaluated_without_a_run(file, first, tmp_path, capsys):
   steps = jit_steps(run.task, run.sharding)
   expected = evaluate(run, steps, first[1], DataWarnings())
   assert describe(0, expected) in out
+
+
+def test_evaluation_refuses_weights_that_name_other_classes(first, tmp_path):
+  path = str(tmp_path / 'weights.safetensors')
+  run = resolve(init_from=path)
+  ours = tuple(map(str, range(run.task.model.num_classes)))
+  metadata = weights.Metadata(
+    model='cifar_resnet8', class_names=(*ours[:2], 'owl', *ours[3:])
+  )
+  weights.save_weights(first[1].variables, path, metadata=metadata)
+  source = dataclasses.replace(run.train_reader.source, class_names=ours)
+  reader = dataclasses.replace(run.train_reader, source=source)
+  run = dataclasses.replace(run, train_reader=reader)
+  with pytest.raises(InputError, match=r"has 'owl' where the data have '2'\."):
+    evaluate_checkpoint(run, str(tmp_path / 'nothing'), 'best')
 
 
 def test_weights_that_do_not_fit_are_refused_before_anything_is_written(
