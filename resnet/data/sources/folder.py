@@ -1,12 +1,16 @@
 """Image files in class folders: DIR/train/CLASS/FILE and DIR/val/CLASS/FILE.
 
 A label is the index of the class folder's name in sorted order, as in
-torchvision and timm.
+torchvision and timm. Classes are named after their folders, unless the file
+DIR/classes.txt names them: a line 'FOLDER NAME' for each class folder, where
+names may hold blanks and must differ. Blank lines and lines that start with #
+are ignored.
 """
 
 from collections.abc import Iterator
 import dataclasses
 import os
+import re
 from typing import Any
 
 import numpy as np
@@ -19,7 +23,7 @@ from resnet.data.sources.base import (
   Source,
   reason_of,
 )
-from resnet.errors import InputError
+from resnet.errors import InputError, nearest
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png')
 _TRAIN = 'train'
@@ -37,13 +41,13 @@ class FolderRecords:
 
   Attributes:
     root: folder that holds the class folders.
-    class_names: class folders in the order of the labels.
+    folders: class folders in the order of the labels.
     names: file names of each class, arrays of bytes.
     ends: number of files up to and including each class, int64 [num_classes].
   """
 
   root: str
-  class_names: tuple[str, ...]
+  folders: tuple[str, ...]
   names: tuple[np.ndarray, ...]
   ends: np.ndarray
 
@@ -54,7 +58,7 @@ class FolderRecords:
     label = int(np.searchsorted(self.ends, key, side='right'))
     # `ends[label]` is the end of the class, so this index is negative.
     name = os.fsdecode(self.names[label][key - int(self.ends[label])])
-    name = os.path.join(self.class_names[label], name)
+    name = os.path.join(self.folders[label], name)
     path = os.path.join(self.root, name)
     try:
       with open(path, 'rb') as file:
@@ -104,7 +108,7 @@ def open_split(split: str, *, data_dir: str | None, **_: Any) -> Source:
   files = [_file_names(os.path.join(root, name)) for name in classes]
   records: Records = FolderRecords(
     root=root,
-    class_names=tuple(classes),
+    folders=tuple(classes),
     names=tuple(np.array(list(map(os.fsencode, names))) for names in files),
     ends=np.cumsum([len(names) for names in files]),
   )
@@ -116,8 +120,50 @@ def open_split(split: str, *, data_dir: str | None, **_: Any) -> Source:
     num_classes=len(classes),
     channels=3,
     records=records,
-    class_names=tuple(classes),
+    class_names=_class_names(os.path.join(data_dir, 'classes.txt'), classes),
   )
+
+
+def _class_names(path: str, folders: list[str]) -> tuple[str, ...]:
+  """Returns the names of `folders` in classes.txt, or `folders` without it."""
+  try:
+    with open(path, encoding='utf-8-sig') as file:
+      lines = [line.strip() for line in file]
+  except FileNotFoundError:
+    return tuple(folders)
+  except (OSError, ValueError) as error:
+    raise InputError(
+      f'{path} cannot be read as UTF-8 text: {reason_of(error)}.'
+    ) from None
+  known, names, used = set(folders), {}, set()
+  for number, line in enumerate(lines, 1):
+    if not line or line.startswith('#'):
+      continue
+    place = f'{path}, line {number}: '
+    # A folder's name may hold blanks too; the longest that fits counts.
+    blanks = [
+      x for x in re.finditer(r'\s+', line) if line[: x.start()] in known
+    ]
+    if not blanks:
+      raise InputError(
+        f'{place}{line!r} is not a class folder and a name: type FOLDER NAME,'
+        ' or delete the file to use the names of the folders.'
+        f'{nearest(line.split()[0], folders)}'
+      )
+    folder, name = line[: blanks[-1].start()], line[blanks[-1].end() :]
+    if folder in names or name in used:
+      raise InputError(
+        f'{place}{folder if folder in names else name!r} occurs twice: type one'
+        ' line for each class folder, with a name of its own.'
+      )
+    names[folder] = name
+    used.add(name)
+  if missing := [folder for folder in folders if folder not in names]:
+    raise InputError(
+      f'{path} has no line for {len(missing)} class folder(s):'
+      f' {", ".join(missing[:3])}. Add lines such as: {missing[0]} NAME'
+    )
+  return tuple(names[folder] for folder in folders)
 
 
 def _part(records: Records, name: str, part: str) -> PartOfRecords:

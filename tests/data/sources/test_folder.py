@@ -96,6 +96,41 @@ def test_parts_of_a_split_hold_images_of_all_classes(tmp_path):
   ]
 
 
+def test_classes_txt_names_the_classes(folder):
+  (folder / 'classes.txt').write_text(
+    '\ufeff# FOLDER NAME\na c  great auk\n\n b\tbee \nZürich Zürich HB\n'
+  )
+  names = ('Zürich HB', 'great auk', 'bee')
+  for split in ('train', 'val', 'train[:50%]'):
+    source = open_(folder, split)
+    assert source.class_names == names
+    (record,) = source.read([0])
+    assert record['file_name'].startswith(('Zürich/', 'a c/', 'b/'))
+  splits = open_splits(str(folder), '')
+  assert {source.class_names for source in splits.values()} == {names}
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    (
+      'b B\nZürich Z',
+      r'classes\.txt has no line for 1 class .*: a c\. .* NAME',
+    ),
+    ('b B\n\nbb B', r"classes\.txt, line 3: 'bb B' is not .* type FOLDER NAME"),
+    ('a c', r"classes\.txt, line 1: 'a c' is not a class folder and a name: "),
+    ('b x y\na c x y', r"classes\.txt, line 2: 'x y' occurs twice"),
+    ('b x\nb y', r"classes\.txt, line 2: 'b' occurs twice: type one line"),
+    (b'b \xff', r'classes\.txt cannot be read as UTF-8'),
+  ],
+)
+def test_a_wrong_classes_txt_is_refused(folder, text, message):
+  data = text if isinstance(text, bytes) else text.encode()
+  (folder / 'classes.txt').write_bytes(data)
+  with pytest.raises(InputError, match=message):
+    open_(folder)
+
+
 def test_fingerprint_changes_with_image_order_and_label(folder):
   first = open_(folder).fingerprint()
   assert open_(folder).fingerprint() == first
