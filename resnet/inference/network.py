@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from resnet.data.sources.imagenet_names import readable_name
 from resnet.errors import InputError
 from resnet.inference import maps
 from resnet.inference.preprocessing import normalize
@@ -49,13 +50,16 @@ class Network:
     """Returns index, name and probability of the `count` likeliest classes.
 
     The `row` holds the probabilities of all classes, [K]. Ties are ordered by
-    index, as in argmax.
+    index, as in argmax. Classes of ImageNet also have their WordNet 'id'.
     """
-    order = np.argsort(-row, kind='stable')[:count].tolist()
-    return [
-      {'index': i, 'name': self.class_names[i], 'probability': float(row[i])}
-      for i in order
-    ]
+    found = []
+    for i in np.argsort(-row, kind='stable')[:count].tolist():
+      id_ = self.class_names[i]
+      entry = {'index': i, 'name': readable_name(id_)}
+      if entry['name'] != id_:
+        entry['id'] = id_
+      found.append({**entry, 'probability': float(row[i])})
+    return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -39,6 +39,7 @@ import numpy as np
 
 from resnet import experiment as experiment_lib
 from resnet.data.sources import real_labels
+from resnet.data.sources.imagenet_names import readable_name
 from resnet.data.sources.registry import open_same_classes
 from resnet.errors import InputError
 from resnet.evaluation import calibration, precise_bn, views
@@ -139,7 +140,9 @@ def _sides(args: argparse.Namespace, size: int) -> tuple[int, ...]:
 def _print(report: Mapping[str, Any], names: Sequence[str] | None) -> None:
   def name(label: int) -> str:
     # A network may have more logits than the data set has classes.
-    return names[label] if names and label < len(names) else f'class {label}'
+    if not names or label >= len(names):
+      return f'class {label}'
+    return readable_name(names[label])
 
   print(
     f'{report["num_examples"]:,} images of {report["images"]}, views:'

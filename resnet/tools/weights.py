@@ -15,6 +15,7 @@ import math
 import re
 from typing import Any
 
+from resnet.data.sources.imagenet_names import readable_name
 from resnet.errors import InputError
 from resnet.models import create_model, list_models
 from resnet.tools import command
@@ -108,7 +109,8 @@ def _print_metadata(metadata: Metadata) -> None:
   if metadata.ema is not None:
     print(f'weights       {"moving averages" if metadata.ema else "raw"}')
   if names := metadata.class_names:
-    print(f'class_names   {", ".join(names[:3])} ... ({len(names)})')
+    shown = ', '.join(map(readable_name, names[:3]))
+    print(f'class_names   {shown} ... ({len(names)})')
 
 
 def _floats(text: str) -> tuple[float, ...]:

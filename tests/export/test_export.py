@@ -59,7 +59,7 @@ def make_weights(name, size=16, **overrides):
       crop_share=0.875,
       interpolation='bilinear',
     ),
-    class_names=tuple(f'class {i}' for i in range(5)),
+    class_names=('n01440764', *(f'class {i}' for i in range(1, 5))),
   )
 
 
@@ -129,6 +129,11 @@ def test_an_exported_folder_predicts_as_the_network(
   np.testing.assert_allclose(*results, rtol=1e-4, atol=1e-6)
   assert np.ptp(results[0]) > 1e-3
   assert network.class_names == small.class_names
+  row = np.array([0.5, 0.25, 0.125, 0.0625, 0.0625], np.float32)
+  assert network.top_classes(row, 2) == [
+    {'index': 0, 'name': 'tench', 'id': 'n01440764', 'probability': 0.5},
+    {'index': 1, 'name': 'class 1', 'probability': 0.25},
+  ]
   with pytest.raises(InputError, match="no output 'cam'"):
     Predictor(network, ['cam'], [8])
 

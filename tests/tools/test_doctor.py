@@ -8,6 +8,8 @@ import signal
 import jax
 import pytest
 
+from resnet.data.sources import imagenet
+from resnet.data.sources.imagenet_names import readable_name
 from resnet.run.checkpoint import Checkpoints
 from resnet.tools.command import size_text
 from resnet.tools.doctor import __main__ as doctor
@@ -108,13 +110,13 @@ def test_a_small_disk_and_broken_records_fail(
 
 
 def test_classes_of_imagenet_must_be_sorted(experiment):
-  names = tuple(f'n{i:08}' for i in range(1000))
+  names = imagenet.class_names()
   for order, status in ((names, 'ok'), (names[::-1], 'warn')):
     source = make_source(records(1), num_classes=1000)
     source = dataclasses.replace(source, class_names=order)
     found = checks.data(with_source(experiment, source))
     assert found.status == status
-    assert f'1,000 classes ({order[0]}, ' in found.text
+    assert f'1,000 classes ({readable_name(order[0])}, ' in found.text
 
 
 def test_versions_are_those_of_the_requirements(tmp_path):

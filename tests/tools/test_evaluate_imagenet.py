@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 
 import jax
 import numpy as np
@@ -100,6 +101,8 @@ def test_labels_of_real_json_are_found_by_file_name(evaluate, made, tmp_path):
   assert 'ReaL top-1 0.6667  (15 images; 5 without labels' in out
   assert report['images'] == 'imagenet2012/validation'
   assert report['top1'] == 0
+  # Label 5.
+  assert re.search(r'^  electric ray: .* taken for (?!n\d{8})', out, re.M)
 
 
 def test_another_set_is_evaluated_with_its_own_labels(evaluate):

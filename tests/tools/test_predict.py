@@ -182,7 +182,10 @@ def test_names_that_are_not_utf8_and_weights_that_are_nan(
   photo = tmp_path / os.fsdecode(b'\xff.png')
   photo.write_bytes(next((pictures[0] / '3').iterdir()).read_bytes())
   path = save_random(
-    tmp_path / 'net.safetensors', size=8, class_names='ab', channels=1
+    tmp_path / 'net.safetensors',
+    size=8,
+    class_names=('n01440764', 'b'),
+    channels=1,
   )
   variables = weights.load_weights(path, 'cifar_resnet8')
   variables['params']['head']['bias'] = np.full(2, np.nan, np.float32)
@@ -193,7 +196,10 @@ def test_names_that_are_not_utf8_and_weights_that_are_nan(
   assert 'not finite' in result.stderr
   line = json.loads(result.stdout, parse_constant=pytest.fail)
   assert line['file'].endswith('\\xff.png')
-  assert line['classes'][0]['probability'] is None
+  tench = {'index': 0, 'name': 'tench', 'id': 'n01440764', 'probability': None}
+  assert line['classes'] == [tench]
+  result = tool('predict', weights_, '--top=1', photo)
+  assert result.stdout.endswith('.png  tench nan\n')
   out = f'--out={tmp_path / "features.parquet"}'
   assert (
     tool('predict', weights_, '--features=pooled', out, photo).returncode == 0

@@ -29,7 +29,7 @@ def path(tmp_path_factory):
 
 def test_convert_adds_missing_metadata(tool, path, tmp_path):
   names = tmp_path / 'names.txt'
-  names.write_text('cat\ndog\nKatze\n')
+  names.write_text('cat\nn01440764\nKatze\n')
   target, again = (str(tmp_path / f'{name}.safetensors') for name in 'ab')
   result = tool(
     *('weights', 'convert', path, target, MODEL, f'--class-names={names}'),
@@ -37,6 +37,7 @@ def test_convert_adds_missing_metadata(tool, path, tmp_path):
     *('--crop-share=0.75', '--interpolation=bicubic'),
   )
   assert 'cifar_resnet8, 3 classes' in result.stdout
+  assert 'class_names   cat, tench, Katze ... (3)' in result.stdout
   metadata = weights.open_stored(target).metadata
   assert metadata == weights.Metadata(
     model='cifar_resnet8',
@@ -47,7 +48,7 @@ def test_convert_adds_missing_metadata(tool, path, tmp_path):
       crop_share=0.75,
       interpolation='bicubic',
     ),
-    class_names=('cat', 'dog', 'Katze'),
+    class_names=('cat', 'n01440764', 'Katze'),
   )
   a, b = (safetensors.numpy.load_file(p) for p in (path, target))
   assert {k: v.tobytes() for k, v in a.items()} == {

@@ -21,6 +21,7 @@ from packaging.requirements import Requirement
 from resnet import backend
 from resnet.data.host.decode import decode_record
 from resnet.data.host.reader import BatchReader
+from resnet.data.sources.imagenet_names import readable_name
 from resnet.errors import InputError
 from resnet.experiment import Experiment
 from resnet.files import writing
@@ -145,7 +146,8 @@ def data(experiment: Experiment) -> Finding:
   source = experiment.train_reader.source
   names, count = source.class_names or (), source.num_classes
   shown = names if len(names) < 7 else (*names[:3], '...', *names[-3:])
-  texts = [f'{count:,} classes' + (f' ({", ".join(shown)})' if shown else '')]
+  shown = ', '.join(map(readable_name, shown))
+  texts = [f'{count:,} classes' + (f' ({shown})' if shown else '')]
   broken = []
   for reader in (experiment.train_reader, experiment.eval_reader):
     errors, labels = _examine(reader)

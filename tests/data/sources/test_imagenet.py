@@ -6,6 +6,7 @@ import tarfile
 import pytest
 
 from resnet.data.sources import imagenet
+from resnet.data.sources.imagenet_names import readable_name
 from resnet.data.sources.registry import open_source
 from resnet.errors import InputError
 from tests.data.in_memory import encode, smooth_image
@@ -53,6 +54,27 @@ def test_class_names_are_those_of_imagenet():
   # The first validation image is a snake, class 65.
   assert names.index(labels[0]) == 65
   assert [labels.count(name) for name in names[:10]] == [50] * 10
+
+
+def test_ids_have_readable_names_that_differ():
+  ids = imagenet.class_names()
+  names = [readable_name(id_) for id_ in ids]
+  assert len(set(names)) == 1000 and not {*names} & {*ids}
+  # The classes of Imagenette.
+  expected = {
+    'n01440764': 'tench',
+    'n02102040': 'English springer',
+    'n02979186': 'cassette player',
+    'n03000684': 'chain saw',
+    'n03028079': 'church',
+    'n03394916': 'French horn',
+    'n03417042': 'garbage truck',
+    'n03425413': 'gas pump',
+    'n03445777': 'golf ball',
+    'n03888257': 'parachute',
+  }
+  assert {id_: readable_name(id_) for id_ in expected} == expected
+  assert [readable_name(x) for x in ('n00000000', '7')] == ['n00000000', '7']
 
 
 def test_records_are_read_from_the_tars_and_prepared(tars, tool):

@@ -1,0 +1,21 @@
+"""Names of ImageNet's classes for people, who do not know WordNet ids."""
+
+import functools
+import pathlib
+
+_FILE = pathlib.Path(__file__).with_name('imagenet_names.txt')
+
+
+def readable_name(class_name: str) -> str:
+  """Returns the name of an ImageNet class for its WordNet id.
+
+  Any other class name is returned unchanged. Only what people read shows these
+  names: in files and metadata, the id identifies the label.
+  """
+  return _names_by_id().get(class_name, class_name)
+
+
+@functools.cache
+def _names_by_id() -> dict[str, str]:
+  lines = _FILE.read_text().splitlines()
+  return dict(line.split(' ', 1) for line in lines if not line.startswith('#'))
