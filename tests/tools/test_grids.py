@@ -4,9 +4,29 @@ import itertools
 
 import pytest
 
+from configs import cifar10, imagenette
 from resnet.config import flatten
+from resnet.errors import InputError
 from resnet.models import cost, list_models
 from resnet.tools.reproduce import grid_figures, grids, results, studies
+
+
+def grid_of(name, data, cells=(), workdir='', **options):
+  study = studies.STUDIES[name]
+  return grids.Grid(str(workdir), name, study, data, cells, **options)
+
+
+def leaderboard_result(group, depth, seed=0, accuracy=85.0):
+  """Returns what the table and the figure need of a result."""
+  return {
+    'group': group,
+    'depth': depth,
+    'seed': seed,
+    'test_accuracy': accuracy,
+    'images_per_second': 100.0,
+    'hardware': ['2 cores'],
+    'commits': ['abc'],
+  }
 
 
 def fields_by_cell(name, data):
@@ -27,14 +47,17 @@ def different(fields, others):
   [
     (name, data)
     for name, study in studies.STUDIES.items()
-    for data in study.depths
+    for data in grids.data_sets(study)
   ],
 )
 def test_cells_differ_only_in_the_compared_fields(name, data):
   study, configs = fields_by_cell(name, data)
   compared = {'model.name'}.union(*study.groups.values())
+  if name == 'imagenette':  # A group is a size and a number of epochs.
+    compared |= {'data.image_size', 'data.eval_resize'}
+    compared |= {'num_epochs', 'schedule.warmup_epochs'}
   # The paper warms up its nets of 110 layers on CIFAR-10; plain ones too.
-  per_depth = {'schedule.warmup_epochs'} if data == 'cifar10' else set()
+  per_depth = {'schedule.warmup_epochs'} if 'cifar10' in data else set()
   first = next(iter(configs.values()))
   nets_by_label = {}
   for cell, fields in configs.items():
@@ -91,6 +114,93 @@ def test_cifar_has_the_recipe_of_the_paper():
     assert warmup == pytest.approx(400 if cell.depth >= 110 else 0)
 
 
+def test_copies_of_cifar_have_its_recipe_and_depths():
+  for name in ('cifar', 'degradation', 'shortcuts'):
+    _, originals = fields_by_cell(name, 'cifar10')
+    _, copies = fields_by_cell(name, 'cifar10_jpeg')
+    assert list(copies) == list(originals)
+    for cell, fields in copies.items():
+      assert different(fields, originals[cell]) == {'data.name'}
+      assert fields['data.name'] == 'cifar10_jpeg'
+
+
+def test_imagenette_has_the_recipes_of_its_config():
+  assert set(studies.LEADERBOARD) == set(imagenette.RECIPES)
+  study = studies.STUDIES['imagenette']
+  for data in ('folder', 'imagenette'):
+    for cell in grids.cells(study, data, depths=[18, 50], seeds=[3]):
+      fields = flatten(grids.config_of(study, data, cell, data_dir='DIR'))
+      recipe = imagenette.get_config(f'{cell.group},resnet{cell.depth}d')
+      expected = flatten(recipe) | {'seed': 3, 'data.data_dir': 'DIR'}
+      assert fields == expected | {'data.name': data}
+  assert grids.Cell('128x5', 18, 0).name == '128x5_18_seed0'
+
+
+def test_epochs_select_the_short_recipe():
+  study, cell = studies.STUDIES['cifar'], grids.Cell('residual', 20, 0)
+  config = grids.config_of(study, 'cifar10', cell, epochs=20)
+  assert flatten(config) == flatten(cifar10.get_config('resnet20,20'))
+  # 'identity' has a number of epochs of its own.
+  for name, data in (('cifar', 'digits'), ('identity', 'cifar10')):
+    study = studies.STUDIES[name]
+    cell = grids.cells(study, data)[0]
+    with pytest.raises(InputError, match=f'--epochs=20: .* on {data} has no'):
+      grids.config_of(study, data, cell, epochs=20)
+
+
+def test_a_table_of_copies_names_them(tmp_path):
+  cells = [grids.Cell('residual', 20, 0)]
+  grid = grid_of('cifar', 'cifar10_jpeg', cells, tmp_path, epochs=20)
+  text = ' '.join(results.write(grid, {}).split())
+  title = 'Residual nets of CIFAR size over depth: JPEG copies of CIFAR-10'
+  assert text.startswith(f'# {title}, 20 epochs ')
+  assert 'reproduce cifar --data=cifar10_jpeg --epochs=20 --workdir' in text
+  assert '| test error on JPEG copies of CIFAR-10, % |' in text
+  assert '| resnet20 | 8.75 (CIFAR-10) | not run |' in text
+
+
+def test_imagenette_is_shown_beside_the_leaderboard(tmp_path):
+  cells = [grids.Cell('128x5', 18, seed) for seed in (0, 1, 2)]
+  cells.append(grids.Cell('192x20', 18, 0))
+  done = {
+    cell: leaderboard_result('128x5', 18, cell.seed, 84.0 + cell.seed)
+    for cell in cells[:2]
+  }
+  grid = grid_of('imagenette', 'imagenette', cells, tmp_path)
+  text = ' '.join(results.write(grid, done).split())
+  assert "| fast.ai's top-1 accuracy, % | top-1 accuracy on Imagenette," in text
+  assert '| resnet18d 128x5 | 85.77 | 84.50 ± 0.71 | 100 ± 0 | 2 of 3 |' in text
+  assert '| resnet18d 192x20 | 92.50 | not run | not run | 0 of 1 |' in text
+  assert 'not of the same networks' in text
+  assert (tmp_path / 'figure.png').read_bytes()[:4] == b'\x89PNG'
+
+
+def test_the_leaderboard_has_a_panel_for_each_size():
+  grid = grid_of('imagenette', 'folder')
+  (ax,) = grid_figures.draw(grid, [leaderboard_result('128x5', 18)]).axes
+  published, point = ax.lines[:2]
+  assert published.get_xydata().tolist() == [
+    [5, 85.77],
+    [20, 91.57],
+    [80, 93.55],
+  ]
+  assert point.get_xydata().tolist() == [[5, 85]]
+  made = [
+    leaderboard_result(group, depth, seed, 85 + seed)
+    for group in ('128x20', '192x20')
+    for depth in (18, 50)
+    for seed in (0, 2)
+  ]
+  for ax, size in zip(
+    grid_figures.draw(grid, made).axes, (128, 192), strict=True
+  ):
+    assert ax.get_title() == f'{size} pixels'
+    shown, _ = ax.get_legend_handles_labels()
+    for bars in shown[1:]:
+      ((low, high),) = bars.lines[2][0].get_segments()
+      assert [low[1], high[1]] == pytest.approx([86 - 2**0.5, 86 + 2**0.5])
+
+
 def test_seeds_depths_and_groups_can_be_chosen():
   study, data = studies.STUDIES['degradation'], 'digits'
   assert len(grids.cells(study, data)) == 2 * 3 * 3
@@ -122,7 +232,6 @@ def test_gains_are_against_the_row_before_of_the_same_depth():
       'depth': depth,
       'label': f'resnet{depth} {group}',
       'test_error': error - 0.1 * seed,
-      'config': {'data.name': 'fashion_mnist'},
     }
     for group, error in (('baseline', 9.0), ('+a', 8.9), ('+b', 8.0))
     for depth in (20, 56)
@@ -139,7 +248,6 @@ def test_gains_are_against_the_row_before_of_the_same_depth():
       ['+0.10', 'within the spread'],
       ['+0.90', 'better'],
     ]
-  study = studies.STUDIES['ladder']
-  for ax in grid_figures.draw(study, cells).axes:
+  for ax in grid_figures.draw(grid_of('ladder', 'fashion_mnist'), cells).axes:
     (line,) = ax.lines
     assert line.get_ydata().tolist() == pytest.approx([8.95, 8.85, 7.95])

@@ -28,9 +28,10 @@ def resolve(config):
   return experiment_lib.resolve(config, devices=jax.devices()[:1])
 
 
-def small(_=None, **changes):
+def small(net, **changes):
   """Stands in for a recipe."""
   return fake_config(
+    model__name=f'cifar_{net}',
     data__image_size=8,
     data__eval_resize=8,
     num_epochs=1.0,
@@ -99,6 +100,7 @@ def test_results_hold_every_cell(grid):
     assert cell['test_error'] == pytest.approx(
       100 * (1 - evals[-1]['eval/top1'])
     )
+    assert cell['test_accuracy'] == pytest.approx(100 * evals[-1]['eval/top1'])
     assert cell['curves']['test']['step'] == [line['step'] for line in evals]
     assert cell['train_error'] == pytest.approx(
       100 * (1 - trains[-1]['train/top1'])
@@ -161,9 +163,19 @@ def test_the_same_command_skips_complete_runs(grid, tool):
 
 
 def test_the_folder_of_another_grid_is_refused(grid, copy, tool):
+  fields = read(copy)
+  assert fields['epochs'] is None
+  path = copy / 'results.json'
+  saved = path.read_text()
+  path.write_text(json.dumps({**fields, 'epochs': 20}))
+  result = tool('reproduce', *GRID, f'--workdir={copy}')
+  assert_refused(
+    result, 'shortcuts --data=digits --epochs=20, not shortcuts --data=digits)'
+  )
+  path.write_text(saved)
   result = tool('reproduce', 'preact', f'--workdir={grid}')
   assert_refused(
-    result, 'another grid (shortcuts on digits, not preact on digits)'
+    result, 'another grid (shortcuts --data=digits, not preact --data=digits)'
   )
   path = copy / 'cells' / 'B8_seed1' / 'config.json'
   text = path.read_text().replace('"batch_size": 64', '"batch_size": 63')
@@ -194,6 +206,9 @@ def test_bad_cells_are_refused_before_the_first_run(tool, tmp_path):
     ('preact', '--seeds=1,x', "--seeds: invalid numbers value: '1,x'"),
     ('preact', '--groups=v3', "unknown group 'v3'. There are: v1, v2"),
     ('ladder', '--data=digits', '--data=digits is not one of fashion_mnist'),
+    ('shortcuts', '--epochs=5', "B and C' on digits has no short recipe"),
+    ('cifar', '--epochs=0', "'0' is not an integer of 1 or more"),
+    ('imagenette', '--seeds=0', '--data=folder: type --data-dir=DIR'),
     ('degredation', '--seeds=1', "invalid choice: 'degredation'"),
   ):
     workdir = f'--workdir={tmp_path}/grid'

@@ -12,7 +12,7 @@ their data sets, the default first:
 """
 
 import argparse
-from collections.abc import Sequence
+import dataclasses
 import functools
 import json
 import os
@@ -42,14 +42,21 @@ def main(args: argparse.Namespace) -> None:
   # Between runs, Ctrl-C exits immediately; during a run, the run saves first.
   signal.signal(signal.SIGINT, signal.SIG_DFL)
   study = studies.STUDIES[args.experiment]
-  data = args.data or next(iter(study.depths))
+  data = args.data or grids.data_sets(study)[0]
+  if data == 'folder' and args.data_dir is None:
+    raise InputError(
+      '--data=folder: type --data-dir=DIR, with train/ and val/.'
+    )
   asked = grids.cells(study, data, args.groups, args.depths, args.seeds)
   config_of = functools.partial(
-    grids.config_of, study, data, data_dir=args.data_dir
+    grids.config_of, study, data, data_dir=args.data_dir, epochs=args.epochs
   )
   for cell in asked:
     resolve(config_of(cell))  # Report any bad config before the first run.
-  grid = _open_grid(args.workdir, args.experiment, data, asked)
+  grid = grids.Grid(
+    args.workdir, args.experiment, study, data, asked, args.epochs
+  )
+  grid = _with_earlier_cells(grid)
   # All seeds of a net share a compiled program, unless the seed is part of it.
   cache = os.path.join(args.workdir, 'compiled')
   jax.config.update('jax_compilation_cache_dir', cache)
@@ -76,27 +83,26 @@ def main(args: argparse.Namespace) -> None:
   print(f'{table}\nFigure, table and numbers: {args.workdir}')
 
 
-def _open_grid(
-  workdir: str, name: str, data: str, asked: Sequence[grids.Cell]
-) -> grids.Grid:
-  """Returns the grid with the cells of this command and of earlier ones."""
-  study = studies.STUDIES[name]
-  path = os.path.join(workdir, results.RESULTS_FILE)
-  cells = set(asked)
+def _with_earlier_cells(grid: grids.Grid) -> grids.Grid:
+  """Returns the grid with its cells and those of earlier commands."""
+  path = os.path.join(grid.workdir, results.RESULTS_FILE)
+  cells = set(grid.cells)
   if os.path.exists(path):
     with open(path) as file:
       saved = json.load(file)
-    was, now = f'{saved["experiment"]} on {saved["data"]}', f'{name} on {data}'
-    if was != now:
-      text = f'{workdir} holds another grid ({was}, not {now})'
-      raise InputError(f'{text}: type another --workdir.')
+    was = {key: saved.get(key) for key in grid.identity}
+    if was != grid.identity:
+      raise InputError(
+        f'{grid.workdir} holds another grid ({grids.arguments(**was)}, not'
+        f' {grids.arguments(**grid.identity)}): type another --workdir.'
+      )
     for x in (*saved['cells'].values(), *saved['not_run']):
       cells.add(grids.Cell(x['group'], x['depth'], x['seed']))
-  groups = list(study.groups)
+  groups = list(grid.study.groups)
   ordered = sorted(
     cells, key=lambda x: (groups.index(x.group), x.depth, x.seed)
   )
-  return grids.Grid(workdir, name, study, data, ordered)
+  return dataclasses.replace(grid, cells=ordered)
 
 
 def _read(
@@ -127,7 +133,7 @@ def numbers(text: str) -> list[int]:
 def parser() -> command.Parser:
   """Returns the parser of the command line."""
   listed = '\n'.join(
-    f'  {name:12} {study.title} ({", ".join(study.depths)})'
+    f'  {name:12} {study.title} ({", ".join(grids.data_sets(study))})'
     for name, study in studies.STUDIES.items()
   )
   doc = (__doc__ or '').format(experiments=listed)
@@ -137,6 +143,12 @@ def parser() -> command.Parser:
   add('--workdir', metavar='DIR', required=True, help='folder of the grid')
   add('--data', metavar='NAME', help='default: first listed for EXPERIMENT')
   add('--data-dir', metavar='DIR', help="default: TFDS's own folder")
+  add(
+    '--epochs',
+    type=command.positive,
+    metavar='N',
+    help="for CIFAR: a cycle of N epochs instead of the paper's recipe",
+  )
   for name in ('seeds', 'depths'):
     add(f'--{name}', type=numbers, metavar='N,N,...')
   add('--groups', type=lambda text: text.split(','), metavar='NAME,NAME,...')

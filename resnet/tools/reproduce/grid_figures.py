@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from resnet.plots import figures
-from resnet.tools.reproduce.grids import Result, Study, by_net
+from resnet.tools.reproduce.grids import Grid, Result, by_net
+from resnet.tools.reproduce.studies import LEADERBOARD
 
 Nets = dict[tuple[str, int], list[Result]]
 
@@ -21,10 +22,12 @@ _LABELS = {
 }
 
 
-def draw(study: Study, results: Sequence[Result]) -> figures.Figure:
+def draw(grid: Grid, results: Sequence[Result]) -> figures.Figure:
   """Returns the figure of the results of a grid."""
-  nets, shows = by_net(results), study.shows
-  groups = list(study.groups)
+  nets, shows = by_net(results), grid.study.shows
+  if shows == 'accuracy':
+    return _draw_leaderboard(grid, nets)
+  groups = list(grid.study.groups)
   depths = sorted({depth for _, depth in nets})
   # In He et al. 2016, Figure 6 has a panel for each group and a style for each
   # depth; Figure 7 compares the groups. If there is only one depth, all groups
@@ -34,12 +37,14 @@ def draw(study: Study, results: Sequence[Result]) -> figures.Figure:
   for (group, depth), runs in nets.items():
     title = f'{depth} layers' if by_depth else group
     panels.setdefault(title, {})[group, depth] = runs
-  data = results[0]['config']['data.name']
-  note = f'{data}: mean over the seeds; the band is ± one standard deviation'
+  note = 'Mean over the seeds; the band is ± one standard deviation'
   if shows == 'error':
     note += '; training is thin, test is bold'
   figure, axes = figures.create(
-    list(panels), title=study.title, note=note, share_y=True
+    list(panels),
+    title=f'{grid.study.title}\n{grid.setting}',
+    note=note,
+    share_y=True,
   )
   x_label, y_label = _LABELS[shows]
   axes[0].set_ylabel(y_label)
@@ -59,6 +64,46 @@ def draw(study: Study, results: Sequence[Result]) -> figures.Figure:
   if shows == 'error':
     is_small = max(result['test_error'] for result in results) < _SMALL_ERROR
     axes[0].set_ylim(0, _SMALL_ERROR if is_small else 100)
+  return figure
+
+
+def _draw_leaderboard(grid: Grid, nets: Nets) -> figures.Figure:
+  """Returns a figure with a panel for each size of the images."""
+  sizes = list(dict.fromkeys(group.partition('x')[0] for group, _ in nets))
+  depths = sorted({depth for _, depth in nets})
+  figure, axes = figures.create(
+    [f'{size} pixels' for size in sizes],
+    title=f'{grid.study.title}\n{grid.setting}',
+    note='Points: mean over the seeds ± one standard deviation\n'
+    'fast.ai: variants of XResNet-50, not the same networks',
+    share_y=True,
+  )
+  axes[0].set_ylabel('top-1 accuracy, %')
+  for ax, size in zip(axes, sizes, strict=True):
+    groups = {
+      int(group.partition('x')[2]): group
+      for group in LEADERBOARD
+      if group.startswith(f'{size}x')
+    }
+    published = [LEADERBOARD[group] for group in groups.values()]
+    figures.draw_curve(ax, list(groups), published, style=0, label='fast.ai')
+    for i, depth in enumerate(depths):
+      made = {x: nets.get((group, depth)) for x, group in groups.items()}
+      # Points of several depths stand side by side.
+      shift = 1.06 ** (i - (len(depths) - 1) / 2)
+      figures.draw_points(
+        ax,
+        [x * shift for x, runs in made.items() if runs],
+        [[y['test_accuracy'] for y in runs] for runs in made.values() if runs],
+        style=i + 1,
+        label=f'ours, resnet{depth}d',
+      )
+    ax.set_xlabel('epochs')
+    ax.set_xscale('log')
+    ax.set_xlim(4, 100)
+    ax.set_xticks([5, 20, 80], ['5', '20', '80'])
+    ax.minorticks_off()
+    ax.legend(loc='lower right')
   return figure
 
 

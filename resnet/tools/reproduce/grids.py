@@ -9,7 +9,7 @@ import dataclasses
 import os
 from typing import Any
 
-from configs import cifar10, fashion_mnist, imagenet, paper_digits
+from configs import cifar10, fashion_mnist, imagenet, imagenette, paper_digits
 from resnet.errors import InputError, nearest
 
 Fields = dict[str, Any]
@@ -24,18 +24,21 @@ class Study:
   Attributes:
     title: title of the figure.
     groups: for each group, by name, the config fields that it changes in the
-      recipe. 'model.name' is a format string without the prefix 'cifar_'. {0}
-      is the depth, and {1} the depth if bottlenecks replace the basic blocks.
+      recipe. 'model.name' is the {net} of `spec`, a format string: {0} is the
+      depth, and {1} the depth if bottlenecks replace the basic blocks.
     depths: numbers of layers by data set; the first data set is the default.
+    spec: argument of the recipe, a format string of {group} and {net}.
     fields: fields of the config that all groups change.
     num_seeds: default number of seeds.
     shows: what the figure shows: 'error' or 'loss' over updates, 'responses' by
-      layer, or 'gains', the test errors of successive groups.
+      layer, 'gains', the test errors of successive groups, or 'accuracy' over
+      epochs.
   """
 
   title: str
   groups: Mapping[str, Fields]
   depths: Mapping[str, Sequence[int]]
+  spec: str = '{net}'
   fields: Fields = dataclasses.field(default_factory=dict)
   num_seeds: int = 3
   shows: str = 'error'
@@ -52,31 +55,73 @@ class Cell:
   @property
   def name(self) -> str:
     """Name of the folder of the run."""
-    return f'{self.group}{self.depth}_seed{self.seed}'
+    # Keep the depth apart from the number in 'v2' or '128x5'.
+    between = '_' if self.group[-1].isdigit() else ''
+    return f'{self.group}{between}{self.depth}_seed{self.seed}'
 
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-  """A grid and its folder; `cells` include those of earlier commands."""
+  """A grid and its folder; `cells` include those of earlier commands.
+
+  `epochs` is the length of the short recipe; None means the usual recipe.
+  """
 
   workdir: str
   name: str
   study: Study
   data: str
   cells: Sequence[Cell]
+  epochs: int | None = None
+
+  @property
+  def identity(self) -> dict[str, Any]:
+    """What all commands that share the folder must have in common."""
+    return {'experiment': self.name, 'data': self.data, 'epochs': self.epochs}
+
+  @property
+  def data_title(self) -> str:
+    """Name of the data set in tables and figures."""
+    return _TITLES.get(self.data, self.data)
+
+  @property
+  def setting(self) -> str:
+    """The data set and the length of the short recipe, for titles."""
+    length = '' if self.epochs is None else f', {self.epochs} epochs'
+    return f'{self.data_title}{length}'
 
   def folder(self, cell: Cell) -> str:
     """Returns the workdir of a run."""
     return os.path.join(self.workdir, 'cells', cell.name)
 
 
-# Recipes by data set.
+# Recipes by data set; their argument is Study.spec.
 RECIPES: dict[str, Callable[[str], Any]] = {
   'digits': paper_digits.get_config,
   'fashion_mnist': fashion_mnist.get_config,
   'cifar10': cifar10.get_config,
-  'imagenet2012': lambda _: imagenet.get_config(),
+  'imagenet2012': imagenet.get_config,
+  'folder': imagenette.get_config,
 }
+# Sets that have the recipe, the depths and the published values of another.
+_SAME_AS = {'cifar10_jpeg': 'cifar10', 'imagenette': 'folder'}
+_TITLES = {
+  'cifar10_jpeg': 'JPEG copies of CIFAR-10',
+  'folder': 'Imagenette',
+  'imagenette': 'Imagenette',
+}
+
+
+def arguments(experiment: str, data: str, epochs: int | None) -> str:
+  """Returns the arguments of a grid's command line."""
+  length = '' if epochs is None else f' --epochs={epochs}'
+  return f'{experiment} --data={data}{length}'
+
+
+def data_sets(study: Study) -> list[str]:
+  """Returns the names of the data sets of a study, the default first."""
+  copies = [name for name, other in _SAME_AS.items() if other in study.depths]
+  return [*study.depths, *copies]
 
 
 def cells(
@@ -87,9 +132,9 @@ def cells(
   seeds: Sequence[int] | None = None,
 ) -> list[Cell]:
   """Returns the cells of a grid, ordered by seed; None means the default."""
-  if data not in study.depths:
-    known = ', '.join(study.depths)
-    raise InputError(f'--data={data} is not one of {known}.')
+  known = data_sets(study)
+  if data not in known:
+    raise InputError(f'--data={data} is not one of {", ".join(known)}.')
   for group in groups or ():
     if group not in study.groups:
       near = nearest(group, study.groups)
@@ -97,7 +142,7 @@ def cells(
   asked = [
     Cell(group, depth, seed)
     for seed in seeds or range(study.num_seeds)
-    for depth in depths or study.depths[data]
+    for depth in depths or study.depths[_SAME_AS.get(data, data)]
     for group in groups or study.groups
   ]
   return list(dict.fromkeys(asked))
@@ -117,19 +162,30 @@ def label(study: Study, group: str, depth: int) -> str:
 
 
 def config_of(
-  study: Study, data: str, cell: Cell, data_dir: str | None = None
+  study: Study,
+  data: str,
+  cell: Cell,
+  data_dir: str | None = None,
+  epochs: int | None = None,
 ) -> Any:
   """Returns the config of a cell, a ConfigDict."""
   net = _net(study, cell.group, cell.depth)
-  config = RECIPES[data](net)
+  spec = study.spec.format(group=cell.group, net=net)
+  recipe = _SAME_AS.get(data, data)
+  if epochs is not None:
+    if recipe != 'cifar10' or 'num_epochs' in study.fields:
+      raise InputError(
+        f'--epochs={epochs}: {study.title!r} on {data} has no short recipe:'
+        ' leave out --epochs.'
+      )
+    spec += f',{epochs}'
+  config = RECIPES[recipe](spec)
+  fields = {**study.fields, **study.groups[cell.group]}
+  fields.pop('model.name', None)  # It is part of `spec`.
+  if recipe != data:
+    fields['data.name'] = data
   config.update_from_flattened_dict(
-    {
-      **study.fields,
-      **study.groups[cell.group],
-      'model.name': net if data == 'imagenet2012' else f'cifar_{net}',
-      'seed': cell.seed,
-      'data.data_dir': data_dir,
-    }
+    {**fields, 'seed': cell.seed, 'data.data_dir': data_dir}
   )
   return config
 

@@ -16,21 +16,29 @@ from resnet.plots import figures
 from resnet.run.history import History
 from resnet.tools.command import table
 from resnet.tools.reproduce import grid_figures
-from resnet.tools.reproduce.grids import Cell, Grid, Result, by_net, label
-from resnet.tools.reproduce.studies import PAPER, PAPER_SOURCE
+from resnet.tools.reproduce.grids import (
+  Cell,
+  Grid,
+  Result,
+  arguments,
+  by_net,
+  label,
+)
+from resnet.tools.reproduce.studies import (
+  LEADERBOARD,
+  LEADERBOARD_SOURCE,
+  PAPER,
+  PAPER_SOURCE,
+)
 
 RESULTS_FILE = 'results.json'
-# Title, name in results.json, format.
-_COLUMNS = (
-  ('test error, %', 'test_error', '.2f'),
-  ('training error, %', 'train_error', '.2f'),
-  ('first loss', 'first_loss', '.3f'),
-  ('images/s', 'images_per_second', ',.0f'),
-)
 _NOTE = (
-  'Ours: mean ± standard deviation over the seeds. The training error is from'
-  ' the last log interval and the first loss from the first interval, both in'
-  ' train mode. Images/s are the median over the log intervals.'
+  'Ours: mean ± standard deviation over the seeds. {}Images/s are the median'
+  ' over the log intervals.'
+)
+_ERROR_NOTE = (
+  'The training error is from the last log interval and the first loss from the'
+  ' first interval, both in train mode. '
 )
 
 
@@ -57,6 +65,7 @@ def describe(
     'label': label(grid.study, cell.group, cell.depth),
     'train_error': curves['train']['error'][-1],
     'test_error': curves['test']['error'][-1],
+    'test_accuracy': 100 - curves['test']['error'][-1],
     'first_loss': curves['train']['loss'][0],
     'hardware': history.distinct('hardware'),
     'commits': history.distinct('commit'),
@@ -74,18 +83,18 @@ def write(grid: Grid, done: Mapping[Cell, Result]) -> str:
   """
   complete = {cell.name: done[cell] for cell in grid.cells if cell in done}
   fields = {
-    'experiment': grid.name,
-    'data': grid.data,
+    **grid.identity,
     'cells': complete,
     'not_run': [dataclasses.asdict(x) for x in grid.cells if x not in done],
   }
+  is_leaderboard = grid.study.shows == 'accuracy'
   parts = [
-    f'# {grid.study.title}',
-    f'`python -m resnet.tools.reproduce {grid.name} --data={grid.data}'
+    f'# {grid.study.title}: {grid.setting}',
+    f'`python -m resnet.tools.reproduce {arguments(**grid.identity)}'
     ' --workdir=DIR`',
-    _NOTE,
+    _NOTE.format('' if is_leaderboard else _ERROR_NOTE),
     table(_rows(grid, done), markdown=True),
-    PAPER_SOURCE,
+    LEADERBOARD_SOURCE if is_leaderboard else PAPER_SOURCE,
   ]
   for key in ('hardware', 'commits'):
     values = {value for result in done.values() for value in result[key]}
@@ -101,7 +110,7 @@ def write(grid: Grid, done: Mapping[Cell, Result]) -> str:
   write_atomically(path + RESULTS_FILE, to_json(fields, indent=1) + '\n')
   write_atomically(f'{path}results.md', text)
   if complete:
-    figure = grid_figures.draw(grid.study, list(complete.values()))
+    figure = grid_figures.draw(grid, list(complete.values()))
     for kind in ('png', 'svg'):
       figures.save(figure, f'{path}figure.{kind}')
   return text
@@ -109,23 +118,47 @@ def write(grid: Grid, done: Mapping[Cell, Result]) -> str:
 
 def _rows(grid: Grid, done: Mapping[Cell, Result]) -> list[list[str]]:
   """Returns the titles and a row for each network."""
-  columns = list(_COLUMNS)
-  if grid.study.shows == 'responses':
-    columns.insert(3, ('mean response', 'mean_response', '.3f'))
+  published, columns = _columns(grid)
   titles = [title for title, _, _ in columns]
-  rows = [['net', "paper's test error, %", *titles, 'runs']]
+  rows = [['net', published, *titles, 'runs']]
   for group, depth in dict.fromkeys((c.group, c.depth) for c in grid.cells):
     asked = [c for c in grid.cells if (c.group, c.depth) == (group, depth)]
     made = [done[cell] for cell in asked if cell in done]
     net = label(grid.study, group, depth)
-    paper = PAPER.get(grid.data, PAPER['cifar10']).get(net, 'none')
-    if paper != 'none' and grid.data not in PAPER:
-      paper += ' (CIFAR-10)'
     values = [
       _spread([run[key] for run in made], form) for _, key, form in columns
     ]
-    rows.append([net, paper, *values, f'{len(made)} of {len(asked)}'])
+    runs = f'{len(made)} of {len(asked)}'
+    rows.append([net, _published(grid, group, net), *values, runs])
   return rows
+
+
+def _columns(grid: Grid) -> tuple[str, list[tuple[str, str, str]]]:
+  """Returns the title of the published column, and the columns of ours.
+
+  A column of ours is its title, its name in results.json and its format.
+  """
+  speed = ('images/s', 'images_per_second', ',.0f')
+  where = f' on {grid.data_title}, %'
+  if grid.study.shows == 'accuracy':
+    ours = (f'top-1 accuracy{where}', 'test_accuracy', '.2f')
+    return "fast.ai's top-1 accuracy, %", [ours, speed]
+  columns = [
+    (f'test error{where}', 'test_error', '.2f'),
+    ('training error, %', 'train_error', '.2f'),
+    ('first loss', 'first_loss', '.3f'),
+  ]
+  if grid.study.shows == 'responses':
+    columns.append(('mean response', 'mean_response', '.3f'))
+  return "paper's test error, %", [*columns, speed]
+
+
+def _published(grid: Grid, group: str, net: str) -> str:
+  if grid.study.shows == 'accuracy':
+    return f'{LEADERBOARD[group]:.2f}'
+  value = PAPER.get(grid.data, PAPER['cifar10']).get(net, 'none')
+  is_other = value != 'none' and grid.data not in PAPER
+  return f'{value} (CIFAR-10)' if is_other else value
 
 
 def _spread(values: Sequence[float], form: str) -> str:

@@ -1,8 +1,9 @@
-"""Studies of `resnet.tools.reproduce`, and the test errors of the papers."""
+"""Studies of `resnet.tools.reproduce`, and the published results."""
 
 from itertools import accumulate
 import operator
 
+from configs import imagenette
 from resnet.tools.reproduce.grids import Fields, Study
 
 # Top-1 test error in %, by data set and label of the network.
@@ -33,6 +34,20 @@ PAPER_SOURCE = (
   "The papers' test errors: for CIFAR-10 they are from He et al. 2016, Table 6"
   ' (plain nets: read off Figure 6; v2: "Identity mappings", Table 2); for'
   ' ImageNet they are from He et al. 2016, Tables 2 and 3, ten crops.'
+)
+# Top-1 accuracy in %, by recipe of configs/imagenette.py.
+LEADERBOARD = {
+  '128x5': 85.77,
+  '128x20': 91.57,
+  '128x80': 93.55,
+  '192x20': 92.50,
+  '192x80': 94.50,
+}
+LEADERBOARD_SOURCE = (
+  "fast.ai's accuracies are from the leaderboard of"
+  ' github.com/fastai/imagenette: 3,925 validation images, one crop; for 5 and'
+  ' 20 epochs the mean of five runs. They are not of the same networks: fast.ai'
+  ' trained variants of XResNet-50 with Mish and other additions.'
 )
 _PLAIN: Fields = {'model.name': 'plain{0}'}
 _LADDER_EPOCHS = 10.0
@@ -119,5 +134,14 @@ STUDIES = {
       'schedule.decay_epochs': (_LADDER_EPOCHS / 2, _LADDER_EPOCHS * 3 / 4),
     },
     shows='gains',
+  ),
+  'imagenette': Study(
+    title='Training from random weights',
+    groups={
+      recipe: {'model.name': 'resnet{0}d'} for recipe in imagenette.RECIPES
+    },
+    depths={'folder': (18,)},
+    spec='{group},{net}',
+    shows='accuracy',
   ),
 }
