@@ -4,6 +4,7 @@ import functools
 import importlib
 import json
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks import checkpoints, compare, flax_step, loop
+from configs import imagenette
 from resnet import experiment
 from resnet.errors import InputError
 from resnet.tools.benchmark import programs, step, timing
@@ -206,4 +208,28 @@ _SCRIPTS = {
 
 @pytest.mark.parametrize('name', sorted(_SCRIPTS))
 def test_every_script_can_be_imported(name):
+  if name == 'photographs_torch':
+    pytest.importorskip('timm')
   importlib.import_module(f'benchmarks.{name}')
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'part'),
+  [
+    ('ema_decay', 0.9, "type --config.ema_decay='None'"),
+    ('data.size_schedule', ((0.0, 64),), "--config.data.size_schedule='()'"),
+    ('augment.mixup_alpha', 0.2, "type --config.augment.mixup_alpha='0.0'"),
+    ('optimizer.name', 'lars', 'not one of sgd, adamw'),
+    ('model.name', 'cifar_resnet20', 'not in timm'),
+  ],
+)
+def test_recipes_without_a_counterpart_in_pytorch_are_refused(
+  field, value, part
+):
+  pytest.importorskip('timm')
+  check = importlib.import_module('benchmarks.photographs_torch').check
+  config = imagenette.get_config()
+  check(config)
+  config.update_from_flattened_dict({field: value})
+  with pytest.raises(InputError, match=re.escape(part)):
+    check(config)
