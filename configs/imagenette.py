@@ -18,10 +18,14 @@ machines with few cores, store the pixels once:
 TFDS's set works too: --config.data.name=imagenette/160px-v2.
 
 The rules of the leaderboard hold: random weights, images of one size in
-training and validation, one crop. The recipe was chosen on a tenth of the
-training set:
+training and validation, one crop. No choice was made on the validation set; a
+tenth of the training set served instead:
 
   --config.data.train_split='train[:90%]' --config.data.eval_split='train[90%:]'
+
+On that tenth, with images of 64 pixels and five epochs, batches of 32 and a
+learning rate of 0.002 reached 0.748, batches of 64 and 0.003 reached 0.739 (one
+seed each).
 """
 
 from configs import default
@@ -39,11 +43,11 @@ def get_config(spec='128x5'):
     )
   size, num_epochs = map(int, recipe.split('x'))
   config = default.get_config()
-  config.batch_size = 64
+  config.batch_size = 32
   config.num_epochs = float(num_epochs)
 
-  config.log_every_steps = 20
-  config.save_every_steps = 200
+  config.log_every_steps = 50
+  config.save_every_steps = 300
 
   config.model.name = net or 'resnet18d'
   config.model.zero_init_last_scale = True
@@ -60,7 +64,7 @@ def get_config(spec='128x5'):
   config.optimizer.decay_rule = 'kernels'
 
   config.schedule.name = 'one_cycle'
-  config.schedule.learning_rate = 3e-3
+  config.schedule.learning_rate = 2e-3
   config.schedule.base_batch_size = config.batch_size
   config.schedule.decay_epochs = ()
   config.schedule.warmup_epochs = 0.25 * num_epochs

@@ -18,11 +18,11 @@ def photographs(real_data):
     pytest.skip(f'no real images: there is no {path}')
   with tarfile.open(path) as archive:
     files = [member for member in archive if member.isfile()]
-    return [archive.extractfile(file).read() for file in files[::97]]
+    return [archive.extractfile(file).read() for file in files[::350]]
 
 
 def test_photographs_are_decoded_as_pillow_decodes_them(photographs):
-  assert len(photographs) > 100
+  assert 30 < len(photographs) <= 40
   modes = set()
   for data in photographs:
     picture = Image.open(io.BytesIO(data))
