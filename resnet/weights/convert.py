@@ -9,7 +9,7 @@ import numpy as np
 from resnet.errors import InputError
 from resnet.models import create_model
 from resnet.weights import fit
-from resnet.weights.naming import (
+from resnet.weights.naming.torchvision import (
   COUNTER,
   NAMINGS,
   TIMM_FIRST_NORM,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from resnet.errors import InputError, nearest
 from resnet.models import create_model
-from resnet.weights.naming import Path
+from resnet.weights.naming.torchvision import Path
 
 Shape = tuple[int, ...]
 # Shape and dtype by name.

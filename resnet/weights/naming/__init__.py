@@ -1,0 +1,1 @@
+"""Names and layouts of the tensors of other libraries."""
