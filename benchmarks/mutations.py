@@ -164,7 +164,7 @@ FAULTS = (
   ),
   Fault(
     'kernels of PyTorch transposed wrongly',
-    'resnet/weights/naming/torchvision.py',
+    'resnet/weights/naming/layout.py',
     '4: (3, 2, 0, 1)',
     '4: (3, 2, 1, 0)',
     'tests/weights',

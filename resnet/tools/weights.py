@@ -29,10 +29,9 @@ from resnet.weights import (
   save_weights,
 )
 from resnet.weights.metadata import refuse_damage
+from resnet.weights.naming import NAMINGS
 
 _PREPROCESSING = dataclasses.fields(Preprocessing)
-# Finds the block in a tensor name of timm's v2, of torchvision, or of ours.
-_BLOCK = re.compile(r'(stages\.\d+\.blocks|layer\d+)\.\d+|stage\d+_block\d+')
 
 
 def convert(args: argparse.Namespace) -> None:
@@ -71,6 +70,7 @@ def convert(args: argparse.Namespace) -> None:
   metadata = dataclasses.replace(source.metadata, **changes)
   save_weights(variables, args.target, metadata=metadata, naming=args.naming)
   print(f'{args.target}: {model}, {num_classes} classes')
+  _print_naming(source)
   _print_metadata(metadata)
 
 
@@ -79,6 +79,7 @@ def inspect(args: argparse.Namespace) -> None:
   source = open_stored(args.source)
   count = sum(math.prod(shape) for shape, _ in source.tensors.values())
   print(f'{source.name}: {len(source.tensors)} tensors, {count:,} numbers')
+  _print_naming(source)
   _print_metadata(source.metadata)
   print(f'fits          {", ".join(_fitting(source)) or "no known network"}')
   if args.tensors:
@@ -89,7 +90,8 @@ def inspect(args: argparse.Namespace) -> None:
 
 def _fitting(source: StoredWeights) -> list[str]:
   """Returns the names of the networks that have these tensors."""
-  blocks = {m.group() for m in map(_BLOCK.search, source.tensors) if m}
+  find = re.compile(source.naming.block).search
+  blocks = {match.group() for match in map(find, source.tensors) if match}
   names = []
   for name in list_models():
     # Counting blocks is fast and saves tracing most networks.
@@ -98,6 +100,11 @@ def _fitting(source: StoredWeights) -> list[str]:
         check_stored(source, name, **source.metadata.overrides)
         names.append(name)
   return names
+
+
+def _print_naming(source: StoredWeights) -> None:
+  prefix = f', without the prefix {source.prefix}' if source.prefix else ''
+  print(f'source names  {source.naming.name}{prefix}')
 
 
 def _print_metadata(metadata: Metadata) -> None:
@@ -137,7 +144,7 @@ def parser() -> command.Parser:
   add = add_command(convert)
   add('target', metavar='OUT.safetensors')
   add('--model', help='default: the network that SOURCE names')
-  add('--naming', choices=('torchvision', 'timm'), default='torchvision')
+  add('--naming', choices=tuple(NAMINGS), default='torchvision')
   add('--class-names', metavar='FILE', help='one name per line')
   add('--mean', type=_floats, help='per channel, pixels 0 to 1: 0.5,0.5,0.5')
   add('--std', type=_floats, help='per channel, pixels 0 to 1')

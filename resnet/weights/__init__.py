@@ -17,7 +17,13 @@ from resnet.files import replacing
 from resnet.weights import fit
 from resnet.weights.convert import check_stored, read_stored, to_torch
 from resnet.weights.metadata import Metadata, Preprocessing
-from resnet.weights.sources import StoredWeights, open_stored, score
+from resnet.weights.naming import ORBAX
+from resnet.weights.sources import (
+  StoredWeights,
+  from_tensors,
+  open_stored,
+  score,
+)
 
 __all__ = [
   'Metadata',
@@ -37,11 +43,13 @@ __all__ = [
 def from_state_dict(
   name: str, state: Mapping[str, Any], **overrides: Any
 ) -> dict[str, Any]:
-  """Converts a state dict of torchvision or timm to variables.
+  """Converts a state dict of another library to variables.
 
   Args:
     name: name of the network, for `create_model`.
-    state: float32, float16 or bfloat16 tensors or arrays by key.
+    state: float32, float16 or bfloat16 tensors or arrays by key, named as in
+      `resnet.weights.naming.NAMINGS`; a prefix such as 'module.' may precede
+      all keys.
     **overrides: arguments of `create_model`; the number of classes is taken
       from `state`.
 
@@ -54,11 +62,10 @@ def from_state_dict(
     InputError: a tensor is missing, unexpected, or of the wrong shape or type;
       nothing is converted.
   """
-  source = StoredWeights(
-    name='the state dict',
-    is_torch=True,
-    tensors={key: fit.describe(value) for key, value in state.items()},
-    read=lambda keys: {key: _numpy(state[key]) for key in keys},
+  source = from_tensors(
+    'the state dict',
+    {key: fit.describe(value) for key, value in state.items()},
+    lambda keys: {key: _numpy(state[key]) for key in keys},
   )
   return read_stored(source, name, **overrides)
 
@@ -77,20 +84,20 @@ def to_state_dict(
   naming: str = 'torchvision',
   **overrides: Any,
 ) -> dict[str, np.ndarray]:
-  """Converts variables to a state dict of torchvision or timm, as copies.
+  """Converts variables to a state dict of another library, as copies.
 
   Args:
     name: name of the network.
     variables: variables of the network.
-    naming: 'torchvision' (timm's names for layers that only timm has) or
-      'timm'. They differ only for v2 nets, where 'timm' moves the batch norm of
+    naming: 'torchvision' (timm's names for layers that only timm has);
+      'timm', which differs only for v2 nets, where it moves the batch norm of
       the stem to the first block.
     **overrides: arguments of `create_model`.
   """
   check_stored(
     StoredWeights(
       name=f'the variables given for {name}',
-      is_torch=False,
+      naming=ORBAX,
       tensors={
         '/'.join(path): fit.describe(leaf)
         for path, leaf in fit.flatten(variables).items()
@@ -125,7 +132,7 @@ def save_weights(
   metadata: Metadata | None = None,
   naming: str = 'torchvision',
 ) -> None:
-  """Writes a .safetensors file for torchvision or timm.
+  """Writes a .safetensors file for another library.
 
   Args:
     variables: variables of a network.

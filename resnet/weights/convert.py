@@ -1,6 +1,6 @@
 """Converts the tensors of a source to variables, and back."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from flax import traverse_util
@@ -9,14 +9,8 @@ import numpy as np
 from resnet.errors import InputError
 from resnet.models import create_model
 from resnet.weights import fit
-from resnet.weights.naming.torchvision import (
-  COUNTER,
-  NAMINGS,
-  TIMM_FIRST_NORM,
-  Path,
-  counter_keys,
-  state_dict_layout,
-)
+from resnet.weights.naming import NAMINGS, ORBAX
+from resnet.weights.naming.layout import COUNTER, Path, Shape, counter_keys
 from resnet.weights.sources import StoredWeights
 
 
@@ -24,23 +18,22 @@ def read_stored(
   source: StoredWeights, name: str, **overrides: Any
 ) -> dict[str, Any]:
   """Reads the variables of a source; see `weights.from_state_dict`."""
-  expected = check_stored(source, name, **overrides)
-  flat, counts = {}, {}
-  if source.is_torch:
-    layout = state_dict_layout(expected, _naming(source))
-    # Read one tensor at a time, so that memory holds no second copy of all.
-    for key, tensor in layout.items():
-      array = tensor.from_torch(source.read([key])[key])
-      flat[tensor.path] = np.asarray(array, np.float32)
-    if _naming(source) == 'timm':
-      _check_timm(flat)
-    counters = counter_keys(layout)
-    there = [key for key in counters if key in source.tensors]
+  layout = source.naming.layout(check_stored(source, name, **overrides))
+  # Read one tensor at a time, so that memory holds no second copy of all; Orbax
+  # restores all of them in any case.
+  keys = list(layout)
+  parts = [keys] if source.naming is ORBAX else [[key] for key in keys]
+  flat = {
+    layout[key].path: np.asarray(layout[key].from_torch(array), np.float32)
+    for part in parts
+    for key, array in source.read(part).items()
+  }
+  source.naming.check(flat)
+  counters = counter_keys(layout)
+  there = [key for key in counters if key in source.tensors]
+  counts = {}
+  if there:
     counts = {counters[key]: value for key, value in source.read(there).items()}
-  else:
-    arrays = source.read(list(source.tensors))
-    for path in expected:
-      flat[path] = np.asarray(arrays['/'.join(path)], np.float32)
   variables = {'batch_stats': {}, **traverse_util.unflatten_dict(flat)}
   if any(np.any(count) for count in counts.values()):
     variables[COUNTER] = traverse_util.unflatten_dict(counts)
@@ -55,9 +48,8 @@ def to_torch(
     raise InputError(f'naming={naming!r} is not one of {", ".join(NAMINGS)}.')
   flat = fit.flatten(variables)
   shapes = {path: np.shape(leaf) for path, leaf in flat.items()}
-  layout = state_dict_layout(shapes, naming)
-  if naming == 'timm' and ('params', 'head_bn', 'scale') in flat:
-    _check_timm(flat)
+  layout = NAMINGS[naming].layout(shapes)
+  NAMINGS[naming].check(flat)
   state = {key: t.to_torch(flat[t.path]) for key, t in layout.items()}
   counts = traverse_util.flatten_dict(dict(variables.get(COUNTER, {})))
   for key, path in counter_keys(layout).items():
@@ -67,7 +59,7 @@ def to_torch(
 
 def check_stored(
   source: StoredWeights, name: str, **overrides: Any
-) -> dict[Path, fit.Shape]:
+) -> dict[Path, Shape]:
   """Checks that a source fits a network, without reading a tensor.
 
   Returns:
@@ -88,37 +80,13 @@ def check_stored(
       f'{source.name} holds weights of {name} with shortcut {theirs!r}, not'
       f' {ours!r}.'
     )
-  expected = fit.expected_shapes(name, source.tensors, overrides)
-  optional: Collection[str] = ()
-  if source.is_torch:
-    layout = state_dict_layout(expected, _naming(source))
-    wanted = {key: tensor.shape for key, tensor in layout.items()}
-    optional = counter_keys(layout).keys()
-  else:
-    wanted = {'/'.join(path): shape for path, shape in expected.items()}
-  fit.check_fit(source.name, source.tensors, wanted, optional=optional)
+  layout_of = source.naming.layout
+  expected = fit.expected_shapes(name, source.tensors, overrides, layout_of)
+  layout = layout_of(expected)
+  fit.check_fit(
+    source.name,
+    source.tensors,
+    {key: tensor.shape for key, tensor in layout.items()},
+    optional=counter_keys(layout).keys(),
+  )
   return expected
-
-
-def _naming(source: StoredWeights) -> str:
-  is_timm = f'{TIMM_FIRST_NORM}.weight' in source.tensors
-  return 'timm' if is_timm else 'torchvision'
-
-
-def _check_timm(flat: Mapping[Path, Any]) -> None:
-  """Raises InputError if timm's v2 net would compute other logits.
-
-  timm pools before the first batch norm, which gives the same result in
-  evaluation unless a scale is negative. If the first shortcut is not a
-  projection, timm does not activate its input.
-  """
-  if ('params', 'stage1_block1', 'conv3', 'kernel') not in flat:
-    raise InputError(
-      "timm's v2 nets of basic blocks are different networks: the input of"
-      ' their first shortcut is not activated.'
-    )
-  if np.any(np.asarray(flat['params', 'stem_bn', 'scale']) < 0):
-    raise InputError(
-      f"'{TIMM_FIRST_NORM}.weight' has numbers below zero: timm's v2 net, which"
-      ' pools before that batch norm, computes other logits.'
-    )

@@ -1,6 +1,6 @@
 """Checks that names, shapes and dtypes of tensors fit a network."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 import functools
 from typing import Any
 
@@ -10,23 +10,14 @@ import jax.numpy as jnp
 
 from resnet.errors import InputError, nearest
 from resnet.models import create_model
-from resnet.weights.naming.torchvision import Path
+from resnet.weights.naming.layout import Path, Shape, Tensor
 
-Shape = tuple[int, ...]
 # Shape and dtype by name.
 Tensors = Mapping[str, tuple[Shape, str]]
 
 _FLOATS = ('float32', 'float16', 'bfloat16')
-# Tensors, by our names and by PyTorch's, that show the number of classes or of
-# image channels, each with the dim whose size is that number.
-_CLASSES = {'params/head/bias': 0, 'fc.bias': 0, 'head.fc.bias': 0}
-_CHANNELS = {
-  'params/stem_conv/kernel': 2,
-  'params/stem_conv1/kernel': 2,
-  'conv1.weight': 1,
-  'conv1.0.weight': 1,
-  'stem.conv.weight': 1,
-}
+_HEAD = 'params', 'head', 'kernel'
+_HEAD_BIAS = 'params', 'head', 'bias'
 
 
 def describe(leaf: Any) -> tuple[Shape, str]:
@@ -55,29 +46,39 @@ def flatten(variables: Mapping[str, Any]) -> dict[Path, Any]:
 
 
 def expected_shapes(
-  name: str, tensors: Tensors, overrides: Mapping[str, Any]
+  name: str,
+  tensors: Tensors,
+  overrides: Mapping[str, Any],
+  layout_of: Callable[[Mapping[Path, Shape]], Mapping[str, Tensor]],
 ) -> dict[Path, Shape]:
   """Returns the shape of each variable of a network by path.
 
   Image channels, and classes unless overridden, are those of the tensors.
   """
-  num_classes = _dim(tensors, _CLASSES)
-  if num_classes and 'num_classes' not in overrides:
-    overrides = {**overrides, 'num_classes': num_classes}
-  channels = 1 if _dim(tensors, _CHANNELS) == 1 else 3  # Grey or RGB.
   model = create_model(name, **overrides)
   # The shapes do not depend on the size of the images.
-  images = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)
+  images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
   init = functools.partial(model.init, train=False)
   variables = jax.eval_shape(init, jax.random.key(0), images)
-  return {path: leaf.shape for path, leaf in flatten(variables).items()}
+  shapes = {path: leaf.shape for path, leaf in flatten(variables).items()}
+  keys = {tensor.path: (k, tensor) for k, tensor in layout_of(shapes).items()}
 
+  def size(path: Path, axis: int) -> int | None:
+    """Returns the size of an axis of a variable in the source."""
+    key, tensor = keys[path]
+    shape, _ = tensors.get(key, ((), ''))
+    dim = tensor.axes.index(axis)
+    return shape[dim] if dim < len(shape) else None
 
-def _dim(tensors: Tensors, dims: Mapping[str, int]) -> int | None:
-  for key, dim in dims.items():
-    if key in tensors and len(tensors[key][0]) > dim:
-      return tensors[key][0][dim]
-  return None
+  num_classes = size(_HEAD_BIAS, 0)
+  if num_classes and 'num_classes' not in overrides:
+    shapes[_HEAD] = (*shapes[_HEAD][:-1], num_classes)
+    shapes[_HEAD_BIAS] = (num_classes,)
+  for name in ('stem_conv', 'stem_conv1'):
+    path = ('params', name, 'kernel')
+    if path in shapes and size(path, 2) == 1:  # Grey instead of RGB.
+      shapes[path] = (*shapes[path][:2], 1, shapes[path][3])
+  return shapes
 
 
 def check_fit(

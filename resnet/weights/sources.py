@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import dataclasses
 import os
 import pathlib
+import re
 from typing import Any
 
 from flax import traverse_util
@@ -20,6 +21,7 @@ from resnet import backend
 from resnet.errors import InputError
 from resnet.weights import metadata as metadata_lib
 from resnet.weights.metadata import Metadata
+from resnet.weights.naming import ORBAX, Naming, find_naming
 
 # The network in the package. README.md beside it says what it was trained on.
 PACKAGED = str(
@@ -30,6 +32,11 @@ _HUB = 'hf-hub:'
 _DTYPES = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16'}
 # Suffix of a folder: use its weights themselves, not their moving averages.
 _RAW = '#raw'
+# What wrappers of networks put before each key: data parallelism, Lightning,
+# torch.compile, detection and MoCo.
+_PREFIX = re.compile(
+  r'((module|model|_orig_mod|backbone|encoder_q|state_dict)\.)*'
+)
 _PICKLES = ('.pth', '.pt', '.bin', '.ckpt', '.pkl', '.pickle', '.tar')
 
 
@@ -39,18 +46,45 @@ class StoredWeights:
 
   Attributes:
     name: name of the source, for messages.
-    is_torch: whether the tensors have PyTorch's names and layouts; if not, they
-      have our layouts, and their names are paths joined by '/'.
+    naming: names and layouts of the tensors.
+    prefix: prefix of all tensors that their names here leave out.
     tensors: shape and dtype by name.
     metadata: metadata of the weights.
     read: (names) -> arrays by name.
   """
 
   name: str
-  is_torch: bool
+  naming: Naming
+  prefix: str = ''
   tensors: Mapping[str, tuple[tuple[int, ...], str]]
   metadata: Metadata = dataclasses.field(default_factory=Metadata)
   read: Callable[[list[str]], dict[str, np.ndarray]] = lambda _: {}
+
+
+def from_tensors(
+  name: str,
+  tensors: Mapping[str, tuple[tuple[int, ...], str]],
+  read: Callable[[list[str]], dict[str, np.ndarray]],
+  metadata: Metadata | None = None,
+) -> StoredWeights:
+  """Opens the tensors of a file or state dict, without a common prefix."""
+  common = os.path.commonprefix(list(tensors))  # noqa: RUF071
+  match = _PREFIX.match(common)
+  prefix = match.group() if match else ''
+  bare = {key.removeprefix(prefix): value for key, value in tensors.items()}
+
+  def read_bare(keys: list[str]) -> dict[str, np.ndarray]:
+    arrays = read([prefix + key for key in keys])
+    return {key: arrays[prefix + key] for key in keys}
+
+  return StoredWeights(
+    name=name,
+    naming=find_naming(bare),
+    prefix=prefix,
+    tensors=bare,
+    metadata=metadata or Metadata(),
+    read=read_bare,
+  )
 
 
 def split_raw(source: str) -> tuple[str, bool]:
@@ -136,13 +170,7 @@ def _open_safetensors(
     with safetensors.safe_open(path, framework='np') as file:
       return {key: file.get_tensor(key) for key in keys}
 
-  return StoredWeights(
-    name=name,
-    is_torch=True,
-    tensors=tensors,
-    metadata=metadata(path, header),
-    read=read,
-  )
+  return from_tensors(name, tensors, read, metadata(path, header))
 
 
 def _open_hub(source: str) -> StoredWeights:
@@ -212,7 +240,7 @@ def _open_folder(folder: str, *, is_raw: bool) -> StoredWeights:
 
   return StoredWeights(
     name=path,
-    is_torch=False,
+    naming=ORBAX,
     tensors=tensors,
     metadata=dataclasses.replace(metadata, ema=has_ema),
     read=read,

@@ -64,6 +64,12 @@ def test_inspect_names_the_networks_that_fit(tool, path, tmp_path):
   assert '44 tensors' in out
   assert re.search(r'^fits +cifar_resnet8$', out, re.MULTILINE)
   other = str(tmp_path / 'x.safetensors')
+  state = safetensors.numpy.load_file(path)
+  state = {f'module.{key}': value for key, value in state.items()}
+  safetensors.numpy.save_file(state, other)
+  out = tool('weights', 'inspect', other).stdout
+  assert 'source names  torchvision, without the prefix module.' in out
+  assert 'cifar_resnet8' in out
   safetensors.numpy.save_file({'x': np.zeros(3, np.float32)}, other)
   assert 'no known network' in tool('weights', 'inspect', other).stdout
 

@@ -1,1 +1,24 @@
-"""Names and layouts of the tensors of other libraries."""
+"""The namings of tensors that are read and written, one file for each."""
+
+from collections.abc import Collection
+
+from resnet.weights.naming.layout import Naming, Tensor
+from resnet.weights.naming.torchvision import TIMM, TORCHVISION
+
+# The first that is in the keys of a file is read; torchvision's is in all.
+NAMINGS = {naming.name: naming for naming in (TIMM, TORCHVISION)}
+# Orbax checkpoints hold our variables as they are.
+ORBAX = Naming(
+  name='orbax',
+  is_in=lambda keys: any(key.startswith('params/') for key in keys),
+  layout=lambda shapes: {
+    '/'.join(path): Tensor(path, shape, tuple(range(len(shape))))
+    for path, shape in shapes.items()
+  },
+  block=r'stage\d+_block\d+',
+)
+
+
+def find_naming(keys: Collection[str]) -> Naming:
+  """Returns the naming of the keys of a state dict."""
+  return next(naming for naming in NAMINGS.values() if naming.is_in(keys))

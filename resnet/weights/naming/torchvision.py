@@ -1,135 +1,109 @@
-"""Names and layouts of the state dicts of torchvision and timm.
+"""Names of torchvision and timm.
 
-One of our variables has a path such as ('params', 'stage1_block2', 'conv1',
-'kernel'); its PyTorch tensor has a key such as 'layer1.1.conv1.weight'. Both
-libraries use the same names for the same network; networks that only timm has
-(D, SE, RS, v2) use timm's names. In timm's v2 nets, the first batch norm is not
-in the stem but in the first block, after the max-pooling: see `NAMINGS`.
+Both use the same names for the same network; networks that only timm has (D,
+SE, RS, v2) use timm's names. In timm's v2 nets, the first batch norm is not in
+the stem but in the first block, after the max-pooling: the two namings differ
+only in its name, 'stem.norm' with 'torchvision'.
 """
 
 from collections.abc import Mapping
 import dataclasses
-import re
 from typing import Any
 
 import numpy as np
 
-Path = tuple[str, ...]
+from resnet.errors import InputError
+from resnet.weights.naming.layout import Naming, Path, Shape, Tensor, rename
 
-# The two differ only in the name of the stem's batch norm in v2 networks:
-# 'stem.norm' with 'torchvision', `TIMM_FIRST_NORM` with 'timm'.
-NAMINGS = ('torchvision', 'timm')
-COUNTER = 'num_batches_tracked'
-
-# Map patterns of our module names to PyTorch's: v1 here, v2 below.
+# PyTorch's names of our modules: v1 here, v2 below.
 _MODULES = {
-  r'stem_conv': 'conv1',
-  r'stem_bn': 'bn1',
-  r'stem_conv1': 'conv1.0',
-  r'stem_bn1': 'conv1.1',
-  r'stem_conv2': 'conv1.3',
-  r'stem_bn2': 'conv1.4',
-  r'stem_conv3': 'conv1.6',
-  r'stem_bn3': 'bn1',
-  r'stem_conv4': 'maxpool.0',
-  r'stem_bn4': 'maxpool.1',
-  r'(conv\d|bn\d)': r'\1',
-  r'se_reduce': 'se.fc1',
-  r'se_expand': 'se.fc2',
-  r'head': 'fc',
+  'stem_conv': 'conv1',
+  'stem_bn': 'bn1',
+  'stem_conv1': 'conv1.0',
+  'stem_bn1': 'conv1.1',
+  'stem_conv2': 'conv1.3',
+  'stem_bn2': 'conv1.4',
+  'stem_conv3': 'conv1.6',
+  'stem_bn3': 'bn1',
+  'stem_conv4': 'maxpool.0',
+  'stem_bn4': 'maxpool.1',
+  **{f'{kind}{k}': f'{kind}{k}' for kind in ('conv', 'bn') for k in (1, 2, 3)},
+  'se_reduce': 'se.fc1',
+  'se_expand': 'se.fc2',
+  'head': 'fc',
   # Names of our own for `LectureResNet`, which PyTorch libraries lack.
-  r'stage(\d)_conv': r'layer\1.conv',
+  **{f'stage{i}_conv': f'layer{i}.conv' for i in range(1, 10)},
 }
 _V2_MODULES = {
-  r'stem_conv': 'stem.conv',
-  r'stem_bn': 'stem.norm',
-  r'(conv\d)': r'\1',
-  r'bn(\d)': r'norm\1',
-  r'shortcut_conv': 'downsample.conv',
-  r'head_bn': 'norm',
-  r'head': 'head.fc',
+  'stem_conv': 'stem.conv',
+  'stem_bn': 'stem.norm',
+  **{f'conv{k}': f'conv{k}' for k in (1, 2, 3)},
+  **{f'bn{k}': f'norm{k}' for k in (1, 2, 3)},
+  'shortcut_conv': 'downsample.conv',
+  'head_bn': 'norm',
+  'head': 'head.fc',
 }
-TIMM_FIRST_NORM = 'stages.0.blocks.0.norm1'
+_FIRST_NORM = 'stages.0.blocks.0.norm1'
 # Dense layers of ours that are 1x1 convolutions in timm.
-_DENSE_AS_CONV = {'se.fc1', 'se.fc2', 'head.fc'}
-_LEAVES = {
-  'kernel': 'weight',
-  'scale': 'weight',
-  'bias': 'bias',
-  'mean': 'running_mean',
-  'var': 'running_var',
-}
+_DENSE_AS_CONV = ('se.fc1.weight', 'se.fc2.weight', 'head.fc.weight')
 
 
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-  """The layout of one tensor of a state dict.
-
-  Attributes:
-    path: path of our variable.
-    shape: shape of the tensor in PyTorch.
-    axes: axes of our variable in the order of PyTorch's.
-  """
-
-  path: Path
-  shape: tuple[int, ...]
-  axes: tuple[int, ...]
-
-  def to_torch(self, array: Any) -> np.ndarray:
-    """Returns a copy of our array in PyTorch's layout."""
-    array = np.asarray(array).transpose(self.axes)
-    return np.array(array, order='C').reshape(self.shape)
-
-  def from_torch(self, array: np.ndarray) -> np.ndarray:
-    """Returns a copy of PyTorch's array in our layout."""
-    # Drop the spatial dims of a dense layer that is a convolution in PyTorch.
-    array = array.reshape(self.shape[: len(self.axes)])
-    return np.array(array.transpose(np.argsort(self.axes)), order='C')
-
-
-def state_dict_layout(
-  shapes: Mapping[Path, tuple[int, ...]], naming: str
+def _layout(
+  shapes: Mapping[Path, Shape], first_norm: str = 'stem.norm'
 ) -> dict[str, Tensor]:
-  """Returns the layout of a network's tensors by key, without the counters."""
   modules = {path[1] for path in shapes}
-  is_v2, is_d = 'head_bn' in modules, 'stem_conv1' in modules
-  names = dict(_V2_MODULES if is_v2 else _MODULES)
-  if is_v2 and naming == 'timm':
-    names['stem_bn'] = TIMM_FIRST_NORM
-  if not is_v2:
+  if 'head_bn' in modules:  # v2.
+    names = {**_V2_MODULES, 'stem_bn': first_norm}
+    block = 'stages.{stage}.blocks.{block}'
+  else:
     # With D, layer 0 of timm's shortcut is the average pool, or an identity.
-    names['shortcut_conv'] = f'downsample.{0 + is_d}'
-    names['shortcut_bn'] = f'downsample.{1 + is_d}'
-  layout = {}
-  for path, shape in shapes.items():
-    keys = []
-    for module in path[1:-1]:
-      if match := re.fullmatch(r'stage(\d+)_block(\d+)', module):
-        i, j = (int(group) - 1 for group in match.groups())
-        keys.append(f'stages.{i}.blocks.{j}' if is_v2 else f'layer{i + 1}.{j}')
-      else:
-        keys.append(_rename(module, names))
-    key = '.'.join([*keys, _LEAVES[path[-1]]])
-    num_dims = len(shape)
-    axes = {2: (1, 0), 4: (3, 2, 0, 1)}.get(num_dims, tuple(range(num_dims)))
-    theirs = tuple(shape[axis] for axis in axes)
-    if keys[-1] in _DENSE_AS_CONV and num_dims == 2:
-      theirs = (*theirs, 1, 1)
-    layout[key] = Tensor(path, theirs, axes)
+    first = int('stem_conv1' in modules)
+    names = {
+      **_MODULES,
+      'shortcut_conv': f'downsample.{first}',
+      'shortcut_bn': f'downsample.{first + 1}',
+    }
+    block = 'layer{layer}.{block}'
+  layout = rename(shapes, names, block, 'torchvision')
+  for key, tensor in layout.items():
+    if key.endswith(_DENSE_AS_CONV):
+      shape = (*tensor.shape, 1, 1)
+      layout[key] = dataclasses.replace(tensor, shape=shape)
   return layout
 
 
-def _rename(module: str, names: dict[str, str]) -> str:
-  for pattern, name in names.items():
-    if match := re.fullmatch(pattern, module):
-      return match.expand(name)
-  raise ValueError(f'no PyTorch name for {module!r}')
+def _check_timm(flat: Mapping[Path, Any]) -> None:
+  """Raises InputError if timm's v2 net would compute other logits.
+
+  timm pools before the first batch norm, which gives the same result in
+  evaluation unless a scale is negative. If the first shortcut is not a
+  projection, timm does not activate its input.
+  """
+  if ('params', 'head_bn', 'scale') not in flat:
+    return
+  if ('params', 'stage1_block1', 'conv3', 'kernel') not in flat:
+    raise InputError(
+      "timm's v2 nets of basic blocks are different networks: the input of"
+      ' their first shortcut is not activated.'
+    )
+  if np.any(np.asarray(flat['params', 'stem_bn', 'scale']) < 0):
+    raise InputError(
+      f"'{_FIRST_NORM}.weight' has numbers below zero: timm's v2 net, which"
+      ' pools before that batch norm, computes other logits.'
+    )
 
 
-def counter_keys(layout: dict[str, Tensor]) -> dict[str, Path]:
-  """Returns the path of each batch norm by the key of its counter."""
-  return {
-    f'{key.removesuffix(".running_mean")}.{COUNTER}': tensor.path[1:-1]
-    for key, tensor in layout.items()
-    if key.endswith('.running_mean')
-  }
+TORCHVISION = Naming(
+  name='torchvision',
+  # Errors about unknown tensors name those that torchvision would have.
+  is_in=lambda _: True,
+  layout=_layout,
+  block=r'(stages\.\d+\.blocks|layer\d+)\.\d+',
+)
+TIMM = dataclasses.replace(
+  TORCHVISION,
+  name='timm',
+  is_in=lambda keys: f'{_FIRST_NORM}.weight' in keys,
+  layout=lambda shapes: _layout(shapes, _FIRST_NORM),
+  check=_check_timm,
+)

@@ -1,0 +1,126 @@
+"""The tensors of a library: their names, shapes and order of numbers.
+
+One of our variables has a path such as ('params', 'stage1_block2', 'conv1',
+'kernel'); its PyTorch tensor has a key such as 'layer1.1.conv1.weight'.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+import dataclasses
+import re
+from typing import Any
+
+import numpy as np
+
+from resnet.errors import InputError
+
+Path = tuple[str, ...]
+Shape = tuple[int, ...]
+
+COUNTER = 'num_batches_tracked'
+_LEAVES = {
+  'kernel': 'weight',
+  'scale': 'weight',
+  'bias': 'bias',
+  'mean': 'running_mean',
+  'var': 'running_var',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+  """The layout of one tensor of a state dict.
+
+  Attributes:
+    path: path of our variable.
+    shape: shape of the tensor in PyTorch.
+    axes: axes of our variable in the order of PyTorch's.
+    orders: PyTorch's index of each of our indices, by axis of our variable,
+      for axes whose order differs.
+  """
+
+  path: Path
+  shape: Shape
+  axes: tuple[int, ...]
+  orders: Mapping[int, np.ndarray] = dataclasses.field(default_factory=dict)
+
+  def to_torch(self, array: Any) -> np.ndarray:
+    """Returns a copy of our array in PyTorch's layout."""
+    for axis, order in self.orders.items():
+      array = np.take(array, np.argsort(order), axis)
+    array = np.asarray(array).transpose(self.axes)
+    return np.array(array, order='C').reshape(self.shape)
+
+  def from_torch(self, array: np.ndarray) -> np.ndarray:
+    """Returns a copy of PyTorch's array in our layout."""
+    # Drop the spatial dims of a dense layer that is a convolution in PyTorch.
+    array = array.reshape(self.shape[: len(self.axes)])
+    array = array.transpose(np.argsort(self.axes))
+    for axis, order in self.orders.items():
+      array = np.take(array, order, axis)
+    return np.array(array, order='C')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Naming:
+  """The tensor names and layouts of a library.
+
+  Attributes:
+    name: name of the library or of its author.
+    is_in: (keys) -> whether tensors with these keys are the library's.
+    layout: (shapes of variables by path) -> tensors by key, without the
+      counters; raises InputError if the library has no such network.
+    block: regular expression that finds the block in a key.
+    check: raises InputError if the library computes other logits with these
+      variables by path.
+  """
+
+  name: str
+  is_in: Callable[[Collection[str]], bool]
+  layout: Callable[[Mapping[Path, Shape]], dict[str, Tensor]]
+  block: str
+  check: Callable[[Mapping[Path, Any]], None] = lambda _: None
+
+
+def rename(
+  shapes: Mapping[Path, Shape],
+  modules: Mapping[str, str],
+  block: str,
+  library: str,
+) -> dict[str, Tensor]:
+  """Returns PyTorch's tensors by key for our variables.
+
+  Args:
+    shapes: shapes of our variables by path.
+    modules: PyTorch's name of each of our modules.
+    block: PyTorch's name of a block, with fields for the number of its
+      {stage}, of the same {layer} counted from 1, and of its {block}.
+    library: name of the library, for messages.
+  """
+  layout = {}
+  for path, shape in shapes.items():
+    names = []
+    for module in path[1:-1]:
+      if match := re.fullmatch(r'stage(\d+)_block(\d+)', module):
+        i, j = map(int, match.groups())
+        names.append(block.format(stage=i - 1, layer=i, block=j - 1))
+      elif module in modules:
+        names.append(modules[module])
+      else:
+        raise InputError(
+          f'{library} has no name for {"/".join(path)!r}, because it has no'
+          " such network; 'torchvision' names all tensors."
+        )
+    key = '.'.join([*names, _LEAVES[path[-1]]])
+    num_dims = len(shape)
+    axes = {2: (1, 0), 4: (3, 2, 0, 1)}.get(num_dims, tuple(range(num_dims)))
+    layout[key] = Tensor(path, tuple(shape[axis] for axis in axes), axes)
+  return layout
+
+
+def counter_keys(layout: dict[str, Tensor]) -> dict[str, Path]:
+  """Returns the path of each batch norm by the key of its counter."""
+  return {
+    f'{key.removesuffix(".running_mean")}.{COUNTER}': tensor.path[1:-1]
+    for key, tensor in layout.items()
+    if key.endswith('.running_mean')
+  }
