@@ -36,12 +36,12 @@ def make_variables(name, *, size, num_classes, channels=3, **overrides):
   return create_model(name, **overrides), variables
 
 
-def draw_variables(name, *, size, num_classes, channels=3):
+def draw_variables(name, *, size, num_classes, channels=3, **overrides):
   """Returns the module, and random variables, for which nothing is compiled.
 
   Predictions differ from image to image.
   """
-  model = create_model(name, num_classes=num_classes)
+  model = create_model(name, num_classes=num_classes, **overrides)
   images = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
   init = functools.partial(model.init, train=False)
   shapes = jax.eval_shape(init, jax.random.key(0), images)

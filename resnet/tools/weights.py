@@ -3,9 +3,10 @@
   python -m resnet.tools.weights inspect resnet50.safetensors
   python -m resnet.tools.weights convert runs/digits digits.safetensors
 
-A SOURCE is a .safetensors file with tensor names of torchvision or timm,
-hf-hub:OWNER/NAME@REVISION, an Orbax checkpoint, or the workdir of a run, which
-stands for its best checkpoint. The network is --model, else that of SOURCE.
+A SOURCE is a .safetensors file with tensor names of torchvision, timm,
+transformers or akamaster (CIFAR), hf-hub:OWNER/NAME@REVISION, an Orbax
+checkpoint, or the workdir of a run, which stands for its best checkpoint. The
+network is --model, else that of SOURCE.
 """
 
 import argparse

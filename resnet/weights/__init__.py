@@ -91,7 +91,8 @@ def to_state_dict(
     variables: variables of the network.
     naming: 'torchvision' (timm's names for layers that only timm has);
       'timm', which differs only for v2 nets, where it moves the batch norm of
-      the stem to the first block.
+      the stem to the first block; 'transformers' for ImageNet's v1 nets; or
+      'akamaster' for CIFAR nets of basic blocks.
     **overrides: arguments of `create_model`.
   """
   check_stored(

@@ -2,11 +2,15 @@
 
 from collections.abc import Collection
 
+from resnet.weights.naming.cifar import AKAMASTER
 from resnet.weights.naming.layout import Naming, Tensor
 from resnet.weights.naming.torchvision import TIMM, TORCHVISION
+from resnet.weights.naming.transformers import TRANSFORMERS
 
 # The first that is in the keys of a file is read; torchvision's is in all.
-NAMINGS = {naming.name: naming for naming in (TIMM, TORCHVISION)}
+NAMINGS = {
+  naming.name: naming for naming in (TRANSFORMERS, AKAMASTER, TIMM, TORCHVISION)
+}
 # Orbax checkpoints hold our variables as they are.
 ORBAX = Naming(
   name='orbax',

@@ -1,0 +1,84 @@
+"""Published CIFAR networks give the logits that PyTorch gives for them."""
+
+import itertools
+import json
+import pathlib
+import tarfile
+
+import numpy as np
+import pytest
+
+from resnet.inference.network import create_network, read_weights
+from resnet.inference.predictor import Predictor
+from resnet.inference.preprocessing import ImageTransform
+
+
+@pytest.fixture(scope='module')
+def expected(real_data):
+  """What PyTorch computes, by network."""
+  path = real_data / 'cifar-resnets' / 'expected.json'
+  if not path.exists():
+    pytest.skip(f'no published networks: there is no {path}')
+  return json.loads(path.read_text())['nets']
+
+
+@pytest.fixture
+def predict(tool, real_data, tmp_path):
+  """(network, (class, bytes) of images) -> classes and logits, by batch."""
+
+  def run(name, images, batch_size):
+    target = tmp_path / 'converted.safetensors'
+    source = real_data / 'cifar-resnets' / f'{name}.safetensors'
+    result = tool(
+      *('weights', 'convert', source, target, f'--model=cifar_{name}'),
+      *('--mean=0.485,0.456,0.406', '--std=0.229,0.224,0.225'),
+      *('--image-size=32', '--crop-share=1', '--interpolation=bilinear'),
+    )
+    assert 'akamaster, without the prefix module.' in result.stdout
+    network = create_network(read_weights(str(target)))
+    transform = ImageTransform(preprocessing=network.preprocessing)
+    predictor = Predictor(network, ['logits'], [batch_size])
+    while batch := list(itertools.islice(images, batch_size)):
+      names, files = zip(*batch, strict=True)
+      crops = np.concatenate([transform(data) for data in files])
+      yield names, predictor(crops)['logits']
+
+  return run
+
+
+@pytest.fixture(scope='module')
+def first_images(real_data):
+  return list(itertools.islice(_test_images(real_data), 4))
+
+
+def _test_images(real_data):
+  """Yields the class and the bytes of each, classes and files sorted."""
+  path = real_data / 'cifar10-jpeg.tar.xz'
+  if not path.exists():
+    pytest.skip(f'no real images: there is no {path}')
+  last = ''
+  with tarfile.open(path, 'r|xz') as archive:
+    for member in archive:
+      split, *parts = pathlib.PurePath(member.name).parts
+      if split == 'test' and len(parts) == 2:
+        assert member.name > last
+        last = member.name
+        yield parts[0], archive.extractfile(member).read()
+
+
+@pytest.mark.parametrize('name', ['resnet20', 'resnet32', 'resnet56'])
+def test_logits_are_those_of_pytorch(predict, expected, first_images, name):
+  ((_, logits),) = predict(name, iter(first_images), 4)
+  theirs = expected[name]['logits_of_the_first_4_test_images']
+  np.testing.assert_allclose(logits, theirs, rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_correct_answers_are_those_of_pytorch(predict, expected, real_data):
+  correct, classes = 0, {}
+  for names, logits in predict('resnet20', _test_images(real_data), 500):
+    # Labels number the sorted classes.
+    labels = [classes.setdefault(name, len(classes)) for name in names]
+    correct += np.sum(np.argmax(logits, axis=1) == labels)
+  theirs = expected['resnet20']['pytorch_correct_of_10000_jpeg_test_images']
+  assert abs(correct - theirs) <= 2
