@@ -18,7 +18,7 @@ from resnet.inference.preprocessing import normalize
 from resnet.models import create_model
 from resnet.training import compiler
 from resnet.weights import Preprocessing, open_stored, read_stored
-from resnet.weights.fit import image_channels
+from resnet.weights.fit import count_classes, image_channels
 from resnet.weights.sources import PACKAGED
 
 # uint8 images [B, S, S, C] -> arrays by name.
@@ -91,7 +91,11 @@ class Weights:
 
 
 def read_weights(
-  source: str = PACKAGED, model: str | None = None, *, dtype: str = 'float32'
+  source: str = PACKAGED,
+  model: str | None = None,
+  *,
+  dtype: str = 'float32',
+  needs_head: bool = False,
 ) -> Weights:
   """Reads weights and their metadata from a source.
 
@@ -100,6 +104,7 @@ def read_weights(
       package, a CIFAR ResNet-20.
     model: name of the network; None for the one that the source names.
     dtype: dtype of the computation, 'float32' or 'bfloat16'.
+    needs_head: refuse weights without a head, which give features alone.
 
   Raises:
     InputError: the source does not exist, does not fit the network, or lacks
@@ -121,10 +126,12 @@ def read_weights(
       ' --mean=0.485,0.456,0.406 --std=0.229,0.224,0.225 --image-size=224'
       ' --crop-share=0.875 --interpolation=bilinear'
     )
-  variables = read_stored(found, model, **metadata.overrides)
+  variables = read_stored(
+    found, model, needs_head=needs_head, **metadata.overrides
+  )
   # Drop PyTorch's update counts, which no network reads.
   variables = {part: variables[part] for part in ('params', 'batch_stats')}
-  num_classes = len(variables['params']['head']['bias'])
+  num_classes = count_classes(variables)
   return Weights(
     name=source,
     model_name=model,
@@ -148,6 +155,10 @@ def create_network(weights: Weights) -> Network:
     text = f'a network for {count} channels and preprocessing for {shape[-1]}'
     raise InputError(f'{weights.name} has {text}.')
   stages = [f'stage{i + 1}' for i in range(len(weights.model.stage_sizes))]
+  outputs = ['stem', *stages, 'pooled']
+  if count_classes(weights.variables):
+    outputs = ['logits', 'probabilities', *outputs, 'cam']
+    outputs += [f'gradcam_{stage}' for stage in stages]
   variables = jax.device_put(weights.variables)
 
   def compile_(batch_size: int, outputs: tuple[str, ...]) -> Function:
@@ -163,10 +174,7 @@ def create_network(weights: Weights) -> Network:
     name=weights.name,
     preprocessing=weights.preprocessing,
     class_names=weights.class_names,
-    outputs=(
-      *('logits', 'probabilities', 'stem', *stages, 'pooled', 'cam'),
-      *(f'gradcam_{stage}' for stage in stages),
-    ),
+    outputs=tuple(outputs),
     compile=compile_,
   )
 

@@ -238,7 +238,7 @@ def head(
 
   Args:
     x: [B, H, W, C].
-    num_classes: number of logits.
+    num_classes: number of logits; 0: no dense layer, the logits are `pooled`.
     dropout_rate: probability that a pooled feature is dropped (Srivastava et
       al. 2014), with the key stream 'dropout'; 0 in evaluation.
 
@@ -248,6 +248,8 @@ def head(
   """
   dtype = accumulation_dtype(x)
   pooled = jnp.mean(x, axis=(1, 2), dtype=dtype)
+  if not num_classes:
+    return pooled, pooled
   dense = nn.Dense(num_classes, kernel_init=head_init, dtype=dtype, name='head')
   dropout = nn.Dropout(dropout_rate, deterministic=not dropout_rate)
   return pooled, dense(dropout(pooled))

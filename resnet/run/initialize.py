@@ -26,8 +26,8 @@ class InitialWeights:
     source: where they are stored.
     model: name of the network.
     overrides: fields of the network that the config changes.
-    new_head: keep the initial head, because the source has a different number
-      of classes.
+    new_head: keep the initial head, because the source has none for this
+      number of classes.
   """
 
   source: weights.StoredWeights
@@ -37,7 +37,9 @@ class InitialWeights:
 
   def apply(self, state: TrainState) -> TrainState:
     """Returns an initial state with its weights replaced by these."""
-    variables = weights.read_stored(self.source, self.model, **self.overrides)
+    variables = weights.read_stored(
+      self.source, self.model, needs_head=not self.new_head, **self.overrides
+    )
     new = {part: dict(variables[part]) for part in state.variables}
     if self.new_head:
       new['params']['head'] = state.params['head']
@@ -48,7 +50,7 @@ class InitialWeights:
     """Returns a line that names the source of the weights."""
     text = f'Weights from {self.source.name}'
     if self.new_head:
-      text += '; the head is new, as the number of classes differs'
+      text += '; the head is new, as they have none for these classes'
     return text
 
 
@@ -64,10 +66,10 @@ def open_weights(experiment: Experiment) -> tuple[InitialWeights, Experiment]:
   shortcut = config['model.shortcut']
   overrides = {} if shortcut is None else {'shortcut': shortcut}
   model = config['model.name']
-  theirs = weights.check_stored(source, model, **overrides)
+  theirs = weights.check_stored(source, model, needs_head=False, **overrides)
   params = {'params': experiment.abstract_state().params}
   ours: dict[Any, Any] = traverse_util.flatten_dict(params)
-  differing = [path for path, x in ours.items() if theirs[path] != x.shape]
+  differing = [path for path, x in ours.items() if theirs.get(path) != x.shape]
   for path in differing:
     if path[1] != 'head':
       raise InputError(
@@ -152,8 +154,8 @@ def open_state(
   initial, experiment = open_weights(experiment)
   if initial.new_head:
     raise InputError(
-      f'{initial.source.name} has a different number of classes from the data:'
-      ' train its new head first.'
+      f'{initial.source.name} has no head for the number of classes of the'
+      ' data: train a new one first.'
     )
   names = (
     experiment.train_reader.source.class_names or (),

@@ -29,6 +29,7 @@ from resnet.weights import (
   read_stored,
   save_weights,
 )
+from resnet.weights.fit import count_classes
 from resnet.weights.metadata import refuse_damage
 from resnet.weights.naming import NAMINGS
 
@@ -55,8 +56,10 @@ def convert(args: argparse.Namespace) -> None:
   elif len(missing) < len(fields):
     flags = ', '.join(f'--{name.replace("_", "-")}' for name in missing)
     raise InputError(f'The preprocessing is incomplete: add {flags}.')
-  variables = read_stored(source, model, **source.metadata.overrides)
-  num_classes = len(variables['params']['head']['bias'])
+  variables = read_stored(
+    source, model, needs_head=False, **source.metadata.overrides
+  )
+  num_classes = count_classes(variables)
   if args.class_names:
     with (
       refuse_damage(f'{args.class_names} cannot be read'),
@@ -98,7 +101,9 @@ def _fitting(source: StoredWeights) -> list[str]:
     # Counting blocks is fast and saves tracing most networks.
     if sum(create_model(name).stage_sizes) == len(blocks):
       with contextlib.suppress(InputError):
-        check_stored(source, name, **source.metadata.overrides)
+        check_stored(
+          source, name, needs_head=False, **source.metadata.overrides
+        )
         names.append(name)
   return names
 

@@ -15,10 +15,12 @@ from resnet.weights.sources import StoredWeights
 
 
 def read_stored(
-  source: StoredWeights, name: str, **overrides: Any
+  source: StoredWeights, name: str, *, needs_head: bool = True, **overrides: Any
 ) -> dict[str, Any]:
   """Reads the variables of a source; see `weights.from_state_dict`."""
-  layout = source.naming.layout(check_stored(source, name, **overrides))
+  layout = source.naming.layout(
+    check_stored(source, name, needs_head=needs_head, **overrides)
+  )
   # Read one tensor at a time, so that memory holds no second copy of all; Orbax
   # restores all of them in any case.
   keys = list(layout)
@@ -58,12 +60,18 @@ def to_torch(
 
 
 def check_stored(
-  source: StoredWeights, name: str, **overrides: Any
+  source: StoredWeights, name: str, *, needs_head: bool = True, **overrides: Any
 ) -> dict[Path, Shape]:
   """Checks that a source fits a network, without reading a tensor.
 
+  Args:
+    source: the source.
+    name: name of the network.
+    needs_head: refuse a source that has all tensors but those of the head.
+    **overrides: arguments of `create_model`.
+
   Returns:
-    The shapes of the network's variables by path.
+    The shapes by path of the network's variables that the source has.
   """
   metadata = source.metadata
   if metadata.model not in (None, name):
@@ -83,10 +91,27 @@ def check_stored(
   layout_of = source.naming.layout
   expected = fit.expected_shapes(name, source.tensors, overrides, layout_of)
   layout = layout_of(expected)
+  head = [key for key, tensor in layout.items() if tensor.path[1] == 'head']
+  has_head = any(key in source.tensors for key in head)
+  if not has_head:
+    expected = {p: shape for p, shape in expected.items() if p[1] != 'head'}
+    layout = layout_of(expected)
   fit.check_fit(
     source.name,
     source.tensors,
     {key: tensor.shape for key, tensor in layout.items()},
     optional=counter_keys(layout).keys(),
   )
+  if not (has_head or metadata.model or source.naming is ORBAX) and ours == 'A':
+    raise InputError(
+      f'{source.name} has no head, whose name would say how the shortcuts of'
+      f' {name} pad channels: add {", ".join(head)} (torchvision) or'
+      ' linear.bias, linear.weight (akamaster).'
+    )
+  if needs_head and not has_head:
+    raise InputError(
+      f'{source.name} has no head ({", ".join(head)}): train a new one with'
+      ' --config=configs/finetune.py:SOURCE,DATASET, or compute features with'
+      ' `python -m resnet.tools.predict --features=pooled`.'
+    )
   return expected

@@ -38,6 +38,12 @@ def image_channels(variables: Mapping[str, Any]) -> int:
   return stem['kernel'].shape[2]
 
 
+def count_classes(variables: Mapping[str, Any]) -> int:
+  """Returns the number of classes of a network, 0 if it has no head."""
+  head = variables['params'].get('head')
+  return len(head['bias']) if head else 0
+
+
 def flatten(variables: Mapping[str, Any]) -> dict[Path, Any]:
   """Returns the parameters and statistics by path."""
   return traverse_util.flatten_dict(

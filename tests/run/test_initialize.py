@@ -8,6 +8,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from resnet import weights
 from resnet.data.host.warnings import DataWarnings
@@ -95,8 +96,25 @@ def test_the_head_is_new_for_another_number_of_classes(file, first, tmp_path):
   assert new.params['head']['kernel'].shape == (64, 12)
   assert_equal(new.params['stem_conv'], first[1].params['stem_conv'])
   assert 'the head is new' in initial.describe()
-  with pytest.raises(InputError, match='train its new head first'):
+  with pytest.raises(InputError, match='train a new one first'):
     evaluate_checkpoint(run, str(tmp_path / 'nothing'), 'best')
+
+
+def test_the_head_is_new_for_a_backbone(tmp_path):
+  fields = {'model__shortcut': 'B'}
+  fresh = resolve(**fields).create_state()
+  state = weights.to_state_dict('cifar_resnet8', fresh.variables, shortcut='B')
+  del state['fc.weight'], state['fc.bias']
+  path = str(tmp_path / 'backbone.safetensors')
+  safetensors.numpy.save_file(
+    {f'backbone.{k}': np.array(2 * x) for k, x in state.items()}, path
+  )
+  initial, _ = open_weights(resolve(init_from=path, **fields))
+  new = initial.apply(fresh)
+  assert_equal(new.params['head'], fresh.params['head'])
+  kernel = fresh.params['stem_conv']['kernel']
+  assert_equal({0: new.params['stem_conv']['kernel']}, {0: 2 * kernel})
+  assert 'the head is new' in initial.describe()
 
 
 def test_a_mean_in_the_config_overrides_that_of_the_weights(file):

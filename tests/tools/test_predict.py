@@ -1,5 +1,6 @@
 """The predict tool, on a network for digits."""
 
+import dataclasses
 import json
 import os
 
@@ -121,6 +122,35 @@ def test_features_are_those_of_the_network(
   likeliest = [line[0]['index'] for line in classes(folder / '4').values()]
   assert likeliest == logits.argmax(1).tolist()
   assert os.listdir(tmp_path) == [path.name]
+
+
+def test_a_backbone_gives_features_alone(tool, pictures, tmp_path):
+  folder, _ = pictures
+  source = save_random(tmp_path / 'whole', size=8, class_names=('a', 'b'))
+  state = weights.load_weights(source, 'cifar_resnet8')
+  del state['params']['head']
+  path = tmp_path / 'backbone.safetensors'
+  metadata = weights.open_stored(source).metadata
+  metadata = dataclasses.replace(metadata, class_names=None)
+  weights.save_weights(state, str(path), metadata=metadata)
+  args = ('predict', folder / '4', '--features=pooled')
+  outs = [tmp_path / f'{i}.npz' for i in range(2)]
+  for out, file in zip(outs, (source, path), strict=True):
+    result = tool(*args, f'--weights={file}', f'--out={out}')
+    assert result.returncode == 0, result.stderr
+  whole, backbone = (read_features(out)[1] for out in outs)
+  np.testing.assert_array_equal(whole, backbone)
+  result = tool('predict', folder / '4', f'--weights={path}')
+  assert_refused(result, "has no output 'probabilities'")
+  target = tmp_path / 'exported'
+  result = tool(
+    'export', '--format=stablehlo', f'--weights={path}', f'--out={target}'
+  )
+  assert_refused(result, 'has no head (fc.bias, fc.weight)')
+  assert 'cifar_resnet8' in tool('weights', 'inspect', path).stdout
+  copy = tmp_path / 'copy.safetensors'
+  result = tool('weights', 'convert', path, copy)
+  assert 'cifar_resnet8, 0 classes' in result.stdout
 
 
 def test_explain_lays_maps_over_images(predict, pictures, tmp_path):

@@ -177,6 +177,18 @@ def test_a_network_with_other_shortcuts_is_refused(naming, key):
   _refuse('cifar_resnet20', state, f"has '{key}.*', but the network does not")
 
 
+def test_a_backbone_without_an_order_of_channels_is_refused():
+  _, variables = _network('cifar_resnet8')
+  state = weights.to_state_dict('cifar_resnet8', variables, 'akamaster')
+  del state['linear.weight'], state['linear.bias']
+  _refuse('cifar_resnet8', state, 'whose name would say how')
+  _, variables = _network('resnet18', **_SMALL)
+  state = weights.to_state_dict('resnet18', variables, **_SMALL)
+  del state['fc.weight'], state['fc.bias']
+  with pytest.raises(InputError, match=r'has no head \(fc.bias, fc.weight\)'):
+    weights.from_state_dict('resnet18', state, **_SMALL)
+
+
 def test_networks_that_a_library_lacks_are_not_written():
   _, variables = _network('preact_resnet50', **_SMALL)
   for naming in ('transformers', 'akamaster'):
@@ -191,4 +203,4 @@ def test_a_prefix_of_all_keys_is_left_out():
   read = weights.from_state_dict('cifar_resnet8', prefixed)
   assert _bits(read) == _bits(variables)
   mixed = {**prefixed, 'module.queue': np.zeros(3, np.float32)}
-  _refuse('cifar_resnet8', mixed, "no tensor 'fc.bias'")
+  _refuse('cifar_resnet8', mixed, r"no tensor '.*Did you mean: model\.")

@@ -7,7 +7,7 @@ from resnet.weights.naming.layout import Naming, Tensor
 from resnet.weights.naming.torchvision import TIMM, TORCHVISION
 from resnet.weights.naming.transformers import TRANSFORMERS
 
-# The first that is in the keys of a file is read; torchvision's is in all.
+# The first that is in the keys of a file; torchvision's is in all of them.
 NAMINGS = {
   naming.name: naming for naming in (TRANSFORMERS, AKAMASTER, TIMM, TORCHVISION)
 }
