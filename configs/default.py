@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
 
   # Seed of the initial weights, the data order and the augmentation.
   config.seed = 0
-  # Initial weights, for fine-tuning: a .safetensors file,
+  # Initial weights, for fine-tuning: a .safetensors or .pth file,
   # 'hf-hub:OWNER/NAME@REVISION', a workdir or an Orbax checkpoint; None: random
   # weights. A run whose workdir has a checkpoint continues from that instead.
   config.init_from = config_dict.placeholder(str)

@@ -2,13 +2,13 @@
 
   python main.py --config=configs/finetune.py:SOURCE,DATASET --workdir=DIR
 
-SOURCE is a value of --config.init_from: a workdir, a .safetensors file or
-hf-hub:OWNER/NAME@REVISION. The metadata of the weights determine network, image
-size, mean and standard deviation; weights without metadata imply ResNet-50 at
-224 pixels. DATASET is a TFDS name, or 'folder' with --config.data.data_dir. The
-evaluation split is 'test', or 'val' for a folder; --config.data.eval_split
-changes it. To continue a run without needing SOURCE, use
---config=configs/saved.py:DIR --workdir=DIR.
+SOURCE is a value of --config.init_from: a workdir, a .safetensors or .pth file,
+or hf-hub:OWNER/NAME@REVISION. The metadata of the weights determine network,
+image size, mean and standard deviation; weights without metadata imply
+ResNet-50 at 224 pixels. DATASET is a TFDS name, or 'folder' with
+--config.data.data_dir. The evaluation split is 'test', or 'val' for a folder;
+--config.data.eval_split changes it. To continue a run without needing SOURCE,
+use --config=configs/saved.py:DIR --workdir=DIR.
 
   --config.model.frozen_stages=2              keep the stem and two stages
   --config.model.frozen_bn=True               use fixed running statistics

@@ -8,10 +8,10 @@
   $predict one.png --explain=DIR --stage=stage3
 
 A SOURCE is a workdir (its best checkpoint), an Orbax checkpoint, a .safetensors
-file (see resnet.tools.weights), hf-hub:OWNER/NAME@REVISION, or a folder from
-resnet.tools.export. Without --weights, a ResNet-20 predicts, which comes with
-the package and knows CIFAR-10's ten classes. Images are PNG or JPEG and are
-preprocessed as recorded with the weights. Prints a line for each image.
+or .pth file (see resnet.tools.weights), hf-hub:OWNER/NAME@REVISION, or a folder
+from resnet.tools.export. Without --weights, a ResNet-20 predicts, which comes
+with the package and knows CIFAR-10's ten classes. Images are PNG or JPEG and
+are preprocessed as recorded with the weights. Prints a line for each image.
 """
 
 import argparse

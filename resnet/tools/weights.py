@@ -3,7 +3,7 @@
   python -m resnet.tools.weights inspect resnet50.safetensors
   python -m resnet.tools.weights convert runs/digits digits.safetensors
 
-A SOURCE is a .safetensors file with tensor names of torchvision, timm,
+A SOURCE is a .safetensors or .pth file with tensor names of torchvision, timm,
 transformers or akamaster (CIFAR), hf-hub:OWNER/NAME@REVISION, an Orbax
 checkpoint, or the workdir of a run, which stands for its best checkpoint. The
 network is --model, else that of SOURCE.

@@ -18,12 +18,8 @@ from resnet.weights import fit
 from resnet.weights.convert import check_stored, read_stored, to_torch
 from resnet.weights.metadata import Metadata, Preprocessing
 from resnet.weights.naming import ORBAX
-from resnet.weights.sources import (
-  StoredWeights,
-  from_tensors,
-  open_stored,
-  score,
-)
+from resnet.weights.sources import open_stored, score
+from resnet.weights.stored import StoredWeights, from_tensors
 
 __all__ = [
   'Metadata',
@@ -114,7 +110,7 @@ def load_weights(source: str, name: str, **overrides: Any) -> dict[str, Any]:
   """Loads the variables of a network.
 
   Args:
-    source: a .safetensors file, 'hf-hub:owner/name@revision', an Orbax
+    source: a .safetensors or .pth file, 'hf-hub:owner/name@revision', an Orbax
       checkpoint or the workdir of a run (see `open_stored`).
     name: name of the network.
     **overrides: arguments of `create_model`; the number of classes is taken

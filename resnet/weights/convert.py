@@ -11,7 +11,7 @@ from resnet.models import create_model
 from resnet.weights import fit
 from resnet.weights.naming import NAMINGS, ORBAX
 from resnet.weights.naming.layout import COUNTER, Path, Shape, counter_keys
-from resnet.weights.sources import StoredWeights
+from resnet.weights.stored import StoredWeights
 
 
 def read_stored(

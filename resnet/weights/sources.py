@@ -1,90 +1,35 @@
-"""Sources of weights: safetensors files, the Hugging Face hub, Orbax folders.
+"""Sources of weights: files, the Hugging Face hub, Orbax folders.
 
 Opening a source reads no tensors, so that callers can first check whether they
-fit. Pickles are never opened.
+fit. Nothing in a source can run.
 """
 
 from collections.abc import Callable, Mapping
 import dataclasses
 import os
 import pathlib
-import re
 from typing import Any
 
 from flax import traverse_util
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-import safetensors
 
 from resnet import backend
 from resnet.errors import InputError
+from resnet.weights import files
 from resnet.weights import metadata as metadata_lib
 from resnet.weights.metadata import Metadata
-from resnet.weights.naming import ORBAX, Naming, find_naming
+from resnet.weights.naming import ORBAX
+from resnet.weights.stored import StoredWeights
 
 # The network in the package. README.md beside it says what it was trained on.
 PACKAGED = str(
   pathlib.Path(__file__).parents[1] / 'pretrained/cifar10_resnet20.safetensors'
 )
 _HUB = 'hf-hub:'
-# Names of the floating-point types in safetensors.
-_DTYPES = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16'}
 # Suffix of a folder: use its weights themselves, not their moving averages.
 _RAW = '#raw'
-# What wrappers of networks put before each key: data parallelism, Lightning,
-# torch.compile, detection and MoCo.
-_PREFIX = re.compile(
-  r'((module|model|_orig_mod|backbone|encoder_q|state_dict)\.)*'
-)
-_PICKLES = ('.pth', '.pt', '.bin', '.ckpt', '.pkl', '.pickle', '.tar')
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StoredWeights:
-  """A source of weights that is open but not yet read.
-
-  Attributes:
-    name: name of the source, for messages.
-    naming: names and layouts of the tensors.
-    prefix: prefix of all tensors that their names here leave out.
-    tensors: shape and dtype by name.
-    metadata: metadata of the weights.
-    read: (names) -> arrays by name.
-  """
-
-  name: str
-  naming: Naming
-  prefix: str = ''
-  tensors: Mapping[str, tuple[tuple[int, ...], str]]
-  metadata: Metadata = dataclasses.field(default_factory=Metadata)
-  read: Callable[[list[str]], dict[str, np.ndarray]] = lambda _: {}
-
-
-def from_tensors(
-  name: str,
-  tensors: Mapping[str, tuple[tuple[int, ...], str]],
-  read: Callable[[list[str]], dict[str, np.ndarray]],
-  metadata: Metadata | None = None,
-) -> StoredWeights:
-  """Opens the tensors of a file or state dict, without a common prefix."""
-  common = os.path.commonprefix(list(tensors))  # noqa: RUF071
-  match = _PREFIX.match(common)
-  prefix = match.group() if match else ''
-  bare = {key.removeprefix(prefix): value for key, value in tensors.items()}
-
-  def read_bare(keys: list[str]) -> dict[str, np.ndarray]:
-    arrays = read([prefix + key for key in keys])
-    return {key: arrays[prefix + key] for key in keys}
-
-  return StoredWeights(
-    name=name,
-    naming=find_naming(bare),
-    prefix=prefix,
-    tensors=bare,
-    metadata=metadata or Metadata(),
-    read=read_bare,
-  )
 
 
 def split_raw(source: str) -> tuple[str, bool]:
@@ -111,66 +56,39 @@ def best_step(
 
 
 def open_stored(source: str) -> StoredWeights:
-  """Opens a .safetensors file, 'hf-hub:owner/name[@revision]' or a folder.
+  """Opens a file, 'hf-hub:owner/name[@revision]' or a folder.
 
-  A folder is an Orbax checkpoint or the workdir of a run. In a workdir, this
-  opens the checkpoint with the highest `score`, or the latest one if none was
-  evaluated. If the run keeps moving averages, it opens those; 'FOLDER#raw'
-  selects the weights themselves.
+  A file is of safetensors or of torch.save, whatever its suffix. If a file of
+  torch.save holds several state dicts, 'FILE#KEY' selects the one at that key.
+  A folder is an Orbax checkpoint, the workdir of a run, or holds the index of
+  safetensors files. In a workdir, this opens the checkpoint with the highest
+  `score`, or the latest one if none was evaluated. If the run keeps moving
+  averages, it opens those; 'FOLDER#raw' selects the weights themselves.
 
   Raises:
-    InputError: the source does not exist, is damaged, or is a pickle.
+    InputError: the source does not exist, is damaged, or holds more than
+      tensors and plain data.
   """
   source = os.path.expanduser(source)
   if source.startswith(_HUB):
     return _open_hub(source)
   source, is_raw = split_raw(source)
   if os.path.isdir(source):
+    index = os.path.join(source, files.INDEX)
+    if os.path.exists(index):
+      return files.open_file(index)
     return _open_folder(source, is_raw=is_raw)
   if is_raw:
     raise InputError(f'{source}{_RAW} is not a folder: leave {_RAW} out.')
-  if not os.path.exists(source):
+  path, key = source, ''
+  if '#' in source and not os.path.exists(source):
+    path, _, key = source.rpartition('#')
+  if not os.path.isfile(path):
     raise InputError(
-      f'There are no weights at {source!r}: give a .safetensors file, a'
+      f'There are no weights at {source!r}: give a .safetensors or .pth file, a'
       f' workdir, an Orbax checkpoint or {_HUB}OWNER/NAME@REVISION.'
     )
-  with open(source, 'rb') as file:
-    start = file.read(9)
-  # torch.save writes a zip file or, in old versions, a pickle of protocol 2. A
-  # safetensors file starts with the length of its header, then '{'.
-  is_pickle = start[:1] in (b'P', b'\x80') and start[8:] != b'{'
-  if is_pickle or source.endswith(_PICKLES):
-    target = os.path.splitext(os.path.basename(source))[0]
-    raise InputError(
-      f'{source} is a pickle, which can run any program when it is opened.'
-      ' If you trust it, convert it to safetensors with PyTorch:'
-      f" state = torch.load('{source}', map_location='cpu', weights_only=True);"
-      f" safetensors.torch.save_file(state, '{target}.safetensors')"
-    )
-  return _open_safetensors(source, source, metadata_lib.from_header)
-
-
-def _open_safetensors(
-  path: str, name: str, metadata: Callable[[str, dict[str, str]], Metadata]
-) -> StoredWeights:
-  try:
-    with safetensors.safe_open(path, framework='np') as file:
-      tensors = {}
-      for key in file.keys():  # noqa: SIM118
-        tensor = file.get_slice(key)
-        dtype = str(tensor.get_dtype())
-        tensors[key] = tuple(tensor.get_shape()), _DTYPES.get(dtype, dtype)
-      header = file.metadata() or {}
-  except Exception as error:  # SafetensorError derives from Exception alone.
-    raise InputError(
-      f'{path} is damaged or not a safetensors file: {error}.'
-    ) from None
-
-  def read(keys: list[str]) -> dict[str, np.ndarray]:
-    with safetensors.safe_open(path, framework='np') as file:
-      return {key: file.get_tensor(key) for key in keys}
-
-  return from_tensors(name, tensors, read, metadata(path, header))
+  return files.open_file(path, key)
 
 
 def _open_hub(source: str) -> StoredWeights:
@@ -198,7 +116,7 @@ def _open_hub(source: str) -> StoredWeights:
       return metadata_lib.from_header(path, header)
     return metadata_lib.from_timm(fetch('config.json'))
 
-  return _open_safetensors(fetch('model.safetensors'), source, metadata)
+  return files.open_safetensors(fetch('model.safetensors'), source, metadata)
 
 
 def _open_folder(folder: str, *, is_raw: bool) -> StoredWeights:

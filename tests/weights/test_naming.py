@@ -11,7 +11,7 @@ import pytest
 from resnet import weights
 from resnet.errors import InputError
 from resnet.weights.naming import NAMINGS, find_naming
-from resnet.weights.sources import from_tensors
+from resnet.weights.stored import from_tensors
 from tests.networks import draw_variables
 
 _SMALL = {'stage_sizes': (2, 1), 'num_filters': 8}

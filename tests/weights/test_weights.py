@@ -233,19 +233,41 @@ def test_damaged_metadata_are_refused(tmp_path):
     weights.load_weights(path, 'cifar_resnet8')
 
 
+@pytest.fixture
+def index(tmp_path):
+  """An index of two files that share the tensors."""
+  state = _state()
+  shards = {key: f'part{len(key) % 2}.safetensors' for key in state}
+  for name in set(shards.values()):
+    part = {key: state[key] for key, shard in shards.items() if shard == name}
+    safetensors.numpy.save_file(part, tmp_path / name)
+  path = tmp_path / 'model.safetensors.index.json'
+  path.write_text(json.dumps({'weight_map': shards}))
+  return path
+
+
+def test_the_files_of_an_index_are_joined(index):
+  for source in (index, index.parent):
+    loaded = weights.load_weights(str(source), 'cifar_resnet8')
+    _assert_equal(loaded, _variables())
+
+
 @pytest.mark.parametrize(
-  ('name', 'start'),
+  ('text', 'message'),
   [
-    ('weights.pth', b''),
-    ('weights.safetensors', b'PK\3\4'),
-    ('weights.safetensors', b'\x80\2}'),
+    ('{"weight_map": {"x": "part2.safetensors"}}', 'no such file is beside it'),
+    ('{"weight_map": {"x": "../part0.safetensors"}}', 'no such file is beside'),
+    ('{"weight_map": {"x": ".."}}', 'no such file is beside it'),
+    ('{"weight_map": {"x": ["part0.safetensors"]}}', 'no such file is beside'),
+    ('{"weight_map": {"x": "part0.safetensors"}}', "'x', but .* not hold it"),
+    ('{"weight_map": 3}', 'is damaged'),
+    ('{', 'is damaged'),
   ],
 )
-def test_pickles_are_never_opened(tmp_path, name, start):
-  path = tmp_path / name
-  path.write_bytes(start)
-  with pytest.raises(InputError, match='is a pickle'):
-    weights.load_weights(str(path), 'cifar_resnet8')
+def test_a_damaged_index_is_refused(index, text, message):
+  index.write_text(text)
+  with pytest.raises(InputError, match=message):
+    weights.open_stored(str(index))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,123 @@
+"""Weights in files: of safetensors, alone or in shards, and of torch.save."""
+
+from collections.abc import Callable
+import json
+import os
+
+import numpy as np
+import safetensors
+
+from resnet.errors import InputError
+from resnet.weights import metadata as metadata_lib
+from resnet.weights import torch_file
+from resnet.weights.metadata import Metadata
+from resnet.weights.stored import Read, Shapes, StoredWeights, from_tensors
+
+# The list of the files among which the hub's library divides large networks.
+INDEX = 'model.safetensors.index.json'
+# Names of the floating-point types in safetensors.
+_DTYPES = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16'}
+
+
+def open_file(path: str, key: str = '') -> StoredWeights:
+  """Opens a file of safetensors or of torch.save, or an index of shards.
+
+  Args:
+    path: the file, whatever its suffix; that of an index is '.index.json'.
+    key: selects one of several state dicts in a file of torch.save.
+  """
+  with open(path, 'rb') as file:
+    start = file.read(9)
+  # torch.save writes a zip file or, in old versions, a pickle of protocol 2. A
+  # safetensors file starts with the length of its header, then '{'.
+  if start.startswith((b'PK', b'\x80')) and start[8:] != b'{':
+    return _open_torch(path, key)
+  if key:
+    raise InputError(f'{path} holds only one state dict: leave #{key} out.')
+  if path.endswith('.index.json'):
+    return _open_index(path)
+  return open_safetensors(path, path, metadata_lib.from_header)
+
+
+def open_safetensors(
+  path: str, name: str, metadata: Callable[[str, dict[str, str]], Metadata]
+) -> StoredWeights:
+  """Opens a file of safetensors.
+
+  Args:
+    path: path of the file.
+    name: name of the source, for messages.
+    metadata: (path, header) -> metadata of the weights.
+  """
+  tensors, header, read = _shard(path)
+  return from_tensors(name, tensors, read, metadata(path, header))
+
+
+def _shard(path: str) -> tuple[Shapes, dict[str, str], Read]:
+  """Returns shapes and header of a file of safetensors, and its reader."""
+  try:
+    with safetensors.safe_open(path, framework='np') as file:
+      tensors = {}
+      for key in file.keys():  # noqa: SIM118
+        tensor = file.get_slice(key)
+        dtype = str(tensor.get_dtype())
+        tensors[key] = tuple(tensor.get_shape()), _DTYPES.get(dtype, dtype)
+      header = file.metadata() or {}
+  except Exception as error:  # SafetensorError derives from Exception alone.
+    raise InputError(
+      f'{path} is damaged or not a file of safetensors or PyTorch: {error}.'
+    ) from None
+
+  def read(keys: list[str]) -> dict[str, np.ndarray]:
+    with safetensors.safe_open(path, framework='np') as file:
+      return {key: file.get_tensor(key) for key in keys}
+
+  return tensors, header, read
+
+
+def _open_index(index: str) -> StoredWeights:
+  with metadata_lib.refuse_damage(f'{index} is damaged'), open(index) as file:
+    shards = {k: str(v) for k, v in json.load(file)['weight_map'].items()}
+  tensors, reads = {}, {}
+  for shard in sorted(set(shards.values())):
+    path = os.path.join(os.path.dirname(index), shard)
+    if os.path.basename(shard) != shard or not os.path.isfile(path):
+      raise InputError(
+        f'{index} lists {shard!r}, but no such file is beside it.'
+      )
+    inside, _, reads[shard] = _shard(path)
+    for key in (key for key, name in shards.items() if name == shard):
+      if key not in inside:
+        raise InputError(
+          f'{index} lists {key!r}, but {shard!r} does not hold it.'
+        )
+      tensors[key] = inside[key]
+
+  def read(keys: list[str]) -> dict[str, np.ndarray]:
+    return {key: reads[shards[key]]([key])[key] for key in keys}
+
+  return from_tensors(index, tensors, read)
+
+
+def _open_torch(path: str, key: str) -> StoredWeights:
+  states = torch_file.read_index(path)
+  if not states:
+    raise InputError(
+      f'{path} holds no state dict: in PyTorch, type'
+      f' torch.save(model.state_dict(), {path!r})'
+    )
+  if not key and len(states) == 1:
+    (key,) = states
+  names = {other: f'{path}#{other}' if other else path for other in states}
+  if key not in states:
+    raise InputError(
+      f'{path} has {f"no state dict {key!r}" if key else "several state dicts"}'
+      f': type {" or ".join(map(repr, list(names.values())[:20]))}.'
+    )
+  state = states[key]
+  tensors = {name: (x.shape, x.storage.dtype) for name, x in state.items()}
+
+  def read(keys: list[str]) -> dict[str, np.ndarray]:
+    return {name: torch_file.read_tensor(path, state[name]) for name in keys}
+
+  return from_tensors(names[key], tensors, read)

@@ -1,0 +1,68 @@
+"""Weights that are open but not yet read."""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import os
+import re
+
+import numpy as np
+
+from resnet.weights.metadata import Metadata
+from resnet.weights.naming import Naming, find_naming
+
+# Shape and dtype by name.
+Shapes = Mapping[str, tuple[tuple[int, ...], str]]
+Read = Callable[[list[str]], dict[str, np.ndarray]]
+
+# What wrappers of networks put before each key: data parallelism, Lightning,
+# torch.compile, detection and MoCo.
+_PREFIX = re.compile(
+  r'((module|model|_orig_mod|backbone|encoder_q|state_dict)\.)*'
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StoredWeights:
+  """A source of weights that is open but not yet read.
+
+  Attributes:
+    name: name of the source, for messages.
+    naming: names and layouts of the tensors.
+    prefix: prefix of all tensors that their names here leave out.
+    tensors: shape and dtype by name.
+    metadata: metadata of the weights.
+    read: (names) -> arrays by name.
+  """
+
+  name: str
+  naming: Naming
+  prefix: str = ''
+  tensors: Shapes
+  metadata: Metadata = dataclasses.field(default_factory=Metadata)
+  read: Read = lambda _: {}
+
+
+def from_tensors(
+  name: str,
+  tensors: Shapes,
+  read: Read,
+  metadata: Metadata | None = None,
+) -> StoredWeights:
+  """Opens the tensors of a file or state dict, without a common prefix."""
+  common = os.path.commonprefix(list(tensors))  # noqa: RUF071
+  match = _PREFIX.match(common)
+  prefix = match.group() if match else ''
+  bare = {key.removeprefix(prefix): value for key, value in tensors.items()}
+
+  def read_bare(keys: list[str]) -> dict[str, np.ndarray]:
+    arrays = read([prefix + key for key in keys])
+    return {key: arrays[prefix + key] for key in keys}
+
+  return StoredWeights(
+    name=name,
+    naming=find_naming(bare),
+    prefix=prefix,
+    tensors=bare,
+    metadata=metadata or Metadata(),
+    read=read_bare,
+  )

@@ -1,0 +1,142 @@
+"""Reads files of torch.save without PyTorch, and runs nothing in them.
+
+In both formats, a zip file and the older sequence of pickles, a pickle
+describes the tensors (see `torch_pickle`), whose numbers lie beside it.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import io
+import os
+from typing import Any, BinaryIO
+import zipfile
+
+import jax.numpy as jnp
+import numpy as np
+
+from resnet.errors import InputError
+from resnet.weights.torch_pickle import Machine, Tensor
+
+# Pickles of training checkpoints are smaller than a megabyte. One byte of a
+# pickle can cost 70 bytes of memory.
+_MAX_PICKLE_BYTES = 1 << 24
+# The first number in a file of the older format, and its version.
+_MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
+
+
+def read_index(path: str) -> dict[str, dict[str, Tensor]]:
+  """Finds the state dicts of a file of torch.save, and reads no tensor.
+
+  Returns:
+    Tensors by name, by the keys of the state dict in the checkpoint, joined by
+    '/'; the key is '' if the checkpoint itself is a state dict.
+
+  Raises:
+    InputError: the file is damaged, or holds more than tensors and plain data.
+  """
+  with _refuse_damage(path), open(path, 'rb') as file:
+    load = _load_zip if file.read(2) == b'PK' else _load_legacy
+    return _state_dicts(load(file, Machine()), '', 2, set())
+
+
+def read_tensor(path: str, tensor: Tensor) -> np.ndarray:
+  """Reads a tensor that `read_index` found in the same file."""
+  dtype = jnp.dtype(tensor.storage.dtype)
+  with _refuse_damage(path), open(path, 'rb') as file:
+    file.seek(tensor.storage.start + tensor.first * dtype.itemsize)
+    data = file.read(tensor.span * dtype.itemsize)
+    numbers = np.frombuffer(data, dtype, tensor.span)
+    strides = [dtype.itemsize * stride for stride in tensor.strides]
+    return np.lib.stride_tricks.as_strided(numbers, tensor.shape, strides)
+
+
+@contextlib.contextmanager
+def _refuse_damage(path: str) -> Iterator[None]:
+  try:
+    yield
+  except Exception as error:  # Damaged files raise many types.
+    text = str(error) if isinstance(error, ValueError) else repr(error)
+    raise InputError(
+      f'{path} is not a file of torch.save that can be read:'
+      f' {" ".join(text.split())[:300]}.'
+    ) from None
+
+
+def _state_dicts(
+  value: Any, name: str, depth: int, seen: set[int]
+) -> dict[str, dict[str, Tensor]]:
+  """Returns the state dicts in a value, which is one if it contains none."""
+  # The same dict may be in a file often; look at each one once.
+  if not isinstance(value, dict) or id(value) in seen:
+    return {}
+  seen.add(id(value))
+  named = {key: item for key, item in value.items() if isinstance(key, str)}
+  inner: dict[str, dict[str, Tensor]] = {}
+  for key, item in named.items() if depth else ():
+    path = f'{name}/{key}' if name else key
+    inner |= _state_dicts(item, path, depth - 1, seen)
+  tensors = {key: x for key, x in named.items() if isinstance(x, Tensor)}
+  return inner or ({name: tensors} if tensors else {})
+
+
+def _load_zip(file: BinaryIO, machine: Machine) -> Any:
+  size = file.seek(0, os.SEEK_END)
+  with zipfile.ZipFile(file) as archive:
+    infos = archive.infolist()
+    members = {info.filename: info for info in infos}
+    root = infos[0].filename.partition('/')[0] if infos else ''
+    for name, info in members.items():
+      parts = name.replace('\\', '/').split('/')
+      if parts[0] != root or not {'', '.', '..'}.isdisjoint(parts):
+        raise ValueError(f'the member {name!r} is not in the folder {root!r}')
+      # A few compressed bytes could fill the memory.
+      is_stored = info.compress_type == zipfile.ZIP_STORED
+      if not is_stored or info.compress_size != info.file_size:
+        raise ValueError(f'the member {name!r} is compressed')
+    if len(members) != len(infos):
+      raise ValueError('two members have the same name')
+    if archive.getinfo(f'{root}/data.pkl').file_size > _MAX_PICKLE_BYTES:
+      raise ValueError(f'the pickle exceeds {_MAX_PICKLE_BYTES} bytes')
+    order = members.get(f'{root}/byteorder')
+    if order and (order.file_size > 9 or archive.read(order) != b'little'):
+      raise ValueError('its numbers are not little-endian')
+    value = machine.run(io.BytesIO(archive.read(f'{root}/data.pkl')))
+  for key, storage in machine.storages.items():
+    info = members.get(f'{root}/data/{key}')
+    if info is None or info.file_size != storage.num_bytes:
+      raise ValueError(f'storage {key!r} is missing or has the wrong size')
+    file.seek(info.header_offset)
+    header = file.read(30)
+    lengths = (int.from_bytes(header[i : i + 2], 'little') for i in (26, 28))
+    storage.start = info.header_offset + 30 + sum(lengths)
+    if header[:4] != b'PK\3\4' or storage.start + storage.num_bytes > size:
+      raise ValueError(f'storage {key!r} is damaged or cut off')
+  return value
+
+
+def _load_legacy(file: BinaryIO, machine: Machine) -> Any:
+  size = file.seek(0, os.SEEK_END)
+  file.seek(0)
+  pickles = io.BytesIO(file.read(_MAX_PICKLE_BYTES))
+  if machine.run(pickles) != _MAGIC or machine.run(pickles) != _VERSION:
+    raise ValueError('it is another kind of pickle')
+  system = machine.run(pickles)
+  if not isinstance(system, dict) or system.get('little_endian') is not True:
+    raise ValueError('its numbers are not little-endian')
+  value, keys = machine.run(pickles), machine.run(pickles)
+  # The storages follow in this order, each after its count of numbers.
+  position = pickles.tell()
+  for key in keys if isinstance(keys, list) else ():
+    storage = machine.storages.get(key) if isinstance(key, str) else None
+    file.seek(position)
+    count = int.from_bytes(file.read(8), 'little')
+    if storage is None or storage.start >= 0 or count != storage.count:
+      raise ValueError(f'the storage at byte {position} does not match')
+    storage.start = position + 8
+    position = storage.start + storage.num_bytes
+    if position > size:
+      raise ValueError(f'storage {key!r} is cut off')
+  missing = [k for k, storage in machine.storages.items() if storage.start < 0]
+  if missing:
+    raise ValueError(f'storage {missing[0]!r} is missing')
+  return value
