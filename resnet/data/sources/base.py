@@ -2,11 +2,9 @@
 
 from collections.abc import Iterable, Mapping
 import dataclasses
-import functools
 import hashlib
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
-import grain.python as grain
 import numpy as np
 
 from resnet.errors import readable
@@ -40,42 +38,6 @@ class ArrayRecords:
 
   def __getitem__(self, key: int, /) -> dict[str, Any]:
     return {'image': self.images[key], 'label': int(self.labels[key])}
-
-
-@dataclasses.dataclass(frozen=True)
-class ShuffledRecords:
-  """Records in a random order that depends only on their number.
-
-  Parts of a split that is sorted by class are taken from this order, so that
-  they hold images of all classes.
-  """
-
-  records: Records
-
-  @functools.cached_property
-  def _order(self) -> grain.MapDataset:
-    return grain.MapDataset.range(len(self.records)).shuffle(seed=0)
-
-  def __len__(self) -> int:
-    return len(self.records)
-
-  def __getitem__(self, key: int, /) -> Record:
-    return self.records[cast(int, self._order[key])]
-
-
-@dataclasses.dataclass(frozen=True)
-class PartOfRecords:
-  """The records `start` .. `stop` - 1 of others."""
-
-  records: Records
-  start: int
-  stop: int
-
-  def __len__(self) -> int:
-    return self.stop - self.start
-
-  def __getitem__(self, key: int, /) -> Record:
-    return self.records[self.start + key]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

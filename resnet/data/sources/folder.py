@@ -13,16 +13,11 @@ import os
 import re
 from typing import Any
 
+import grain.python as grain
 import numpy as np
 import tensorflow_datasets as tfds
 
-from resnet.data.sources.base import (
-  PartOfRecords,
-  Records,
-  ShuffledRecords,
-  Source,
-  reason_of,
-)
+from resnet.data.sources.base import Records, Source, reason_of
 from resnet.errors import InputError, nearest
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png')
@@ -166,7 +161,16 @@ def _class_names(path: str, folders: list[str]) -> tuple[str, ...]:
   return tuple(names[folder] for folder in folders)
 
 
-def _part(records: Records, name: str, part: str) -> PartOfRecords:
+def _shuffled(records: Records) -> Any:
+  """Returns records in a random order that depends only on their number.
+
+  Parts of a split that is sorted by class are taken from this order, so that
+  they hold images of all classes.
+  """
+  return grain.MapDataset.source(records).shuffle(seed=0)  # pyright: ignore[reportArgumentType]
+
+
+def _part(records: Records, name: str, part: str) -> Records:
   """Returns a part such as '[:90%]' of the split `name`, as in TFDS."""
   info = tfds.core.SplitInfo(
     name=name, shard_lengths=[len(records)], num_bytes=0
@@ -183,7 +187,7 @@ def _part(records: Records, name: str, part: str) -> PartOfRecords:
       f'{name + part!r} is not a part of {name!r}, which has {len(records):,}'
       f' images ({reason_of(error)}): type {name}[:90%], for example.'
     ) from None
-  return PartOfRecords(ShuffledRecords(records), start, stop)
+  return _shuffled(records)[start:stop]
 
 
 def open_splits(folder: str, _: str) -> dict[str, Source]:
@@ -199,7 +203,7 @@ def open_splits(folder: str, _: str) -> dict[str, Source]:
     for name in ('train', *(names or ['val']))
   }
   return {
-    name: dataclasses.replace(source, records=ShuffledRecords(source.records))
+    name: dataclasses.replace(source, records=_shuffled(source.records))
     for name, source in splits.items()
   }
 
