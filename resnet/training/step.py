@@ -87,22 +87,16 @@ def augment_batch(
   if task.device_crop is not None:
     images = task.device_crop(images, keys)
   images = task.augmentation(images, keys, mean=task.mean, std=task.std)
-  mixing = task.augmentation.mixing
-  if mixing is None:
-    return {**batch, 'image': images}
-  mixed = mixing(
+  batch = {**batch, 'image': images}
+  if (mixing := task.augmentation.mixing) is None:
+    return batch
+  return batch | mixing(
     images,
     batch['label'],
     task.model.num_classes,  # pyright: ignore[reportAttributeAccessIssue]
     step_key(task.seed, step, MIXING),
     sharding.replicate,
   )
-  return {
-    **batch,
-    'image': mixed.images,
-    'label': mixed.main_labels,
-    'target': mixed.targets,
-  }
 
 
 def targets(batch: Batch) -> jax.Array:

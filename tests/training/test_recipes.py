@@ -78,14 +78,14 @@ def test_steps_on_eight_devices_equal_their_parts_on_one(recipe):
     mixed = task.augmentation.mixing(images, labels, 10, key)
     logits, _ = task.model.apply(
       variables,
-      task.normalize(mixed.images),
+      task.normalize(mixed['image']),
       train=True,
       mutable=['batch_stats'],
       rngs=network_rngs(task, step),
     )
-    losses = task.loss_fn(logits, mixed.targets)
-    top1 = jnp.argmax(logits, axis=1).astype(jnp.int32) == mixed.main_labels
-    return losses.sum(), top1.sum(), mixed.images
+    losses = task.loss_fn(logits, mixed['target'])
+    top1 = jnp.argmax(logits, axis=1).astype(jnp.int32) == mixed['label']
+    return losses.sum(), top1.sum(), mixed['image']
 
   states, seen = train(state, range(4))
   for step, metrics in enumerate(seen):

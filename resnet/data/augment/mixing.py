@@ -18,21 +18,6 @@ Draw = dict[str, jax.Array]  # Scalars by name.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Mixed:
-  """A mixed batch.
-
-  Attributes:
-    images: float32 [B, H, W, C], in the units of the input.
-    targets: share of each class, float32 [B, K]; each row sums to one.
-    main_labels: class with the larger share, int32 [B].
-  """
-
-  images: jax.Array
-  targets: jax.Array
-  main_labels: jax.Array
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Mixing:
   """Mixes the images and labels of a batch.
 
@@ -64,12 +49,17 @@ class Mixing:
     num_classes: int,
     key: jax.Array,
     replicate: Callable[[jax.Array], jax.Array] = lambda x: x,
-  ) -> Mixed:
+  ) -> dict[str, jax.Array]:
     """Mixes images [B, H, W, C] and labels int32 [B], with one draw per group.
 
     `replicate` puts a small array on every device, so that each device makes
     all draws: if they were sharded, the loop of rejection sampling would run a
     collective in every iteration.
+
+    Returns:
+      'image', float32 [B, H, W, C], in the units of `images`; 'target', the
+      share of each class, float32 [B, K], where each row sums to one; 'label',
+      the class with the larger share, int32 [B].
     """
     num_groups = len(images) // (self.group_size or len(images))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_groups))
@@ -81,11 +71,11 @@ class Mixing:
     share = jnp.mean(shares, axis=(1, 2))
     grouped = labels.reshape(num_groups, -1)
     main = jnp.where(share[:, None] >= 0.5, grouped, grouped[:, ::-1])
-    return Mixed(
-      images=mix_rows(images, shares[..., None]),
-      targets=mix_rows(jax.nn.one_hot(labels, num_classes), share[:, None]),
-      main_labels=main.reshape(-1),
-    )
+    return {
+      'image': mix_rows(images, shares[..., None]),
+      'target': mix_rows(jax.nn.one_hot(labels, num_classes), share[:, None]),
+      'label': main.reshape(-1),
+    }
 
   def draw(self, key: jax.Array, height: int, width: int) -> Draw:
     """Draws the random numbers of a group of images [height, width]."""
