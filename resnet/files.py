@@ -100,47 +100,41 @@ def read_json_lines(path: str) -> list[dict[str, Any]]:
   return lines
 
 
-class Lock:
-  """Locks a folder until `close` is called or the process ends.
+@contextlib.contextmanager
+def lock(
+  folder: str, advice: str = 'stop it, or type another --workdir'
+) -> Iterator[None]:
+  """Locks a folder until the end of the block or of the process.
 
   The kernel releases the lock of a killed process, whatever the file contains.
+
+  Raises:
+    InputError: another process holds the lock (the message names the process
+      and gives `advice`), or the lock file cannot be written.
   """
-
-  def __init__(
-    self, workdir: str, advice: str = 'stop it, or type another --workdir'
-  ):
-    """Takes the lock.
-
-    Raises:
-      InputError: another process holds it (the message names the process and
-        gives `advice`), or the lock file cannot be written.
-    """
-    path = os.path.join(workdir, LOCK_FILE)
-    with writing(path):
-      self._file = open(path, 'a+')  # noqa: SIM115 (open until `close`)
+  path = os.path.join(folder, LOCK_FILE)
+  with writing(path):
+    file = open(path, 'a+')  # noqa: SIM115 (`writing` ends before `yield`)
+  with file:
     try:
-      fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-      owner = _read_owner(path)
-      self._file.close()
       raise InputError(
-        f'{workdir} is in use by {owner}: wait until it has ended, {advice}.'
+        f'{folder} is in use by {_read_owner(path)}: wait until it has ended,'
+        f' {advice}.'
       ) from None
     except OSError as error:
       print(
-        f'warning: {workdir} cannot be locked ({error.strerror}). Make sure'
+        f'warning: {folder} cannot be locked ({error.strerror}). Make sure'
         ' that no second command uses it.',
         file=sys.stderr,
       )
-    self._file.truncate(0)
+    file.truncate(0)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
     owner = {'host': socket.gethostname(), 'pid': os.getpid(), 'since': now}
-    self._file.write(json.dumps(owner) + '\n')
-    self._file.flush()
-
-  def close(self) -> None:
-    """Releases the lock."""
-    self._file.close()
+    file.write(json.dumps(owner) + '\n')
+    file.flush()
+    yield
 
 
 def _read_owner(path: str) -> str:

@@ -20,7 +20,6 @@ from resnet.data.host.warnings import DataWarnings
 from resnet.data.host.workers import check_shared_memory
 from resnet.errors import InputError
 from resnet.experiment import Experiment
-from resnet.files import Lock
 from resnet.run import workdir as workdir_lib
 from resnet.run.checkpoint import FOLDER, Checkpoints, DamagedError
 from resnet.run.initialize import open_weights
@@ -202,7 +201,7 @@ def _open(
   with files.writing(f'--workdir={workdir}'):
     os.makedirs(workdir, exist_ok=True)
   if jax.process_index() == 0:
-    cleanup.callback(Lock(workdir).close)
+    cleanup.enter_context(files.lock(workdir))
   checkpoints = Checkpoints(workdir, keep=experiment.config['keep_checkpoints'])
   cleanup.callback(checkpoints.close)
   return checkpoints

@@ -15,7 +15,6 @@ finished set, compares the files with the manifest. TensorFlow is not needed.
 """
 
 import argparse
-import contextlib
 import os
 import re
 from typing import Any
@@ -28,7 +27,7 @@ from resnet.data.prepare.job import Encoding, Job, check_disk
 from resnet.data.sources import cifar, idx, imagenet, registry
 from resnet.data.sources import folder as folder_lib
 from resnet.errors import InputError, RunError
-from resnet.files import Lock, writing
+from resnet.files import lock, writing
 from resnet.tools import command
 
 # Maps a value of --from to a function (source, name) -> splits.
@@ -52,7 +51,7 @@ def main(args: argparse.Namespace) -> None:
     check_disk(job)
     with writing(parent):
       os.makedirs(parent, exist_ok=True)
-    with contextlib.closing(Lock(parent, 'or type another --out or --name')):
+    with lock(parent, 'or type another --out or --name'):
       if not os.path.isdir(folder):  # Another command may have finished it.
         with _bar('prepared', sum(map(len, job.splits.values()))) as bar:
           manifest = writer.write(

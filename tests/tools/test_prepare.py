@@ -3,7 +3,6 @@
 TensorFlow is not among the requirements, so nothing here can need it.
 """
 
-import contextlib
 import json
 import os
 import shutil
@@ -16,7 +15,7 @@ import tensorflow_datasets as tfds
 from resnet.data.host.decode import decode_image, decode_record
 from resnet.data.sources.registry import open_source
 from resnet.errors import InputError
-from resnet.files import Lock
+from resnet.files import lock
 from resnet.tools import prepare
 from tests.data.in_memory import encode, smooth_image
 from tests.programs import assert_refused, start, wait_until
@@ -260,7 +259,7 @@ def test_a_second_command_on_the_same_set_is_refused(tool, folder, tmp_path):
   place = tmp_path / 'my_photos'
   place.mkdir()
   words = ('--from=folder', f'--source={folder}', f'--out={tmp_path}')
-  with contextlib.closing(Lock(str(place))):
+  with lock(str(place)):
     result = tool('prepare', *words)
   assert_refused(result, f'process {os.getpid()}', '--out')
   assert tool('prepare', *words).returncode == 0
