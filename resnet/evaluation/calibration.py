@@ -52,17 +52,17 @@ def batch_sums(
   confidence = jnp.where(is_finite, confidence, 0.0)
   predictions = jnp.argmax(log_probabilities, axis=1).astype(jnp.int32)
   label_log = jnp.take_along_axis(log_probabilities, labels[:, None], axis=1)
-  rank, _ = metrics.label_rank(log_probabilities, labels)
+  sums = metrics.batch_sums(-label_log[:, 0], log_probabilities, labels, mask)
   bin_index = jnp.ceil(confidence * NUM_BINS).astype(jnp.int32) - 1
   bin_index = jnp.clip(bin_index, 0, NUM_BINS - 1)
   counts = mask.astype(jnp.float32)
   ranked = mask & is_finite
-  is_correct = ((rank == 0) & is_finite).astype(jnp.float32)
+  is_correct = ((predictions == labels) & is_finite).astype(jnp.float32)
   bins = jnp.zeros((NUM_BINS,), jnp.float32)
   confusion = jnp.zeros((num_classes, num_classes), jnp.int32)
   return {
-    'loss': -jnp.sum(jnp.where(mask, label_log[:, 0], 0.0)),
-    'top5': jnp.sum((rank < 5) & ranked, dtype=jnp.float32),
+    'loss': sums['loss'],
+    'top5': sums['top5'],
     'num_not_finite': jnp.sum(mask & ~is_finite, dtype=jnp.float32),
     'confusion': confusion.at[labels, predictions].add(
       ranked.astype(jnp.int32)

@@ -19,21 +19,6 @@ from resnet.training import compiler
 from resnet.training.step import Batch
 
 VIEWS = ('center', 'flip', 'ten_crop', 'scales')
-# He et al. 2016, section 3.4, for networks trained on 224-pixel images.
-_PAPER_SIDES, _PAPER_SIZE = (224, 256, 384, 480, 640), 224
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EvalResult:
-  """The result of one pass over the images.
-
-  Attributes:
-    sums: sums over all images; see `calibration.batch_sums`.
-    predictions: class of each record, int32 [N]; -1 if the image is broken.
-  """
-
-  sums: dict[str, np.ndarray]
-  predictions: np.ndarray
 
 
 def evaluate_views(
@@ -41,7 +26,7 @@ def evaluate_views(
   variables: Any,
   views: str = 'center',
   sides: Sequence[int] = (),
-) -> EvalResult:
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
   """Evaluates every image of `run.eval_reader` once.
 
   It prints a warning for each broken image that is left out.
@@ -51,6 +36,10 @@ def evaluate_views(
     variables: variables of the network.
     views: one of `VIEWS`.
     sides: sides of the images for 'scales', pixels.
+
+  Returns:
+    The sums over all images, see `calibration.batch_sums`, and the predicted
+    class of each record, int32 [N], -1 if the image is broken.
   """
   reader = run.eval_reader
   if views == 'ten_crop':
@@ -83,8 +72,7 @@ def evaluate_views(
     print(line)
   check_count(reader, loader, int(sums['bin_count'].sum()))
   labels = np.concatenate(jax.device_get(predictions))[: len(reader.source)]
-  sums = jax.tree.map(np.asarray, jax.device_get(sums))
-  return EvalResult(sums=sums, predictions=labels)
+  return jax.tree.map(np.asarray, jax.device_get(sums)), labels
 
 
 def _step(
@@ -109,11 +97,6 @@ def _step(
   more = calibration.batch_sums(log_probabilities, batch['label'], mask)
   predictions = jnp.argmax(log_probabilities, axis=1).astype(jnp.int32)
   return jax.tree.map(jnp.add, sums, more), jnp.where(mask, predictions, -1)
-
-
-def paper_sides(size: int) -> tuple[int, ...]:
-  """Returns the five sides of the paper, scaled from 224 to `size` pixels."""
-  return tuple(round(side * size / _PAPER_SIZE) for side in _PAPER_SIDES)
 
 
 def unpack(images: jax.Array, sides: Sequence[int]) -> list[jax.Array]:

@@ -26,17 +26,6 @@ from resnet.output import exit_immediately, print_error
 _MANY_STEPS = 50
 
 
-def stop_signals() -> tuple[int, ...]:
-  """Returns the signals that stop a run: SIGTERM, SIGINT (Ctrl-C) and SIGHUP.
-
-  SIGHUP (a closed terminal) is left out if it is ignored, as under `nohup`.
-  """
-  numbers = [signal.SIGTERM, signal.SIGINT]
-  if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-    numbers.append(signal.SIGHUP)
-  return tuple(numbers)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
   """How a run ended.
@@ -58,7 +47,7 @@ class Outcome:
 
 
 class StopSignal:
-  """Records one of `stop_signals`, so that the loop stops and saves.
+  """Records SIGTERM, SIGINT or SIGHUP, so that the loop stops and saves.
 
   The process exits immediately on a second signal, or `grace_seconds` after the
   first signal. In a run with one process, the first signal suffices within
@@ -84,7 +73,11 @@ class StopSignal:
     self._timer: threading.Timer | None = None
 
   def __enter__(self) -> 'StopSignal':
-    for number in stop_signals():
+    numbers = [signal.SIGTERM, signal.SIGINT]  # Ctrl-C sends SIGINT.
+    # A closed terminal sends SIGHUP, which is ignored under `nohup`.
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+      numbers.append(signal.SIGHUP)
+    for number in numbers:
       self._previous[number] = signal.signal(number, self._receive)
     self._reader, self._writer = socket.socketpair()
     self._writer.setblocking(False)

@@ -83,21 +83,21 @@ def main(args: argparse.Namespace) -> None:
     views.evaluate_views, run, views=args.views, sides=sides
   )
   if args.precise_bn is not None:
-    before = calibration.summarize(evaluate(variables=variables).sums)
+    before = calibration.summarize(evaluate(variables=variables)[0])
     variables = precise_bn.recompute(run, variables, args.precise_bn)
     report['precise_bn'] = {
       'num_images': precise_bn.num_images(run, args.precise_bn),
       'running_statistics': before,
     }
-  found = evaluate(variables=variables)
-  report |= calibration.summarize(found.sums)
+  sums, predictions = evaluate(variables=variables)
+  report |= calibration.summarize(sums)
   if real is not None:
-    report['real'] = real_labels.score(found.predictions, real)
-  confusion = found.sums['confusion']
-  report['worst_classes'] = calibration.worst_classes(confusion, args.worst)
+    report['real'] = real_labels.score(predictions, real)
+  worst = calibration.worst_classes(sums['confusion'], args.worst)
+  report['worst_classes'] = worst
   _print(report, source.class_names)
   if args.output:
-    _save(args.output, report, found.sums, run.config['model.name'])
+    _save(args.output, report, sums, run.config['model.name'])
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -124,7 +124,8 @@ def _sides(args: argparse.Namespace, size: int) -> tuple[int, ...]:
   if args.views != 'scales':
     return ()
   if args.scales is None:
-    return views.paper_sides(size)
+    # He et al. 2016, section 3.4, for networks trained on 224-pixel images.
+    return tuple(round(x * size / 224) for x in (224, 256, 384, 480, 640))
   try:
     sides = tuple(map(int, args.scales.split(',')))
     if not all(map(FIELDS['data.image_size'].accepts, sides)):
