@@ -41,6 +41,14 @@ def _letters(name: str) -> str:
   return re.sub('[^a-z0-9]', '', name.lower())
 
 
+def reason_of(error: Exception) -> str:
+  """Returns the first line of an error, without the path of an OSError."""
+  # The text of a KeyError is only the key.
+  text = repr(error) if isinstance(error, KeyError) else str(error)
+  text = getattr(error, 'strerror', None) or text
+  return text.partition('\n')[0] or repr(error)
+
+
 def readable(name: str | bytes) -> str:
   """Returns a file name as text; bytes that are not UTF-8 become '\\xNN'."""
   return os.fsencode(name).decode(errors='backslashreplace')

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from typing import Any
 
-from resnet.errors import InputError
+from resnet.errors import InputError, reason_of
 
 LOCK_FILE = '.lock'
 
@@ -48,13 +48,28 @@ def write_atomically(path: str, content: str | bytes) -> None:
 
 
 @contextlib.contextmanager
+def reading(failure: str, *errors: type[Exception]) -> Iterator[None]:
+  """Turns errors of reading and parsing into an InputError '`failure`: ...'.
+
+  An InputError from the block is unchanged. `errors` are further types to turn.
+  """
+  wrong = (OSError, ValueError, TypeError, KeyError, AttributeError)
+  try:
+    yield
+  except InputError:
+    raise
+  except (*wrong, OverflowError, RecursionError, *errors) as error:
+    raise InputError(f'{failure}: {reason_of(error)}.') from None
+
+
+@contextlib.contextmanager
 def writing(what: str) -> Iterator[None]:
   """Turns an OSError into an InputError: '`what` cannot be written: ...'."""
   try:
     yield
   except OSError as error:
-    text = error.strerror or error
-    raise InputError(f'{what} cannot be written: {text}.') from None
+    text = f'{what} cannot be written: {reason_of(error)}.'
+    raise InputError(text) from None
 
 
 def check_writable(folder: str) -> None:
@@ -84,20 +99,16 @@ def read_json_lines(path: str) -> list[dict[str, Any]]:
 
   Ignores a partial last line, which a killed process leaves behind.
   """
-  try:
-    with open(path) as file:
-      lines = [json.loads(line) for line in file if line.endswith('\n')]
-    if not all(isinstance(line, dict) for line in lines):
-      raise ValueError
-  except FileNotFoundError:
+  if not os.path.exists(path):
     return []
-  except OSError as error:
-    raise InputError(f'{path} cannot be read: {error.strerror}.') from None
-  except ValueError:
-    raise InputError(
-      f'{path} has a line that is not a JSON object: repair or move the file.'
-    ) from None
-  return lines
+  failure = f'{path} cannot be read as lines of JSON (repair or move it)'
+  with reading(failure), open(path) as file:
+    lines = [line for line in file if line.endswith('\n')]
+    # Parse one array: its errors name the line of the file, or the next one.
+    objects = json.loads(f'[{",".join(lines)}]')
+    if [*map(type, objects)] != [dict] * len(lines):
+      raise ValueError('a line is not one object')
+  return objects
 
 
 @contextlib.contextmanager

@@ -13,9 +13,10 @@ import numpy as np
 
 from resnet.errors import InputError
 from resnet.export import formats
+from resnet.files import reading
 from resnet.inference import network
 from resnet.inference.preprocessing import normalize
-from resnet.weights.metadata import refuse_damage, to_preprocessing
+from resnet.weights.metadata import to_preprocessing
 from resnet.weights.sources import PACKAGED
 
 MANIFEST = 'manifest.json'
@@ -39,7 +40,7 @@ def open_exported(folder: str) -> network.Network:
     InputError: it is damaged, or made for another platform.
   """
   path = os.path.join(folder, MANIFEST)
-  with refuse_damage(f'{path} is damaged'), open(path) as file:
+  with reading(f'{path} is damaged'), open(path) as file:
     manifest = json.load(file)
     preprocessing = to_preprocessing(manifest['preprocessing'])
     inside = manifest['input']['preprocessing_inside']

@@ -8,7 +8,7 @@ from typing import Any
 
 from scipy import special
 
-from resnet.weights.metadata import refuse_damage
+from resnet.files import reading
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class Reference:
 def read_reference(path: str) -> Reference:
   """Reads a file written by `python -m resnet.tools.reference`."""
   what = f'--reference={path} was not written by resnet.tools.reference'
-  with refuse_damage(what), open(path) as file:
+  with reading(what), open(path) as file:
     fields = json.load(file)
     for metric, band in fields['bands'].items():
       points = zip(band['mean'], band['std'], strict=True)

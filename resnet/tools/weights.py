@@ -18,6 +18,7 @@ from typing import Any
 
 from resnet.data.sources.imagenet_names import readable_name
 from resnet.errors import InputError
+from resnet.files import reading
 from resnet.models import create_model, list_models
 from resnet.tools import command
 from resnet.weights import (
@@ -30,7 +31,6 @@ from resnet.weights import (
   save_weights,
 )
 from resnet.weights.fit import count_classes
-from resnet.weights.metadata import refuse_damage
 from resnet.weights.naming import NAMINGS
 
 _PREPROCESSING = dataclasses.fields(Preprocessing)
@@ -51,7 +51,7 @@ def convert(args: argparse.Namespace) -> None:
   fields = {f.name: getattr(args, f.name) for f in _PREPROCESSING}
   missing = [name for name, value in fields.items() if value is None]
   if not missing:
-    with refuse_damage('The preprocessing is not valid'):
+    with reading('The preprocessing is not valid'):
       changes['preprocessing'] = Preprocessing(**fields)
   elif len(missing) < len(fields):
     flags = ', '.join(f'--{name.replace("_", "-")}' for name in missing)
@@ -62,7 +62,7 @@ def convert(args: argparse.Namespace) -> None:
   num_classes = count_classes(variables)
   if args.class_names:
     with (
-      refuse_damage(f'{args.class_names} cannot be read'),
+      reading(f'{args.class_names} cannot be read'),
       open(args.class_names) as file,
     ):
       names = tuple(line.strip() for line in file if line.strip())

@@ -8,6 +8,7 @@ import numpy as np
 import safetensors
 
 from resnet.errors import InputError
+from resnet.files import reading
 from resnet.weights import metadata as metadata_lib
 from resnet.weights import torch_file
 from resnet.weights.metadata import Metadata
@@ -76,7 +77,7 @@ def _shard(path: str) -> tuple[Shapes, dict[str, str], Read]:
 
 
 def _open_index(index: str) -> StoredWeights:
-  with metadata_lib.refuse_damage(f'{index} is damaged'), open(index) as file:
+  with reading(f'{index} is damaged'), open(index) as file:
     shards = {k: str(v) for k, v in json.load(file)['weight_map'].items()}
   tensors, reads = {}, {}
   for shard in sorted(set(shards.values())):

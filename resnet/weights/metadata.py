@@ -1,23 +1,13 @@
 """Metadata of weights: preprocessing, class names, the network's name."""
 
-from collections.abc import Iterator, Mapping
-import contextlib
+from collections.abc import Mapping
 import dataclasses
 import json
 import math
 from typing import Any
 
 from resnet.errors import InputError
-
-
-@contextlib.contextmanager
-def refuse_damage(what: str) -> Iterator[None]:
-  """Turns parsing errors into an InputError that starts with `what`."""
-  wrong = (OSError, ValueError, TypeError, KeyError, AttributeError)
-  try:
-    yield
-  except (*wrong, OverflowError, RecursionError) as error:
-    raise InputError(f'{what}: {error!r}.') from None
+from resnet.files import reading
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,7 +94,7 @@ class Metadata:
 
 def from_header(path: str, header: Mapping[str, str]) -> Metadata:
   """Reads the metadata of a safetensors file."""
-  with refuse_damage(f'The metadata of {path} are damaged'):
+  with reading(f'The metadata of {path} are damaged'):
     preprocessing, names, ema = (
       json.loads(header.get(name, 'null'))
       for name in ('preprocessing', 'class_names', 'ema')
@@ -135,7 +125,7 @@ def _names(values: Any) -> tuple[str, ...] | None:
 
 def from_timm(path: str) -> Metadata:
   """Reads timm's config.json, but not the model name, which is timm's own."""
-  with refuse_damage(f'{path} is damaged'), open(path) as file:
+  with reading(f'{path} is damaged'), open(path) as file:
     config = json.load(file)
     fields, preprocessing = config.get('pretrained_cfg', {}), None
     if 'mean' in fields:
@@ -149,7 +139,7 @@ def from_timm(path: str) -> Metadata:
 
 def from_workdir(path: str) -> Metadata:
   """Reads the config.json of a run."""
-  with refuse_damage(f'{path} is not the config of a run'), open(path) as file:
+  with reading(f'{path} is not the config of a run'), open(path) as file:
     saved = json.load(file)
     config, derived = saved['config'], saved['derived']
     size = config.get('data.eval_size') or config['data.image_size']

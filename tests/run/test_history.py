@@ -56,7 +56,7 @@ def test_damaged_files_are_named(tmp_path):
   path = write_run(tmp_path, [])
   for text in ('{"step": 1\n', '[1]\n'):
     (tmp_path / 'metrics.jsonl').write_text(text)
-    with pytest.raises(InputError, match=r'metrics\.jsonl has a line that'):
+    with pytest.raises(InputError, match=r'metrics\.jsonl cannot be read'):
       read_history(path)
 
 

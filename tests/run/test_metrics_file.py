@@ -39,12 +39,22 @@ def test_a_restart_drops_later_lines_and_a_partial_line(tmp_path):
   }
 
 
-def test_a_line_that_is_not_json_is_refused_and_kept(tmp_path):
+@pytest.mark.parametrize(
+  ('line', 'message'),
+  [
+    ('not json', r'\(repair or move it\): .* line 2 '),
+    ('3', 'a line is not one object'),
+    ('{"step": 2}, {"step": 3}', 'a line is not one object'),
+  ],
+)
+def test_a_line_that_is_not_an_object_is_refused_and_kept(
+  tmp_path, line, message
+):
   path = tmp_path / 'metrics.jsonl'
-  path.write_text('{"step": 1}\nnot json\n')
-  with pytest.raises(InputError, match=r'metrics\.jsonl has a line'):
+  path.write_text(f'{{"step": 1}}\n{line}\n')
+  with pytest.raises(InputError, match=rf'metrics\.jsonl cannot .*{message}'):
     MetricsWriter(str(tmp_path), first_step=1)
-  assert 'not json' in path.read_text()
+  assert line in path.read_text()
 
 
 def test_a_terminal_has_a_bar_below_the_lines():

@@ -23,8 +23,8 @@ from array_record.python import array_record_module  # pyright: ignore
 import tensorflow_datasets as tfds
 
 from resnet.data.prepare.job import Job
-from resnet.data.sources.base import Source, reason_of
-from resnet.errors import InputError, RunError
+from resnet.data.sources.base import Source
+from resnet.errors import InputError, RunError, reason_of
 from resnet.files import replacing, write_atomically
 
 VERSION = '1.0.0'

@@ -12,12 +12,6 @@ from resnet.errors import readable
 Record = Mapping[str, Any]
 
 
-def reason_of(error: Exception) -> str:
-  """Returns the first line of an error, without the path of an OSError."""
-  text = getattr(error, 'strerror', None) or str(error)
-  return text.partition('\n')[0] or repr(error)
-
-
 class Records(Protocol):
   """The protocol of `Source.records`; a TFDS data source implements it."""
 

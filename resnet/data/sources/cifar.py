@@ -12,8 +12,8 @@ import zlib
 
 import numpy as np
 
-from resnet.data.sources.base import ArrayRecords, Source, reason_of
-from resnet.errors import InputError
+from resnet.data.sources.base import ArrayRecords, Source
+from resnet.errors import InputError, reason_of
 
 _SIDE = 32
 _FETCH = (

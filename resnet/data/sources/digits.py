@@ -13,8 +13,7 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
-from resnet.data.sources.base import reason_of
-from resnet.errors import InputError
+from resnet.errors import InputError, reason_of
 
 _EVERY = 5
 

@@ -17,8 +17,9 @@ import grain.python as grain
 import numpy as np
 import tensorflow_datasets as tfds
 
-from resnet.data.sources.base import Records, Source, reason_of
-from resnet.errors import InputError, nearest
+from resnet.data.sources.base import Records, Source
+from resnet.errors import InputError, nearest, reason_of
+from resnet.files import reading
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png')
 _TRAIN = 'train'
@@ -55,11 +56,8 @@ class FolderRecords:
     name = os.fsdecode(self.names[label][key - int(self.ends[label])])
     name = os.path.join(self.folders[label], name)
     path = os.path.join(self.root, name)
-    try:
-      with open(path, 'rb') as file:
-        return {'image': file.read(), 'label': label, 'file_name': name}
-    except OSError as error:
-      raise InputError(f'{path} cannot be read: {reason_of(error)}.') from None
+    with reading(f'{path} cannot be read'), open(path, 'rb') as file:
+      return {'image': file.read(), 'label': label, 'file_name': name}
 
 
 def open_split(split: str, *, data_dir: str | None, **_: Any) -> Source:
@@ -121,15 +119,11 @@ def open_split(split: str, *, data_dir: str | None, **_: Any) -> Source:
 
 def _class_names(path: str, folders: list[str]) -> tuple[str, ...]:
   """Returns the names of `folders` in classes.txt, or `folders` without it."""
-  try:
-    with open(path, encoding='utf-8-sig') as file:
-      lines = [line.strip() for line in file]
-  except FileNotFoundError:
+  if not os.path.exists(path):
     return tuple(folders)
-  except (OSError, ValueError) as error:
-    raise InputError(
-      f'{path} cannot be read as UTF-8 text: {reason_of(error)}.'
-    ) from None
+  failure = f'{path} cannot be read as UTF-8 text'
+  with reading(failure), open(path, encoding='utf-8-sig') as file:
+    lines = [line.strip() for line in file]
   known, names, used = set(folders), {}, set()
   for number, line in enumerate(lines, 1):
     if not line or line.startswith('#'):

@@ -11,8 +11,9 @@ import zlib
 
 import numpy as np
 
-from resnet.data.sources.base import ArrayRecords, Source, reason_of
+from resnet.data.sources.base import ArrayRecords, Source
 from resnet.errors import InputError
+from resnet.files import reading
 
 _SPLITS = {'train': 'train', 'test': 't10k'}
 # Xiao et al. 2017, Table 2.
@@ -24,12 +25,11 @@ def read_idx(path: str, num_dims: int) -> np.ndarray:
   """Returns the uint8 array of a file, or of PATH.gz if that exists."""
   zipped = f'{path}.gz'
   path = zipped if os.path.exists(zipped) else path
-  try:
-    with (gzip.open if path == zipped else open)(path, 'rb') as file:
-      header = file.read(4 + 4 * num_dims)
-      numbers = file.read()
-  except (OSError, EOFError, zlib.error) as error:
-    raise InputError(f'{path} cannot be read: {reason_of(error)}.') from None
+  open_file = gzip.open if path == zipped else open
+  failure = f'{path} cannot be read'
+  with reading(failure, EOFError, zlib.error), open_file(path, 'rb') as file:
+    header = file.read(4 + 4 * num_dims)
+    numbers = file.read()
   shape = np.frombuffer(header[4 : len(header) // 4 * 4], '>i4').tolist()
   if (
     header[:4] != bytes([0, 0, 8, num_dims])

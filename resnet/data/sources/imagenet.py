@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from resnet.data.sources.base import Source, reason_of
-from resnet.errors import InputError
+from resnet.data.sources.base import Source
+from resnet.errors import InputError, reason_of
 
 NAME = 'imagenet2012'
 TRAIN_TAR = 'ILSVRC2012_img_train.tar'

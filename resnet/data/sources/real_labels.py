@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from resnet.data.sources import imagenet
-from resnet.data.sources.base import Source, reason_of
+from resnet.data.sources.base import Source
 from resnet.errors import InputError
+from resnet.files import reading
 
 # The labels of each image; an empty tuple if it has none.
 Labels = list[tuple[int, ...]]
@@ -24,13 +25,9 @@ _FILE = re.compile(r'ILSVRC2012_val_(\d{8})\.')
 
 def read(path: str) -> Labels:
   """Reads real.json, which lists the labels of each validation image."""
-  try:
-    with open(path, 'rb') as file:
-      labels = json.load(file)
-  except (OSError, ValueError) as error:
-    raise InputError(
-      f'--real_labels={path} cannot be read: {reason_of(error)}.'
-    ) from None
+  failure = f'--real_labels={path} cannot be read'
+  with reading(failure), open(path, 'rb') as file:
+    labels = json.load(file)
   is_valid = isinstance(labels, list) and len(labels) == imagenet.NUM_VALIDATION
   if not is_valid or not all(
     isinstance(entry, list)

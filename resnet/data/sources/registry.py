@@ -15,9 +15,9 @@ from tensorflow_datasets.core import constants, read_only_builder
 
 from resnet.data.sources import digits, fake, imagenet
 from resnet.data.sources import folder as folder_lib
-from resnet.data.sources.base import Source, reason_of
+from resnet.data.sources.base import Source
 from resnet.data.sources.tfds import TfdsRecords, is_pixels
-from resnet.errors import InputError, nearest
+from resnet.errors import InputError, nearest, reason_of
 
 
 def _open_digits(split: str, *, data_dir: str | None, **_: Any) -> Source:

@@ -12,8 +12,7 @@ from array_record.python import array_record_module  # pyright: ignore
 import numpy as np
 import tensorflow_datasets as tfds
 
-from resnet.data.sources.base import reason_of
-from resnet.errors import InputError
+from resnet.errors import InputError, reason_of
 
 # Records are fetched one by one, in random order.
 _READER_OPTIONS = 'readahead_buffer_size:0'
