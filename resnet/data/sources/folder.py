@@ -124,29 +124,28 @@ def _class_names(path: str, folders: list[str]) -> tuple[str, ...]:
   failure = f'{path} cannot be read as UTF-8 text'
   with reading(failure), open(path, encoding='utf-8-sig') as file:
     lines = [line.strip() for line in file]
-  known, names, used = set(folders), {}, set()
+  # A folder's name may hold blanks too; the longest that fits counts.
+  longest_first = map(re.escape, sorted(folders, key=len, reverse=True))
+  pattern = re.compile(rf'({"|".join(longest_first)})\s+(.+)')
+  names: dict[str, str] = {}
   for number, line in enumerate(lines, 1):
     if not line or line.startswith('#'):
       continue
     place = f'{path}, line {number}: '
-    # A folder's name may hold blanks too; the longest that fits counts.
-    blanks = [
-      x for x in re.finditer(r'\s+', line) if line[: x.start()] in known
-    ]
-    if not blanks:
+    match = pattern.fullmatch(line)
+    if match is None:
       raise InputError(
         f'{place}{line!r} is not a class folder and a name: type FOLDER NAME,'
         ' or delete the file to use the names of the folders.'
         f'{nearest(line.split()[0], folders)}'
       )
-    folder, name = line[: blanks[-1].start()], line[blanks[-1].end() :]
-    if folder in names or name in used:
+    folder, name = match.groups()
+    if folder in names or name in names.values():
       raise InputError(
         f'{place}{folder if folder in names else name!r} occurs twice: type one'
         ' line for each class folder, with a name of its own.'
       )
     names[folder] = name
-    used.add(name)
   if missing := [folder for folder in folders if folder not in names]:
     raise InputError(
       f'{path} has no line for {len(missing)} class folder(s):'
