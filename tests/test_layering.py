@@ -24,7 +24,7 @@ LAYERS = (
   ('resnet.evaluation',),
   ('resnet.run',),
   ('resnet.inference', 'resnet.plots'),
-  ('resnet.export', 'resnet.serving'),
+  ('resnet.export', 'resnet.serving', 'resnet.pretrained'),
   ('configs',),
   ('resnet.tools',),
   ('main',),

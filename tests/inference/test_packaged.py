@@ -4,9 +4,12 @@ import json
 import pathlib
 import tarfile
 
+import jax
 import numpy as np
 import pytest
 
+from resnet import pretrained
+from resnet.errors import InputError
 from resnet.inference.network import create_network, read_weights
 from resnet.inference.predictor import Predictor
 from resnet.inference.preprocessing import ImageTransform
@@ -58,6 +61,22 @@ def test_it_knows_real_images(photographs):
     for row in predictor(np.stack(images))['probabilities']:
       right += network.top_classes(row, 1)[0]['name'] == name
   assert right >= 28, f'{right} of 40'
+
+
+def test_it_predicts_in_python(tmp_path):
+  path = tmp_path / 'cat.jpg'
+  path.write_bytes(encode(smooth_image(50, 60), 'JPEG'))
+  net = pretrained.load()
+  answers = net.predict([str(path)] * 3, top=2)
+  assert [len(classes) for classes in answers] == [2, 2, 2]
+  images = net.preprocess([str(path)])
+  logits = net.model.apply(net.variables, images, train=False)[0]
+  best = answers[0][0]
+  assert best['name'] == CLASSES[int(np.argmax(logits))]
+  expected = float(jax.nn.softmax(logits).max())
+  assert best['probability'] == pytest.approx(expected, abs=1e-5)
+  with pytest.raises(InputError, match=r'nothing\.png cannot be read'):
+    net.predict(['nothing.png'])
 
 
 def test_tools_use_it_without_weights_and_say_so(tool, tmp_path):
