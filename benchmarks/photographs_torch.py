@@ -8,7 +8,7 @@
 As `python main.py` with the same flags, but with timm's network of the same
 name, Pillow's decoder, torchvision's crops, and PyTorch's loss, gradients and
 optimizer. If both reach the same accuracy after each epoch, within the spread
-over seeds, then the accuracy is the recipe's and not our code's.
+over seeds, then the recipe, not our code, determines the accuracy.
 
 These are ours: the files and their labels, the initial weights (the same
 numbers), the learning rates, and the mean and std of the pixels. As in ours, a

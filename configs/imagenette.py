@@ -23,9 +23,13 @@ tenth of the training set served instead:
 
   --config.data.train_split='train[:90%]' --config.data.eval_split='train[90%:]'
 
-On that tenth, with images of 64 pixels and five epochs, batches of 32 and a
+On that tenth, in five epochs at 64 pixels (to save time), batches of 32 and a
 learning rate of 0.002 reached 0.748, batches of 64 and 0.003 reached 0.739 (one
 seed each).
+
+Hardware: one GPU; for 128x5 two CPU cores. Top-1 accuracy of fast.ai, %, with
+variants of XResNet-50: 85.77 (128x5), 91.57 (128x20), 93.55 (128x80), 92.50
+(192x20), 94.50 (192x80). Ours: not run.
 """
 
 from configs import default

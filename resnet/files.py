@@ -51,14 +51,14 @@ def write_atomically(path: str, content: str | bytes) -> None:
 def reading(failure: str, *errors: type[Exception]) -> Iterator[None]:
   """Turns errors of reading and parsing into an InputError '`failure`: ...'.
 
-  An InputError from the block is unchanged. `errors` are further types to turn.
+  An InputError from the block is unchanged. `errors`: further types to convert.
   """
-  wrong = (OSError, ValueError, TypeError, KeyError, AttributeError)
+  wrong = (OSError, ValueError, TypeError, LookupError, AttributeError)
   try:
     yield
   except InputError:
     raise
-  except (*wrong, OverflowError, RecursionError, *errors) as error:
+  except (*wrong, ArithmeticError, RecursionError, *errors) as error:
     raise InputError(f'{failure}: {reason_of(error)}.') from None
 
 
@@ -140,16 +140,18 @@ def lock(
         ' that no second command uses it.',
         file=sys.stderr,
       )
-    file.truncate(0)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
     owner = {'host': socket.gethostname(), 'pid': os.getpid(), 'since': now}
-    file.write(json.dumps(owner) + '\n')
-    file.flush()
+    with writing(path):
+      file.truncate(0)
+      file.write(json.dumps(owner) + '\n')
+      file.flush()
     yield
 
 
 def _read_owner(path: str) -> str:
-  with contextlib.suppress(OSError, ValueError, KeyError), open(path) as file:
+  wrong = (OSError, ValueError, LookupError, TypeError)
+  with contextlib.suppress(*wrong), open(path) as file:
     owner = json.load(file)
     return f'process {owner["pid"]} on {owner["host"]} since {owner["since"]}'
   return 'another process'

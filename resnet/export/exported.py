@@ -17,13 +17,12 @@ from resnet.files import reading
 from resnet.inference import network
 from resnet.inference.preprocessing import normalize
 from resnet.weights.metadata import to_preprocessing
-from resnet.weights.sources import PACKAGED
 
 MANIFEST = 'manifest.json'
 
 
 def open_network(
-  source: str = PACKAGED, model: str | None = None, dtype: str = 'float32'
+  source: str, model: str | None = None, dtype: str = 'float32'
 ) -> network.Network:
   """Opens an exported folder, or any weights that `read_weights` reads."""
   if os.path.isfile(os.path.join(source, MANIFEST)):

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from resnet.data.sources.folder import IMAGE_SUFFIXES, visible_entries
-from resnet.errors import InputError
+from resnet.errors import InputError, reason_of
 
 
 def list_images(paths: Sequence[str]) -> dict[str, str]:
@@ -66,7 +66,7 @@ def decode_files(
       with open(path, 'rb') as file:
         return decode(file.read())
     except OSError as error:
-      return InputError(f'{path} cannot be read: {error.strerror or error}.')
+      return InputError(f'{path} cannot be read: {reason_of(error)}.')
     except ValueError as error:
       return InputError(f'{path} cannot be decoded: {error}.')
 

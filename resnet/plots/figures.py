@@ -117,8 +117,8 @@ def draw_points(
   """
   ax.errorbar(
     x,
-    [np.mean(x) for x in samples],
-    [np.std(x, ddof=1) if len(x) > 1 else np.nan for x in samples],
+    [np.mean(values) for values in samples],
+    [np.std(y, ddof=1) if len(y) > 1 else np.nan for y in samples],
     color=COLORS[style % len(COLORS)],
     marker=_MARKERS[style % len(_MARKERS)],
     linestyle='none',

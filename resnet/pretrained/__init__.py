@@ -7,16 +7,17 @@ net.predict(['cat.jpg'])
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 import dataclasses
 import functools
-import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet.errors import InputError, reason_of
+from resnet.errors import InputError
+from resnet.inference.images import decode_files
 from resnet.inference.network import Weights, create_network, read_weights
 from resnet.inference.predictor import Predictor
 from resnet.inference.preprocessing import ImageTransform, normalize
@@ -70,14 +71,17 @@ class Pretrained:
     return Predictor(create_network(self.weights), ['probabilities'], sizes)
 
   def _read(self, images: Sequence[str]) -> np.ndarray:
+    if isinstance(images, str) or not images:
+      raise InputError(
+        f"{images!r} is not a list of files such as ['cat.jpg']."
+      )
     transform = ImageTransform(preprocessing=self.weights.preprocessing)
     pixels = []
-    for path in images:
-      try:
-        pixels.append(transform(pathlib.Path(path).read_bytes())[0])
-      except (OSError, ValueError) as error:
-        text = f'{path} cannot be read: {reason_of(error)}.'
-        raise InputError(text) from None
+    with ThreadPoolExecutor() as pool:
+      for _, image in decode_files(images, transform, pool):
+        if isinstance(image, InputError):
+          raise image
+        pixels.append(image[0])
     return np.stack(pixels)
 
 

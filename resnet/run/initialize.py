@@ -9,6 +9,7 @@ import jax
 
 from resnet import weights
 from resnet.data.host.warnings import DataWarnings
+from resnet.data.sources.imagenet_names import readable_name
 from resnet.errors import InputError
 from resnet.evaluation.evaluate import describe, evaluate
 from resnet.experiment import Experiment
@@ -26,8 +27,8 @@ class InitialWeights:
     source: where they are stored.
     model: name of the network.
     overrides: fields of the network that the config changes.
-    new_head: keep the initial head, because the source has none for this
-      number of classes.
+    new_head: keep the initial head, because the source has none for these
+      classes.
   """
 
   source: weights.StoredWeights
@@ -50,7 +51,7 @@ class InitialWeights:
     """Returns a line that names the source of the weights."""
     text = f'Weights from {self.source.name}'
     if self.new_head:
-      text += '; the head is new, as they have none for these classes'
+      text += '; the head is new, because they have none for these classes'
     return text
 
 
@@ -90,8 +91,20 @@ def open_weights(experiment: Experiment) -> tuple[InitialWeights, Experiment]:
     experiment = experiment.with_statistics_of(
       {name: [255 * x for x in values] for name, values in statistics.items()}
     )
+  classes = (
+    map(readable_name, names or ())
+    for names in (
+      experiment.train_reader.source.class_names,
+      source.metadata.class_names,
+    )
+  )
+  # Names are compared as far as both sides have them.
+  differ = any(x != y for x, y in zip(*classes, strict=False))
   initial = InitialWeights(
-    source=source, model=model, overrides=overrides, new_head=bool(differing)
+    source=source,
+    model=model,
+    overrides=overrides,
+    new_head=bool(differing) or differ,
   )
   return initial, experiment
 
@@ -154,21 +167,10 @@ def open_state(
   initial, experiment = open_weights(experiment)
   if initial.new_head:
     raise InputError(
-      f'{initial.source.name} has no head for the number of classes of the'
-      ' data: train a new one first.'
+      f'{initial.source.name} has no head for the classes of the data: train'
+      ' one with --config=configs/finetune.py:SOURCE,DATASET, or evaluate it on'
+      ' data with its own classes.'
     )
-  names = (
-    experiment.train_reader.source.class_names or (),
-    initial.source.metadata.class_names or (),
-  )
-  for ours, theirs in zip(*names, strict=False):
-    if ours != theirs:
-      raise InputError(
-        f'{initial.source.name} was trained on other classes: it has {theirs!r}'
-        f' where the data have {ours!r}. Evaluate it on data with its classes,'
-        ' or train its head on these: --config=configs/finetune.py:SOURCE,'
-        'DATASET'
-      )
   if jax.process_index() == 0:
     print(initial.describe())
   return 0, initial.apply(experiment.create_state()), experiment

@@ -14,7 +14,7 @@ import threading
 import time
 from typing import Any
 
-from resnet.errors import InputError, RunError
+from resnet.errors import InputError, RunError, reason_of
 
 
 class Peer:
@@ -186,7 +186,7 @@ def _register(
       # Process 0 may have begun to wait later than this process.
       reply = peer.receive(2 * seconds + 5)
     except (OSError, ValueError) as error:
-      reason = getattr(error, 'strerror', None) or str(error)
+      reason = reason_of(error)
       time.sleep(0.2)
       continue
     if 'error' in reply:

@@ -9,9 +9,9 @@
 
 A SOURCE is a workdir (its best checkpoint), an Orbax checkpoint, a .safetensors
 or .pth file (see resnet.tools.weights), hf-hub:OWNER/NAME@REVISION, or a folder
-from resnet.tools.export. Without --weights, a ResNet-20 predicts, which comes
-with the package and knows CIFAR-10's ten classes. Images are PNG or JPEG and
-are preprocessed as recorded with the weights. Prints a line for each image.
+from resnet.tools.export. Without --weights, it uses the packaged ResNet-20,
+trained on CIFAR-10. Images are PNG or JPEG and are preprocessed as recorded
+with the weights. Prints a line for each image.
 """
 
 import argparse

@@ -13,7 +13,7 @@ import argparse
 import socket
 import sys
 
-from resnet.errors import InputError
+from resnet.errors import InputError, reason_of
 from resnet.export.exported import open_network
 from resnet.inference.network import add_arguments, source_of
 from resnet.inference.predictor import Predictor
@@ -41,8 +41,9 @@ def main(args: argparse.Namespace) -> None:
     listener = socket.create_server((args.host, args.port), backlog=1024)
   except (OSError, OverflowError) as error:
     flags = f'--host={args.host} --port={args.port}'
-    text = getattr(error, 'strerror', None) or error
-    raise InputError(f'{flags}: {text}. Type another --port.') from None
+    raise InputError(
+      f'{flags}: {reason_of(error)}. Type another --port.'
+    ) from None
   with listener:
     network = open_network(source_of(args), args.model, args.dtype)
     outputs = [n for n in ('probabilities', 'cam') if n in network.outputs]

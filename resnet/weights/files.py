@@ -16,6 +16,8 @@ from resnet.weights.stored import Read, Shapes, StoredWeights, from_tensors
 
 # The list of the files among which the hub's library divides large networks.
 INDEX = 'model.safetensors.index.json'
+# The file of a network that is not divided.
+SINGLE = 'model.safetensors'
 # Names of the floating-point types in safetensors.
 _DTYPES = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16'}
 

@@ -60,10 +60,10 @@ def open_stored(source: str) -> StoredWeights:
 
   A file is of safetensors or of torch.save, whatever its suffix. If a file of
   torch.save holds several state dicts, 'FILE#KEY' selects the one at that key.
-  A folder is an Orbax checkpoint, the workdir of a run, or holds the index of
-  safetensors files. In a workdir, this opens the checkpoint with the highest
-  `score`, or the latest one if none was evaluated. If the run keeps moving
-  averages, it opens those; 'FOLDER#raw' selects the weights themselves.
+  A folder is an Orbax checkpoint, the workdir of a run, or has the files of a
+  repository of the hub. In a workdir, this opens the checkpoint with the
+  highest `score`, or the latest one if none was evaluated. If the run keeps
+  moving averages, it opens those; 'FOLDER#raw' selects the weights themselves.
 
   Raises:
     InputError: the source does not exist, is damaged, or holds more than
@@ -74,9 +74,14 @@ def open_stored(source: str) -> StoredWeights:
     return _open_hub(source)
   source, is_raw = split_raw(source)
   if os.path.isdir(source):
-    index = os.path.join(source, files.INDEX)
-    if os.path.exists(index):
+    index, single, config = (
+      os.path.join(source, name)
+      for name in (files.INDEX, files.SINGLE, 'config.json')
+    )
+    if os.path.exists(index) and not is_raw:
       return files.open_file(index)
+    if os.path.exists(single) and not is_raw:
+      return _open_repository(source, single, lambda: config)
     return _open_folder(source, is_raw=is_raw)
   if is_raw:
     raise InputError(f'{source}{_RAW} is not a folder: leave {_RAW} out.')
@@ -111,12 +116,28 @@ def _open_hub(source: str) -> StoredWeights:
         f'{source}: {file} cannot be downloaded: {text}'
       ) from None
 
-  def metadata(path: str, header: dict[str, str]) -> Metadata:
-    if 'preprocessing' in header:
-      return metadata_lib.from_header(path, header)
-    return metadata_lib.from_timm(fetch('config.json'))
+  path = fetch(files.SINGLE)
+  return _open_repository(source, path, lambda: fetch('config.json'))
 
-  return files.open_safetensors(fetch('model.safetensors'), source, metadata)
+
+def _open_repository(
+  source: str, path: str, config: Callable[[], str]
+) -> StoredWeights:
+  """Opens the weights of a repository of the hub.
+
+  Args:
+    source: name of the source, for messages.
+    path: the file of safetensors.
+    config: returns the path of config.json, which is needed only if the header
+      of the weights has no preprocessing.
+  """
+
+  def metadata(path: str, header: dict[str, str]) -> Metadata:
+    if 'preprocessing' in header or not os.path.exists(config()):
+      return metadata_lib.from_header(path, header)
+    return metadata_lib.from_timm(config())
+
+  return files.open_safetensors(path, source, metadata)
 
 
 def _open_folder(folder: str, *, is_raw: bool) -> StoredWeights:

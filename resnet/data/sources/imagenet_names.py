@@ -1,4 +1,4 @@
-"""Names of ImageNet's classes for people, who do not know WordNet ids."""
+"""Maps WordNet ids of ImageNet's classes to English names."""
 
 import functools
 import pathlib
@@ -9,8 +9,8 @@ _FILE = pathlib.Path(__file__).with_name('imagenet_names.txt')
 def readable_name(class_name: str) -> str:
   """Returns the name of an ImageNet class for its WordNet id.
 
-  Any other class name is returned unchanged. Only what people read shows these
-  names: in files and metadata, the id identifies the label.
+  Any other class name is returned unchanged. Use it for display only: files and
+  metadata keep the id.
   """
   return _names_by_id().get(class_name, class_name)
 

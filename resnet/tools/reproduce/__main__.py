@@ -88,16 +88,21 @@ def _with_earlier_cells(grid: grids.Grid) -> grids.Grid:
   path = os.path.join(grid.workdir, results.RESULTS_FILE)
   cells = set(grid.cells)
   if os.path.exists(path):
-    with open(path) as file:
+    failure = f'{path} is damaged: delete it and repeat the command'
+    with files.reading(failure), open(path) as file:
       saved = json.load(file)
-    was = {key: saved.get(key) for key in grid.identity}
+      was = {key: saved.get(key) for key in grid.identity}
+      earlier = [
+        grids.Cell(x['group'], x['depth'], x['seed'])
+        for x in (*saved['cells'].values(), *saved['not_run'])
+        if x['group'] in grid.study.groups
+      ]
     if was != grid.identity:
       raise InputError(
         f'{grid.workdir} holds another grid ({grids.arguments(**was)}, not'
         f' {grids.arguments(**grid.identity)}): type another --workdir.'
       )
-    for x in (*saved['cells'].values(), *saved['not_run']):
-      cells.add(grids.Cell(x['group'], x['depth'], x['seed']))
+    cells.update(earlier)
   groups = list(grid.study.groups)
   ordered = sorted(
     cells, key=lambda x: (groups.index(x.group), x.depth, x.seed)

@@ -88,13 +88,19 @@ def _draw_leaderboard(grid: Grid, nets: Nets) -> figures.Figure:
     published = [LEADERBOARD[group] for group in groups.values()]
     figures.draw_curve(ax, list(groups), published, style=0, label='fast.ai')
     for i, depth in enumerate(depths):
-      made = {x: nets.get((group, depth)) for x, group in groups.items()}
+      made = {
+        x: nets[group, depth]
+        for x, group in groups.items()
+        if (group, depth) in nets
+      }
+      if not made:
+        continue
       # Points of several depths stand side by side.
       shift = 1.06 ** (i - (len(depths) - 1) / 2)
       figures.draw_points(
         ax,
-        [x * shift for x, runs in made.items() if runs],
-        [[y['test_accuracy'] for y in runs] for runs in made.values() if runs],
+        [x * shift for x in made],
+        [[run['test_accuracy'] for run in runs] for runs in made.values()],
         style=i + 1,
         label=f'ours, resnet{depth}d',
       )

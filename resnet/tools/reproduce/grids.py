@@ -115,7 +115,8 @@ _TITLES = {
 def arguments(experiment: str, data: str, epochs: int | None) -> str:
   """Returns the arguments of a grid's command line."""
   length = '' if epochs is None else f' --epochs={epochs}'
-  return f'{experiment} --data={data}{length}'
+  folder = ' --data-dir=DIR' if data in _TITLES else ''
+  return f'{experiment} --data={data}{folder}{length}'
 
 
 def data_sets(study: Study) -> list[str]:

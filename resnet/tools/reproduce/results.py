@@ -91,7 +91,7 @@ def write(grid: Grid, done: Mapping[Cell, Result]) -> str:
   parts = [
     f'# {grid.study.title}: {grid.setting}',
     f'`python -m resnet.tools.reproduce {arguments(**grid.identity)}'
-    ' --workdir=DIR`',
+    ' --workdir=WORKDIR`',
     _NOTE.format('' if is_leaderboard else _ERROR_NOTE),
     table(_rows(grid, done), markdown=True),
     LEADERBOARD_SOURCE if is_leaderboard else PAPER_SOURCE,
