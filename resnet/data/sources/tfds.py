@@ -5,12 +5,14 @@ Grain's 3 times: TFDS turns every field into an array, and Grain starts threads
 for every call. This reader uses the calling thread.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from array_record.python import array_record_module  # pyright: ignore
+from google.protobuf import message
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.proto import tf_example_pb2
 
 from resnet.errors import InputError, reason_of
 
@@ -19,9 +21,6 @@ _READER_OPTIONS = 'readahead_buffer_size:0'
 _READER_BUFFER_BYTES = 2**15
 # Optional fields that name a record in messages.
 _NAMES = ('file_name', 'id')
-_BYTES = 1
-# Protobuf tags of fields 1 and 2 with the wire type 'length-delimited'.
-_FIELD_1, _FIELD_2 = 0x0A, 0x12
 
 
 class TfdsRecords:
@@ -52,7 +51,10 @@ class TfdsRecords:
     try:
       return self._parse(self._read(nth, key))
     # ArrayRecord, the disk and the parser raise these.
-    except (RuntimeError, OSError, ValueError, LookupError) as error:
+    except (
+      *(RuntimeError, OSError, ValueError, LookupError),
+      message.DecodeError,
+    ) as error:
       raise InputError(
         f'Record {key} cannot be read from {self._parts[nth][0]}:'
         f' {reason_of(error)[:300]}. Prepare the set again, or restore the'
@@ -70,21 +72,15 @@ class TfdsRecords:
     return reader.read([first + key - (int(self._ends[nth]) - count)])[0]
 
   def _parse(self, data: bytes) -> dict[str, Any]:
-    fields = dict(_features(data))
-    start, end, _ = fields['image']
-    image: Any
-    if self._shape is None:
-      image = data[start:end]
-    else:
-      image = np.frombuffer(data, np.uint8, end - start, start)
-      image = image.reshape(self._shape)
-    label, _ = _varint(data, fields['label'][0])
-    # Unlabelled splits have label -1, stored in 64 bits.
-    record = {'image': image, 'label': label - ((label >> 63) << 64)}
+    example = tf_example_pb2.Example.FromString(data)  # pyright: ignore
+    fields = example.features.feature
+    image: Any = fields['image'].bytes_list.value[0]
+    if self._shape is not None:
+      image = np.frombuffer(image, np.uint8).reshape(self._shape)
+    record = {'image': image, 'label': fields['label'].int64_list.value[0]}
     for name in _NAMES:
-      start, end, kind = fields.get(name, (0, 0, _BYTES))
-      if kind == _BYTES and end > start:
-        record[name] = data[start:end]
+      if name in fields and (values := fields[name].bytes_list.value):
+        record[name] = values[0]
     return record
 
 
@@ -99,51 +95,3 @@ def is_pixels(feature: Any) -> bool:
     and None not in shape
     and feature.to_json_content().encoding == 'bytes'
   )
-
-
-def _features(data: bytes) -> Iterator[tuple[str, tuple[int, int, int]]]:
-  """Yields the fields of a serialized tf.train.Example.
-
-  A field is a name and the (start, end, kind) of its value in `data`; kind is 1
-  for bytes and 3 for ints. Nothing is copied; protobuf would copy an image
-  twice. The format is that of TensorFlow's example.proto and feature.proto, and
-  protobuf writes the fields of a message in order of their numbers:
-
-    Example {1: Features {1 (repeated): {1: name, 2: Feature}}}
-    Feature {1: BytesList {1: bytes} or 3: Int64List {1: packed ints}}
-  """
-  place, end = _enter(data, 0, _FIELD_1)
-  while place < end:
-    place, entry_end = _enter(data, place, _FIELD_1)
-    name_start, name_end = _enter(data, place, _FIELD_1)
-    start, stop = _enter(data, name_end, _FIELD_2)
-    value = 0, 0, _BYTES  # A feature without values.
-    if start < stop:
-      tag = data[start]
-      start, stop = _enter(data, start, tag)
-      if start < stop:
-        value = *_enter(data, start, _FIELD_1), tag >> 3
-    yield data[name_start:name_end].decode(), value
-    place = entry_end
-
-
-def _enter(data: bytes, place: int, tag: int) -> tuple[int, int]:
-  """Returns start and end of the field at `place`, which must have `tag`."""
-  if data[place] != tag:
-    raise ValueError(
-      f'not a tf.train.Example: {data[place]:#x} at byte {place}'
-    )
-  length, start = _varint(data, place + 1)
-  return start, start + length
-
-
-def _varint(data: bytes, start: int) -> tuple[int, int]:
-  """Returns a varint (seven bits per byte) and the place after it."""
-  value = shift = 0
-  while True:
-    byte = data[start]
-    start += 1
-    value |= (byte & 127) << shift
-    if byte < 128:
-      return value, start
-    shift += 7
