@@ -1,4 +1,4 @@
-"""Weights in files: of safetensors, alone or in shards, and of torch.save."""
+"""Opens weight files: safetensors (single or sharded) and torch.save."""
 
 from collections.abc import Callable
 import json
@@ -12,9 +12,9 @@ from resnet.files import reading
 from resnet.weights import metadata as metadata_lib
 from resnet.weights import torch_file
 from resnet.weights.metadata import Metadata
-from resnet.weights.stored import Read, Shapes, StoredWeights, from_tensors
+from resnet.weights.stored import Read, StoredWeights, Tensors, from_tensors
 
-# The list of the files among which the hub's library divides large networks.
+# Lists the shards into which huggingface_hub splits large networks.
 INDEX = 'model.safetensors.index.json'
 # The file of a network that is not divided.
 SINGLE = 'model.safetensors'
@@ -29,7 +29,7 @@ def open_file(path: str, key: str = '') -> StoredWeights:
     path: the file, whatever its suffix; that of an index is '.index.json'.
     key: selects one of several state dicts in a file of torch.save.
   """
-  with open(path, 'rb') as file:
+  with reading(f'{path} cannot be read'), open(path, 'rb') as file:
     start = file.read(9)
   # torch.save writes a zip file or, in old versions, a pickle of protocol 2. A
   # safetensors file starts with the length of its header, then '{'.
@@ -56,7 +56,7 @@ def open_safetensors(
   return from_tensors(name, tensors, read, metadata(path, header))
 
 
-def _shard(path: str) -> tuple[Shapes, dict[str, str], Read]:
+def _shard(path: str) -> tuple[Tensors, dict[str, str], Read]:
   """Returns shapes and header of a file of safetensors, and its reader."""
   try:
     with safetensors.safe_open(path, framework='np') as file:

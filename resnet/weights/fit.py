@@ -10,10 +10,8 @@ import jax.numpy as jnp
 
 from resnet.errors import InputError, nearest
 from resnet.models import create_model
-from resnet.weights.naming.layout import Path, Shape, Tensor
-
-# Shape and dtype by name.
-Tensors = Mapping[str, tuple[Shape, str]]
+from resnet.weights.naming.layout import Layout, Path, Shape, Shapes
+from resnet.weights.stored import Tensors
 
 _FLOATS = ('float32', 'float16', 'bfloat16')
 _HEAD = 'params', 'head', 'kernel'
@@ -55,7 +53,7 @@ def expected_shapes(
   name: str,
   tensors: Tensors,
   overrides: Mapping[str, Any],
-  layout_of: Callable[[Mapping[Path, Shape]], Mapping[str, Tensor]],
+  layout_of: Callable[[Shapes], Layout],
 ) -> dict[Path, Shape]:
   """Returns the shape of each variable of a network by path.
 

@@ -7,14 +7,15 @@ import re
 
 import numpy as np
 
+from resnet.errors import InputError
 from resnet.weights.metadata import Metadata
 from resnet.weights.naming import Naming, find_naming
 
 # Shape and dtype by name.
-Shapes = Mapping[str, tuple[tuple[int, ...], str]]
+Tensors = Mapping[str, tuple[tuple[int, ...], str]]
 Read = Callable[[list[str]], dict[str, np.ndarray]]
 
-# What wrappers of networks put before each key: data parallelism, Lightning,
+# Prefixes that wrappers add to every key: data parallelism, Lightning,
 # torch.compile, detection and MoCo.
 _PREFIX = re.compile(
   r'((module|model|_orig_mod|backbone|encoder_q|state_dict)\.)*'
@@ -37,18 +38,20 @@ class StoredWeights:
   name: str
   naming: Naming
   prefix: str = ''
-  tensors: Shapes
+  tensors: Tensors
   metadata: Metadata = dataclasses.field(default_factory=Metadata)
   read: Read = lambda _: {}
 
 
 def from_tensors(
   name: str,
-  tensors: Shapes,
+  tensors: Tensors,
   read: Read,
   metadata: Metadata | None = None,
 ) -> StoredWeights:
   """Opens the tensors of a file or state dict, without a common prefix."""
+  if wrong := [key for key in tensors if not isinstance(key, str)]:
+    raise InputError(f'{name} has the key {wrong[0]!r}: give strings as keys.')
   common = os.path.commonprefix(list(tensors))  # noqa: RUF071
   match = _PREFIX.match(common)
   prefix = match.group() if match else ''

@@ -196,6 +196,27 @@ def test_networks_that_a_library_lacks_are_not_written():
       weights.to_state_dict('preact_resnet50', variables, naming, **_SMALL)
 
 
+@pytest.mark.parametrize(
+  ('naming', 'name', 'fields'),
+  [
+    ('transformers', 'cifar_resnet8', {}),
+    ('transformers', 'resnext50_32x4d', {'stage_sizes': (1, 1)}),
+    ('transformers', 'wide_resnet50_2', _SMALL),
+    ('transformers', 'plain18', _SMALL),
+    ('transformers', 'resnet18', {**_SMALL, 'shortcut': 'A'}),
+    ('transformers', 'resnet18', {**_SMALL, 'shortcut': 'C'}),
+    ('akamaster', 'resnet18', _SMALL),
+    ('akamaster', 'resnet18', {**_SMALL, 'num_filters': 16}),
+    ('akamaster', 'cifar_resnet8', {'stage_sizes': (1, 1)}),
+    ('akamaster', 'cifar_resnet8', {'num_filters': 8}),
+  ],
+)
+def test_networks_of_other_shapes_are_not_written(naming, name, fields):
+  _, variables = _network(name, **fields)
+  with pytest.raises(InputError, match=f'{naming} has no network of these sha'):
+    weights.to_state_dict(name, variables, naming, **fields)
+
+
 def test_a_prefix_of_all_keys_is_left_out():
   _, variables = _network('cifar_resnet8')
   state = weights.to_state_dict('cifar_resnet8', variables, 'akamaster')

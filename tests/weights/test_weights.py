@@ -127,6 +127,11 @@ def test_errors_name_the_tensor_that_does_not_fit(changes, message):
     weights.from_state_dict('cifar_resnet8', state)
 
 
+def test_keys_that_are_not_strings_are_refused():
+  with pytest.raises(InputError, match='has the key 0: give strings'):
+    weights.from_state_dict('cifar_resnet8', {0: np.zeros(3, np.float32)})
+
+
 def test_variables_of_another_network_are_refused():
   with pytest.raises(InputError, match='variables given for resnet18'):
     weights.to_state_dict('resnet18', _variables())

@@ -3,11 +3,11 @@
 from collections.abc import Collection
 
 from resnet.weights.naming.cifar import AKAMASTER
-from resnet.weights.naming.layout import Naming, Tensor
+from resnet.weights.naming.layout import Naming, TensorLayout
 from resnet.weights.naming.torchvision import TIMM, TORCHVISION
 from resnet.weights.naming.transformers import TRANSFORMERS
 
-# The first that is in the keys of a file; torchvision's is in all of them.
+# Tried in this order; torchvision's, last, matches any keys.
 NAMINGS = {
   naming.name: naming for naming in (TRANSFORMERS, AKAMASTER, TIMM, TORCHVISION)
 }
@@ -16,7 +16,7 @@ ORBAX = Naming(
   name='orbax',
   is_in=lambda keys: any(key.startswith('params/') for key in keys),
   layout=lambda shapes: {
-    '/'.join(path): Tensor(path, shape, tuple(range(len(shape))))
+    '/'.join(path): TensorLayout(path, shape, tuple(range(len(shape))))
     for path, shape in shapes.items()
   },
   block=r'stage\d+_block\d+',

@@ -5,13 +5,12 @@ akamaster's puts half of them before the channels, so that its network is ours
 with the channels of the residual stream in another order.
 """
 
-from collections.abc import Mapping
 import dataclasses
 import re
 
 import numpy as np
 
-from resnet.weights.naming.layout import Naming, Path, Shape, Tensor, rename
+from resnet.weights.naming.layout import Layout, Naming, Shapes, lacking, rename
 
 _MODULES = {
   'stem_conv': 'conv1',
@@ -23,11 +22,14 @@ _MODULES = {
 }
 
 
-def _layout(shapes: Mapping[Path, Shape]) -> dict[str, Tensor]:
+def _layout(shapes: Shapes) -> Layout:
   layout = rename(shapes, _MODULES, 'layer{layer}.{block}', 'akamaster')
+  orders = _stage_orders(shapes)
+  stem = shapes['params', 'stem_conv', 'kernel']
+  if (stem[0], stem[3], len(orders)) != (3, 16, 4):
+    raise lacking('akamaster', 'network of these shapes')
   if any('shortcut_conv' in path for path in shapes):
     return layout  # Option B pads nothing.
-  orders = _stage_orders(shapes)
   for key, tensor in layout.items():
     changes = {}
     if match := re.fullmatch(r'stage(\d+)_block(\d+)', tensor.path[1]):
@@ -44,7 +46,7 @@ def _layout(shapes: Mapping[Path, Shape]) -> dict[str, Tensor]:
   return layout
 
 
-def _stage_orders(shapes: Mapping[Path, Shape]) -> list[np.ndarray]:
+def _stage_orders(shapes: Shapes) -> list[np.ndarray]:
   """Returns akamaster's index of each of our channels, for stem and stages."""
   orders = [np.arange(shapes['params', 'stem_bn', 'scale'][0])]
   while (name := f'stage{len(orders)}_block1') in {path[1] for path in shapes}:

@@ -15,6 +15,7 @@ from resnet.errors import InputError
 
 Path = tuple[str, ...]
 Shape = tuple[int, ...]
+Shapes = Mapping[Path, Shape]
 
 COUNTER = 'num_batches_tracked'
 _LEAVES = {
@@ -27,7 +28,7 @@ _LEAVES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Tensor:
+class TensorLayout:
   """The layout of one tensor of a state dict.
 
   Attributes:
@@ -60,6 +61,9 @@ class Tensor:
     return np.array(array, order='C')
 
 
+Layout = dict[str, TensorLayout]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Naming:
   """The tensor names and layouts of a library.
@@ -76,24 +80,21 @@ class Naming:
 
   name: str
   is_in: Callable[[Collection[str]], bool]
-  layout: Callable[[Mapping[Path, Shape]], dict[str, Tensor]]
+  layout: Callable[[Shapes], Layout]
   block: str
   check: Callable[[Mapping[Path, Any]], None] = lambda _: None
 
 
 def rename(
-  shapes: Mapping[Path, Shape],
-  modules: Mapping[str, str],
-  block: str,
-  library: str,
-) -> dict[str, Tensor]:
+  shapes: Shapes, modules: Mapping[str, str], block: str, library: str
+) -> Layout:
   """Returns PyTorch's tensors by key for our variables.
 
   Args:
     shapes: shapes of our variables by path.
     modules: PyTorch's name of each of our modules.
-    block: PyTorch's name of a block, with fields for the number of its
-      {stage}, of the same {layer} counted from 1, and of its {block}.
+    block: PyTorch's name of a block: a format string with {stage} and {block},
+      counted from 0, and {layer}, the stage counted from 1.
     library: name of the library, for messages.
   """
   layout = {}
@@ -106,18 +107,24 @@ def rename(
       elif module in modules:
         names.append(modules[module])
       else:
-        raise InputError(
-          f'{library} has no name for {"/".join(path)!r}, because it has no'
-          " such network; 'torchvision' names all tensors."
-        )
+        raise lacking(library, f'name for {"/".join(path)!r}')
     key = '.'.join([*names, _LEAVES[path[-1]]])
     num_dims = len(shape)
     axes = {2: (1, 0), 4: (3, 2, 0, 1)}.get(num_dims, tuple(range(num_dims)))
-    layout[key] = Tensor(path, tuple(shape[axis] for axis in axes), axes)
+    layout[key] = TensorLayout(path, tuple(shape[axis] for axis in axes), axes)
   return layout
 
 
-def counter_keys(layout: dict[str, Tensor]) -> dict[str, Path]:
+def lacking(library: str, what: str) -> InputError:
+  """Returns the error about a network that a library lacks."""
+  return InputError(
+    f'{library} has no {what}. To write these weights, use naming torchvision,'
+    ' which names all tensors; to read them, choose another --model: `python -m'
+    ' resnet.tools.weights inspect SOURCE` lists those that fit.'
+  )
+
+
+def counter_keys(layout: Layout) -> dict[str, Path]:
   """Returns the path of each batch norm by the key of its counter."""
   return {
     f'{key.removesuffix(".running_mean")}.{COUNTER}': tensor.path[1:-1]

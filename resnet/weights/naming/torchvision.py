@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from resnet.errors import InputError
-from resnet.weights.naming.layout import Naming, Path, Shape, Tensor, rename
+from resnet.weights.naming.layout import Layout, Naming, Path, Shapes, rename
 
 # PyTorch's names of our modules: v1 here, v2 below.
 _MODULES = {
@@ -48,9 +48,7 @@ _FIRST_NORM = 'stages.0.blocks.0.norm1'
 _DENSE_AS_CONV = ('se.fc1.weight', 'se.fc2.weight', 'head.fc.weight')
 
 
-def _layout(
-  shapes: Mapping[Path, Shape], first_norm: str = 'stem.norm'
-) -> dict[str, Tensor]:
+def _layout(shapes: Shapes, first_norm: str = 'stem.norm') -> Layout:
   modules = {path[1] for path in shapes}
   if 'head_bn' in modules:  # v2.
     names = {**_V2_MODULES, 'stem_bn': first_norm}

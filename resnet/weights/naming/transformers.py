@@ -1,6 +1,6 @@
 """Names of `ResNetForImageClassification` of Hugging Face's transformers."""
 
-from resnet.weights.naming.layout import Naming, rename
+from resnet.weights.naming.layout import Layout, Naming, Shapes, lacking, rename
 
 _STEM = 'resnet.embedder.embedder'
 _MODULES = {
@@ -14,9 +14,23 @@ _MODULES = {
 }
 _BLOCK = 'resnet.encoder.stages.{stage}.layers.{block}'
 
+
+def _layout(shapes: Shapes) -> Layout:
+  layout = rename(shapes, _MODULES, _BLOCK, 'transformers')
+  stem = shapes['params', 'stem_conv', 'kernel']
+  projected = {p[1].split('_')[1] for p in shapes if p[2] == 'shortcut_conv'}
+  # Groups and other widths change these ratios of outputs to inputs.
+  kernels = [(p[2], s) for p, s in shapes.items() if p[2] in ('conv2', 'conv3')]
+  ratios = {(name, shape[3] / shape[2]) for name, shape in kernels}
+  is_known = stem[0] == 7 and ratios <= {('conv2', 1), ('conv3', 4)}
+  if not is_known or projected != {'block1'}:
+    raise lacking('transformers', 'network of these shapes')
+  return layout
+
+
 TRANSFORMERS = Naming(
   name='transformers',
   is_in=lambda keys: f'{_STEM}.convolution.weight' in keys,
-  layout=lambda shapes: rename(shapes, _MODULES, _BLOCK, 'transformers'),
+  layout=_layout,
   block=r'stages\.\d+\.layers\.\d+',
 )
