@@ -1,7 +1,8 @@
 """Reads files of torch.save without PyTorch, and runs nothing in them.
 
 In both formats, a zip file and the older sequence of pickles, a pickle
-describes the tensors (see `torch_pickle`), whose numbers lie beside it.
+describes the tensors (see `torch_pickle`); their values are stored outside the
+pickle.
 """
 
 from collections.abc import Iterator
@@ -10,18 +11,28 @@ import io
 import os
 from typing import Any, BinaryIO
 import zipfile
+import zlib
 
 import jax.numpy as jnp
 import numpy as np
 
-from resnet.errors import InputError
+from resnet.errors import InputError, reason_of
 from resnet.weights.torch_pickle import Machine, Tensor
 
-# Pickles of training checkpoints are smaller than a megabyte. One byte of a
-# pickle can cost 70 bytes of memory.
-_MAX_PICKLE_BYTES = 1 << 24
+# The pickle of a training checkpoint is smaller than a megabyte, and so is the
+# directory of its zip file. One byte of a pickle can cost 70 bytes of memory.
+_MAX_READ_BYTES = 1 << 22
 # The first number in a file of the older format, and its version.
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
+
+
+class _Reader(io.FileIO):
+  """Bounds one read; ZipFile reads a whole directory or pickle in one."""
+
+  def read(self, size: int | None = -1, /) -> Any:
+    if size is not None and size > _MAX_READ_BYTES:
+      raise ValueError('its directory or its pickle exceeds 4 MiB')
+    return super().read(size)
 
 
 def read_index(path: str) -> dict[str, dict[str, Tensor]]:
@@ -34,16 +45,22 @@ def read_index(path: str) -> dict[str, dict[str, Tensor]]:
   Raises:
     InputError: the file is damaged, or holds more than tensors and plain data.
   """
-  with _refuse_damage(path), open(path, 'rb') as file:
+  with _refuse_damage(path), _Reader(path) as file:
     load = _load_zip if file.read(2) == b'PK' else _load_legacy
     return _state_dicts(load(file, Machine()), '', 2, set())
 
 
 def read_tensor(path: str, tensor: Tensor) -> np.ndarray:
   """Reads a tensor that `read_index` found in the same file."""
-  dtype = jnp.dtype(tensor.storage.dtype)
+  storage = tensor.storage
+  dtype = jnp.dtype(storage.dtype)
   with _refuse_damage(path), open(path, 'rb') as file:
-    file.seek(tensor.storage.start + tensor.first * dtype.itemsize)
+    if storage.crc:
+      file.seek(storage.start)
+      if zlib.crc32(file.read(storage.num_bytes)) != storage.crc:
+        raise ValueError('the checksum of a storage is wrong')
+      storage.crc = 0  # Many tensors can share a storage; check it once.
+    file.seek(storage.start + tensor.first * dtype.itemsize)
     data = file.read(tensor.span * dtype.itemsize)
     numbers = np.frombuffer(data, dtype, tensor.span)
     strides = [dtype.itemsize * stride for stride in tensor.strides]
@@ -55,10 +72,11 @@ def _refuse_damage(path: str) -> Iterator[None]:
   try:
     yield
   except Exception as error:  # Damaged files raise many types.
-    text = str(error) if isinstance(error, ValueError) else repr(error)
+    text = reason_of(error)[:300]
+    if isinstance(error, IndexError):
+      text = 'the stack of its pickle is too short'
     raise InputError(
-      f'{path} is not a file of torch.save that can be read:'
-      f' {" ".join(text.split())[:300]}.'
+      f'{path} is not a file of torch.save that can be read: {text}.'
     ) from None
 
 
@@ -73,8 +91,9 @@ def _state_dicts(
   named = {key: item for key, item in value.items() if isinstance(key, str)}
   inner: dict[str, dict[str, Tensor]] = {}
   for key, item in named.items() if depth else ():
-    path = f'{name}/{key}' if name else key
-    inner |= _state_dicts(item, path, depth - 1, seen)
+    if len(key) < 256:  # Each path below it contains the key.
+      path = f'{name}/{key}' if name else key
+      inner |= _state_dicts(item, path, depth - 1, seen)
   tensors = {key: x for key, x in named.items() if isinstance(x, Tensor)}
   return inner or ({name: tensors} if tensors else {})
 
@@ -84,7 +103,9 @@ def _load_zip(file: BinaryIO, machine: Machine) -> Any:
   with zipfile.ZipFile(file) as archive:
     infos = archive.infolist()
     members = {info.filename: info for info in infos}
-    root = infos[0].filename.partition('/')[0] if infos else ''
+    root = next(iter(members), '').partition('/')[0]
+    if f'{root}/data.pkl' not in members:
+      raise ValueError('it is another kind of zip file')
     for name, info in members.items():
       parts = name.replace('\\', '/').split('/')
       if parts[0] != root or not {'', '.', '..'}.isdisjoint(parts):
@@ -93,12 +114,12 @@ def _load_zip(file: BinaryIO, machine: Machine) -> Any:
       is_stored = info.compress_type == zipfile.ZIP_STORED
       if not is_stored or info.compress_size != info.file_size:
         raise ValueError(f'the member {name!r} is compressed')
+      if not info.CRC:  # With set_crc32_options(False), PyTorch writes zeros.
+        del info.CRC  # ZipFile then makes no check.
     if len(members) != len(infos):
       raise ValueError('two members have the same name')
-    if archive.getinfo(f'{root}/data.pkl').file_size > _MAX_PICKLE_BYTES:
-      raise ValueError(f'the pickle exceeds {_MAX_PICKLE_BYTES} bytes')
     order = members.get(f'{root}/byteorder')
-    if order and (order.file_size > 9 or archive.read(order) != b'little'):
+    if order and archive.read(order) != b'little':
       raise ValueError('its numbers are not little-endian')
     value = machine.run(io.BytesIO(archive.read(f'{root}/data.pkl')))
   for key, storage in machine.storages.items():
@@ -109,6 +130,7 @@ def _load_zip(file: BinaryIO, machine: Machine) -> Any:
     header = file.read(30)
     lengths = (int.from_bytes(header[i : i + 2], 'little') for i in (26, 28))
     storage.start = info.header_offset + 30 + sum(lengths)
+    storage.crc = getattr(info, 'CRC', 0)
     if header[:4] != b'PK\3\4' or storage.start + storage.num_bytes > size:
       raise ValueError(f'storage {key!r} is damaged or cut off')
   return value
@@ -117,7 +139,7 @@ def _load_zip(file: BinaryIO, machine: Machine) -> Any:
 def _load_legacy(file: BinaryIO, machine: Machine) -> Any:
   size = file.seek(0, os.SEEK_END)
   file.seek(0)
-  pickles = io.BytesIO(file.read(_MAX_PICKLE_BYTES))
+  pickles = io.BytesIO(file.read(_MAX_READ_BYTES))
   if machine.run(pickles) != _MAGIC or machine.run(pickles) != _VERSION:
     raise ValueError('it is another kind of pickle')
   system = machine.run(pickles)

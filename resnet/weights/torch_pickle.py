@@ -49,20 +49,21 @@ class _Global:
   name: str
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class Storage:
   """`count` numbers in the file, from byte `start`."""
 
   dtype: str
   count: int
   start: int = -1
+  crc: int = 0  # Their CRC-32; 0 if unknown or already checked.
 
   @property
   def num_bytes(self) -> int:
     return self.count * jnp.dtype(self.dtype).itemsize
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class _View:
   """`count` numbers of a storage, from number `first`."""
 
@@ -71,7 +72,7 @@ class _View:
   count: int
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Tensor:
   """A tensor that is not yet read; strides are in numbers, not bytes."""
 
@@ -130,6 +131,9 @@ class Machine:
           stack.append(_find(str(arg).replace(' ', '.', 1)))
         case 'STACK_GLOBAL':
           stack.append(_find('.'.join(items)))
+        case 'BINPERSID' | 'REDUCE' if len(items[-1]) > 9:
+          # Matching patterns copies the arguments, each time they are used.
+          raise ValueError('its pickle calls with too many arguments')
         case 'BINPERSID':
           stack.append(self._storage(items[0]))
         case 'REDUCE':
@@ -143,7 +147,7 @@ class Machine:
         case name if name in _EMPTY:
           stack.append(_EMPTY[name]())
         case name:
-          raise ValueError(f'its pickle uses {name}, which no tensor needs')
+          raise ValueError(f'the opcode {name} is not supported here')
     raise ValueError('its pickle has no end')
 
   def _storage(self, name: Any) -> _View:
@@ -182,6 +186,7 @@ def _call(function: Any, args: Any) -> Any:
       result = {}
       for key, value in pairs:
         _update(result, [key, value])
+      pairs.clear()  # Further calls with this list would multiply it.
       return result
     case _Global('torch.Size'), (tuple(shape),):
       return shape
@@ -199,9 +204,11 @@ def _call(function: Any, args: Any) -> Any:
 
 def _update(target: dict[Any, Any], items: list[Any]) -> None:
   for key, value in zip(items[::2], items[1::2], strict=True):
-    # The time to hash a tuple is exponential in how deeply it is nested.
-    if not isinstance(key, str | bytes | int | float | None):
-      raise ValueError(f'a {type(key).__name__} is the key of a dict')
+    # The time to hash a tuple is exponential in how deeply it is nested, and
+    # all multiples of 2**61 - 1 have the same hash.
+    is_long = isinstance(key, int) and key.bit_length() > 60
+    if is_long or not isinstance(key, str | bytes | int | float | None):
+      raise ValueError(f'a {"long " * is_long}{type(key).__name__} is a key')
     target[key] = value
 
 
@@ -215,7 +222,8 @@ def _counts(*values: Any) -> tuple[int, ...]:
 def _tensor(view: _View, first: Any, shape: Any, strides: Any) -> Tensor:
   if not isinstance(shape, tuple) or len(shape) > _MAX_DIMS:
     raise ValueError('the shape of a tensor is not valid')
-  # A dim of one element makes no step; torch.save may give it any stride.
+  # The stride of a dim of size 1 is never used, and torch.save may store any
+  # value.
   pairs = list(zip(_counts(*shape), _counts(*strides), strict=True))
   strides = tuple(stride if size > 1 else 0 for size, stride in pairs)
   (first,) = _counts(first)

@@ -1,5 +1,6 @@
 """Files of torch.save are read exactly, and nothing in them runs."""
 
+import io
 import os
 import pathlib
 import pickle
@@ -291,6 +292,37 @@ def test_hostile_pickles_are_refused(write, opcodes):
   assert_refused(write(mapping(w=opcodes)), 'weights.pth')
 
 
+@pytest.mark.parametrize(
+  ('opcodes', 'message'),
+  [
+    (b'}(' + literal(2**61 - 1) + literal(3) + b'u', 'a long int is a key'),
+    (b'K\x01K\x02a', 'the opcode APPEND is not supported'),
+    (b'e', 'the stack of its pickle is too short'),
+    (storage('0', 6, *[None] * 9), 'too many arguments'),
+    (tensor(extra=[literal(None)] * 9), 'too many arguments'),
+  ],
+)
+def test_errors_name_the_problem(write, opcodes, message):
+  assert_refused(write(opcodes + mapping(w=tensor())), message)
+
+
+def test_lists_are_not_multiplied(write):
+  pair = literal('w')[:-2] + tensor(0, (6,), (1,))
+  dicts = {str(i): b'h\x08h\x09R' for i in range(2000)}
+  dicts['0'] = b'ccollections\nOrderedDict\nq\x08(](](' + pair + b'eetq\x09R'
+  # The first call empties the list, so there is only one state dict.
+  assert_equal(load(write(mapping(**dicts))), {'w': NUMBERS})
+
+
+def test_state_dicts_under_huge_keys_are_left_out(write):
+  inner = mapping(w=tensor())
+  path = write(mapping(**{'k' * 256: inner}))
+  assert_refused(path, 'holds no state dict')
+  assert_equal(
+    load(write(mapping(**{'k' * 255: inner}))), {'w': NUMBERS.reshape(2, 3)}
+  )
+
+
 def test_attributes_are_never_set(write):
   path = write(mapping(w=tensor() + literal({'shape': (99,)}) + b'b'))
   assert_equal(load(path), {'w': NUMBERS.reshape(2, 3)})
@@ -341,13 +373,43 @@ def test_other_zip_files_are_refused(tmp_path):
   assert_refused(path, 'the same name')
   with zipfile.ZipFile(path, 'w') as archive:
     archive.writestr('archive/x', b'')
-  assert_refused(path, 'data.pkl')
-  write_zip(path, b'X' + struct.pack('<I', 1 << 25) + bytes(1 << 25))
+  assert_refused(path, 'another kind of zip file')
+  # A directory of 5 MB.
+  end = struct.pack('<4s4H2LH', b'PK\5\6', 0, 0, 1, 1, 5 << 20, 2, 0)
+  path.write_bytes(b'PK' + bytes(5 << 20) + end)
+  assert_refused(path, 'exceeds')
+  write_zip(path, b'X' + struct.pack('<I', 1 << 22) + bytes(1 << 22))
   assert_refused(path, 'exceeds')
   with zipfile.ZipFile(path, 'w') as archive:
     archive.writestr('archive/byteorder', b'big')
     archive.writestr('archive/data.pkl', program(opcodes))
   assert_refused(path, 'little-endian')
+
+
+def test_damaged_numbers_are_refused(tmp_path):
+  path = tmp_path / 'weights.pth'
+  rows = mapping(a=tensor(0, (3,), (1,)), b=tensor(3, (3,), (1,)))
+  write_zip(path, rows)
+  good = path.read_bytes()
+  assert_equal(load(path), {'a': NUMBERS[:3], 'b': NUMBERS[3:]})
+  start = good.index(NUMBERS.tobytes())
+  damaged = bytearray(good)
+  damaged[start + 9] ^= 1
+  path.write_bytes(damaged)
+  assert_refused(path, 'the checksum of a storage is wrong')
+  # With set_crc32_options(False), PyTorch writes zeros as checksums.
+  with zipfile.ZipFile(io.BytesIO(good)) as archive:
+    for info in archive.infolist():
+      good = good.replace(info.CRC.to_bytes(4, 'little'), bytes(4))
+  path.write_bytes(good)
+  assert_equal(load(path), {'a': NUMBERS[:3], 'b': NUMBERS[3:]})
+
+
+def test_errors_of_reading_are_reported():
+  path = '/proc/self/mem'  # It can be opened, but not read at byte 0.
+  if not os.path.exists(path):
+    pytest.skip(f'needs {path}')
+  assert_refused(path, f'{path} cannot be read: ')
 
 
 def test_other_pickles_are_refused(tmp_path):
