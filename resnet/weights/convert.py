@@ -112,6 +112,7 @@ def check_stored(
     raise InputError(
       f'{source.name} has no head ({", ".join(head)}): train a new one with'
       ' --config=configs/finetune.py:SOURCE,DATASET, or compute features with'
-      ' `python -m resnet.tools.predict --features=pooled`.'
+      ' `python -m resnet.tools.predict --weights=SOURCE --features=pooled'
+      ' --out=FILE.npz IMAGE`.'
     )
   return expected
