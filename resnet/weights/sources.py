@@ -133,9 +133,10 @@ def _open_repository(
   """
 
   def metadata(path: str, header: dict[str, str]) -> Metadata:
-    if 'preprocessing' in header or not os.path.exists(config()):
+    if 'preprocessing' in header:
       return metadata_lib.from_header(path, header)
-    return metadata_lib.from_timm(config())
+    file = config()
+    return metadata_lib.from_timm(file) if os.path.exists(file) else Metadata()
 
   return files.open_safetensors(path, source, metadata)
 

@@ -154,7 +154,8 @@ def test_a_table_of_copies_names_them(tmp_path):
   text = ' '.join(results.write(grid, {}).split())
   title = 'Residual nets of CIFAR size over depth: JPEG copies of CIFAR-10'
   assert text.startswith(f'# {title}, 20 epochs ')
-  assert 'reproduce cifar --data=cifar10_jpeg --epochs=20 --workdir' in text
+  command = 'cifar --data=cifar10_jpeg --data-dir=DIR --epochs=20'
+  assert f'reproduce {command} --workdir=WORKDIR' in text
   assert '| test error on JPEG copies of CIFAR-10, % |' in text
   assert '| resnet20 | 8.75 (CIFAR-10) | not run |' in text
 

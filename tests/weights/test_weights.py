@@ -16,6 +16,7 @@ import pytest
 import safetensors.numpy
 
 from resnet import weights
+from resnet.data.sources import imagenet
 from resnet.errors import InputError
 from resnet.models import create_model
 from resnet.weights import Metadata, Preprocessing
@@ -359,6 +360,22 @@ def test_hub_weights_are_loaded_with_their_metadata(hub):
   loaded = weights.load_weights('hf-hub:timm/net', 'cifar_resnet8')
   _assert_equal(loaded, _variables())
   assert asked[-1] == ('timm/net', 'config.json', None)
+
+
+def test_weights_of_timm_name_their_network_and_the_classes_of_imagenet(hub):
+  folder, _ = hub
+  weights.save_weights(_variables(), str(folder / 'model.safetensors'))
+  config = folder / 'config.json'
+  for name, model in (('resnet18d', 'resnet18d'), ('vit_tiny', None)):
+    fields = {'architecture': name, 'pretrained_cfg': {'tag': 'ra2_in1k'}}
+    config.write_text(json.dumps(fields))
+    # A folder with the same files has the same metadata.
+    for source in ('hf-hub:timm/net', str(folder)):
+      metadata = weights.open_stored(source).metadata
+      assert metadata.model == model
+      assert metadata.class_names == imagenet.class_names()
+  config.unlink()
+  assert weights.open_stored(str(folder)).metadata == Metadata()
 
 
 def test_errors_of_the_hub_are_reported(hub, monkeypatch):
