@@ -6,7 +6,7 @@ import json
 import math
 from typing import Any
 
-from resnet.data.sources import imagenet
+from resnet.data.sources import imagenet_names
 from resnet.errors import InputError
 from resnet.files import reading
 from resnet.models import list_models
@@ -137,7 +137,7 @@ def from_timm(path: str) -> Metadata:
     names, name = _names(config.get('label_names')), config.get('architecture')
     # timm's weights of ImageNet's 1,000 classes have such a tag.
     if names is None and str(fields.get('tag')).endswith('in1k'):
-      names = imagenet.class_names()
+      names = imagenet_names.class_ids()
     return Metadata(
       model=name if name in list_models() else None,
       preprocessing=preprocessing,

@@ -15,6 +15,11 @@ def readable_name(class_name: str) -> str:
   return _names_by_id().get(class_name, class_name)
 
 
+def class_ids() -> tuple[str, ...]:
+  """Returns the WordNet ids of ImageNet's classes, in order of the labels."""
+  return tuple(_names_by_id())
+
+
 @functools.cache
 def _names_by_id() -> dict[str, str]:
   lines = _FILE.read_text().splitlines()
