@@ -15,7 +15,7 @@ import safetensors.numpy
 from resnet.errors import InputError
 from resnet.files import replacing
 from resnet.weights import fit
-from resnet.weights.convert import check_stored, read_stored, to_torch
+from resnet.weights.convert import check_stored, read_stored, to_stored
 from resnet.weights.metadata import Metadata, Preprocessing
 from resnet.weights.naming import ORBAX
 from resnet.weights.sources import open_stored, score
@@ -103,7 +103,7 @@ def to_state_dict(
     name,
     **overrides,
   )
-  return to_torch(variables, naming)
+  return to_stored(variables, naming)
 
 
 def load_weights(source: str, name: str, **overrides: Any) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def save_weights(
   """
   if not variables.get('params'):
     raise InputError("The variables have no 'params': give those of a network.")
-  state = to_torch(variables, naming)
+  state = to_stored(variables, naming)
   header = (metadata or Metadata()).to_header()
   try:
     with replacing(path) as part:

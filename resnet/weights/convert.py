@@ -26,7 +26,7 @@ def read_stored(
   keys = list(layout)
   parts = [keys] if source.naming is ORBAX else [[key] for key in keys]
   flat = {
-    layout[key].path: np.asarray(layout[key].from_torch(array), np.float32)
+    layout[key].path: np.asarray(layout[key].from_stored(array), np.float32)
     for part in parts
     for key, array in source.read(part).items()
   }
@@ -42,7 +42,7 @@ def read_stored(
   return variables
 
 
-def to_torch(
+def to_stored(
   variables: Mapping[str, Any], naming: str = 'torchvision'
 ) -> dict[str, np.ndarray]:
   """Converts variables to a state dict; see `weights.to_state_dict`."""
@@ -52,7 +52,7 @@ def to_torch(
   shapes = {path: np.shape(leaf) for path, leaf in flat.items()}
   layout = NAMINGS[naming].layout(shapes)
   NAMINGS[naming].check(flat)
-  state = {key: t.to_torch(flat[t.path]) for key, t in layout.items()}
+  state = {key: t.to_stored(flat[t.path]) for key, t in layout.items()}
   counts = traverse_util.flatten_dict(dict(variables.get(COUNTER, {})))
   for key, path in counter_keys(layout).items():
     state[key] = np.array(counts.get(path, 0), np.int64)

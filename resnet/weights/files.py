@@ -12,7 +12,8 @@ from resnet.files import reading
 from resnet.weights import metadata as metadata_lib
 from resnet.weights import torch_file
 from resnet.weights.metadata import Metadata
-from resnet.weights.stored import Read, StoredWeights, Tensors, from_tensors
+from resnet.weights.naming.layout import Read, Tensors
+from resnet.weights.stored import StoredWeights, from_tensors
 
 # Lists the shards into which huggingface_hub splits large networks.
 INDEX = 'model.safetensors.index.json'

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 
 from resnet.errors import InputError, nearest
 from resnet.models import create_model
-from resnet.weights.naming.layout import Layout, Path, Shape, Shapes
-from resnet.weights.stored import Tensors
+from resnet.weights.naming.layout import Layout, Path, Shape, Shapes, Tensors
 
 _FLOATS = ('float32', 'float16', 'bfloat16')
 _HEAD = 'params', 'head', 'kernel'

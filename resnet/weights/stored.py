@@ -1,6 +1,5 @@
 """Weights that are open but not yet read."""
 
-from collections.abc import Callable, Mapping
 import dataclasses
 import os
 import re
@@ -10,10 +9,7 @@ import numpy as np
 from resnet.errors import InputError
 from resnet.weights.metadata import Metadata
 from resnet.weights.naming import Naming, find_naming
-
-# Shape and dtype by name.
-Tensors = Mapping[str, tuple[tuple[int, ...], str]]
-Read = Callable[[list[str]], dict[str, np.ndarray]]
+from resnet.weights.naming.layout import Read, Tensors
 
 # Prefixes that wrappers add to every key: data parallelism, Lightning,
 # torch.compile, detection and MoCo.
@@ -61,11 +57,16 @@ def from_tensors(
     arrays = read([prefix + key for key in keys])
     return {key: arrays[prefix + key] for key in keys}
 
+  naming = find_naming(bare)
+  tensors, adapted = naming.adapt(bare, read_bare)
+  metadata = metadata or Metadata()
+  if metadata.preprocessing is None:
+    metadata = dataclasses.replace(metadata, preprocessing=naming.preprocessing)
   return StoredWeights(
     name=name,
-    naming=find_naming(bare),
+    naming=naming,
     prefix=prefix,
-    tensors=bare,
-    metadata=metadata or Metadata(),
-    read=read_bare,
+    tensors=tensors,
+    metadata=metadata,
+    read=adapted,
   )

@@ -14,7 +14,7 @@ import pytest
 from resnet.models import create_model
 from resnet.training.losses import cross_entropy
 from resnet.weights import from_state_dict, to_state_dict
-from resnet.weights.convert import to_torch
+from resnet.weights.convert import to_stored
 
 torch = pytest.importorskip('torch')
 
@@ -181,7 +181,7 @@ def _our_results(name, variables, images, labels):
     )
   tensors = {
     key.replace('stem.norm', 'stages.0.blocks.0.norm1'): tensor
-    for key, tensor in to_torch({'params': grads, **updates}).items()
+    for key, tensor in to_stored({'params': grads, **updates}).items()
     if not key.endswith('num_batches_tracked')
   }
   return {

@@ -11,7 +11,7 @@ import pytest
 from resnet import experiment
 from resnet.training.step import train_step
 from resnet.weights import from_state_dict
-from resnet.weights.convert import to_torch
+from resnet.weights.convert import to_stored
 from tests.runs import fake_config
 
 torch = pytest.importorskip('torch')
@@ -103,7 +103,7 @@ def our_run(run, name, batches):
   for batch in batches:
     state, sums = step_fn(state, batch)
     losses.append(float(sums['loss']) / float(sums['num_examples']))
-  return losses, to_torch(state.variables)
+  return losses, to_stored(state.variables)
 
 
 def torch_run(name, batches):

@@ -12,10 +12,14 @@ from typing import Any
 import numpy as np
 
 from resnet.errors import InputError
+from resnet.weights.metadata import Preprocessing
 
 Path = tuple[str, ...]
 Shape = tuple[int, ...]
 Shapes = Mapping[Path, Shape]
+# Shape and dtype by key of a state dict, and its reader.
+Tensors = Mapping[str, tuple[Shape, str]]
+Read = Callable[[list[str]], dict[str, np.ndarray]]
 
 COUNTER = 'num_batches_tracked'
 _LEAVES = {
@@ -33,9 +37,9 @@ class TensorLayout:
 
   Attributes:
     path: path of our variable.
-    shape: shape of the tensor in PyTorch.
-    axes: axes of our variable in the order of PyTorch's.
-    orders: PyTorch's index of each of our indices, by axis of our variable,
+    shape: shape of the stored tensor.
+    axes: axes of our variable in the stored order.
+    orders: the stored index of each of our indices, by axis of our variable,
       for axes whose order differs.
   """
 
@@ -44,15 +48,15 @@ class TensorLayout:
   axes: tuple[int, ...]
   orders: Mapping[int, np.ndarray] = dataclasses.field(default_factory=dict)
 
-  def to_torch(self, array: Any) -> np.ndarray:
-    """Returns a copy of our array in PyTorch's layout."""
+  def to_stored(self, array: Any) -> np.ndarray:
+    """Returns a copy of our array in the library's layout."""
     for axis, order in self.orders.items():
       array = np.take(array, np.argsort(order), axis)
     array = np.asarray(array).transpose(self.axes)
     return np.array(array, order='C').reshape(self.shape)
 
-  def from_torch(self, array: np.ndarray) -> np.ndarray:
-    """Returns a copy of PyTorch's array in our layout."""
+  def from_stored(self, array: np.ndarray) -> np.ndarray:
+    """Returns a copy of the library's array in our layout."""
     # Drop the spatial dims of a dense layer that is a convolution in PyTorch.
     array = array.reshape(self.shape[: len(self.axes)])
     array = array.transpose(np.argsort(self.axes))
@@ -76,6 +80,12 @@ class Naming:
     block: regular expression that finds the block in a key.
     check: raises InputError if the library computes other logits with these
       variables by path.
+    adapt: (shapes and dtypes by key, reader) -> those of the tensors that
+      `layout` names, for libraries that have others besides.
+    note: how the library's networks differ from ours besides names; shown to
+      users.
+    preprocessing: preprocessing of the library's networks; None if they differ
+      in it.
   """
 
   name: str
@@ -83,6 +93,9 @@ class Naming:
   layout: Callable[[Shapes], Layout]
   block: str
   check: Callable[[Mapping[Path, Any]], None] = lambda _: None
+  adapt: Callable[[Tensors, Read], tuple[Tensors, Read]] = lambda *same: same
+  note: str = ''
+  preprocessing: Preprocessing | None = None
 
 
 def rename(
