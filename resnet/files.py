@@ -48,6 +48,27 @@ def write_atomically(path: str, content: str | bytes) -> None:
 
 
 @contextlib.contextmanager
+def creating(folder: str) -> Iterator[str]:
+  """Yields the path of a temporary folder that becomes `folder` at the end.
+
+  After an error it is deleted.
+
+  Raises:
+    InputError: `folder` exists or cannot be created.
+  """
+  if os.path.lexists(folder):
+    raise InputError(f'{folder} exists: choose a new folder.')
+  parent, name = os.path.split(os.path.abspath(folder))
+  with writing(folder):
+    scratch = tempfile.TemporaryDirectory(dir=parent, prefix=f'.{name}.')
+  with scratch:
+    complete = os.path.join(scratch.name, name)
+    os.mkdir(complete)
+    yield complete
+    os.rename(complete, folder)
+
+
+@contextlib.contextmanager
 def reading(failure: str, *errors: type[Exception]) -> Iterator[None]:
   """Turns errors of reading and parsing into an InputError '`failure`: ...'.
 

@@ -9,7 +9,6 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import tempfile
 from typing import Any
 
 import jax
@@ -18,7 +17,7 @@ import numpy as np
 from resnet.errors import InputError, RunError
 from resnet.export.exported import MANIFEST
 from resnet.export.formats import Program, current_platform, get_format
-from resnet.files import write_atomically, writing
+from resnet.files import creating, write_atomically
 from resnet.inference.network import Weights
 
 # Batch sizes that are compared, and the largest accepted difference on backends
@@ -53,8 +52,6 @@ def export(
       or a package is missing.
     RunError: the logits of the export differ from those of the network.
   """
-  if os.path.lexists(folder):
-    raise InputError(f'{folder} exists: choose a new --out.')
   module, here = get_format(format_), current_platform()
   if module.PLATFORMS:
     if unknown := sorted({*platforms} - {*module.PLATFORMS}):
@@ -72,16 +69,10 @@ def export(
   if {*platforms} != {here} and hasattr(weights.model, 'conv_backend'):
     # On a CPU the network would use matrix products, which suit only CPUs.
     program = program.with_fields(conv_backend='xla')
-  parent, name = os.path.split(os.path.abspath(folder))
-  with writing(folder):
-    scratch = tempfile.TemporaryDirectory(dir=parent, prefix=f'.{name}.')
-  with scratch:
-    complete = os.path.join(scratch.name, name)
-    os.mkdir(complete)
-    manifest = {'format': format_, **_write(program, complete, module)}
-    path = os.path.join(complete, MANIFEST)
+  with creating(folder) as part:
+    manifest = {'format': format_, **_write(program, part, module)}
+    path = os.path.join(part, MANIFEST)
     write_atomically(path, json.dumps(manifest, indent=2) + '\n')
-    os.rename(complete, folder)
   return manifest
 
 

@@ -9,52 +9,42 @@ import safetensors
 
 from resnet.errors import InputError
 from resnet.files import reading
-from resnet.weights import metadata as metadata_lib
 from resnet.weights import torch_file
-from resnet.weights.metadata import Metadata
+from resnet.weights.metadata import Metadata, from_header
 from resnet.weights.naming.layout import Read, Tensors
 from resnet.weights.stored import StoredWeights, from_tensors
 
-# Lists the shards into which huggingface_hub splits large networks.
-INDEX = 'model.safetensors.index.json'
-# The file of a network that is not divided.
-SINGLE = 'model.safetensors'
 # Names of the floating-point types in safetensors.
 _DTYPES = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16'}
 
 
-def open_file(path: str, key: str = '') -> StoredWeights:
+def open_file(
+  path: str,
+  key: str = '',
+  *,
+  name: str = '',
+  metadata: Callable[[str, dict[str, str]], Metadata] = from_header,
+) -> StoredWeights:
   """Opens a file of safetensors or of torch.save, or an index of shards.
 
   Args:
     path: the file, whatever its suffix; that of an index is '.index.json'.
     key: selects one of several state dicts in a file of torch.save.
+    name: name of the source, for messages; by default the path.
+    metadata: (path, header) -> metadata of the weights; only safetensors have a
+      header.
   """
   with reading(f'{path} cannot be read'), open(path, 'rb') as file:
     start = file.read(9)
   # torch.save writes a zip file or, in old versions, a pickle of protocol 2. A
   # safetensors file starts with the length of its header, then '{'.
   if start.startswith((b'PK', b'\x80')) and start[8:] != b'{':
-    return _open_torch(path, key)
+    return _open_torch(path, key, name or path, metadata(path, {}))
   if key:
     raise InputError(f'{path} holds only one state dict: leave #{key} out.')
-  if path.endswith('.index.json'):
-    return _open_index(path)
-  return open_safetensors(path, path, metadata_lib.from_header)
-
-
-def open_safetensors(
-  path: str, name: str, metadata: Callable[[str, dict[str, str]], Metadata]
-) -> StoredWeights:
-  """Opens a file of safetensors.
-
-  Args:
-    path: path of the file.
-    name: name of the source, for messages.
-    metadata: (path, header) -> metadata of the weights.
-  """
-  tensors, header, read = _shard(path)
-  return from_tensors(name, tensors, read, metadata(path, header))
+  open_ = _shards if path.endswith('.index.json') else _shard
+  tensors, header, read = open_(path)
+  return from_tensors(name or path, tensors, read, metadata(path, header))
 
 
 def _shard(path: str) -> tuple[Tensors, dict[str, str], Read]:
@@ -79,7 +69,8 @@ def _shard(path: str) -> tuple[Tensors, dict[str, str], Read]:
   return tensors, header, read
 
 
-def _open_index(index: str) -> StoredWeights:
+def _shards(index: str) -> tuple[Tensors, dict[str, str], Read]:
+  """Returns the same for an index of shards, which has no header."""
   with reading(f'{index} is damaged'), open(index) as file:
     shards = {k: str(v) for k, v in json.load(file)['weight_map'].items()}
   tensors, reads = {}, {}
@@ -100,10 +91,12 @@ def _open_index(index: str) -> StoredWeights:
   def read(keys: list[str]) -> dict[str, np.ndarray]:
     return {key: reads[shards[key]]([key])[key] for key in keys}
 
-  return from_tensors(index, tensors, read)
+  return tensors, {}, read
 
 
-def _open_torch(path: str, key: str) -> StoredWeights:
+def _open_torch(
+  path: str, key: str, name: str, metadata: Metadata
+) -> StoredWeights:
   states = torch_file.read_index(path)
   if not states:
     raise InputError(
@@ -112,7 +105,7 @@ def _open_torch(path: str, key: str) -> StoredWeights:
     )
   if not key and len(states) == 1:
     (key,) = states
-  names = {other: f'{path}#{other}' if other else path for other in states}
+  names = {other: f'{name}#{other}' if other else name for other in states}
   if key not in states:
     raise InputError(
       f'{path} has {f"no state dict {key!r}" if key else "several state dicts"}'
@@ -124,4 +117,4 @@ def _open_torch(path: str, key: str) -> StoredWeights:
   def read(keys: list[str]) -> dict[str, np.ndarray]:
     return {name: torch_file.read_tensor(path, state[name]) for name in keys}
 
-  return from_tensors(names[key], tensors, read)
+  return from_tensors(names[key], tensors, read, metadata)

@@ -6,10 +6,8 @@ import json
 import math
 from typing import Any
 
-from resnet.data.sources import imagenet_names
 from resnet.errors import InputError
 from resnet.files import reading
-from resnet.models import list_models
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,26 +121,6 @@ def to_preprocessing(fields: Any) -> Preprocessing:
 
 def _names(values: Any) -> tuple[str, ...] | None:
   return tuple(map(str, values)) if values else None
-
-
-def from_timm(path: str) -> Metadata:
-  """Reads timm's config.json, which may name a network that we do not have."""
-  with reading(f'{path} is damaged'), open(path) as file:
-    config = json.load(file)
-    fields, preprocessing = config.get('pretrained_cfg', {}), None
-    if 'mean' in fields:
-      fields['image_size'] = fields['input_size'][-1]
-      fields['crop_share'] = fields['crop_pct']
-      preprocessing = to_preprocessing(fields)
-    names, name = _names(config.get('label_names')), config.get('architecture')
-    # timm's weights of ImageNet's 1,000 classes have such a tag.
-    if names is None and str(fields.get('tag')).endswith('in1k'):
-      names = imagenet_names.class_ids()
-    return Metadata(
-      model=name if name in list_models() else None,
-      preprocessing=preprocessing,
-      class_names=names,
-    )
 
 
 def from_workdir(path: str) -> Metadata:

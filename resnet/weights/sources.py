@@ -19,6 +19,7 @@ from resnet import backend
 from resnet.errors import InputError
 from resnet.weights import files
 from resnet.weights import metadata as metadata_lib
+from resnet.weights.hub import HUB, open_hub, open_repository
 from resnet.weights.metadata import Metadata
 from resnet.weights.naming import ORBAX
 from resnet.weights.stored import StoredWeights
@@ -27,7 +28,6 @@ from resnet.weights.stored import StoredWeights
 PACKAGED = str(
   pathlib.Path(__file__).parents[1] / 'pretrained/cifar10_resnet20.safetensors'
 )
-_HUB = 'hf-hub:'
 # Suffix of a folder: use its weights themselves, not their moving averages.
 _RAW = '#raw'
 
@@ -70,18 +70,12 @@ def open_stored(source: str) -> StoredWeights:
       tensors and plain data.
   """
   source = os.path.expanduser(source)
-  if source.startswith(_HUB):
-    return _open_hub(source)
+  if source.startswith(HUB):
+    return open_hub(source)
   source, is_raw = split_raw(source)
   if os.path.isdir(source):
-    index, single, config = (
-      os.path.join(source, name)
-      for name in (files.INDEX, files.SINGLE, 'config.json')
-    )
-    if os.path.exists(index) and not is_raw:
-      return files.open_file(index)
-    if os.path.exists(single) and not is_raw:
-      return _open_repository(source, single, lambda: config)
+    if not is_raw and (stored := open_repository(source)):
+      return stored
     return _open_folder(source, is_raw=is_raw)
   if is_raw:
     raise InputError(f'{source}{_RAW} is not a folder: leave {_RAW} out.')
@@ -91,54 +85,9 @@ def open_stored(source: str) -> StoredWeights:
   if not os.path.isfile(path):
     raise InputError(
       f'There are no weights at {source!r}: give a .safetensors or .pth file, a'
-      f' workdir, an Orbax checkpoint or {_HUB}OWNER/NAME@REVISION.'
+      f' workdir, an Orbax checkpoint or {HUB}OWNER/NAME@REVISION.'
     )
   return files.open_file(path, key)
-
-
-def _open_hub(source: str) -> StoredWeights:
-  repository, _, revision = source.removeprefix(_HUB).partition('@')
-  try:
-    import huggingface_hub  # pyright: ignore[reportMissingImports]
-  except ImportError:
-    raise InputError(
-      f'{source} needs huggingface_hub: pip install huggingface_hub'
-    ) from None
-
-  def fetch(file: str) -> str:
-    try:
-      return huggingface_hub.hf_hub_download(
-        repository, file, revision=revision or None
-      )
-    except Exception as error:  # A failed download raises one of many types.
-      text = ' '.join(str(error).split())
-      raise InputError(
-        f'{source}: {file} cannot be downloaded: {text}'
-      ) from None
-
-  path = fetch(files.SINGLE)
-  return _open_repository(source, path, lambda: fetch('config.json'))
-
-
-def _open_repository(
-  source: str, path: str, config: Callable[[], str]
-) -> StoredWeights:
-  """Opens the weights of a repository of the hub.
-
-  Args:
-    source: name of the source, for messages.
-    path: the file of safetensors.
-    config: returns the path of config.json, which is needed only if the header
-      of the weights has no preprocessing.
-  """
-
-  def metadata(path: str, header: dict[str, str]) -> Metadata:
-    if 'preprocessing' in header:
-      return metadata_lib.from_header(path, header)
-    file = config()
-    return metadata_lib.from_timm(file) if os.path.exists(file) else Metadata()
-
-  return files.open_safetensors(path, source, metadata)
 
 
 def _open_folder(folder: str, *, is_raw: bool) -> StoredWeights:

@@ -5,8 +5,6 @@ import functools
 import json
 import os
 import pathlib
-import sys
-import types
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +14,6 @@ import pytest
 import safetensors.numpy
 
 from resnet import weights
-from resnet.data.sources import imagenet
 from resnet.errors import InputError
 from resnet.models import create_model
 from resnet.weights import Metadata, Preprocessing
@@ -307,85 +304,3 @@ def test_folders_without_weights_are_refused(tmp_path):
     weights.load_weights(str(tmp_path), 'cifar_resnet8')
   with pytest.raises(InputError, match=r"no weights at '/no/where'"):
     weights.load_weights('/no/where', 'cifar_resnet8')
-
-
-# The hub.
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-  """A stand-in for huggingface_hub; returns its folder and what was asked."""
-  asked = []
-
-  def hf_hub_download(repository, file, revision=None):
-    asked.append((repository, file, revision))
-    if not (tmp_path / file).exists():
-      raise OSError(f'404: {file}')
-    return str(tmp_path / file)
-
-  module = types.SimpleNamespace(hf_hub_download=hf_hub_download)
-  monkeypatch.setitem(sys.modules, 'huggingface_hub', module)
-  return tmp_path, asked
-
-
-def test_hub_weights_are_loaded_with_their_metadata(hub):
-  folder, asked = hub
-  weights.save_weights(_variables(), str(folder / 'model.safetensors'))
-  config = {
-    'label_names': ['a', 'b', 'c'],
-    'pretrained_cfg': {
-      'mean': [0.5, 0.5, 0.5],
-      'std': [0.25, 0.25, 0.25],
-      'input_size': [3, 160, 160],
-      'crop_pct': 0.95,
-      'interpolation': 'bicubic',
-    },
-  }
-  (folder / 'config.json').write_text(json.dumps(config))
-  source = weights.open_stored('hf-hub:timm/net@abc')
-  assert asked == [
-    ('timm/net', 'model.safetensors', 'abc'),
-    ('timm/net', 'config.json', 'abc'),
-  ]
-  assert source.metadata == Metadata(
-    preprocessing=Preprocessing(
-      mean=(0.5, 0.5, 0.5),
-      std=(0.25, 0.25, 0.25),
-      image_size=160,
-      crop_share=0.95,
-      interpolation='bicubic',
-    ),
-    class_names=('a', 'b', 'c'),
-  )
-  loaded = weights.load_weights('hf-hub:timm/net', 'cifar_resnet8')
-  _assert_equal(loaded, _variables())
-  assert asked[-1] == ('timm/net', 'config.json', None)
-
-
-def test_weights_of_timm_name_their_network_and_the_classes_of_imagenet(hub):
-  folder, _ = hub
-  weights.save_weights(_variables(), str(folder / 'model.safetensors'))
-  config = folder / 'config.json'
-  for name, model in (('resnet18d', 'resnet18d'), ('vit_tiny', None)):
-    fields = {'architecture': name, 'pretrained_cfg': {'tag': 'ra2_in1k'}}
-    config.write_text(json.dumps(fields))
-    # A folder with the same files has the same metadata.
-    for source in ('hf-hub:timm/net', str(folder)):
-      metadata = weights.open_stored(source).metadata
-      assert metadata.model == model
-      assert metadata.class_names == imagenet.class_names()
-  config.unlink()
-  assert weights.open_stored(str(folder)).metadata == Metadata()
-
-
-def test_errors_of_the_hub_are_reported(hub, monkeypatch):
-  folder, _ = hub
-  with pytest.raises(InputError, match=r'hf-hub:timm/net: .* downloaded: 404'):
-    weights.open_stored('hf-hub:timm/net')
-  weights.save_weights(_variables(), str(folder / 'model.safetensors'))
-  (folder / 'config.json').write_text('{"pretrained_cfg": 3}')
-  with pytest.raises(InputError, match=r'config.json .* damaged'):
-    weights.open_stored('hf-hub:timm/net')
-  monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
-  with pytest.raises(InputError, match='pip install huggingface_hub'):
-    weights.open_stored('hf-hub:timm/net')

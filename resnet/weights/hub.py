@@ -1,0 +1,188 @@
+"""Repositories of the Hugging Face hub, and folders with the same files.
+
+Their config.json is timm's or that of transformers.
+"""
+
+from collections.abc import Callable
+import json
+import logging
+import os
+import re
+import sys
+from typing import Any
+
+from resnet.data.sources.imagenet_names import class_ids
+from resnet.errors import InputError
+from resnet.files import reading
+from resnet.models import create_model, list_models
+from resnet.models.blocks import BasicBlock
+from resnet.weights import files
+from resnet.weights.metadata import (
+  Metadata,
+  Preprocessing,
+  from_header,
+  to_preprocessing,
+)
+from resnet.weights.stored import StoredWeights
+
+HUB = 'hf-hub:'
+CONFIG = 'config.json'
+PREPROCESSOR = 'preprocessor_config.json'
+# Where to look for weights. Shards of the hub are not downloaded: ResNets are
+# smaller than one.
+_HUB_FILES = ('model.safetensors', 'pytorch_model.bin')
+_FOLDER_FILES = ('model.safetensors.index.json', *_HUB_FILES)
+# Networks that transformers has.
+TRANSFORMERS = re.compile(r'resnet(18|34|50|101|152)(_v1)?')
+# Pillow's numbers of the methods, which transformers stores.
+RESAMPLE = {'bilinear': 2, 'bicubic': 3}
+
+
+def open_hub(source: str) -> StoredWeights:
+  """Opens 'hf-hub:owner/name[@revision]', downloading what is not cached."""
+  repository, _, revision = source.removeprefix(HUB).partition('@')
+  try:
+    import huggingface_hub as hub  # pyright: ignore[reportMissingImports]
+    from huggingface_hub import (  # pyright: ignore[reportMissingImports]
+      constants,
+      errors,
+      utils,
+    )
+  except ImportError:
+    raise InputError(
+      f'{source} needs huggingface_hub: pip install huggingface_hub'
+    ) from None
+  # It would log each attempt; the last error says the same.
+  logging.getLogger('huggingface_hub').setLevel(logging.CRITICAL)
+  has_bar = sys.stderr.isatty()
+  if not has_bar:
+    utils.disable_progress_bars()
+  where = {'repo_id': repository, 'revision': revision or None}
+
+  def fetch(file: str) -> str | None:
+    try:
+      cached = hub.try_to_load_from_cache(filename=file, **where)
+      if not (has_bar or cached or constants.is_offline_mode()):
+        print(f'Downloading {file} of {source}', file=sys.stderr)
+      return hub.hf_hub_download(filename=file, **where)
+    except errors.LocalEntryNotFoundError:
+      why = 'the hub cannot be reached'
+      if constants.is_offline_mode():
+        why = 'HF_HUB_OFFLINE forbids to download it'
+      raise InputError(
+        f'{source}: {file} is not in the cache, and {why}.'
+      ) from None
+    except errors.EntryNotFoundError:
+      return None
+    except Exception as error:  # A failed download raises one of many types.
+      text = ' '.join(str(error).split())
+      raise InputError(
+        f'{source}: {file} cannot be downloaded: {text}'
+      ) from None
+
+  if stored := _open(source, fetch, _HUB_FILES):
+    return stored
+  raise InputError(f'{source} has none of {", ".join(_HUB_FILES)}.')
+
+
+def open_repository(folder: str) -> StoredWeights | None:
+  """Opens a folder with the files of a repository; None if it has none."""
+
+  def find(file: str) -> str | None:
+    path = os.path.join(folder, file)
+    return path if os.path.exists(path) else None
+
+  return _open(folder, find, _FOLDER_FILES)
+
+
+def _open(
+  source: str, find: Callable[[str], str | None], names: tuple[str, ...]
+) -> StoredWeights | None:
+  """Opens the first of the files; `find` maps a file's name to its path."""
+
+  def metadata(path: str, header: dict[str, str]) -> Metadata:
+    if 'preprocessing' in header:
+      return from_header(path, header)
+    config = find(CONFIG)
+    return _read_config(config, find) if config else Metadata()
+
+  for name in names:
+    if path := find(name):
+      return files.open_file(path, name=source, metadata=metadata)
+  return None
+
+
+def _read_config(path: str, find: Callable[[str], str | None]) -> Metadata:
+  """Reads a config.json, which may be of a network that we do not have."""
+  with reading(f'{path} is damaged'), open(path) as file:
+    config = json.load(file)
+    if config.get('model_type') != 'resnet':
+      return _from_timm(config)
+    labels = {int(i): str(x) for i, x in config.get('id2label', {}).items()}
+    return Metadata(
+      model=_transformers_model(config),
+      preprocessing=_transformers_preprocessing(find(PREPROCESSOR)),
+      class_names=tuple(labels[i] for i in sorted(labels)) or None,
+    )
+
+
+def _from_timm(config: dict[str, Any]) -> Metadata:
+  fields, preprocessing = config.get('pretrained_cfg', {}), None
+  if 'mean' in fields:
+    fields['image_size'] = fields['input_size'][-1]
+    fields['crop_share'] = fields['crop_pct']
+    preprocessing = to_preprocessing(fields)
+  names, name = config.get('label_names'), config.get('architecture')
+  # timm's weights of ImageNet's 1,000 classes have such a tag.
+  if names is None and str(fields.get('tag')).endswith('in1k'):
+    names = class_ids()
+  name = str(name).replace('resnetv2_', 'preact_resnet')
+  return Metadata(
+    model=name if name in list_models() else None,
+    preprocessing=preprocessing,
+    class_names=tuple(map(str, names)) if names else None,
+  )
+
+
+def _transformers_model(config: dict[str, Any]) -> str | None:
+  defaults = transformers_config('resnet50')
+  for name in filter(TRANSFORMERS.fullmatch, list_models()):
+    fields = transformers_config(name)
+    if all(config.get(k, defaults[k]) == fields[k] for k in fields):
+      return name
+  return None
+
+
+def transformers_config(name: str) -> dict[str, Any]:
+  """Returns the fields that determine a network of transformers."""
+  model = create_model(name)
+  is_basic = model.block_cls is BasicBlock
+  widths = [64 * 2**stage for stage in range(4)]
+  return {
+    'depths': list(model.stage_sizes),
+    'hidden_sizes': [width * (1 if is_basic else 4) for width in widths],
+    'embedding_size': 64,
+    'layer_type': 'basic' if is_basic else 'bottleneck',
+    'hidden_act': 'relu',
+    'downsample_in_first_stage': False,
+    'downsample_in_bottleneck': name.endswith('_v1'),
+  }
+
+
+def _transformers_preprocessing(path: str | None) -> Preprocessing | None:
+  if path is None:
+    return None
+  with reading(f'{path} is damaged'), open(path) as file:
+    fields = json.load(file)
+    size = fields['size']
+    size = size['shortest_edge'] if isinstance(size, dict) else size
+    if size >= 384:  # transformers then resizes to a square and does not crop.
+      return None
+    methods = {number: name for name, number in RESAMPLE.items()}
+    return Preprocessing(
+      mean=tuple(fields['image_mean']),
+      std=tuple(fields['image_std']),
+      image_size=size,
+      crop_share=fields['crop_pct'],
+      interpolation=methods[fields['resample']],
+    )
