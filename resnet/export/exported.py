@@ -28,7 +28,7 @@ def open_network(
   if os.path.isfile(os.path.join(source, MANIFEST)):
     return open_exported(source)
   return network.create_network(
-    network.read_weights(source, model, dtype=dtype)
+    network.read_weights(source, model, dtype=dtype, needs_head=False)
   )
 
 

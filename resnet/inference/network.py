@@ -18,6 +18,7 @@ from resnet.inference.preprocessing import normalize
 from resnet.models import create_model
 from resnet.training import compiler
 from resnet.weights import Preprocessing, open_stored, read_stored
+from resnet.weights.convert import find_overrides
 from resnet.weights.fit import count_classes, image_channels
 from resnet.weights.sources import PACKAGED
 
@@ -95,7 +96,7 @@ def read_weights(
   model: str | None = None,
   *,
   dtype: str = 'float32',
-  needs_head: bool = False,
+  needs_head: bool = True,
 ) -> Weights:
   """Reads weights and their metadata from a source.
 
@@ -126,9 +127,8 @@ def read_weights(
       ' --mean=0.485,0.456,0.406 --std=0.229,0.224,0.225 --image-size=224'
       ' --crop-share=0.875 --interpolation=bilinear'
     )
-  variables = read_stored(
-    found, model, needs_head=needs_head, **metadata.overrides
-  )
+  overrides = find_overrides(found, model)
+  variables = read_stored(found, model, needs_head=needs_head, **overrides)
   # Drop PyTorch's update counts, which no network reads.
   variables = {part: variables[part] for part in ('params', 'batch_stats')}
   num_classes = count_classes(variables)
@@ -139,7 +139,7 @@ def read_weights(
       model,
       num_classes=num_classes,
       dtype=jnp.dtype(dtype),
-      **metadata.overrides,
+      **overrides,
     ),
     variables=variables,
     preprocessing=metadata.preprocessing,

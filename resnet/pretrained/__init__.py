@@ -89,4 +89,5 @@ def load(
   source: str = PACKAGED, model: str | None = None, *, dtype: str = 'float32'
 ) -> Pretrained:
   """Loads a network; the arguments are those of `inference.read_weights`."""
-  return Pretrained(read_weights(source, model, dtype=dtype))
+  weights = read_weights(source, model, dtype=dtype, needs_head=False)
+  return Pretrained(weights)

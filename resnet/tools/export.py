@@ -21,7 +21,7 @@ from resnet.tools import command
 def main(args: argparse.Namespace) -> None:
   """Exports and prints the largest difference from the network."""
   manifest = export(
-    read_weights(source_of(args), args.model, needs_head=True),
+    read_weights(source_of(args), args.model),
     args.out,
     format_=args.format,
     platforms=args.platforms.split(','),

@@ -2,6 +2,7 @@
 
   python -m resnet.tools.weights inspect resnet50.safetensors
   python -m resnet.tools.weights convert runs/digits digits.safetensors
+  python -m resnet.tools.weights convert runs/imagenet resnet50 --naming=timm
 
 A SOURCE is a .safetensors or .pth file with tensor names of torchvision, timm,
 transformers or akamaster (CIFAR), hf-hub:OWNER/NAME@REVISION, an Orbax
@@ -13,11 +14,13 @@ import argparse
 import contextlib
 import dataclasses
 import math
+import os
 import re
 from typing import Any
 
 from resnet.data.sources.imagenet_names import readable_name
 from resnet.errors import InputError
+from resnet.export.repository import save_repository
 from resnet.files import reading
 from resnet.models import create_model, list_models
 from resnet.tools import command
@@ -30,6 +33,7 @@ from resnet.weights import (
   read_stored,
   save_weights,
 )
+from resnet.weights.convert import find_overrides
 from resnet.weights.fit import count_classes
 from resnet.weights.naming import NAMINGS
 
@@ -37,9 +41,12 @@ _PREPROCESSING = dataclasses.fields(Preprocessing)
 
 
 def convert(args: argparse.Namespace) -> None:
-  """Writes a source as safetensors."""
-  if not args.target.endswith('.safetensors'):
-    raise InputError(f'{args.target} must end in .safetensors.')
+  """Writes a source as a file of safetensors or a folder for the hub."""
+  suffix = os.path.splitext(args.target)[1]
+  if suffix not in ('', '.safetensors'):
+    raise InputError(
+      f'{args.target} must end in .safetensors or, for a folder, in no suffix.'
+    )
   source = open_stored(args.source)
   model = args.model or source.metadata.model
   if model is None:
@@ -47,7 +54,8 @@ def convert(args: argparse.Namespace) -> None:
       f'{source.name} does not name its network: type --model=NAME. It fits:'
       f' {", ".join(_fitting(source)) or "no known network"}.'
     )
-  changes: dict[str, Any] = {'model': model}
+  overrides = find_overrides(source, model)
+  changes: dict[str, Any] = {'model': model, **overrides}
   fields = {f.name: getattr(args, f.name) for f in _PREPROCESSING}
   missing = [name for name, value in fields.items() if value is None]
   if not missing:
@@ -56,9 +64,7 @@ def convert(args: argparse.Namespace) -> None:
   elif len(missing) < len(fields):
     flags = ', '.join(f'--{name.replace("_", "-")}' for name in missing)
     raise InputError(f'The preprocessing is incomplete: add {flags}.')
-  variables = read_stored(
-    source, model, needs_head=False, **source.metadata.overrides
-  )
+  variables = read_stored(source, model, needs_head=False, **overrides)
   num_classes = count_classes(variables)
   if args.class_names:
     with (
@@ -72,7 +78,11 @@ def convert(args: argparse.Namespace) -> None:
       )
     changes['class_names'] = names
   metadata = dataclasses.replace(source.metadata, **changes)
-  save_weights(variables, args.target, metadata=metadata, naming=args.naming)
+  save, default = save_repository, 'timm'
+  if suffix:
+    save, default = save_weights, 'torchvision'
+  naming = args.naming or default
+  save(variables, args.target, metadata=metadata, naming=naming)
   print(f'{args.target}: {model}, {num_classes} classes')
   _print_naming(source)
   _print_metadata(metadata)
@@ -101,9 +111,8 @@ def _fitting(source: StoredWeights) -> list[str]:
     # Counting blocks is fast and saves tracing most networks.
     if sum(create_model(name).stage_sizes) == len(blocks):
       with contextlib.suppress(InputError):
-        check_stored(
-          source, name, needs_head=False, **source.metadata.overrides
-        )
+        overrides = find_overrides(source, name)
+        check_stored(source, name, needs_head=False, **overrides)
         names.append(name)
   return names
 
@@ -150,9 +159,11 @@ def parser() -> command.Parser:
     return sub.add_argument
 
   add = add_command(convert)
-  add('target', metavar='OUT.safetensors')
+  text = 'a file, or a new folder that timm or transformers can load'
+  add('target', metavar='OUT[.safetensors]', help=text)
   add('--model', help='default: the network that SOURCE names')
-  add('--naming', choices=tuple(NAMINGS), default='torchvision')
+  text = 'default: torchvision for a file, timm for a folder'
+  add('--naming', choices=tuple(NAMINGS), help=text)
   add('--class-names', metavar='FILE', help='one name per line')
   add('--mean', type=_floats, help='per channel, pixels 0 to 1: 0.5,0.5,0.5')
   add('--std', type=_floats, help='per channel, pixels 0 to 1')

@@ -1,6 +1,7 @@
 """Converts the tensors of a source to variables, and back."""
 
 from collections.abc import Mapping
+import contextlib
 from typing import Any
 
 from flax import traverse_util
@@ -57,6 +58,20 @@ def to_stored(
   for key, path in counter_keys(layout).items():
     state[key] = np.array(counts.get(path, 0), np.int64)
   return state
+
+
+def find_overrides(source: StoredWeights, name: str) -> dict[str, str]:
+  """Returns the arguments of `create_model` with which a source fits.
+
+  Other people's CIFAR networks can have projections (option B) in place of the
+  paper's zero padding, and do not say so.
+  """
+  default = getattr(create_model(name), 'shortcut', None)
+  if source.metadata.model is None and default == 'A':
+    with contextlib.suppress(InputError):
+      check_stored(source, name, needs_head=False, shortcut='B')
+      return {'shortcut': 'B'}
+  return source.metadata.overrides
 
 
 def check_stored(

@@ -74,11 +74,40 @@ def test_inspect_names_the_networks_that_fit(tool, path, tmp_path):
   assert 'no known network' in tool('weights', 'inspect', other).stdout
 
 
+def test_networks_with_other_shortcuts_are_recognised(tool, tmp_path):
+  fields = {'shortcut': 'B'}
+  _, variables = draw_variables(
+    'cifar_resnet8', size=16, num_classes=3, **fields
+  )
+  source, target = (str(tmp_path / f'{name}.safetensors') for name in 'ab')
+  weights.save_weights(variables, source)
+  result = tool('weights', 'inspect', source)
+  assert re.search(r'^fits +cifar_resnet8$', result.stdout, re.MULTILINE)
+  tool('weights', 'convert', source, target, MODEL)
+  assert weights.open_stored(target).metadata.overrides == fields
+
+
+def test_convert_writes_folders_for_the_hub(tool, tmp_path):
+  _, variables = draw_variables('resnet18', size=16, num_classes=3)
+  source, target = str(tmp_path / 'a.safetensors'), str(tmp_path / 'net')
+  weights.save_weights(variables, source)
+  tool(
+    *('weights', 'convert', source, target, '--model=resnet18'),
+    *('--mean=0.5,0.5,0.25', '--std=0.25,0.25,0.5', '--image-size=24'),
+    *('--crop-share=0.75', '--interpolation=bicubic'),
+    '--naming=transformers',
+  )
+  assert weights.open_stored(target).naming.name == 'transformers'
+  files = ['README.md', 'config.json', 'model.safetensors']
+  assert sorted(os.listdir(target)) == [*files, 'preprocessor_config.json']
+
+
 @pytest.mark.parametrize(
   ('args', 'message'),
   [
     ('convert {path} x.safetensors', 'It fits: cifar_resnet8.'),
     ('convert {path} x.pth', 'must end in .safetensors'),
+    ('convert {path} x {model}', 'the network and its preprocessing must'),
     ('convert {path} x.safetensors {model} --mean=1', '--std'),
   ],
 )

@@ -10,6 +10,7 @@ import pytest
 
 from resnet import weights
 from resnet.errors import InputError
+from resnet.weights.convert import find_overrides
 from resnet.weights.naming import NAMINGS, find_naming
 from resnet.weights.stored import from_tensors
 from tests.networks import draw_variables
@@ -125,6 +126,36 @@ def test_logits_equal_those_of_transformers(name, kind, sizes):
   np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_networks_have_the_tensors_of_chenyaofo():
+  """Keys and shapes of cifar10_resnet20, from its source code."""
+  layers = {'conv1': (16, 3, 3, 3), 'bn1': (16,)}
+  inputs = 16
+  for stage, width in enumerate((16, 32, 64), 1):
+    for block in range(3):
+      name = f'layer{stage}.{block}'
+      layers[f'{name}.conv1'] = (width, inputs, 3, 3)
+      layers[f'{name}.conv2'] = (width, width, 3, 3)
+      layers[f'{name}.bn1'] = layers[f'{name}.bn2'] = (width,)
+      if inputs != width:
+        layers[f'{name}.downsample.0'] = (width, inputs, 1, 1)
+        layers[f'{name}.downsample.1'] = (width,)
+      inputs = width
+  tensors = {'fc.weight': (10, 64), 'fc.bias': (10,)}
+  for name, shape in layers.items():
+    tensors[f'{name}.weight'] = shape
+    for leaf in ('bias', 'running_mean', 'running_var'):
+      if len(shape) == 1:
+        tensors[f'{name}.{leaf}'] = shape
+  source = from_tensors(
+    'it', {key: (shape, 'float32') for key, shape in tensors.items()}, dict
+  )
+  fields = find_overrides(source, 'cifar_resnet20')
+  assert fields == {'shortcut': 'B'}
+  weights.check_stored(source, 'cifar_resnet20', **fields)
+  with pytest.raises(InputError, match=r"has 'layer2\.0\.downsample"):
+    weights.check_stored(source, 'cifar_resnet20')
+
+
 def _akamaster(state, images):
   """The network of pytorch_resnet_cifar10 with one block a stage, option A."""
 
@@ -162,19 +193,11 @@ def test_logits_equal_those_of_akamaster():
   np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-  ('naming', 'key'),
-  [
-    ('akamaster', 'layer2.0.shortcut'),
-    # The names of chenyaofo/pytorch-cifar-models.
-    ('torchvision', 'layer2.0.downsample'),
-  ],
-)
-def test_a_network_with_other_shortcuts_is_refused(naming, key):
-  fields = {'shortcut': 'B'}
-  _, variables = _network('cifar_resnet20', **fields)
-  state = weights.to_state_dict('cifar_resnet20', variables, naming, **fields)
-  _refuse('cifar_resnet20', state, f"has '{key}.*', but the network does not")
+def test_a_network_with_other_shortcuts_is_refused():
+  name, fields = 'cifar_resnet20', {'shortcut': 'B'}
+  _, variables = _network(name, **fields)
+  state = weights.to_state_dict(name, variables, 'akamaster', **fields)
+  _refuse(name, state, "has 'layer2.0.shortcut.*', but the network does not")
 
 
 def test_a_backbone_without_an_order_of_channels_is_refused():
