@@ -52,7 +52,8 @@ class InitialWeights:
     text = f'Weights from {self.source.name}'
     if self.new_head:
       text += '; the head is new, because they have none for these classes'
-    return text
+    note = self.source.naming.note
+    return f'{text}. {note}' if note else text
 
 
 def open_weights(experiment: Experiment) -> tuple[InitialWeights, Experiment]:

@@ -4,10 +4,11 @@
   python -m resnet.tools.weights convert runs/digits digits.safetensors
   python -m resnet.tools.weights convert runs/imagenet resnet50 --naming=timm
 
-A SOURCE is a .safetensors or .pth file with tensor names of torchvision, timm,
-transformers or akamaster (CIFAR), hf-hub:OWNER/NAME@REVISION, an Orbax
-checkpoint, or the workdir of a run, which stands for its best checkpoint. The
-network is --model, else that of SOURCE.
+A SOURCE is a .safetensors, .pth, .msgpack or .npz file with tensor names of
+torchvision, timm, transformers, akamaster (CIFAR), Flax's ImageNet example,
+jax-resnet or this code, hf-hub:OWNER/NAME@REVISION, an Orbax checkpoint, or the
+workdir of a run, which stands for its best checkpoint. The network is --model,
+else that of SOURCE.
 """
 
 import argparse
@@ -35,7 +36,7 @@ from resnet.weights import (
 )
 from resnet.weights.convert import find_overrides
 from resnet.weights.fit import count_classes
-from resnet.weights.naming import NAMINGS
+from resnet.weights.naming import WRITTEN
 
 _PREPROCESSING = dataclasses.fields(Preprocessing)
 
@@ -163,7 +164,7 @@ def parser() -> command.Parser:
   add('target', metavar='OUT[.safetensors]', help=text)
   add('--model', help='default: the network that SOURCE names')
   text = 'default: torchvision for a file, timm for a folder'
-  add('--naming', choices=tuple(NAMINGS), help=text)
+  add('--naming', choices=WRITTEN, help=text)
   add('--class-names', metavar='FILE', help='one name per line')
   add('--mean', type=_floats, help='per channel, pixels 0 to 1: 0.5,0.5,0.5')
   add('--std', type=_floats, help='per channel, pixels 0 to 1')

@@ -1,4 +1,4 @@
-"""Converts weights from and to PyTorch; reads Orbax and the Hugging Face hub.
+"""Converts weights from and to PyTorch; reads Flax, Orbax and the hub.
 
 The variables of a network are {'params': ..., 'batch_stats': ...}, as
 `model.init` returns them, here as float32 NumPy arrays. If a tensor does not
@@ -45,7 +45,7 @@ def from_state_dict(
     name: name of the network, for `create_model`.
     state: float32, float16 or bfloat16 tensors or arrays by key, named as in
       `resnet.weights.naming.NAMINGS`; a prefix such as 'module.' may precede
-      all keys.
+      all keys. Variables of Flax may be nested.
     **overrides: arguments of `create_model`; the number of classes is taken
       from `state`.
 
@@ -58,6 +58,8 @@ def from_state_dict(
     InputError: a tensor is missing, unexpected, or of the wrong shape or type;
       nothing is converted.
   """
+  if isinstance(state.get('params'), Mapping):
+    state = {'/'.join(path): leaf for path, leaf in fit.flatten(state).items()}
   source = from_tensors(
     'the state dict',
     {key: fit.describe(value) for key, value in state.items()},
@@ -110,7 +112,7 @@ def load_weights(source: str, name: str, **overrides: Any) -> dict[str, Any]:
   """Loads the variables of a network.
 
   Args:
-    source: a .safetensors or .pth file, 'hf-hub:owner/name@revision', an Orbax
+    source: a weight file, 'hf-hub:owner/name@revision', an Orbax
       checkpoint or the workdir of a run (see `open_stored`).
     name: name of the network.
     **overrides: arguments of `create_model`; the number of classes is taken

@@ -51,11 +51,16 @@ def from_tensors(
   common = os.path.commonprefix(list(tensors))  # noqa: RUF071
   match = _PREFIX.match(common)
   prefix = match.group() if match else ''
-  bare = {key.removeprefix(prefix): value for key, value in tensors.items()}
+  given = {}
+  for key in tensors:
+    short = key.removeprefix(prefix)
+    is_flat = short.startswith(('params.', 'batch_stats.'))  # Of Flax.
+    given[short.replace('.', '/') if is_flat else short] = key
+  bare = {short: tensors[key] for short, key in given.items()}
 
   def read_bare(keys: list[str]) -> dict[str, np.ndarray]:
-    arrays = read([prefix + key for key in keys])
-    return {key: arrays[prefix + key] for key in keys}
+    arrays = read([given[key] for key in keys])
+    return {key: arrays[given[key]] for key in keys}
 
   naming = find_naming(bare)
   tensors, adapted = naming.adapt(bare, read_bare)

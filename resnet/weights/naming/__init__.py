@@ -3,15 +3,12 @@
 from collections.abc import Collection
 
 from resnet.weights.naming.cifar import AKAMASTER
+from resnet.weights.naming.flax import FLAX, JAX_RESNET
 from resnet.weights.naming.layout import Naming, TensorLayout
 from resnet.weights.naming.torchvision import TIMM, TORCHVISION
 from resnet.weights.naming.transformers import TRANSFORMERS
 
-# Tried in this order; torchvision's, last, matches any keys.
-NAMINGS = {
-  naming.name: naming for naming in (TRANSFORMERS, AKAMASTER, TIMM, TORCHVISION)
-}
-# Orbax checkpoints hold our variables as they are.
+# Our variables as they are, in Orbax checkpoints and other files.
 ORBAX = Naming(
   name='orbax',
   is_in=lambda keys: any(key.startswith('params/') for key in keys),
@@ -20,7 +17,22 @@ ORBAX = Naming(
     for path, shape in shapes.items()
   },
   block=r'stage\d+_block\d+',
+  is_written=False,
 )
+# Tried in this order; torchvision's, last, matches any keys.
+NAMINGS = {
+  naming.name: naming
+  for naming in (
+    FLAX,
+    JAX_RESNET,
+    ORBAX,
+    TRANSFORMERS,
+    AKAMASTER,
+    TIMM,
+    TORCHVISION,
+  )
+}
+WRITTEN = tuple(name for name, naming in NAMINGS.items() if naming.is_written)
 
 
 def find_naming(keys: Collection[str]) -> Naming:

@@ -86,6 +86,7 @@ class Naming:
       users.
     preprocessing: preprocessing of the library's networks; None if they differ
       in it.
+    is_written: whether weights can be written with these names.
   """
 
   name: str
@@ -96,6 +97,7 @@ class Naming:
   adapt: Callable[[Tensors, Read], tuple[Tensors, Read]] = lambda *same: same
   note: str = ''
   preprocessing: Preprocessing | None = None
+  is_written: bool = True
 
 
 def rename(
