@@ -1,4 +1,4 @@
-"""Opens weight files: safetensors (single or sharded) and torch.save."""
+"""Opens weight files: safetensors, torch.save, flax.serialization, NumPy."""
 
 from collections.abc import Callable
 import json
@@ -9,7 +9,7 @@ import safetensors
 
 from resnet.errors import InputError
 from resnet.files import reading
-from resnet.weights import torch_file
+from resnet.weights import torch_file, tree_file
 from resnet.weights.metadata import Metadata, from_header
 from resnet.weights.naming.layout import Read, Tensors
 from resnet.weights.stored import StoredWeights, from_tensors
@@ -25,25 +25,39 @@ def open_file(
   name: str = '',
   metadata: Callable[[str, dict[str, str]], Metadata] = from_header,
 ) -> StoredWeights:
-  """Opens a file of safetensors or of torch.save, or an index of shards.
+  """Opens a weight file, or an index of shards.
 
   Args:
-    path: the file, whatever its suffix; that of an index is '.index.json'.
+    path: a file of safetensors, torch.save, flax.serialization or
+      `numpy.savez`, whatever its suffix; that of an index is '.index.json'.
     key: selects one of several state dicts in a file of torch.save.
     name: name of the source, for messages; by default the path.
     metadata: (path, header) -> metadata of the weights; only safetensors have a
       header.
   """
   with reading(f'{path} cannot be read'), open(path, 'rb') as file:
-    start = file.read(9)
+    start = file.read(1 << 10)
+  open_tree = tree_file.opener(start)
   # torch.save writes a zip file or, in old versions, a pickle of protocol 2. A
   # safetensors file starts with the length of its header, then '{'.
-  if start.startswith((b'PK', b'\x80')) and start[8:] != b'{':
+  is_torch = start.startswith((b'PK', b'\x80')) and start[8:9] != b'{'
+  if is_torch and not open_tree:
     return _open_torch(path, key, name or path, metadata(path, {}))
   if key:
     raise InputError(f'{path} holds only one state dict: leave #{key} out.')
-  open_ = _shards if path.endswith('.index.json') else _shard
-  tensors, header, read = open_(path)
+  header = {}
+  if open_tree:
+    damage = f'{path} is damaged or cut off'
+    with reading(damage, Exception):
+      tensors, read_one = open_tree(path)
+
+    def read(keys: list[str]) -> dict[str, np.ndarray]:
+      with reading(damage, Exception):
+        return {key: read_one(key) for key in keys}
+
+  else:
+    open_ = _shards if path.endswith('.index.json') else _shard
+    tensors, header, read = open_(path)
   return from_tensors(name or path, tensors, read, metadata(path, header))
 
 
@@ -59,7 +73,7 @@ def _shard(path: str) -> tuple[Tensors, dict[str, str], Read]:
       header = file.metadata() or {}
   except Exception as error:  # SafetensorError derives from Exception alone.
     raise InputError(
-      f'{path} is damaged or not a file of safetensors or PyTorch: {error}.'
+      f'{path} is damaged or of an unknown format: {error}.'
     ) from None
 
   def read(keys: list[str]) -> dict[str, np.ndarray]:

@@ -58,7 +58,7 @@ def best_step(
 def open_stored(source: str) -> StoredWeights:
   """Opens a file, 'hf-hub:owner/name[@revision]' or a folder.
 
-  A file is of safetensors or of torch.save, whatever its suffix. If a file of
+  A file is of a format of `files.open_file`, whatever its suffix. If a file of
   torch.save holds several state dicts, 'FILE#KEY' selects the one at that key.
   A folder is an Orbax checkpoint, the workdir of a run, or has the files of a
   repository of the hub. In a workdir, this opens the checkpoint with the
@@ -84,8 +84,9 @@ def open_stored(source: str) -> StoredWeights:
     path, _, key = source.rpartition('#')
   if not os.path.isfile(path):
     raise InputError(
-      f'There are no weights at {source!r}: give a .safetensors or .pth file, a'
-      f' workdir, an Orbax checkpoint or {HUB}OWNER/NAME@REVISION.'
+      f'There are no weights at {source!r}: give a .safetensors, .pth, .msgpack'
+      ' or .npz file, a workdir, an Orbax checkpoint or'
+      f' {HUB}OWNER/NAME@REVISION.'
     )
   return files.open_file(path, key)
 

@@ -26,7 +26,7 @@ _MAX_READ_BYTES = 1 << 22
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
 
 
-class _Reader(io.FileIO):
+class BoundedReader(io.FileIO):
   """Bounds one read; ZipFile reads a whole directory or pickle in one."""
 
   def read(self, size: int | None = -1, /) -> Any:
@@ -45,7 +45,7 @@ def read_index(path: str) -> dict[str, dict[str, Tensor]]:
   Raises:
     InputError: the file is damaged, or holds more than tensors and plain data.
   """
-  with _refuse_damage(path), _Reader(path) as file:
+  with _refuse_damage(path), BoundedReader(path) as file:
     load = _load_zip if file.read(2) == b'PK' else _load_legacy
     return _state_dicts(load(file, Machine()), '', 2, set())
 
