@@ -36,7 +36,7 @@ from resnet.weights import (
 )
 from resnet.weights.convert import find_overrides
 from resnet.weights.fit import count_classes
-from resnet.weights.naming import WRITTEN
+from resnet.weights.naming import NAMINGS
 
 _PREPROCESSING = dataclasses.fields(Preprocessing)
 
@@ -164,7 +164,7 @@ def parser() -> command.Parser:
   add('target', metavar='OUT[.safetensors]', help=text)
   add('--model', help='default: the network that SOURCE names')
   text = 'default: torchvision for a file, timm for a folder'
-  add('--naming', choices=WRITTEN, help=text)
+  add('--naming', choices=tuple(NAMINGS), help=text)
   add('--class-names', metavar='FILE', help='one name per line')
   add('--mean', type=_floats, help='per channel, pixels 0 to 1: 0.5,0.5,0.5')
   add('--std', type=_floats, help='per channel, pixels 0 to 1')

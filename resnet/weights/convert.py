@@ -10,7 +10,7 @@ import numpy as np
 from resnet.errors import InputError
 from resnet.models import create_model
 from resnet.weights import fit
-from resnet.weights.naming import NAMINGS, ORBAX, WRITTEN
+from resnet.weights.naming import NAMINGS, ORBAX
 from resnet.weights.naming.layout import COUNTER, Path, Shape, counter_keys
 from resnet.weights.stored import StoredWeights
 
@@ -47,9 +47,9 @@ def to_stored(
   variables: Mapping[str, Any], naming: str = 'torchvision'
 ) -> dict[str, np.ndarray]:
   """Converts variables to a state dict; see `weights.to_state_dict`."""
-  if naming not in WRITTEN:
+  if naming not in NAMINGS:
     raise InputError(
-      f'naming={naming!r} cannot be written: give one of {", ".join(WRITTEN)}.'
+      f'naming={naming!r} cannot be written: give one of {", ".join(NAMINGS)}.'
     )
   flat = fit.flatten(variables)
   shapes = {path: np.shape(leaf) for path, leaf in flat.items()}

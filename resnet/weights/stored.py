@@ -65,8 +65,9 @@ def from_tensors(
   naming = find_naming(bare)
   tensors, adapted = naming.adapt(bare, read_bare)
   metadata = metadata or Metadata()
-  if metadata.preprocessing is None:
-    metadata = dataclasses.replace(metadata, preprocessing=naming.preprocessing)
+  known = {'preprocessing': naming.preprocessing, **naming.identify(bare)}
+  missing = {k: v for k, v in known.items() if getattr(metadata, k) is None}
+  metadata = dataclasses.replace(metadata, **missing)
   return StoredWeights(
     name=name,
     naming=naming,

@@ -11,7 +11,7 @@ import pytest
 from resnet import weights
 from resnet.errors import InputError
 from resnet.weights.convert import find_overrides
-from resnet.weights.naming import WRITTEN, find_naming
+from resnet.weights.naming import NAMINGS, find_naming
 from resnet.weights.stored import from_tensors
 from tests.networks import draw_variables
 
@@ -52,7 +52,7 @@ def test_namings_are_found_and_return_the_same_bits(naming, name, fields):
   assert _bits(read) == _bits(variables)
   again = weights.to_state_dict(name, read, naming, **fields)
   assert _bits(again) == _bits(state)
-  assert {case[0] for case in _CASES} == set(WRITTEN)
+  assert {case[0] for case in _CASES} == set(NAMINGS)
 
 
 def _transformers_tensors(depths, layers, expansion, num_classes):

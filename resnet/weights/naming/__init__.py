@@ -4,6 +4,7 @@ from collections.abc import Collection
 
 from resnet.weights.naming.cifar import AKAMASTER
 from resnet.weights.naming.flax import FLAX, JAX_RESNET
+from resnet.weights.naming.keras import KERAS
 from resnet.weights.naming.layout import Naming, TensorLayout
 from resnet.weights.naming.torchvision import TIMM, TORCHVISION
 from resnet.weights.naming.transformers import TRANSFORMERS
@@ -17,24 +18,15 @@ ORBAX = Naming(
     for path, shape in shapes.items()
   },
   block=r'stage\d+_block\d+',
-  is_written=False,
 )
-# Tried in this order; torchvision's, last, matches any keys.
+_READ_ONLY = (FLAX, JAX_RESNET, ORBAX, KERAS)
+# Tried after those, in this order; torchvision's, last, matches any keys.
 NAMINGS = {
-  naming.name: naming
-  for naming in (
-    FLAX,
-    JAX_RESNET,
-    ORBAX,
-    TRANSFORMERS,
-    AKAMASTER,
-    TIMM,
-    TORCHVISION,
-  )
+  naming.name: naming for naming in (TRANSFORMERS, AKAMASTER, TIMM, TORCHVISION)
 }
-WRITTEN = tuple(name for name, naming in NAMINGS.items() if naming.is_written)
 
 
 def find_naming(keys: Collection[str]) -> Naming:
   """Returns the naming of the keys of a state dict."""
-  return next(naming for naming in NAMINGS.values() if naming.is_in(keys))
+  namings = (*_READ_ONLY, *NAMINGS.values())
+  return next(naming for naming in namings if naming.is_in(keys))

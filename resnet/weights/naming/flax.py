@@ -70,12 +70,10 @@ FLAX = Naming(
   block=r'ResNetBlock_\d+',
   note="Flax's example pads even sizes on one side only: logits are the same at"
   ' image sizes of 32k + 1, such as 225; fine-tune before use at other sizes.',
-  is_written=False,
 )
 JAX_RESNET = Naming(
   name='jax-resnet',
   is_in=lambda keys: 'params/layers_0/ConvBlock_0/Conv_0/kernel' in keys,
   layout=_jax_resnet,
   block=r'layers_(?!0/)\d+/ConvBlock',
-  is_written=False,
 )

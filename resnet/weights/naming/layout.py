@@ -82,11 +82,12 @@ class Naming:
       variables by path.
     adapt: (shapes and dtypes by key, reader) -> those of the tensors that
       `layout` names, for libraries that have others besides.
+    identify: (shapes and dtypes by key) -> the values of fields of `Metadata`
+      that these show, such as 'model'.
     note: how the library's networks differ from ours besides names; shown to
       users.
     preprocessing: preprocessing of the library's networks; None if they differ
       in it.
-    is_written: whether weights can be written with these names.
   """
 
   name: str
@@ -95,9 +96,9 @@ class Naming:
   block: str
   check: Callable[[Mapping[Path, Any]], None] = lambda _: None
   adapt: Callable[[Tensors, Read], tuple[Tensors, Read]] = lambda *same: same
+  identify: Callable[[Tensors], Mapping[str, Any]] = lambda _: {}
   note: str = ''
   preprocessing: Preprocessing | None = None
-  is_written: bool = True
 
 
 def rename(
