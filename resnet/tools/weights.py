@@ -4,11 +4,11 @@
   python -m resnet.tools.weights convert runs/digits digits.safetensors
   python -m resnet.tools.weights convert runs/imagenet resnet50 --naming=timm
 
-A SOURCE is a .safetensors, .pth, .msgpack or .npz file with tensor names of
-torchvision, timm, transformers, akamaster (CIFAR), Flax's ImageNet example,
-jax-resnet or this code, hf-hub:OWNER/NAME@REVISION, an Orbax checkpoint, or the
-workdir of a run, which stands for its best checkpoint. The network is --model,
-else that of SOURCE.
+A SOURCE is a .safetensors, .pth, .msgpack, .npz or .h5 file with tensor names
+of torchvision, timm, transformers, akamaster (CIFAR), Keras, Flax's ImageNet
+example, jax-resnet or this code, hf-hub:OWNER/NAME@REVISION, an Orbax
+checkpoint, or the workdir of a run, which stands for its best checkpoint. The
+network is --model, else that of SOURCE.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Converts weights from and to PyTorch; reads Flax, Orbax and the hub.
+"""Reads weights of other libraries and writes those of PyTorch's.
 
 The variables of a network are {'params': ..., 'batch_stats': ...}, as
 `model.init` returns them, here as float32 NumPy arrays. If a tensor does not
@@ -43,9 +43,10 @@ def from_state_dict(
 
   Args:
     name: name of the network, for `create_model`.
-    state: float32, float16 or bfloat16 tensors or arrays by key, named as in
-      `resnet.weights.naming.NAMINGS`; a prefix such as 'module.' may precede
-      all keys. Variables of Flax may be nested.
+    state: float32, float16 or bfloat16 tensors or arrays by key, named as in a
+      module of `resnet.weights.naming`; a prefix such as 'module.' may precede
+      all keys. Variables of Flax may be nested; those of Keras are
+      {w.path: w.numpy() for w in model.weights}.
     **overrides: arguments of `create_model`; the number of classes is taken
       from `state`.
 

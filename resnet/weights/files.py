@@ -1,4 +1,4 @@
-"""Opens weight files: safetensors, torch.save, flax.serialization, NumPy."""
+"""Opens weight files of all formats."""
 
 from collections.abc import Callable
 import json
@@ -9,7 +9,7 @@ import safetensors
 
 from resnet.errors import InputError
 from resnet.files import reading
-from resnet.weights import torch_file, tree_file
+from resnet.weights import keras_file, torch_file, tree_file
 from resnet.weights.metadata import Metadata, from_header
 from resnet.weights.naming.layout import Read, Tensors
 from resnet.weights.stored import StoredWeights, from_tensors
@@ -46,7 +46,9 @@ def open_file(
   if key:
     raise InputError(f'{path} holds only one state dict: leave #{key} out.')
   header = {}
-  if open_tree:
+  if start.startswith(keras_file.MAGIC):
+    tensors, read = keras_file.read_index(path)
+  elif open_tree:
     damage = f'{path} is damaged or cut off'
     with reading(damage, Exception):
       tensors, read_one = open_tree(path)

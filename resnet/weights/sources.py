@@ -84,8 +84,8 @@ def open_stored(source: str) -> StoredWeights:
     path, _, key = source.rpartition('#')
   if not os.path.isfile(path):
     raise InputError(
-      f'There are no weights at {source!r}: give a .safetensors, .pth, .msgpack'
-      ' or .npz file, a workdir, an Orbax checkpoint or'
+      f'There are no weights at {source!r}: give a .safetensors, .pth, .npz,'
+      ' .msgpack or .h5 file, a workdir, an Orbax checkpoint or'
       f' {HUB}OWNER/NAME@REVISION.'
     )
   return files.open_file(path, key)
