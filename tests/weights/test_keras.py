@@ -155,5 +155,5 @@ def test_v2_nets_are_refused_and_nothing_is_written():
   for name in (NAME, 'preact_resnet50'):
     with pytest.raises(InputError, match='the file has no tensor'):
       weights.check_stored(source, name)
-  with pytest.raises(InputError, match="naming='keras' is not one of"):
+  with pytest.raises(InputError, match="naming='keras' cannot be written"):
     to_stored({}, 'keras')
