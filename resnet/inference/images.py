@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 
 from resnet.data.sources.folder import IMAGE_SUFFIXES, visible_entries
-from resnet.errors import InputError, reason_of
+from resnet.errors import InputError
+from resnet.files import reading
 
 
 def list_images(paths: Sequence[str]) -> dict[str, str]:
@@ -48,10 +49,10 @@ def decode_files(
   files: Sequence[str],
   decode: Callable[[bytes], np.ndarray],
   pool: ThreadPoolExecutor,
-) -> Iterator[tuple[str, np.ndarray | InputError]]:
+) -> Iterator[tuple[str, np.ndarray]]:
   """Yields each file with its pixels, in order.
 
-  A file that cannot be read or decoded is paired with an error that names it.
+  A file that cannot be read or decoded raises an InputError that names it.
 
   Args:
     files: paths of the files; memory must hold the pixels of all of them.
@@ -61,13 +62,10 @@ def decode_files(
   """
   cv2.setNumThreads(0)  # The pool is already multithreaded.
 
-  def load(path: str) -> np.ndarray | InputError:
-    try:
-      with open(path, 'rb') as file:
-        return decode(file.read())
-    except OSError as error:
-      return InputError(f'{path} cannot be read: {reason_of(error)}.')
-    except ValueError as error:
-      return InputError(f'{path} cannot be decoded: {error}.')
+  def load(path: str) -> np.ndarray:
+    with reading(f'{path} cannot be read'), open(path, 'rb') as file:
+      data = file.read()
+    with reading(f'{path} cannot be decoded'):
+      return decode(data)
 
   return zip(files, pool.map(load, files), strict=True)

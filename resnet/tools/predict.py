@@ -86,18 +86,11 @@ def _batches(
   with ThreadPoolExecutor(args.num_threads) as pool, bar:
     for start in range(0, len(files), args.batch_size):
       part = files[start : start + args.batch_size]
-      names, images = [], []
-      for name, image in decode_files(part, transform, pool):
+      images = []
+      for _, image in decode_files(part, transform, pool):
         bar.update()
-        if not isinstance(image, InputError):
-          names.append(name)
-          images.append(image)
-        elif args.on_bad_image == 'error':
-          raise image
-        else:
-          bar.write(f'skipped: {image}', file=sys.stderr)
-      if names:
-        yield (names, np.stack([i[0] for i in images])), np.concatenate(images)
+        images.append(image)
+      yield (part, np.stack([i[0] for i in images])), np.concatenate(images)
 
 
 def _print(
@@ -153,8 +146,6 @@ def parser() -> command.Parser:
   add('--stage', action='append', default=[], metavar='stageN', help=text)
   add('--batch-size', type=command.positive, default=32, help='images')
   add('--num-threads', type=command.positive, default=4, help='for decoding')
-  text = 'skip: warn about files that cannot be decoded and continue'
-  add('--on-bad-image', choices=('error', 'skip'), default='error', help=text)
   return result
 
 
