@@ -21,13 +21,11 @@ from resnet.tools import command
 
 # Sizes of compiled batches, up to --max-batch.
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
+_WAIT_SECONDS = 0.005
 
 
 def main(args: argparse.Namespace) -> None:
   """Compiles the network and serves it until a signal."""
-  wait = args.wait_milliseconds
-  if not 0 <= wait <= 1000:
-    raise InputError(f'--wait-milliseconds={wait} is not in 0 .. 1000.')
   try:
     import uvicorn
 
@@ -52,7 +50,7 @@ def main(args: argparse.Namespace) -> None:
     predictor.compile()
     server = Server(
       predictor,
-      wait_seconds=wait / 1000,
+      wait_seconds=_WAIT_SECONDS,
       max_waiting=args.max_waiting,
       max_seconds=args.request_seconds,
     )
@@ -81,8 +79,6 @@ def parser() -> command.Parser:
   add('--host', default='127.0.0.1', help=text)
   add('--port', type=int, default=8000, help='0: any free port')
   add('--max-batch', type=int, choices=_SIZES, default=16, help='images')
-  text = 'wait this long for more images after the first one of a batch'
-  add('--wait-milliseconds', type=float, default=5.0, help=text)
   for name, default, text in (
     ('max-waiting', 256, 'images that may wait; further requests get a 503'),
     ('request-seconds', 10, 'timeout for the body of a request'),
