@@ -99,7 +99,9 @@ def summarize(sums: Mapping[str, Any]) -> dict[str, float]:
   }
 
 
-def worst_classes(confusion: np.ndarray, count: int) -> list[dict[str, Any]]:
+def worst_classes(
+  confusion: np.ndarray, count: int = 5
+) -> list[dict[str, Any]]:
   """Returns the classes with the lowest accuracy and their main confusion.
 
   Args:

@@ -93,8 +93,7 @@ def main(args: argparse.Namespace) -> None:
   report |= calibration.summarize(sums)
   if real is not None:
     report['real'] = real_labels.score(predictions, real)
-  worst = calibration.worst_classes(sums['confusion'], args.worst)
-  report['worst_classes'] = worst
+  report['worst_classes'] = calibration.worst_classes(sums['confusion'])
   _print(report, source.class_names)
   if args.output:
     _save(args.output, report, sums, run.config['model.name'])
@@ -215,8 +214,6 @@ def parser() -> command.Parser:
   add('--real_labels', metavar='FILE', help='real.json of ImageNet-ReaL')
   add('--scales', metavar='N,N,...', help='pixels, for --views=scales')
   add('--precise_bn', type=int, metavar='N', help='number of training images')
-  text = 'number of worst classes to print; default: %(default)s'
-  add('--worst', type=command.positive, default=5, metavar='N', help=text)
   add('--output', metavar='FILE', help='path without an extension')
   return result
 
