@@ -8,7 +8,6 @@ from collections.abc import Mapping
 import contextlib
 import json
 import os
-import select
 import socket
 import threading
 import time
@@ -54,12 +53,6 @@ class Peer:
       self.close()
       raise
     return message
-
-  def has_ended(self) -> bool:
-    """Whether a process that waits for our reply has ended."""
-    poll = select.poll()
-    poll.register(self._connection, select.POLLIN)
-    return bool(poll.poll(0))
 
   def close(self) -> None:
     """Closes the connection."""
@@ -123,7 +116,6 @@ def _coordinate(port: int, count: int, seconds: float) -> dict[int, Peer]:
           peer.close()
           continue
         connected.append(peer)
-        _remove_ended(peers)
         if their_count != count:
           raise InputError(
             f'--num_processes is {count} in process 0, {their_count} in'
@@ -136,7 +128,6 @@ def _coordinate(port: int, count: int, seconds: float) -> dict[int, Peer]:
           )
         peers[index] = peer
   except TimeoutError:
-    _remove_ended(peers)
     missing = sorted(set(range(1, count)) - peers.keys())
     error = RunError(
       f'Process {", ".join(map(str, missing))} of {count} did not connect'
@@ -166,13 +157,6 @@ def _listen(port: int, backlog: int) -> socket.socket:
       f'Process 0 cannot listen on port {port} of --coordinator_address:'
       f' {os.strerror(error.errno or 0)}. Choose another port.'
     ) from None
-
-
-def _remove_ended(peers: dict[int, Peer]) -> None:
-  """Removes processes that ended while they waited; they may be restarted."""
-  for index, peer in [*peers.items()]:
-    if peer.has_ended():
-      peers.pop(index).close()
 
 
 def _register(
