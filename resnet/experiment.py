@@ -17,6 +17,7 @@ from resnet.data.host.reader import BatchReader
 from resnet.data.host.size_schedule import Sizes, create_sizes
 from resnet.data.host.warnings import DataWarnings
 from resnet.data.pipeline import Data, create_data
+from resnet.data.sources.base import Source
 from resnet.errors import InputError
 from resnet.models import create_model
 from resnet.training import compiler
@@ -174,7 +175,10 @@ class Experiment:
 
 
 def resolve(
-  config: Any, *, devices: Sequence[Any] | None = None, data: Data | None = None
+  config: Any,
+  *,
+  devices: Sequence[Any] | None = None,
+  source: Source | None = None,
 ) -> Experiment:
   """Creates the objects of a run, without compiling anything.
 
@@ -183,7 +187,7 @@ def resolve(
   Args:
     config: a `ConfigDict` with the fields of configs/default.py.
     devices: devices of the run; None for all that JAX sees.
-    data: data of the run; None for those of `config.data`.
+    source: training and evaluation images; None for those of `config.data`.
 
   Raises:
     InputError: a value is wrong; the message says what to type instead.
@@ -192,7 +196,7 @@ def resolve(
   fields.check(flat)
   sharding = create_sharding(devices, **config.sharding)
   check_batch(config, sharding.mesh.devices.size)
-  data = data or create_data(config.data)
+  data = create_data(config.data, source)
   num_classes = _num_classes(config, data)
   length = create_run_length(config, len(data.train))
   sizes = create_sizes(

@@ -44,8 +44,10 @@ class Data:
   device_crop: DeviceCrop | None = None
 
 
-def create_data(config: Any) -> Data:
+def create_data(config: Any, source: Source | None = None) -> Data:
   """Opens both splits of `config.data` and creates their transforms.
+
+  If `source` is given, it replaces both splits.
 
   Raises:
     InputError: fields contradict each other, or the data cannot be opened.
@@ -72,7 +74,8 @@ def create_data(config: Any) -> Data:
     interpolation=config.interpolation,
   )
   train, eval_ = (
-    open_source(
+    source
+    or open_source(
       config.name,
       split,
       data_dir=config.data_dir and os.path.expanduser(config.data_dir),

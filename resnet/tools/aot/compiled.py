@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from resnet.data import pipeline
+from resnet.data.sources.base import Source
 from resnet.data.sources.fake import FakeRecords
 from resnet.errors import InputError
 from resnet.experiment import Experiment, resolve
@@ -67,7 +67,7 @@ def prepare(config: Any, topology: Topology) -> Experiment:
 
   With scheduled image sizes, returns the experiment at the largest one.
   """
-  run = resolve(config, devices=topology.devices, data=_stand_in(config))
+  run = resolve(config, devices=topology.devices, source=_stand_in(config))
   model = run.task.model
   if topology.chip and getattr(model, 'conv_backend', '') is None:
     # None would select the fastest for this machine, not for the topology.
@@ -76,28 +76,20 @@ def prepare(config: Any, topology: Topology) -> Experiment:
   return dataclasses.replace(run, task=task).at_last_size()
 
 
-def _stand_in(config: Any) -> pipeline.Data | None:
-  """Returns fake data shaped like a known data set; None for other sets."""
+def _stand_in(config: Any) -> Source | None:
+  """Returns fake images shaped like a known data set; None for other sets."""
   name = config.data.name.partition(':')[0]
   if name not in _KNOWN_SETS:
     return None
   num_classes, length = _KNOWN_SETS[name]
-  fake = config.data.copy_and_resolve_references()
-  fake.update(
-    name='fake',
-    train_split='train',
-    eval_split='test',
-    mean=config.data.mean or (127.5,) * 3,
-    std=config.data.std or (127.5,) * 3,
-  )
-  data = pipeline.create_data(fake)
-  source = dataclasses.replace(
-    data.train,
+  return Source(
     name=config.data.name,
+    split='train',
     num_classes=num_classes,
+    channels=3,
     records=FakeRecords(length, stream=0, image_size=1),
+    image_shape=(config.data.image_size, config.data.image_size, 3),
   )
-  return dataclasses.replace(data, train=source, eval=source)
 
 
 def abstract_batch(
