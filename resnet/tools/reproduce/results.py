@@ -15,21 +15,8 @@ from resnet.files import to_json, write_atomically
 from resnet.plots import figures
 from resnet.run.history import History
 from resnet.tools.command import table
-from resnet.tools.reproduce import grid_figures
-from resnet.tools.reproduce.grids import (
-  Cell,
-  Grid,
-  Result,
-  arguments,
-  by_net,
-  label,
-)
-from resnet.tools.reproduce.studies import (
-  LEADERBOARD,
-  LEADERBOARD_SOURCE,
-  PAPER,
-  PAPER_SOURCE,
-)
+from resnet.tools.reproduce import grid_figures, grids, studies
+from resnet.tools.reproduce.grids import Cell, Grid, Result
 
 RESULTS_FILE = 'results.json'
 _NOTE = (
@@ -62,7 +49,7 @@ def describe(
   _, rates = history.series('images_per_second')
   return {
     **dataclasses.asdict(cell),
-    'label': label(grid.study, cell.group, cell.depth),
+    'label': grids.label(grid.study, cell.group, cell.depth),
     'train_error': curves['train']['error'][-1],
     'test_error': curves['test']['error'][-1],
     'test_accuracy': 100 - curves['test']['error'][-1],
@@ -90,11 +77,11 @@ def write(grid: Grid, done: Mapping[Cell, Result]) -> str:
   is_leaderboard = grid.study.shows == 'accuracy'
   parts = [
     f'# {grid.study.title}: {grid.setting}',
-    f'`python -m resnet.tools.reproduce {arguments(**grid.identity)}'
+    f'`python -m resnet.tools.reproduce {grids.arguments(**grid.identity)}'
     ' --workdir=WORKDIR`',
     _NOTE.format('' if is_leaderboard else _ERROR_NOTE),
     table(_rows(grid, done), markdown=True),
-    LEADERBOARD_SOURCE if is_leaderboard else PAPER_SOURCE,
+    studies.LEADERBOARD_SOURCE if is_leaderboard else studies.PAPER_SOURCE,
   ]
   for key in ('hardware', 'commits'):
     values = {value for result in done.values() for value in result[key]}
@@ -124,7 +111,7 @@ def _rows(grid: Grid, done: Mapping[Cell, Result]) -> list[list[str]]:
   for group, depth in dict.fromkeys((c.group, c.depth) for c in grid.cells):
     asked = [c for c in grid.cells if (c.group, c.depth) == (group, depth)]
     made = [done[cell] for cell in asked if cell in done]
-    net = label(grid.study, group, depth)
+    net = grids.label(grid.study, group, depth)
     values = [
       _spread([run[key] for run in made], form) for _, key, form in columns
     ]
@@ -155,9 +142,10 @@ def _columns(grid: Grid) -> tuple[str, list[tuple[str, str, str]]]:
 
 def _published(grid: Grid, group: str, net: str) -> str:
   if grid.study.shows == 'accuracy':
-    return f'{LEADERBOARD[group]:.2f}'
-  value = PAPER.get(grid.data, PAPER['cifar10']).get(net, 'none')
-  is_other = value != 'none' and grid.data not in PAPER
+    return f'{studies.LEADERBOARD[group]:.2f}'
+  paper = studies.PAPER
+  value = paper.get(grid.data, paper['cifar10']).get(net, 'none')
+  is_other = value != 'none' and grid.data not in paper
   return f'{value} (CIFAR-10)' if is_other else value
 
 
@@ -175,7 +163,7 @@ def gain_rows(results: Sequence[Result]) -> list[list[str]]:
   """Returns the titles and a row for each network, ordered by depth."""
   titles = ['added', 'fall of the test error, points', 'against the row before']
   rows, before = [titles], {}
-  nets = sorted(by_net(results).items(), key=lambda net: net[0][1])
+  nets = sorted(grids.by_net(results).items(), key=lambda net: net[0][1])
   for (_, depth), runs in nets:
     errors = [run['test_error'] for run in runs]
     row = [runs[0]['label'], '', '']
