@@ -10,6 +10,7 @@ from resnet.errors import InputError
 
 # Number of images in each split.
 LENGTHS = {'train': 512, 'test': 100}
+NUM_CLASSES = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,19 +21,17 @@ class FakeRecords:
     length: number of records.
     stream: seed of the noise, different for each split.
     image_size: side of the images, pixels.
-    num_classes: number of classes.
   """
 
   length: int
   stream: int
   image_size: int
-  num_classes: int = 10
 
   def __len__(self) -> int:
     return self.length
 
   def __getitem__(self, index: int, /) -> dict[str, Any]:
-    label = index % self.num_classes
+    label = index % NUM_CLASSES
     pattern = np.random.default_rng([0, label]).integers(64, 192, (4, 4, 3))
     size = self.image_size
     coarse = np.arange(size) * 4 // size
@@ -53,7 +52,7 @@ def open_split(split: str, *, image_size: int | None, **_: Any) -> Source:
   return Source(
     name='fake',
     split=split,
-    num_classes=records.num_classes,
+    num_classes=NUM_CLASSES,
     channels=3,
     records=records,
     image_shape=(size, size, 3),
