@@ -36,14 +36,9 @@ def pad_and_max_pool(x: jax.Array, stride: int = 2) -> jax.Array:
   )
 
 
-def pad_and_blur_pool(x: jax.Array) -> jax.Array:
-  """Computes `layers.stem_blur_pool` in two steps."""
-  return layers.blur_pool(pad_and_max_pool(x, stride=1))
-
-
 _POOLS: dict[Any, Any] = {
   layers.stem_max_pool: pad_and_max_pool,
-  layers.stem_blur_pool: pad_and_blur_pool,
+  layers.stem_blur_pool: lambda x: layers.blur_pool(pad_and_max_pool(x, 1)),
 }
 
 
