@@ -26,7 +26,6 @@ COLORS = (
   '#E69F00',
   '#000000',
 )
-_MARKERS = 'osD^v'
 _DASHES = ('-', '--', '-.', ':', (0, (6, 1, 1, 1, 1, 1)), (0, (3, 1)))
 _DPI = 130
 
@@ -101,30 +100,6 @@ def draw_curve(
     ax.fill_between(
       x, y - spread, y + spread, color=color, alpha=0.15, linewidth=0
     )
-
-
-def draw_points(
-  ax: Any, x: Any, samples: Any, *, style: int, label: str = ''
-) -> None:
-  """Draws the mean of each sample, with its standard deviation as error bar.
-
-  Args:
-    ax: the axes.
-    x: [N].
-    samples: N sequences of values; a single value has no error bar.
-    style: index of the colour and the marker.
-    label: label in the legend; '' for none.
-  """
-  ax.errorbar(
-    x,
-    [np.mean(values) for values in samples],
-    [np.std(y, ddof=1) if len(y) > 1 else np.nan for y in samples],
-    color=COLORS[style % len(COLORS)],
-    marker=_MARKERS[style % len(_MARKERS)],
-    linestyle='none',
-    capsize=4,
-    label=label,
-  )
 
 
 def save(figure: Figure, path: str) -> None:

@@ -14,6 +14,8 @@ Nets = dict[tuple[str, int], list[Result]]
 # Upper limit of the error axis in %, if all final test errors are below it, as
 # in the papers.
 _SMALL_ERROR = 20.0
+# One for each depth.
+_MARKERS = 'osD^v'
 _LABELS = {
   'error': ('updates', 'error, %'),
   'loss': ('updates', 'training loss'),
@@ -99,11 +101,15 @@ def _draw_leaderboard(grid: Grid, nets: Nets) -> figures.Figure:
         continue
       # Points of several depths stand side by side.
       shift = 1.06 ** (i - (len(depths) - 1) / 2)
-      figures.draw_points(
-        ax,
+      values = [[run['test_accuracy'] for run in x] for x in made.values()]
+      ax.errorbar(
         [x * shift for x in made],
-        [[run['test_accuracy'] for run in runs] for runs in made.values()],
-        style=i + 1,
+        [np.mean(x) for x in values],
+        [np.std(x, ddof=1) if len(x) > 1 else np.nan for x in values],
+        color=figures.COLORS[(i + 1) % len(figures.COLORS)],
+        marker=_MARKERS[i % len(_MARKERS)],
+        linestyle='none',
+        capsize=4,
         label=f'ours, resnet{depth}d',
       )
     ax.set_xlabel('epochs')
