@@ -231,10 +231,7 @@ _WITHOUT_EFFECT = (
 
 
 def check(config: Mapping[str, Any]) -> None:
-  """Checks the value of each field.
-
-  Args:
-    config: values by dotted name.
+  """Checks the value of each field, by dotted name.
 
   Raises:
     InputError: a value is out of range, not one of the choices, or None for a

@@ -52,12 +52,8 @@ def recompute(
     mean = E[m],  var = E[v + m * m] - E[m] ** 2
 
   This is the variance over all images, not the mean of the group variances.
-  Frozen norms keep their statistics.
-
-  Args:
-    run: provides the training images, augmented as in training.
-    variables: 'params' and 'batch_stats', of the weights or their averages.
-    at_least: number of images, rounded up to whole batches.
+  Frozen norms keep their statistics. Images are augmented as in training;
+  `at_least`, their number, is rounded up to whole batches.
   """
   # With a size schedule, use the size at the end of the run.
   run = run.at_last_size()

@@ -102,12 +102,7 @@ def _step(
 def unpack(images: jax.Array, sides: Sequence[int]) -> list[jax.Array]:
   """Unpacks the views of `data.host.transforms.ViewsTransform`.
 
-  Args:
-    images: [B, N, C], the packed squares, N = sum(side * side).
-    sides: sides of the squares, pixels.
-
-  Returns:
-    [B, side, side, C] for each side.
+  Turns [B, N, C], N = sum(side * side), into [B, side, side, C] for each side.
   """
   views, start = [], 0
   for side in sides:

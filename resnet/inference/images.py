@@ -52,13 +52,9 @@ def decode_files(
 ) -> Iterator[tuple[str, np.ndarray]]:
   """Yields each file with its pixels, in order.
 
-  A file that cannot be read or decoded raises an InputError that names it.
-
-  Args:
-    files: paths of the files; memory must hold the pixels of all of them.
-    decode: function from bytes to pixels, which raises a ValueError for a
-      broken image.
-    pool: threads that decode.
+  Memory must hold the pixels of all files. `decode` raises a ValueError for a
+  broken image. A file that cannot be read or decoded raises an InputError that
+  names it.
   """
   cv2.setNumThreads(0)  # The pool is already multithreaded.
 

@@ -89,13 +89,8 @@ def record_keys(experiment: Experiment, step: int) -> list[Any]:
 def replay(experiment: Experiment, workdir: str, step: int | None) -> int:
   """Repeats an update and prints what was not finite in it; writes no file.
 
-  Args:
-    experiment: the run in `workdir`.
-    workdir: folder of the run.
-    step: number of the update; None takes the last one in `bad_steps.jsonl`.
-
-  Returns:
-    The exit code.
+  If `step` is None, takes the last one in `bad_steps.jsonl`. Returns the exit
+  code.
   """
   if jax.process_count() > 1:
     raise InputError(

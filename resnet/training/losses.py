@@ -60,10 +60,7 @@ def create_loss(config: Any) -> LossFn:
 def check_threshold(config: Any, num_classes: int, *, is_mixed: bool) -> None:
   """Checks that the threshold leaves each image some classes, but not all.
 
-  Args:
-    config: `config.loss`.
-    num_classes: K.
-    is_mixed: whether mixup or cutmix may give an image two classes.
+  With `is_mixed`, mixup or cutmix may give an image two classes.
 
   Raises:
     InputError: an image would have no class, or all of them.

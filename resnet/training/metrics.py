@@ -49,12 +49,8 @@ def label_rank(
 ) -> tuple[jax.Array, jax.Array]:
   """Returns the rank of the label's logit, and whether that rank is valid.
 
-  The rank is the number of larger logits. Among equal logits, that of the
-  lower class index counts as larger.
-
-  Args:
-    logits: [B, K] float32.
-    labels: [B] int32.
+  The rank is the number of larger logits [B, K]. Among equal logits, that of
+  the lower class index counts as larger.
 
   Returns:
     int32 [B], 0 if the label's logit is the largest, and bool [B], False if the

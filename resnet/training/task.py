@@ -86,15 +86,9 @@ def create_task(
   augmentation: Augmentation,
   **fields: Any,
 ) -> Task:
-  """Creates the task of a config.
+  """Creates the task of a config, for the `backend` 'cpu', 'gpu' or 'tpu'.
 
-  Args:
-    config: a `ConfigDict` with the fields of configs/default.py.
-    length: length of the run.
-    backend: 'cpu', 'gpu' or 'tpu'.
-    model: network of the run.
-    augmentation: augmentation of the run.
-    **fields: further fields of `Task` that depend on the data.
+  The `fields` are those of `Task` that depend on the data.
 
   Raises:
     InputError: fields of the config contradict each other.

@@ -46,14 +46,8 @@ class Augmentation:
   ) -> jax.Array:
     """Applies the operations and erasing.
 
-    Args:
-      images: uint8 [B, H, W, C].
-      keys: one key per image, [B].
-      mean: mean of each channel, in units of uint8 pixels.
-      std: standard deviation of each channel, in the same units.
-
-    Returns:
-      uint8 [B, H, W, C], or float32 if erasing is on.
+    Maps uint8 [B, H, W, C] and keys [B] to uint8 [B, H, W, C], or to float32 if
+    erasing is on. Mean and std of each channel are in units of uint8 pixels.
     """
     for stream, operation in enumerate(self.operations, start=_FIRST_STREAM):
       images = operation(images, fold_in(keys, stream))
@@ -66,13 +60,9 @@ class Augmentation:
 def create_augmentation(
   config: Any, *, channels: int, mix_group_size: int | None
 ) -> Augmentation:
-  """Creates the augmentation of `config.augment`.
+  """Creates the augmentation of `config.augment` for images of `channels`.
 
-  Args:
-    config: `config.augment`.
-    channels: number of image channels.
-    mix_group_size: number of neighbouring images that are mixed with each
-      other; None for the whole batch.
+  See `Mixing.group_size` for `mix_group_size`.
 
   Raises:
     InputError: an operation is unknown, or does not fit the images.

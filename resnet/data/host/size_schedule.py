@@ -33,9 +33,8 @@ class Sizes:
 def check_schedule(given: Any, *, image_size: int) -> Pairs:
   """Checks `data.size_schedule`, where () means one size; returns its pairs.
 
-  Args:
-    given: the value of the field, which the command line may set to anything.
-    image_size: side of the images at the end, pixels.
+  The command line may set the field to anything. The last side must be
+  `image_size`, pixels.
   """
   if given in ((), []):
     return ((0.0, image_size),)

@@ -47,10 +47,7 @@ def read_idx(path: str, num_dims: int) -> np.ndarray:
 def open_splits(folder: str, name: str) -> dict[str, Source]:
   """Returns the splits 'train' and 'test' of a folder of idx files.
 
-  Args:
-    folder: holds {train,t10k}-{images-idx3,labels-idx1}-ubyte, or these with
-      .gz.
-    name: name of the set.
+  It holds {train,t10k}-{images-idx3,labels-idx1}-ubyte, or these with .gz.
   """
   splits, names = {}, _CLASS_NAMES.get(name)
   for split, prefix in _SPLITS.items():

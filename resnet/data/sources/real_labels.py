@@ -73,9 +73,7 @@ def by_file_name(source: Source, labels: Labels) -> Labels:
 def score(predictions: np.ndarray, labels: Sequence[Any]) -> dict[str, Any]:
   """Returns the share of images whose prediction is among their labels.
 
-  Args:
-    predictions: class of each image; -1 if the image was left out.
-    labels: labels of each image.
+  The prediction is -1 if the image was left out.
 
   Returns:
     'top1'; 'num_images', the number of images with labels; 'num_unlabelled',

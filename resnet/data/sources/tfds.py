@@ -27,11 +27,9 @@ class TfdsRecords:
   """Random access to 'image', 'label', and 'file_name' or 'id' of a split."""
 
   def __init__(self, parts: Sequence[Any], shape: tuple[int, int, int] | None):
-    """Opens no file; a file is opened when it is first read.
+    """Takes TFDS's file instructions; a file is opened when it is first read.
 
-    Args:
-      parts: TFDS's file instructions.
-      shape: [H, W, C] of images stored as pixels; None for encoded files.
+    `shape` is [H, W, C] of images stored as pixels; None for encoded files.
     """
     # Path, first record and number of records.
     self._parts = [(str(part.filename), part.skip, part.take) for part in parts]
