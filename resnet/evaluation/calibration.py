@@ -31,14 +31,12 @@ def batch_sums(
 ) -> Sums:
   """Returns the sums of a batch.
 
+  Log probabilities are float32 [B, K], labels int32 [B]. The mask, bool [B], is
+  False for rows that are not counted.
+
   The confidence of an image is its largest probability. Images are counted in
   15 equal bins of confidence, each of which includes its upper edge. An image
   with NaN among its logits is never correct, and 'confusion' leaves it out.
-
-  Args:
-    log_probabilities: [B, K] float32.
-    labels: [B] int32.
-    mask: [B] bool, False for rows that are not counted.
 
   Returns:
     'loss', the cross entropy; 'top5'; 'num_not_finite', the images with NaN;
@@ -102,11 +100,10 @@ def summarize(sums: Mapping[str, Any]) -> dict[str, float]:
 def worst_classes(
   confusion: np.ndarray, count: int = 5
 ) -> list[dict[str, Any]]:
-  """Returns the classes with the lowest accuracy and their main confusion.
+  """Returns the `count` classes of lowest accuracy and their main confusion.
 
-  Args:
-    confusion: counts by label and prediction, [K, K].
-    count: number of classes to return. Classes without images are left out.
+  Takes the counts by label and prediction, [K, K]. Classes without images are
+  left out.
 
   Returns:
     A dict for each class: 'label', 'top1', 'num_examples', 'taken_for' (the

@@ -27,14 +27,9 @@ def evaluate(
 ) -> dict[str, float] | None:
   """Evaluates the weights, and their moving averages, on the whole split.
 
-  Args:
-    experiment: provides the evaluation split.
-    steps: jitted steps of the experiment.
-    state: training state to evaluate.
-    warnings: collects the images that are left out.
-    stop: called after each batch; a signal number ends the evaluation.
-    watch: `Watchdog.watch`, called with a description of each wait, or with
-      None for a wait without limit.
+  `warnings` collects the images that are left out. If `stop`, called after each
+  batch, returns the number of a signal, the evaluation ends. `watch` is called
+  with a description of each wait, or with None for a wait without limit.
 
   Returns:
     'eval/loss', 'eval/top1', 'eval/top5', 'eval/num_examples'; if broken images

@@ -29,13 +29,8 @@ def evaluate_views(
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
   """Evaluates every image of `run.eval_reader` once.
 
-  It prints a warning for each broken image that is left out.
-
-  Args:
-    run: provides the images.
-    variables: variables of the network.
-    views: one of `VIEWS`.
-    sides: sides of the images for 'scales', pixels.
+  It prints a warning for each broken image that is left out. `views` is one of
+  `VIEWS`; `sides` are those of the images for 'scales', pixels.
 
   Returns:
     The sums over all images, see `calibration.batch_sums`, and the predicted

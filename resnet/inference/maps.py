@@ -16,16 +16,11 @@ def class_activation_map(
 
     map[y, x] = sum_c activation[y, x, c] * kernel[c, label]
 
-  The mean of the map plus the bias is the logit.
+  The mean of the map plus the bias is the logit. The model must end in a global
+  average pool and a dense layer.
 
-  Args:
-    model: a network that ends in a global average pool and a dense layer.
-    variables: variables of the model.
-    images: normalised images, [B, H, W, C].
-    labels: classes to explain, int32 [B].
-
-  Returns:
-    float32 [B, h, w], at the resolution of the last stage.
+  Maps normalised images [B, H, W, C] and the classes to explain, int32 [B], to
+  float32 [B, h, w], at the resolution of the last stage.
   """
   features, normed = _with_outputs_of(
     'head_bn',
@@ -46,15 +41,8 @@ def grad_cam(
     weight[c] = mean over positions of d logit / d activation[c]
     map       = relu(sum_c weight[c] * activation[c])
 
-  Args:
-    model: a network with `stage_sizes`.
-    variables: variables of the model.
-    images: normalised images, [B, H, W, C].
-    labels: classes to explain, int32 [B].
-    stage: number of the stage, from 1.
-
-  Returns:
-    float32 [B, h, w], at the resolution of the stage.
+  Maps normalised images [B, H, W, C] and the classes to explain, int32 [B], to
+  float32 [B, h, w], at the resolution of the stage. Stages count from 1.
   """
   if getattr(model, 'scan_blocks', False):
     # The blocks of a scan have no names of their own.

@@ -21,13 +21,8 @@ def scan_blocks(
 
   Call it in a compact method of the network. The variables of the network have
   the same names and shapes as with one call per block: they are stacked,
-  [len(names), ...], only within this function.
-
-  Args:
-    network: the module that the blocks belong to.
-    create_block: (*, name) -> a block; its output has the shape of its input.
-    x: input of the first block.
-    names: names of the blocks in the network, in order; at least one.
+  [len(names), ...], only within this function. There must be at least one
+  name. `create_block` is (*, name) -> block; each block keeps the shape of x.
   """
 
   def stack(variables: Any) -> Any:

@@ -39,11 +39,9 @@ class Checkpoints:
   def __init__(self, workdir: str, *, keep: int | None = None):
     """Opens the folder; moves checkpoints with damaged metrics out of it.
 
-    Args:
-      workdir: folder of the run.
-      keep: number of latest checkpoints to keep, besides the best by
-        `weights.score`. None opens the folder read-only; a damaged checkpoint
-        is then an error.
+    `keep` is the number of latest checkpoints to keep, besides the best by
+    `weights.score`. None opens the folder read-only; a damaged checkpoint is
+    then an error.
     """
     self._workdir = os.path.abspath(workdir)
     self._folder = os.path.join(self._workdir, FOLDER)

@@ -68,13 +68,9 @@ def name(index: int) -> str:
 def meet(
   address: str, count: int, index: int, seconds: float
 ) -> dict[int, Peer]:
-  """Waits until all processes are connected.
+  """Waits until all processes are connected, but not longer than `seconds`.
 
-  Args:
-    address: 'HOST:PORT' of process 0.
-    count: number of processes.
-    index: number of this process.
-    seconds: how long to wait.
+  The address of process 0 is 'HOST:PORT'; `index` is the number of this one.
 
   Returns:
     The connections by process number: process 0 has one to each other process,

@@ -36,10 +36,8 @@ def mean_over_micro_batches(
 ) -> Any:
   """Averages fn over micro-batches, with the activations of only one in memory.
 
-  Args:
-    fn: a function of one micro-batch.
-    batches: from `split_batch`.
-    unroll: repeat the program of `fn` instead of looping over it.
+  The batches are those of `split_batch`. `unroll` repeats the program of `fn`
+  instead of looping over it.
   """
   count = len(batches['label'])
 

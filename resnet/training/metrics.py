@@ -23,11 +23,8 @@ def batch_sums(
 ) -> Sums:
   """Returns the sums of the metrics over a batch.
 
-  Args:
-    losses: [B] float32.
-    logits: [B, K] float32.
-    labels: [B] int32.
-    mask: [B] bool, False for padding rows, which do not count.
+  Losses [B] and logits [B, K] are float32, labels [B] int32. The mask, bool
+  [B], is False for padding rows, which do not count.
 
   Returns:
     'loss'; 'top1' and 'top5', the numbers of images whose label has the largest

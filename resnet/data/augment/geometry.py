@@ -21,13 +21,9 @@ def affine_matrices(
 ) -> jax.Array:
   """Returns matrices [B, 2, 3] from (x, y, 1) of a new pixel to the old (x, y).
 
-  Coordinates are in pixels from the centre of the image.
-
-  Args:
-    chosen: for each operation, bool [B]: which images it is applied to.
-    magnitudes: float32 [B].
-    height: image height, pixels.
-    width: image width, pixels.
+  Coordinates are in pixels from the centre of the image. `chosen` tells for
+  each operation to which images it is applied, bool [B]; magnitudes are float32
+  [B].
   """
 
   def select(name: str, values: jax.Array) -> jax.Array:
