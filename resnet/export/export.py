@@ -35,17 +35,10 @@ def export(
   platforms: Sequence[str],
   with_preprocessing: bool,
 ) -> dict[str, Any]:
-  """Writes a complete and checked export, or nothing.
+  """Writes a complete and checked export, or nothing; returns its manifest.
 
-  Args:
-    weights: weights of the network.
-    folder: folder to create, which must not exist.
-    format_: one of `formats.NAMES`.
-    platforms: platforms of a StableHLO export; see `Program`.
-    with_preprocessing: take uint8 pixels instead of normalised float32 ones.
-
-  Returns:
-    The manifest.
+  It creates the folder. The format is one of `formats.NAMES`; the platforms are
+  those of a StableHLO export. See `Program` for the other arguments.
 
   Raises:
     InputError: the folder exists or cannot be created, a platform is unknown,

@@ -18,10 +18,7 @@ class Predictor:
   ):
     """Creates the predictor, which compiles each size when it is first used.
 
-    Args:
-      network: the network.
-      outputs: names of the outputs; see `Network.outputs`.
-      batch_sizes: sizes to compile for; no batch may exceed the largest.
+    See `Network.outputs` for the names. No batch may exceed the largest size.
     """
     for name in outputs:
       if name not in network.outputs:

@@ -40,12 +40,8 @@ def create(
 ) -> tuple[Figure, list[Any]]:
   """Returns a figure and its axes, one for each of `titles`, row by row.
 
-  Args:
-    titles: titles of the axes.
-    title: title of the figure.
-    note: text below the axes, in small type.
-    columns: largest number of axes in a row.
-    share_y: whether all axes have the same y range.
+  A row has at most `columns` axes; the note is below them, in small type. With
+  `share_y` all axes have the same y range.
   """
   columns = min(columns, len(titles))
   rows = -(-len(titles) // columns)
@@ -75,16 +71,11 @@ def draw_curve(
   spread: np.ndarray | None = None,
   bold: bool = True,
 ) -> None:
-  """Draws a curve and, if `spread` is given, a band around it.
+  """Draws a curve [N] and, if `spread` is given, a band around it.
 
-  Args:
-    ax: the axes.
-    x: [N].
-    y: [N]; non-finite values leave a gap.
-    style: index of the colour and the dash pattern.
-    label: label in the legend; '' for none.
-    spread: half the height of the band, [N]; None for no band.
-    bold: draw a wide line, for test curves; otherwise a thin one.
+  Values that are not finite leave a gap. The `style` is the index of the colour
+  and the dash pattern, `spread` half the height of the band, [N]. Curves of
+  tests are bold; the others are thin lines.
   """
   color = COLORS[style % len(COLORS)]
   ax.plot(

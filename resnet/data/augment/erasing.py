@@ -62,14 +62,9 @@ class RandomErasing:
   ) -> jax.Array:
     """Erases a box of some images.
 
-    Args:
-      images: [B, H, W, C], uint8 or float32.
-      keys: one key per image, [B].
-      mean: mean of each channel, in the units of the images; 0 if normalised.
-      std: standard deviation of each channel; 1 if normalised.
-
-    Returns:
-      float32 [B, H, W, C].
+    Maps [B, H, W, C], uint8 or float32, and keys [B] to float32 [B, H, W, C].
+    Mean and std of each channel are in the units of the images: 0 and 1 if they
+    are normalised.
     """
     height, width, _ = shape = images.shape[1:]
     both = jax.vmap(lambda key: jax.random.split(key, 2))(keys)

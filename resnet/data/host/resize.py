@@ -28,11 +28,8 @@ def resize(
 ) -> np.ndarray:
   """Resizes uint8 [H, W, C], C = 1 or 3, to uint8 [height, width, C].
 
-  Args:
-    image: the image, which need not be contiguous.
-    height: height of the result, pixels.
-    width: width of the result, pixels.
-    interpolation: one of `FILTERS`; all but 'nearest' use antialiasing.
+  The image need not be contiguous. The interpolation is one of `FILTERS`; all
+  but 'nearest' use antialiasing.
   """
   if image.shape[:2] == (height, width):
     return image
