@@ -90,7 +90,7 @@ def torch(
     'compile': name == 'torch-compile',
     'image_shape': run.image_shape,
     'batch_size': reader.batch_size,
-    'num_classes': reader.num_classes,
+    'num_classes': run.derived()['num_classes'],
     'device': 'cuda' if device.platform == 'gpu' else 'cpu',
     'mean': run.task.mean,
     'std': run.task.std,

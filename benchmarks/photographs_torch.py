@@ -170,7 +170,7 @@ def create_network(run):
   """Creates timm's network with our initial weights for the run's seed."""
   name = run.config['model.name']
   state = to_state_dict(name, run.create_state().variables)
-  model = timm.create_model(name, num_classes=run.train_reader.num_classes)
+  model = timm.create_model(name, num_classes=run.derived()['num_classes'])
   model.load_state_dict({k: torch.tensor(v) for k, v in state.items()})
   for module in model.modules():
     if isinstance(module, nn.BatchNorm2d):

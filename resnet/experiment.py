@@ -145,7 +145,8 @@ class Experiment:
       'steps_per_epoch': self.length.steps_per_epoch,
       'num_train_examples': len(self.train_reader.source),
       'num_eval_examples': len(self.eval_reader.source),
-      'num_classes': self.train_reader.num_classes,
+      'num_classes': self.config['model.num_classes']
+      or self.train_reader.source.num_classes,
       'class_names': names and list(names),
       'mean': list(self.task.mean),
       'std': list(self.task.std),
@@ -217,9 +218,7 @@ def resolve(
       or config.model.bn_group_size,
     ),
   )
-  train_reader, eval_reader = _create_readers(
-    config, data, sharding, sizes=sizes, num_classes=num_classes
-  )
+  train_reader, eval_reader = _create_readers(config, data, sharding, sizes)
   size, eval_size = config.data.image_size, data.eval_transform.size
   return Experiment(
     config=flat,
@@ -247,12 +246,7 @@ def _num_classes(config: Any, data: Data) -> int:
 
 
 def _create_readers(
-  config: Any,
-  data: Data,
-  sharding: DataSharding,
-  *,
-  sizes: Sizes,
-  num_classes: int,
+  config: Any, data: Data, sharding: DataSharding, sizes: Sizes
 ) -> tuple[BatchReader, BatchReader]:
   """Creates the readers of training and evaluation batches."""
 
@@ -262,7 +256,6 @@ def _create_readers(
       batch_size=batch_size,
       row_start=row_start,
       row_count=row_count,
-      num_classes=num_classes,
       max_bad_images=data.max_bad_images,
       **options,
     )

@@ -24,7 +24,6 @@ def make_reader(
     source=source,
     transform=transform,
     batch_size=batch_size,
-    num_classes=source.num_classes,
     seed=seed,
     row_start=start,
     row_count=count,

@@ -89,7 +89,7 @@ def test_imagenet_is_not_needed():
   config = resnet50.get_config()
   topology = topologies.open_topology('cpu:8')
   prepared = compiled.prepare(config, topology)
-  assert prepared.train_reader.num_classes == 1000
+  assert prepared.train_reader.source.num_classes == 1000
   assert prepared.image_shape == (224, 224, 3)
   steps = config.num_epochs * 1_281_167 / config.batch_size
   assert prepared.length.num_steps == round(steps)

@@ -106,7 +106,7 @@ def test_a_small_disk_and_broken_records_fail(
   assert '1.5 MB free in' in found['disk'][1]
   text = found['data'][1]
   assert '3 of 256 are broken: The label of record 0' in text
-  assert ' is 10, not 0 to 9.' in text
+  assert ' is 10; expected 0 to 9.' in text
 
 
 def test_classes_of_imagenet_must_be_sorted(experiment):

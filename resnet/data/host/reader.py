@@ -61,7 +61,6 @@ class BatchReader:
     source: the records.
     transform: makes images of one shape from images of any shape.
     batch_size: global batch size, images.
-    num_classes: labels must be in 0 .. num_classes - 1.
     seed: seed of order and augmentation; None reads in stored order, once.
     row_start: first row of the global batch that belongs to this process.
     row_count: number of rows that belong to this process.
@@ -74,7 +73,6 @@ class BatchReader:
   source: Source
   transform: Transform
   batch_size: int
-  num_classes: int
   seed: int | None
   row_start: int
   row_count: int
@@ -172,13 +170,7 @@ class BatchReader:
           raise error from None
         left_out.append(str(error))
       else:
-        label = int(record['label'])
-        if 0 <= label < self.num_classes:
-          return image, label
-        raise InputError(
-          f'The label of {self.source.key(index, record)} is {label}; expected'
-          f' 0 to {self.num_classes - 1} (model.num_classes).'
-        )
+        return image, self.source.label(index, record)
       count = len(set(left_out))
       if count > self.max_bad_images:
         raise too_many_bad_images(count, self.max_bad_images, left_out[-1])

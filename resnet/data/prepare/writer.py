@@ -153,11 +153,7 @@ def _make_shard(
 def _serialize(source: Source, index: int, job: Job) -> bytes:
   """Encodes a record of a split of `job` as TFDS does."""
   record = source.records[index]
-  key, label = source.key(index, record), int(record['label'])
-  if not 0 <= label < source.num_classes:
-    raise InputError(
-      f'The label of {key} is {label}; expected 0 to {source.num_classes - 1}.'
-    )
+  key, label = source.key(index, record), source.label(index, record)
   try:
     image: Any = job.encoding.encode(record['image'])
   except ValueError as error:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from resnet.errors import readable
+from resnet.errors import InputError, readable
 
 Record = Mapping[str, Any]
 
@@ -76,6 +76,16 @@ class Source:
       digest.update(np.int64(record['label']).tobytes())
       digest.update(bytes(record['image']))
     return digest.hexdigest()[:12]
+
+  def label(self, index: int, record: Record) -> int:
+    """Returns the label of a record; an InputError names a wrong one."""
+    label = int(record['label'])
+    if not 0 <= label < self.num_classes:
+      raise InputError(
+        f'The label of {self.key(index, record)} is {label}; expected 0 to'
+        f' {self.num_classes - 1}.'
+      )
+    return label
 
   def key(self, index: int, record: Record) -> str:
     """Returns a description of the record for messages."""

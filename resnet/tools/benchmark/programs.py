@@ -49,7 +49,7 @@ def describe_devices(run: Experiment) -> str:
 def batch_on_device(run: Experiment, subject: str) -> dict[str, jax.Array]:
   """Returns a batch of random images for the step or the evaluation."""
   shape = compiled.abstract_batch(run, subject)['image'].shape
-  rng, num_classes = np.random.default_rng(0), run.train_reader.num_classes
+  rng, num_classes = np.random.default_rng(0), run.derived()['num_classes']
   batch = {
     'image': rng.integers(0, 256, shape, np.uint8),
     'label': rng.integers(0, num_classes, shape[0], np.int32),
