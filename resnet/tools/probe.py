@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from resnet.data.sources.registry import Source, open_source
-from resnet.errors import InputError
 from resnet.export.exported import open_network
+from resnet.files import reading
 from resnet.inference.network import add_arguments, source_of
 from resnet.inference.predictor import Predictor
 from resnet.inference.preprocessing import ImageTransform
@@ -57,12 +57,8 @@ def _features(
   """Returns pooled features [N, C] and labels [N] of a split."""
 
   def decode(index: int, record: Any) -> np.ndarray:
-    try:
+    with reading(f'The image of {source.key(index, record)} cannot be decoded'):
       return transform(record['image'])
-    except ValueError as error:
-      raise InputError(
-        f'The image of {source.key(index, record)} cannot be decoded: {error}.'
-      ) from None
 
   def batches(pool: ThreadPoolExecutor) -> Iterator[tuple[Any, np.ndarray]]:
     for start in range(0, len(source), _BATCH_SIZE):

@@ -25,7 +25,7 @@ import tensorflow_datasets as tfds
 from resnet.data.prepare.job import Job
 from resnet.data.sources.base import Source
 from resnet.errors import InputError, RunError, reason_of
-from resnet.files import replacing, write_atomically
+from resnet.files import reading, replacing, write_atomically
 
 VERSION = '1.0.0'
 MANIFEST = 'manifest.json'
@@ -154,12 +154,8 @@ def _serialize(source: Source, index: int, job: Job) -> bytes:
   """Encodes a record of a split of `job` as TFDS does."""
   record = source.records[index]
   key, label = source.key(index, record), source.label(index, record)
-  try:
+  with reading(f'The image of {key} cannot be decoded'):
     image: Any = job.encoding.encode(record['image'])
-  except ValueError as error:
-    raise InputError(
-      f'The image of {key} cannot be decoded: {error}.'
-    ) from None
   shape = job.features['image'].shape
   if job.encoding.raw and image.shape != shape:
     raise InputError(

@@ -14,6 +14,7 @@ import numpy as np
 
 from resnet.errors import InputError
 from resnet.export.formats import Program, import_package
+from resnet.files import reading
 from resnet.models import layers
 
 INSTALL = 'pip install --no-deps -r requirements-onnx.txt'
@@ -74,10 +75,8 @@ def load(folder: str) -> Callable[[Any], Any]:
   """Loads the network in an exported folder, as a function images -> logits."""
   path = os.path.join(folder, _FILE)
   onnxruntime = import_package('onnxruntime', 'pip install onnxruntime')
-  try:
+  with reading(f'{path} is not an ONNX file', Exception):
     session = onnxruntime.InferenceSession(
       path, providers=['CPUExecutionProvider']
     )
-  except Exception as error:
-    raise InputError(f'{path} is not an ONNX file: {error}') from None
   return lambda x: session.run(['logits'], {'images': np.asarray(x)})[0]

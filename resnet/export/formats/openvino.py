@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from resnet.errors import InputError
 from resnet.export.formats import Program, import_package, onnx
+from resnet.files import reading
 
 _INSTALL = f'{onnx.INSTALL} and pip install openvino'
 HELP = f'openvino needs: {_INSTALL}'
@@ -37,10 +37,8 @@ def load(folder: str) -> Callable[[Any], Any]:
   """Loads an exported folder as a function, images -> logits."""
   path = os.path.join(folder, _GRAPH)
   openvino = import_package('openvino', 'pip install openvino')
-  try:
-    # By default OpenVINO computes in bfloat16 if the CPU supports it.
-    options = {'INFERENCE_PRECISION_HINT': 'f32'}
+  # By default OpenVINO computes in bfloat16 if the CPU supports it.
+  options = {'INFERENCE_PRECISION_HINT': 'f32'}
+  with reading(f'{path} is not an OpenVINO model', RuntimeError):
     model = openvino.Core().compile_model(path, 'CPU', options)
-  except RuntimeError as error:
-    raise InputError(f'{path} is not an OpenVINO model: {error}') from None
   return lambda x: model({'images': np.asarray(x)})['logits']

@@ -11,8 +11,8 @@ from jax import export as jax_export
 import numpy as np
 import safetensors.numpy
 
-from resnet.errors import InputError
 from resnet.export.formats import Program
+from resnet.files import reading
 
 HELP = ''
 # The logits must be equal bit for bit.
@@ -45,11 +45,10 @@ def convert(program: Program) -> dict[str, bytes]:
 def load(folder: str) -> Callable[[Any], Any]:
   """Loads an exported folder as a function, images -> logits."""
   path = os.path.join(folder, _PROGRAM)
-  try:
-    with open(path, 'rb') as file:
-      exported = jax_export.deserialize(bytearray(file.read()))
+  failure = f'{path} is not a StableHLO program'
+  # JAX raises errors of many types.
+  with reading(failure, Exception), open(path, 'rb') as file:
+    exported = jax_export.deserialize(bytearray(file.read()))
     flat = safetensors.numpy.load_file(os.path.join(folder, _WEIGHTS))
-  except Exception as error:  # JAX raises errors of many types.
-    raise InputError(f'{path} is not a StableHLO program: {error}') from None
   variables = jax.device_put(traverse_util.unflatten_dict(flat, sep='/'))
   return functools.partial(jax.jit(exported.call), variables)
