@@ -198,7 +198,6 @@ def resolve(
   sharding = create_sharding(devices, **config.sharding)
   check_batch(config, sharding.mesh.devices.size)
   data = create_data(config.data, source)
-  num_classes = _num_classes(config, data)
   length = create_run_length(config, len(data.train))
   sizes = create_sizes(
     data.size_schedule, steps=length.steps, num_steps=length.num_steps
@@ -207,7 +206,7 @@ def resolve(
     config,
     length,
     backend=sharding.backend,
-    model=_create_model(config.model, num_classes),
+    model=_create_model(config.model, data.train),
     mean=data.mean,
     std=data.std,
     device_crop=data.device_crop,
@@ -232,17 +231,6 @@ def resolve(
     loader=data.loader,
     sharding=sharding,
   )
-
-
-def _num_classes(config: Any, data: Data) -> int:
-  num_classes = config.model.num_classes or data.train.num_classes
-  if num_classes < data.train.num_classes:
-    raise InputError(
-      f'model.num_classes={num_classes}, but the labels of {data.train.name!r}'
-      f' are 0 to {data.train.num_classes - 1}: type'
-      f' --config.model.num_classes={data.train.num_classes}'
-    )
-  return num_classes
 
 
 def _create_readers(
@@ -278,7 +266,14 @@ def _create_readers(
   return train_reader, eval_reader
 
 
-def _create_model(config: Any, num_classes: int) -> Any:
+def _create_model(config: Any, source: Source) -> Any:
+  num_classes = config.num_classes or source.num_classes
+  if num_classes < source.num_classes:
+    raise InputError(
+      f'model.num_classes={num_classes}, but the labels of {source.name!r} are'
+      f' 0 to {source.num_classes - 1}: type'
+      f' --config.model.num_classes={source.num_classes}'
+    )
   # None keeps the default of the network, which may lack the field.
   given = {field: value for field, value in config.items() if value is not None}
   return create_model(
