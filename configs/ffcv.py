@@ -7,8 +7,8 @@
 The argument after the colon is the net and the epochs: rn50_16, rn50_24,
 rn50_32, rn50_40, rn50_56 or rn50_88 (the default), and rn18_16 to rn18_88.
 
-Hardware: eight GPUs of 40 GB for rn50, one for rn18. Prepare the set once;
-see the README.
+Hardware: eight GPUs of 40 GB for rn50, one for rn18. Prepare the set once
+(docs/training.md).
 Source: libffcv/ffcv-imagenet, rn50_configs, rn18_configs and train_imagenet.py,
 confirmed value by value.
 Aim: top-1 of one 256-pixel centre crop and its mirror image, %, and FFCV's time

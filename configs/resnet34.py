@@ -2,7 +2,8 @@
 
   python main.py --config=configs/resnet34.py --workdir=DIR
 
-Hardware: one GPU of 24 GB. Prepare the set once; see the README.
+Hardware: one GPU of 24 GB. Prepare the set once
+(docs/training.md).
 Aim: top-1 of one 224-pixel centre crop, %: 73.314 (torchvision V1); compare
 73.27 (fb.resnet.torch, with colour jitter) and, with ten crops, 74.97 (He et
 al. 2016, whose recipe differs, see configs/default.py). Not run.

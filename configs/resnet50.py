@@ -2,8 +2,8 @@
 
   python main.py --config=configs/resnet50.py --workdir=DIR
 
-Hardware: eight GPUs of 16 GB, or one of 40 GB. Prepare the set once; see
-the README.
+Hardware: eight GPUs of 16 GB, or one of 40 GB. Prepare the set once
+(docs/training.md).
 Aim: top-1 of one 224-pixel centre crop, %: 76.130 (torchvision V1); compare
 75.99 (fb.resnet.torch, with colour jitter) and, with ten crops, 77.15 (He et
 al. 2016, whose recipe differs, see configs/default.py). Not run.

@@ -7,7 +7,8 @@ baseline without a warm-up.
 
 Hardware: in the paper, 256 GPUs with 32 images each (8192) or eight (256). Here
 32 GPUs of 80 GB also suffice for 8192, with 256 images in eight groups on each,
-and one for 256. Prepare the set once; see the README.
+and one for 256. Prepare the set once
+(docs/training.md).
 Source: "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour" (arXiv
 1706.02677), sections 2.2, 5.1 and 5.2, confirmed value by value. Crops and
 flips are those of fb.resnet.torch, without its colour augmentation.

@@ -5,7 +5,8 @@
 The argument after the colon is the number of epochs: e50, e90 (the default) or
 e250, which adds mixup.
 
-Hardware: eight GPUs of 32 GB. Prepare the set once; see the README.
+Hardware: eight GPUs of 32 GB. Prepare the set once
+(docs/training.md).
 Source: NVIDIA DeepLearningExamples, PyTorch/Classification/ConvNets, confirmed
 value by value in resnet50v1.5/training/AMP/DGX1_RN50_AMP_{50,90,250}E.sh,
 main.py and the README.

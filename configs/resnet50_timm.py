@@ -5,8 +5,8 @@
 The argument after the colon is the recipe: a1 (600 epochs), a2 (300) or a3
 (100, at 160 pixels; the default).
 
-Hardware: eight GPUs of 40 GB, or four of 32 GB for a3. Prepare the set once;
-see the README.
+Hardware: eight GPUs of 40 GB, or four of 32 GB for a3. Prepare the set once
+(docs/training.md).
 Source: Wightman et al. 2021 (arXiv 2110.00476), Table 2. The table itself was
 not available; every value was compared with two transcriptions of it, those of
 mmpretrain (configs/resnet, rsb-a1, a2, a3) and OpenMixup, and LAMB's with timm.

@@ -2,8 +2,8 @@
 
   python main.py --config=configs/resnetrs50.py --workdir=DIR
 
-Hardware: TPUs in the paper; here eight GPUs of 80 GB. Prepare the set once; see
-the README.
+Hardware: TPUs in the paper; here eight GPUs of 80 GB. Prepare the set once
+(docs/training.md).
 Source: "Revisiting ResNets" (arXiv 2103.07579), as tensorflow/tpu has it in
 models/official/resnet: the values are those of
 resnet_rs/configs/resnetrs50_i160.yaml. The rest is from elsewhere: the
