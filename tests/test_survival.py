@@ -1,9 +1,9 @@
 """What a run survives: signals, kills, damage, full disks, dead workers.
 
-One test for each line of the README's table that no other file has. What ends a
-process happens in one of its own, at a call that the test names, so that no
-test depends on the speed of the machine. How a run continues is seen in this
-process: both have eight devices, and results are compared bit for bit.
+One test for each line of the table in docs/training.md that no other file has.
+What ends a process happens in one of its own, at a call that the test names, so
+that no test depends on the speed of the machine. How a run continues is seen in
+this process: both have eight devices, and results are compared bit for bit.
 """
 
 import json
