@@ -32,8 +32,9 @@ warm-up of half an epoch (0.751).
 
 Hardware: one GPU; for 128x5 two CPU cores. Top-1 accuracy of fast.ai, %, with
 variants of XResNet-50: 85.77 (128x5), 91.57 (128x20), 93.55 (128x80), 92.50
-(192x20), 94.50 (192x80). Ours: 79.08 (128x5, seed 0, 52 minutes on two cores of
-an AMD EPYC beside other jobs); the others: not run.
+(192x20), 94.50 (192x80). Ours, from JPEG copies of 224 x 224 pixels: 79.08
+(128x5, seed 0, 52 minutes on two cores of an AMD EPYC beside other jobs); the
+others: not run.
 """
 
 from configs import default
