@@ -13,7 +13,7 @@ from resnet.data.sources.imagenet_names import readable_name
 from resnet.errors import InputError
 from resnet.files import creating, to_json, write_atomically
 from resnet.weights import Metadata, Preprocessing, save_weights
-from resnet.weights.fit import count_classes
+from resnet.weights.convert import count_classes
 from resnet.weights.hub import (
   CONFIG,
   PREPROCESSOR,

@@ -18,8 +18,11 @@ from resnet.inference.preprocessing import normalize
 from resnet.models import create_model
 from resnet.training import compiler
 from resnet.weights import Preprocessing, open_stored, read_stored
-from resnet.weights.convert import find_overrides
-from resnet.weights.fit import count_classes, image_channels
+from resnet.weights.convert import (
+  count_classes,
+  find_overrides,
+  image_channels,
+)
 from resnet.weights.sources import PACKAGED
 
 # uint8 images [B, S, S, C] -> arrays by name.

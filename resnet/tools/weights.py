@@ -34,8 +34,7 @@ from resnet.weights import (
   read_stored,
   save_weights,
 )
-from resnet.weights.convert import find_overrides
-from resnet.weights.fit import count_classes
+from resnet.weights.convert import count_classes, find_overrides
 from resnet.weights.naming import NAMINGS
 
 _PREPROCESSING = dataclasses.fields(Preprocessing)

@@ -14,10 +14,13 @@ import safetensors.numpy
 
 from resnet.errors import InputError
 from resnet.files import replacing
-from resnet.weights import fit
-from resnet.weights.convert import check_stored, read_stored, to_stored
+from resnet.weights.convert import (
+  check_stored,
+  flatten,
+  read_stored,
+  to_stored,
+)
 from resnet.weights.metadata import Metadata, Preprocessing
-from resnet.weights.naming import ORBAX
 from resnet.weights.sources import open_stored, score
 from resnet.weights.stored import StoredWeights, from_tensors
 
@@ -59,22 +62,31 @@ def from_state_dict(
     InputError: a tensor is missing, unexpected, or of the wrong shape or type;
       nothing is converted.
   """
+  return read_stored(_open_state('the state dict', state), name, **overrides)
+
+
+def _open_state(name: str, state: Mapping[str, Any]) -> StoredWeights:
   if isinstance(state.get('params'), Mapping):
-    state = {'/'.join(path): leaf for path, leaf in fit.flatten(state).items()}
-  source = from_tensors(
-    'the state dict',
-    {key: fit.describe(value) for key, value in state.items()},
-    lambda keys: {key: _numpy(state[key]) for key in keys},
-  )
-  return read_stored(source, name, **overrides)
+    state = {'/'.join(path): leaf for path, leaf in flatten(state).items()}
+  tensors = {}
+  for key, leaf in state.items():
+    if not hasattr(leaf, 'shape') or not hasattr(leaf, 'dtype'):
+      raise InputError(
+        'A state dict maps names to arrays, but this one contains an object of'
+        f' type {type(leaf).__name__}: give the inner state dict, such as'
+        " checkpoint['state_dict']."
+      )
+    tensors[key] = tuple(leaf.shape), str(leaf.dtype).removeprefix('torch.')
 
+  def read(key: str) -> np.ndarray:
+    tensor = state[key]
+    if str(tensor.dtype).startswith('torch.'):
+      tensor = tensor.detach().cpu()
+    if str(tensor.dtype) == 'torch.bfloat16':  # NumPy has no bfloat16.
+      tensor = tensor.float()
+    return np.asarray(tensor)
 
-def _numpy(tensor: Any) -> np.ndarray:
-  if str(tensor.dtype).startswith('torch.'):
-    tensor = tensor.detach().cpu()
-  if str(tensor.dtype) == 'torch.bfloat16':  # NumPy has no bfloat16.
-    tensor = tensor.float()
-  return np.asarray(tensor)
+  return from_tensors(name, tensors, read)
 
 
 def to_state_dict(
@@ -94,18 +106,8 @@ def to_state_dict(
       'akamaster' for CIFAR nets of basic blocks.
     **overrides: arguments of `create_model`.
   """
-  check_stored(
-    StoredWeights(
-      name=f'the variables given for {name}',
-      naming=ORBAX,
-      tensors={
-        '/'.join(path): fit.describe(leaf)
-        for path, leaf in fit.flatten(variables).items()
-      },
-    ),
-    name,
-    **overrides,
-  )
+  source = _open_state(f'the variables given for {name}', variables)
+  check_stored(source, name, **overrides)
   return to_stored(variables, naming)
 
 

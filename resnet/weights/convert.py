@@ -1,18 +1,48 @@
-"""Converts the tensors of a source to variables, and back."""
+"""Checks that tensors fit a network; converts them to variables, and back."""
 
 from collections.abc import Mapping
 import contextlib
+import functools
 from typing import Any
 
 from flax import traverse_util
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from resnet.errors import InputError
+from resnet.errors import InputError, nearest
 from resnet.models import create_model
-from resnet.weights import fit
 from resnet.weights.naming import NAMINGS, ORBAX
-from resnet.weights.naming.layout import COUNTER, Path, Shape, counter_keys
+from resnet.weights.naming.layout import (
+  COUNTER,
+  Layout,
+  Path,
+  Shape,
+  counter_keys,
+)
 from resnet.weights.stored import StoredWeights
+
+_FLOATS = ('float32', 'float16', 'bfloat16')
+
+
+def image_channels(variables: Mapping[str, Any]) -> int:
+  """Returns the number of image channels of a network."""
+  params = variables['params']
+  stem = params.get('stem_conv') or params['stem_conv1']
+  return stem['kernel'].shape[2]
+
+
+def count_classes(variables: Mapping[str, Any]) -> int:
+  """Returns the number of classes of a network, 0 if it has no head."""
+  head = variables['params'].get('head')
+  return len(head['bias']) if head else 0
+
+
+def flatten(variables: Mapping[str, Any]) -> dict[Path, Any]:
+  """Returns the parameters and statistics by path."""
+  return traverse_util.flatten_dict(
+    {part: variables.get(part, {}) for part in ('params', 'batch_stats')}
+  )
 
 
 def read_stored(
@@ -22,23 +52,15 @@ def read_stored(
   layout = source.naming.layout(
     check_stored(source, name, needs_head=needs_head, **overrides)
   )
-  # Read one tensor at a time, so that memory holds no second copy of all; Orbax
-  # restores all of them in any case.
-  keys = list(layout)
-  parts = [keys] if source.naming is ORBAX else [[key] for key in keys]
   flat = {
-    layout[key].path: np.asarray(layout[key].from_stored(array), np.float32)
-    for part in parts
-    for key, array in source.read(part).items()
+    tensor.path: np.asarray(tensor.from_stored(source.read(key)), np.float32)
+    for key, tensor in layout.items()
   }
   source.naming.check(flat)
-  counters = counter_keys(layout)
-  there = [key for key in counters if key in source.tensors]
-  counts = {}
-  if there:
-    counts = {counters[key]: value for key, value in source.read(there).items()}
+  counters = counter_keys(layout).items()
+  counts = {p: source.read(key) for key, p in counters if key in source.tensors}
   variables = {'batch_stats': {}, **traverse_util.unflatten_dict(flat)}
-  if any(np.any(count) for count in counts.values()):
+  if any(map(np.any, counts.values())):
     variables[COUNTER] = traverse_util.unflatten_dict(counts)
   return variables
 
@@ -51,7 +73,7 @@ def to_stored(
     raise InputError(
       f'naming={naming!r} cannot be written: give one of {", ".join(NAMINGS)}.'
     )
-  flat = fit.flatten(variables)
+  flat = flatten(variables)
   shapes = {path: np.shape(leaf) for path, leaf in flat.items()}
   layout = NAMINGS[naming].layout(shapes)
   NAMINGS[naming].check(flat)
@@ -81,14 +103,8 @@ def check_stored(
 ) -> dict[Path, Shape]:
   """Checks that a source fits a network, without reading a tensor.
 
-  Args:
-    source: the source.
-    name: name of the network.
-    needs_head: refuse a source that has all tensors but those of the head.
-    **overrides: arguments of `create_model`.
-
-  Returns:
-    The shapes by path of the network's variables that the source has.
+  If `needs_head`, a source that has all tensors but those of the head does not
+  fit. Returns the shapes by path of the variables that the source has.
   """
   metadata = source.metadata
   if metadata.model not in (None, name):
@@ -105,20 +121,13 @@ def check_stored(
       f'{source.name} holds weights of {name} with shortcut {theirs!r}, not'
       f' {ours!r}.'
     )
-  layout_of = source.naming.layout
-  expected = fit.expected_shapes(name, source.tensors, overrides, layout_of)
-  layout = layout_of(expected)
+  shapes = _expected_shapes(source, name, overrides)
+  layout = source.naming.layout(shapes)
   head = [key for key, tensor in layout.items() if tensor.path[1] == 'head']
   has_head = any(key in source.tensors for key in head)
   if not has_head:
-    expected = {p: shape for p, shape in expected.items() if p[1] != 'head'}
-    layout = layout_of(expected)
-  fit.check_fit(
-    source.name,
-    source.tensors,
-    {key: tensor.shape for key, tensor in layout.items()},
-    optional=counter_keys(layout).keys(),
-  )
+    layout = {key: x for key, x in layout.items() if key not in head}
+  _check_fit(source, layout)
   if not (has_head or metadata.model or source.naming is ORBAX) and ours == 'A':
     raise InputError(
       f'{source.name} has no head, whose name would say how the shortcuts of'
@@ -132,4 +141,60 @@ def check_stored(
       ' `python -m resnet.tools.predict --weights=SOURCE --features=pooled'
       ' --out=FILE.npz IMAGE`.'
     )
-  return expected
+  return {tensor.path: shapes[tensor.path] for tensor in layout.values()}
+
+
+def _expected_shapes(
+  source: StoredWeights, name: str, overrides: Mapping[str, Any]
+) -> dict[Path, Shape]:
+  """Returns the shape of each variable of a network by path.
+
+  Image channels, and classes unless overridden, are those of the source.
+  """
+  model = create_model(name, **overrides)
+  # The shapes do not depend on the size of the images.
+  images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+  init = functools.partial(model.init, train=False)
+  variables = jax.eval_shape(init, jax.random.key(0), images)
+  shapes = {path: leaf.shape for path, leaf in flatten(variables).items()}
+  theirs = {}
+  for key, tensor in source.naming.layout(shapes).items():
+    shape, _ = source.tensors.get(key, ((), ''))
+    if len(shape) >= len(tensor.axes):
+      order = np.argsort(tensor.axes)
+      theirs[tensor.path] = tuple(shape[dim] for dim in order)
+  num_classes = theirs.get(('params', 'head', 'bias'), (0,))[0]
+  for path, shape in shapes.items():
+    if path[1] == 'head' and num_classes and 'num_classes' not in overrides:
+      shapes[path] = (*shape[:-1], num_classes)
+    is_stem = path[1:] in (('stem_conv', 'kernel'), ('stem_conv1', 'kernel'))
+    if is_stem and theirs.get(path, shape)[2] == 1:  # Grey instead of RGB.
+      shapes[path] = (*shape[:2], 1, shape[3])
+  return shapes
+
+
+def _check_fit(source: StoredWeights, layout: Layout) -> None:
+  """Raises InputError for the first tensor that does not fit."""
+  where, tensors, counters = source.name, source.tensors, counter_keys(layout)
+  for key, tensor in layout.items():
+    if key not in tensors:
+      extra = [k for k in tensors if k not in layout and k not in counters]
+      hint = nearest(key, extra) if extra else ''
+      raise InputError(f'{where} has no tensor {key!r}.{hint}')
+    shape, dtype = tensors[key]
+    if shape != tensor.shape:
+      raise InputError(
+        f'{key!r} in {where} has the shape {list(shape)}; the network has'
+        f' {list(tensor.shape)}.'
+      )
+    if dtype not in _FLOATS:
+      raise InputError(
+        f'{key!r} in {where} is {dtype}, not one of {", ".join(_FLOATS)}.'
+      )
+  for key, (shape, dtype) in tensors.items():
+    if key in counters and (shape or not dtype.lower().startswith(('i', 'u'))):
+      raise InputError(
+        f'{key!r} in {where} is {dtype}{list(shape)}, not one integer.'
+      )
+    if key not in layout and key not in counters:
+      raise InputError(f'{where} has {key!r}, but the network does not.')

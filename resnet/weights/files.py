@@ -1,21 +1,31 @@
-"""Opens weight files of all formats."""
+"""Opens weight files of all formats; runs nothing in them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
 import json
+import math
 import os
+import pathlib
+import re
+import zipfile
 
+from flax import serialization, traverse_util
 import numpy as np
 import safetensors
 
-from resnet.errors import InputError
+from resnet.errors import InputError, reason_of
 from resnet.files import reading
-from resnet.weights import keras_file, torch_file, tree_file
+from resnet.weights import keras_file, torch_file
 from resnet.weights.metadata import Metadata, from_header
-from resnet.weights.naming.layout import Read, Tensors
+from resnet.weights.naming.layout import Opened
 from resnet.weights.stored import StoredWeights, from_tensors
 
 # Names of the floating-point types in safetensors.
 _DTYPES = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16'}
+# A map of msgpack whose first key is a string.
+_MSGPACK = re.compile(rb'(?s)([\x81-\x8f]|\xde..|\xdf....)[\xa1-\xbf\xd9]')
+# Of `numpy.savez` and `numpy.savez_compressed`.
+_COMPRESSIONS = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
 
 
 def open_file(
@@ -23,97 +33,25 @@ def open_file(
   key: str = '',
   *,
   name: str = '',
-  metadata: Callable[[str, dict[str, str]], Metadata] = from_header,
+  metadata: Callable[[str, Mapping[str, str]], Metadata] = from_header,
 ) -> StoredWeights:
   """Opens a weight file, or an index of shards.
 
   Args:
-    path: a file of safetensors, torch.save, flax.serialization or
-      `numpy.savez`, whatever its suffix; that of an index is '.index.json'.
+    path: a file of safetensors, torch.save, flax.serialization, `numpy.savez`
+      or Keras, whatever its suffix; that of an index is '.index.json'.
     key: selects one of several state dicts in a file of torch.save.
     name: name of the source, for messages; by default the path.
     metadata: (path, header) -> metadata of the weights; only safetensors have a
       header.
   """
-  with reading(f'{path} cannot be read'), open(path, 'rb') as file:
-    start = file.read(1 << 10)
-  open_tree = tree_file.opener(start)
-  # torch.save writes a zip file or, in old versions, a pickle of protocol 2. A
-  # safetensors file starts with the length of its header, then '{'.
-  is_torch = start.startswith((b'PK', b'\x80')) and start[8:9] != b'{'
-  if is_torch and not open_tree:
-    return _open_torch(path, key, name or path, metadata(path, {}))
-  if key:
-    raise InputError(f'{path} holds only one state dict: leave #{key} out.')
-  header = {}
-  if start.startswith(keras_file.MAGIC):
-    tensors, read = keras_file.read_index(path)
-  elif open_tree:
-    damage = f'{path} is damaged or cut off'
-    with reading(damage, Exception):
-      tensors, read_one = open_tree(path)
-
-    def read(keys: list[str]) -> dict[str, np.ndarray]:
-      with reading(damage, Exception):
-        return {key: read_one(key) for key in keys}
-
-  else:
-    open_ = _shards if path.endswith('.index.json') else _shard
-    tensors, header, read = open_(path)
-  return from_tensors(name or path, tensors, read, metadata(path, header))
-
-
-def _shard(path: str) -> tuple[Tensors, dict[str, str], Read]:
-  """Returns shapes and header of a file of safetensors, and its reader."""
-  try:
-    with safetensors.safe_open(path, framework='np') as file:
-      tensors = {}
-      for key in file.keys():  # noqa: SIM118
-        tensor = file.get_slice(key)
-        dtype = str(tensor.get_dtype())
-        tensors[key] = tuple(tensor.get_shape()), _DTYPES.get(dtype, dtype)
-      header = file.metadata() or {}
-  except Exception as error:  # SafetensorError derives from Exception alone.
-    raise InputError(
-      f'{path} is damaged or of an unknown format: {error}.'
-    ) from None
-
-  def read(keys: list[str]) -> dict[str, np.ndarray]:
-    with safetensors.safe_open(path, framework='np') as file:
-      return {key: file.get_tensor(key) for key in keys}
-
-  return tensors, header, read
-
-
-def _shards(index: str) -> tuple[Tensors, dict[str, str], Read]:
-  """Returns the same for an index of shards, which has no header."""
-  with reading(f'{index} is damaged'), open(index) as file:
-    shards = {k: str(v) for k, v in json.load(file)['weight_map'].items()}
-  tensors, reads = {}, {}
-  for shard in sorted(set(shards.values())):
-    path = os.path.join(os.path.dirname(index), shard)
-    if os.path.basename(shard) != shard or not os.path.isfile(path):
-      raise InputError(
-        f'{index} lists {shard!r}, but no such file is beside it.'
-      )
-    inside, _, reads[shard] = _shard(path)
-    for key in (key for key, name in shards.items() if name == shard):
-      if key not in inside:
-        raise InputError(
-          f'{index} lists {key!r}, but {shard!r} does not hold it.'
-        )
-      tensors[key] = inside[key]
-
-  def read(keys: list[str]) -> dict[str, np.ndarray]:
-    return {key: reads[shards[key]]([key])[key] for key in keys}
-
-  return tensors, {}, read
-
-
-def _open_torch(
-  path: str, key: str, name: str, metadata: Metadata
-) -> StoredWeights:
-  states = torch_file.read_index(path)
+  writer, open_ = _find_format(path)
+  failure = f'{path} is damaged or of an unknown format'
+  if writer:
+    failure = f'{path} is not a file of {writer} that can be read'
+  with _refusing(failure):
+    states = open_(path)
+  name = name or path
   if not states:
     raise InputError(
       f'{path} holds no state dict: in PyTorch, type'
@@ -123,14 +61,124 @@ def _open_torch(
     (key,) = states
   names = {other: f'{name}#{other}' if other else name for other in states}
   if key not in states:
+    if '' in states:
+      raise InputError(f'{path} holds only one state dict: leave #{key} out.')
     raise InputError(
       f'{path} has {f"no state dict {key!r}" if key else "several state dicts"}'
       f': type {" or ".join(map(repr, list(names.values())[:20]))}.'
     )
-  state = states[key]
-  tensors = {name: (x.shape, x.storage.dtype) for name, x in state.items()}
+  tensors, read, header = states[key]
 
-  def read(keys: list[str]) -> dict[str, np.ndarray]:
-    return {name: torch_file.read_tensor(path, state[name]) for name in keys}
+  def read_checked(key: str) -> np.ndarray:
+    with _refusing(failure):
+      return read(key)
 
-  return from_tensors(names[key], tensors, read, metadata)
+  return from_tensors(names[key], tensors, read_checked, metadata(path, header))
+
+
+def _find_format(path: str) -> tuple[str, Callable[[str], dict[str, Opened]]]:
+  """Returns what wrote a file, if that is sure, and the function to open it.
+
+  That function returns the state dicts in the file by key; a file that can only
+  hold one has it under the key ''.
+  """
+  with reading(f'{path} cannot be read'), open(path, 'rb') as file:
+    start = file.read(1 << 10)
+  member = start[30 : 30 + int.from_bytes(start[26:28], 'little')]
+  formats = (
+    # The length of a header, then the header.
+    (start[4:9] == b'\0\0\0\0{', '', _open_safetensors),
+    (start.startswith(b'\x89HDF\r\n\x1a\n'), 'Keras', keras_file.open_file),
+    (start[:2] == b'PK' and member.endswith(b'.npy'), '', _open_npz),
+    (_MSGPACK.match(start), '', _open_msgpack),
+    # A zip file or, in old versions, a pickle of protocol 2.
+    (start.startswith((b'PK', b'\x80')), 'torch.save', torch_file.open_file),
+    (path.endswith('.index.json'), '', _open_shards),
+    (True, '', _open_safetensors),
+  )
+  return next((name, open_) for is_it, name, open_ in formats if is_it)
+
+
+@contextlib.contextmanager
+def _refusing(failure: str) -> Iterator[None]:
+  """Turns all errors into InputErrors; damaged files raise many types."""
+  try:
+    yield
+  except InputError:
+    raise
+  except Exception as error:
+    raise InputError(f'{failure}: {reason_of(error)[:300]}.') from None
+
+
+def _open_safetensors(path: str) -> dict[str, Opened]:
+  tensors = {}
+  with safetensors.safe_open(path, framework='np') as file:
+    for key in file.keys():  # noqa: SIM118
+      tensor = file.get_slice(key)
+      dtype = str(tensor.get_dtype())
+      tensors[key] = tuple(tensor.get_shape()), _DTYPES.get(dtype, dtype)
+    header = file.metadata() or {}
+
+  def read(key: str) -> np.ndarray:
+    with safetensors.safe_open(path, framework='np') as file:
+      return file.get_tensor(key)
+
+  return {'': (tensors, read, header)}
+
+
+def _open_shards(index: str) -> dict[str, Opened]:
+  with open(index) as file:
+    shards = {k: str(v) for k, v in json.load(file)['weight_map'].items()}
+  opened, tensors = {}, {}
+  for shard in sorted(set(shards.values())):
+    path = os.path.join(os.path.dirname(index), shard)
+    if os.path.basename(shard) != shard or not os.path.isfile(path):
+      raise InputError(
+        f'{index} lists {shard!r}, but no such file is beside it.'
+      )
+    with _refusing(f'{path} is damaged'):
+      opened[shard] = _open_safetensors(path)['']
+  for key, shard in shards.items():
+    if key not in opened[shard][0]:
+      raise InputError(
+        f'{index} lists {key!r}, but {shard!r} does not hold it.'
+      )
+    tensors[key] = opened[shard][0][key]
+  return {'': (tensors, lambda key: opened[shards[key]][1](key), {})}
+
+
+def _open_npz(path: str) -> dict[str, Opened]:
+  """Reads names and shapes; sizes that a file only claims cost no memory."""
+  tensors = {}
+  with torch_file.BoundedReader(path) as file:
+    zipfile.ZipFile(file).close()  # Refuses a directory that is too large.
+  archive = np.load(path, allow_pickle=False)  # Stays open for the reader.
+  for info in archive.zip.infolist():
+    name = info.filename.removesuffix('.npy')
+    if name in tensors or info.compress_type not in _COMPRESSIONS:
+      raise ValueError(f'{info.filename!r} is there twice or compressed oddly')
+    with archive.zip.open(info) as member:
+      # Other versions serve structured types; their headers have any size.
+      if np.lib.format.read_magic(member) != (1, 0):
+        raise ValueError(f'{name!r} is not an array of numbers')
+      shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+      size = info.file_size - member.tell()
+    if not dtype.hasobject and size != math.prod(shape) * dtype.itemsize:
+      raise ValueError(f'{name!r} has {size} bytes, but the shape {shape}')
+    tensors[name] = shape, str(dtype)
+  return {'': (tensors, lambda name: archive[name], {})}
+
+
+def _open_msgpack(path: str) -> dict[str, Opened]:
+  """Reads a whole file of Flax, but keeps only the variables."""
+  tree = serialization.msgpack_restore(pathlib.Path(path).read_bytes())
+  parts = {k: tree[k] for k in ('params', 'batch_stats') if k in tree}
+  arrays, tensors = {}, {}
+  for keys, array in traverse_util.flatten_dict(parts).items():
+    # Few bytes of a file could give many long names.
+    if set(map(type, keys)) != {str} or len(name := '/'.join(keys)) > 256:
+      raise ValueError(f'{str(keys)[:99]} is not a string, or is too long')
+    if not isinstance(array, np.ndarray):
+      raise ValueError(f'{name!r} is not an array')
+    arrays[name], tensors[name] = array, (array.shape, str(array.dtype))
+  return {'': (tensors, arrays.__getitem__, {})}

@@ -3,7 +3,8 @@
 Their config.json is timm's or that of transformers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+import functools
 import json
 import logging
 import os
@@ -99,21 +100,20 @@ def _open(
   source: str, find: Callable[[str], str | None], names: tuple[str, ...]
 ) -> StoredWeights | None:
   """Opens the first of the files; `find` maps a file's name to its path."""
-
-  def metadata(path: str, header: dict[str, str]) -> Metadata:
-    if 'preprocessing' in header:
-      return from_header(path, header)
-    config = find(CONFIG)
-    return _read_config(config, find) if config else Metadata()
-
   for name in names:
     if path := find(name):
+      metadata = functools.partial(_metadata, find)
       return files.open_file(path, name=source, metadata=metadata)
   return None
 
 
-def _read_config(path: str, find: Callable[[str], str | None]) -> Metadata:
-  """Reads a config.json, which may be of a network that we do not have."""
+def _metadata(
+  find: Callable[[str], str | None], weights: str, header: Mapping[str, str]
+) -> Metadata:
+  """Returns those in a header, else those of config.json, if there is one."""
+  path = None if 'preprocessing' in header else find(CONFIG)
+  if path is None:
+    return from_header(weights, header)
   with reading(f'{path} is damaged'), open(path) as file:
     config = json.load(file)
     if config.get('model_type') != 'resnet':

@@ -5,23 +5,21 @@ from typing import Any
 import numpy as np
 
 from resnet.errors import InputError
-from resnet.files import reading
-from resnet.weights.naming.layout import Read, Tensors
+from resnet.weights.naming.layout import Opened
 
-# The first bytes of a file.
-MAGIC = b'\x89HDF\r\n\x1a\n'
 # Names of the variables of a layer by their number.
 _KERNEL = {'0': 'kernel', '1': 'bias'}
 _NORM = {'0': 'gamma', '1': 'beta', '2': 'moving_mean', '3': 'moving_variance'}
 
 
-def read_index(path: str) -> tuple[Tensors, Read]:
-  """Returns shape and dtype of each tensor of a file, and its reader.
+def open_file(path: str) -> dict[str, Opened]:
+  """Returns the tensors of a file, the only state dict in it, under the key ''.
 
-  Keys are 'layer/variable', as `path` of a variable in Keras.
+  Their keys are 'layer/variable', as `path` of a variable in Keras.
 
   Raises:
-    InputError: h5py is missing, or the file is damaged or not plain.
+    InputError: h5py is missing.
+    Exception: the file is damaged or not plain.
   """
   try:
     import h5py  # pyright: ignore[reportMissingImports]
@@ -30,13 +28,11 @@ def read_index(path: str) -> tuple[Tensors, Read]:
   names: list[str] = []
   tensors, places = {}, {}
 
-  def read(keys: list[str]) -> dict[str, np.ndarray]:
-    failure = f'{path} cannot be read'
-    with reading(failure, RuntimeError), h5py.File(path, 'r') as file:
-      return {key: np.asarray(file[places[key]]) for key in keys}
+  def read(key: str) -> np.ndarray:
+    with h5py.File(path, 'r') as file:
+      return np.asarray(file[places[key]])
 
-  failure = f'{path} is not a file of Keras that can be read'
-  with reading(failure, RuntimeError), h5py.File(path, 'r') as file:
+  with h5py.File(path, 'r') as file:
     file.visit_links(names.append)  # Follows no link.
     for name in names:
       if not isinstance(file.get(name, getlink=True), h5py.HardLink):
@@ -64,4 +60,4 @@ def read_index(path: str) -> tuple[Tensors, Read]:
       if key in tensors:
         raise ValueError(f'two tensors have the name {key!r}')
       tensors[key], places[key] = (tuple(node.shape), str(node.dtype)), name
-  return tensors, read
+  return {'': (tensors, read, {})}

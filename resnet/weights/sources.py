@@ -6,6 +6,7 @@ fit. Nothing in a source can run.
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import functools
 import os
 import pathlib
 from typing import Any
@@ -17,12 +18,12 @@ import orbax.checkpoint as ocp
 
 from resnet import backend
 from resnet.errors import InputError
+from resnet.files import reading
 from resnet.weights import files
 from resnet.weights import metadata as metadata_lib
 from resnet.weights.hub import HUB, open_hub, open_repository
 from resnet.weights.metadata import Metadata
-from resnet.weights.naming import ORBAX
-from resnet.weights.stored import StoredWeights
+from resnet.weights.stored import StoredWeights, from_tensors
 
 # The network in the package. README.md beside it says what it was trained on.
 PACKAGED = str(
@@ -99,7 +100,8 @@ def _open_folder(folder: str, *, is_raw: bool) -> StoredWeights:
   metadata = metadata_lib.from_workdir(config) if is_workdir else Metadata()
   path = _item_folder(os.path.abspath(folder))
   checkpointer = ocp.PyTreeCheckpointer()
-  try:
+  # Damaged files make Orbax raise many types.
+  with reading(f'{path} is not an Orbax checkpoint', Exception):
     item: Any = checkpointer.metadata(path).item_metadata
     has_ema = bool(item.tree.get('ema')) and not is_raw
     saved = item.tree['ema'] if has_ema else item.tree
@@ -109,32 +111,22 @@ def _open_folder(folder: str, *, is_raw: bool) -> StoredWeights:
       name: (tuple(leaf.shape), str(leaf.dtype))
       for name, leaf in leaves.items()
     }
-  except Exception as error:  # Damaged files make Orbax raise many types.
-    raise InputError(f'{path} is not an Orbax checkpoint: {error}') from None
 
-  def read(keys: list[str]) -> Any:
-    del keys  # Orbax restores all tensors at once.
+  @functools.cache
+  def restore() -> Any:  # Orbax restores all tensors at once.
     item = {'ema': tree} if has_ema else tree
     numpy = ocp.RestoreArgs(restore_type=np.ndarray)
+    numpy = jax.tree.map(lambda _: numpy, item)
     args = ocp.args.PyTreeRestore(
-      item=item,
-      restore_args=jax.tree.map(lambda _: numpy, item),
-      partial_restore=True,
+      item, restore_args=numpy, partial_restore=True
     )
-    try:
+    with reading(f'{path} cannot be read', Exception):
       restored = checkpointer.restore(path, args=args)
-    except Exception as error:
-      raise InputError(f'{path} cannot be read: {error}') from None
-    restored = restored['ema'] if has_ema else restored
-    return traverse_util.flatten_dict(restored, sep='/')
+    part = restored['ema'] if has_ema else restored
+    return traverse_util.flatten_dict(part, sep='/')
 
-  return StoredWeights(
-    name=path,
-    naming=ORBAX,
-    tensors=tensors,
-    metadata=dataclasses.replace(metadata, ema=has_ema),
-    read=read,
-  )
+  metadata = dataclasses.replace(metadata, ema=has_ema)
+  return from_tensors(path, tensors, lambda key: restore()[key], metadata)
 
 
 def _item_folder(folder: str) -> str:
@@ -149,12 +141,12 @@ def _item_folder(folder: str) -> str:
   for steps in (os.path.join(folder, 'checkpoints'), folder):
     if not (os.path.isdir(steps) and any(map(str.isdigit, os.listdir(steps)))):
       continue
-    try:
-      with ocp.CheckpointManager(steps, options=options) as manager:
-        step = best_step(manager, manager.metrics)
-        step = manager.latest_step() if step is None else step
-    except Exception as error:
-      raise InputError(f'{steps} cannot be read: {error}') from None
+    with (
+      reading(f'{steps} cannot be read', Exception),
+      ocp.CheckpointManager(steps, options=options) as manager,
+    ):
+      step = best_step(manager, manager.metrics)
+      step = manager.latest_step() if step is None else step
     if step is None:
       raise InputError(f'{steps} holds no finished checkpoint.')
     return os.path.join(steps, str(step), 'default')

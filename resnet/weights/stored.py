@@ -4,8 +4,6 @@ import dataclasses
 import os
 import re
 
-import numpy as np
-
 from resnet.errors import InputError
 from resnet.weights.metadata import Metadata
 from resnet.weights.naming import Naming, find_naming
@@ -28,22 +26,19 @@ class StoredWeights:
     prefix: prefix of all tensors that their names here leave out.
     tensors: shape and dtype by name.
     metadata: metadata of the weights.
-    read: (names) -> arrays by name.
+    read: (name) -> array.
   """
 
   name: str
   naming: Naming
   prefix: str = ''
   tensors: Tensors
-  metadata: Metadata = dataclasses.field(default_factory=Metadata)
-  read: Read = lambda _: {}
+  metadata: Metadata
+  read: Read
 
 
 def from_tensors(
-  name: str,
-  tensors: Tensors,
-  read: Read,
-  metadata: Metadata | None = None,
+  name: str, tensors: Tensors, read: Read, metadata: Metadata | None = None
 ) -> StoredWeights:
   """Opens the tensors of a file or state dict, without a common prefix."""
   if wrong := [key for key in tensors if not isinstance(key, str)]:
@@ -57,22 +52,15 @@ def from_tensors(
     is_flat = short.startswith(('params.', 'batch_stats.'))  # Of Flax.
     given[short.replace('.', '/') if is_flat else short] = key
   bare = {short: tensors[key] for short, key in given.items()}
-
-  def read_bare(keys: list[str]) -> dict[str, np.ndarray]:
-    arrays = read([given[key] for key in keys])
-    return {key: arrays[given[key]] for key in keys}
-
   naming = find_naming(bare)
-  tensors, adapted = naming.adapt(bare, read_bare)
+  tensors, adapted, known = naming.adapt(bare, lambda key: read(given[key]))
   metadata = metadata or Metadata()
-  known = {'preprocessing': naming.preprocessing, **naming.identify(bare)}
   missing = {k: v for k, v in known.items() if getattr(metadata, k) is None}
-  metadata = dataclasses.replace(metadata, **missing)
   return StoredWeights(
     name=name,
     naming=naming,
     prefix=prefix,
     tensors=tensors,
-    metadata=metadata,
+    metadata=dataclasses.replace(metadata, **missing),
     read=adapted,
   )

@@ -5,8 +5,6 @@ describes the tensors (see `torch_pickle`); their values are stored outside the
 pickle.
 """
 
-from collections.abc import Iterator
-import contextlib
 import io
 import os
 from typing import Any, BinaryIO
@@ -16,7 +14,7 @@ import zlib
 import jax.numpy as jnp
 import numpy as np
 
-from resnet.errors import InputError, reason_of
+from resnet.weights.naming.layout import Opened
 from resnet.weights.torch_pickle import Machine, Tensor
 
 # The pickle of a training checkpoint is smaller than a megabyte, and so is the
@@ -35,26 +33,40 @@ class BoundedReader(io.FileIO):
     return super().read(size)
 
 
-def read_index(path: str) -> dict[str, dict[str, Tensor]]:
+def open_file(path: str) -> dict[str, Opened]:
   """Finds the state dicts of a file of torch.save, and reads no tensor.
 
   Returns:
-    Tensors by name, by the keys of the state dict in the checkpoint, joined by
-    '/'; the key is '' if the checkpoint itself is a state dict.
+    The state dicts by their keys in the checkpoint, joined by '/'; the key is
+    '' if the checkpoint itself is a state dict.
 
   Raises:
-    InputError: the file is damaged, or holds more than tensors and plain data.
+    Exception: the file is damaged, or holds more than tensors and plain data.
   """
-  with _refuse_damage(path), BoundedReader(path) as file:
+  with BoundedReader(path) as file:
     load = _load_zip if file.read(2) == b'PK' else _load_legacy
-    return _state_dicts(load(file, Machine()), '', 2, set())
+    machine = Machine()
+    try:
+      value = load(file, machine)
+    except IndexError:
+      raise ValueError('the stack of its pickle is too short') from None
+    size = file.seek(0, os.SEEK_END)
+  for key, storage in machine.storages.items():
+    if not 0 <= storage.start <= size - storage.num_bytes:
+      raise ValueError(f'storage {key!r} is missing or cut off')
+  found = _state_dicts(value, '', 2, set())
+  return {key: _open_state(path, state) for key, state in found.items()}
 
 
-def read_tensor(path: str, tensor: Tensor) -> np.ndarray:
-  """Reads a tensor that `read_index` found in the same file."""
+def _open_state(path: str, state: dict[str, Tensor]) -> Opened:
+  tensors = {key: (x.shape, x.storage.dtype) for key, x in state.items()}
+  return tensors, lambda key: _read_tensor(path, state[key]), {}
+
+
+def _read_tensor(path: str, tensor: Tensor) -> np.ndarray:
   storage = tensor.storage
   dtype = jnp.dtype(storage.dtype)
-  with _refuse_damage(path), open(path, 'rb') as file:
+  with open(path, 'rb') as file:
     if storage.crc:
       file.seek(storage.start)
       if zlib.crc32(file.read(storage.num_bytes)) != storage.crc:
@@ -65,19 +77,6 @@ def read_tensor(path: str, tensor: Tensor) -> np.ndarray:
     numbers = np.frombuffer(data, dtype, tensor.span)
     strides = [dtype.itemsize * stride for stride in tensor.strides]
     return np.lib.stride_tricks.as_strided(numbers, tensor.shape, strides)
-
-
-@contextlib.contextmanager
-def _refuse_damage(path: str) -> Iterator[None]:
-  try:
-    yield
-  except Exception as error:  # Damaged files raise many types.
-    text = reason_of(error)[:300]
-    if isinstance(error, IndexError):
-      text = 'the stack of its pickle is too short'
-    raise InputError(
-      f'{path} is not a file of torch.save that can be read: {text}.'
-    ) from None
 
 
 def _state_dicts(
@@ -99,7 +98,6 @@ def _state_dicts(
 
 
 def _load_zip(file: BinaryIO, machine: Machine) -> Any:
-  size = file.seek(0, os.SEEK_END)
   with zipfile.ZipFile(file) as archive:
     infos = archive.infolist()
     members = {info.filename: info for info in infos}
@@ -131,13 +129,12 @@ def _load_zip(file: BinaryIO, machine: Machine) -> Any:
     lengths = (int.from_bytes(header[i : i + 2], 'little') for i in (26, 28))
     storage.start = info.header_offset + 30 + sum(lengths)
     storage.crc = getattr(info, 'CRC', 0)
-    if header[:4] != b'PK\3\4' or storage.start + storage.num_bytes > size:
-      raise ValueError(f'storage {key!r} is damaged or cut off')
+    if header[:4] != b'PK\3\4':
+      raise ValueError(f'storage {key!r} is damaged')
   return value
 
 
 def _load_legacy(file: BinaryIO, machine: Machine) -> Any:
-  size = file.seek(0, os.SEEK_END)
   file.seek(0)
   pickles = io.BytesIO(file.read(_MAX_READ_BYTES))
   if machine.run(pickles) != _MAGIC or machine.run(pickles) != _VERSION:
@@ -156,9 +153,4 @@ def _load_legacy(file: BinaryIO, machine: Machine) -> Any:
       raise ValueError(f'the storage at byte {position} does not match')
     storage.start = position + 8
     position = storage.start + storage.num_bytes
-    if position > size:
-      raise ValueError(f'storage {key!r} is cut off')
-  missing = [k for k, storage in machine.storages.items() if storage.start < 0]
-  if missing:
-    raise ValueError(f'storage {missing[0]!r} is missing')
   return value

@@ -78,16 +78,9 @@ class Tensor:
 
   storage: Storage
   first: int
+  span: int  # Numbers from the first to the last element.
   shape: tuple[int, ...]
   strides: tuple[int, ...]
-
-  @property
-  def span(self) -> int:
-    """Numbers from the first to the last element."""
-    if 0 in self.shape:
-      return 0
-    steps = zip(self.shape, self.strides, strict=True)
-    return 1 + sum((size - 1) * stride for size, stride in steps)
 
 
 class Machine:
@@ -227,12 +220,12 @@ def _tensor(view: _View, first: Any, shape: Any, strides: Any) -> Tensor:
   pairs = list(zip(_counts(*shape), _counts(*strides), strict=True))
   strides = tuple(stride if size > 1 else 0 for size, stride in pairs)
   (first,) = _counts(first)
-  tensor = Tensor(view.storage, view.first + first, shape, strides)
   reach = 0
   for stride, size in sorted((d, n) for n, d in pairs if n > 1):
     if stride <= reach:
       raise ValueError('elements of a tensor share memory, as after expand()')
     reach += (size - 1) * stride
-  if first + tensor.span > view.count:
+  span = 0 if 0 in shape else reach + 1
+  if first + span > view.count:
     raise ValueError('a tensor reaches past the end of its storage')
-  return tensor
+  return Tensor(view.storage, view.first + first, span, shape, strides)

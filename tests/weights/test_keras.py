@@ -53,7 +53,7 @@ def state(theirs):
 
 def _open(shapes):
   tensors = {key: (shape, 'float32') for key, shape in shapes.items()}
-  return from_tensors('the file', tensors, lambda _: {})
+  return from_tensors('the file', tensors, np.zeros)
 
 
 def test_logits_are_those_of_keras_and_need_its_biases(keras, theirs, state):

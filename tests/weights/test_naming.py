@@ -91,7 +91,7 @@ def _transformers_tensors(depths, layers, expansion, num_classes):
 )
 def test_networks_have_the_tensors_of_transformers(name, args):
   tensors = _transformers_tensors(*args)
-  source = from_tensors('the file', tensors, lambda _: {})
+  source = from_tensors('the file', tensors, np.zeros)
   assert source.naming.name == 'transformers'
   weights.check_stored(source, name)
   with pytest.raises(InputError, match='transformers has no name for'):

@@ -87,7 +87,7 @@ def write(request, tmp_path):
 
 def load(source):
   found = weights.open_stored(str(source))
-  return found.read(list(found.tensors))
+  return {key: found.read(key) for key in found.tensors}
 
 
 def assert_equal(actual, expected):
@@ -130,7 +130,7 @@ def test_tensors_equal_those_of_torch(tmp_path, is_zip):
   torch.save(state, path, _use_new_zipfile_serialization=is_zip)
   found = weights.open_stored(path)
   assert found.tensors['bfloat16'] == ((5, 4, 3), 'bfloat16')
-  actual = found.read(list(state))
+  actual = {key: found.read(key) for key in state}
   for key, expected in state.items():
     array = actual[key].astype(np.float64)
     np.testing.assert_array_equal(array, expected.detach().double().numpy())

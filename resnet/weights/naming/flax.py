@@ -1,36 +1,6 @@
 """Names of Flax's ImageNet example and of n2cholas' jax-resnet."""
 
-from collections.abc import Mapping
-import re
-
-from resnet.weights.naming.layout import (
-  Layout,
-  Naming,
-  Shapes,
-  TensorLayout,
-  lacking,
-)
-
-
-def _rename(
-  library: str,
-  shapes: Shapes,
-  modules: Mapping[str, str],
-  block: str,
-  first: int,
-) -> Layout:
-  """Numbers the blocks from `first` on; the order of axes is ours."""
-  found = {path[1] for path in shapes if '_block' in path[1]}
-  blocks = sorted(found, key=lambda name: [*map(int, re.findall(r'\d+', name))])
-  names = dict(modules)
-  names |= {name: f'{block}_{n}' for n, name in enumerate(blocks, first)}
-  layout = {}
-  for path, shape in shapes.items():
-    if missing := [module for module in path[1:-1] if module not in names]:
-      raise lacking(library, f'name for {missing[0]!r}')
-    key = '/'.join([path[0], *(names[x] for x in path[1:-1]), path[-1]])
-    layout[key] = TensorLayout(path, shape, tuple(range(len(shape))))
-  return layout
+from resnet.weights.naming.layout import Layout, Naming, Shapes, rename
 
 
 def _flax(shapes: Shapes) -> Layout:
@@ -44,8 +14,8 @@ def _flax(shapes: Shapes) -> Layout:
     'shortcut_bn': 'norm_proj',
     'head': 'Dense_0',
   }
-  block = 'ResNetBlock' if is_basic else 'BottleneckResNetBlock'
-  return _rename('flax', shapes, modules, block, 0)
+  block = ('' if is_basic else 'Bottleneck') + 'ResNetBlock_{number}'
+  return rename(shapes, modules, block, 'flax', is_torch=False)
 
 
 def _jax_resnet(shapes: Shapes) -> Layout:
@@ -60,7 +30,8 @@ def _jax_resnet(shapes: Shapes) -> Layout:
     for k in (1, 2, 3):
       modules[f'{kind}{k}'] = f'ConvBlock_{k - 1}/{module}'
       modules[f'stem_{kind}{k}'] = f'layers_0/ConvBlock_{k - 1}/{module}'
-  return _rename('jax-resnet', shapes, modules, 'layers', 2)
+  block, library = 'layers_{number}', 'jax-resnet'
+  return rename(shapes, modules, block, library, first=2, is_torch=False)
 
 
 FLAX = Naming(

@@ -46,7 +46,9 @@ def _layout(shapes: base.Shapes) -> base.Layout:
   return layout
 
 
-def _fold(tensors: Tensors, read: Read) -> tuple[Tensors, Read]:
+def _fold(
+  tensors: Tensors, read: Read
+) -> tuple[Tensors, Read, Mapping[str, Any]]:
   """Folds biases into the means of batch norms, and epsilon into variances."""
   biases = {}
   for key, shape_and_dtype in tensors.items():
@@ -55,23 +57,23 @@ def _fold(tensors: Tensors, read: Read) -> tuple[Tensors, Read]:
     if mean != key and tensors.get(mean) == shape_and_dtype:
       biases[mean] = key
 
-  def read_folded(keys: list[str]) -> dict[str, np.ndarray]:
-    arrays = read([*keys, *(biases[key] for key in keys if key in biases)])
+  def read_folded(key: str) -> np.ndarray:
+    array = read(key)
     # In float64, so that only the conversion to float32 rounds.
-    for key in keys:
-      if key in biases:
-        arrays[key] = arrays[key].astype(np.float64) - arrays[biases[key]]
-      elif key.endswith('_bn/moving_variance'):
-        # Keras adds 1.001e-5 to it, our batch norm 1e-5.
-        arrays[key] = arrays[key].astype(np.float64) + 1e-8
-    return {key: arrays[key] for key in keys}
+    if key in biases:
+      return array.astype(np.float64) - read(biases[key])
+    if key.endswith('_bn/moving_variance'):
+      # Keras adds 1.001e-5 to it, our batch norm 1e-5.
+      return array.astype(np.float64) + 1e-8
+    return array
 
   folded = biases.values()
-  return {k: v for k, v in tensors.items() if k not in folded}, read_folded
+  kept = {key: x for key, x in tensors.items() if key not in folded}
+  return kept, read_folded, _identify(tensors)
 
 
 def _identify(tensors: Tensors) -> Mapping[str, Any]:
-  """Returns the network's name, and ImageNet's classes if there are 1,000."""
+  """Returns the network, its preprocessing, and ImageNet's 1,000 classes."""
   matches = (re.match(_BLOCK, key) for key in tensors)
   stages = [stage for _, stage in {m.group(0, 1) for m in matches if m}]
   # V2 nets have the same blocks, but no batch norm in the stem.
@@ -79,7 +81,17 @@ def _identify(tensors: Tensors) -> Mapping[str, Any]:
   name = _NETWORKS.get(tuple(map(stages.count, '2345'))) if is_v1 else None
   shape, _ = tensors.get('predictions/bias', ((), ''))
   names = imagenet_names.class_ids() if shape == (1000,) else None
-  return {'model': name, 'class_names': names}
+  return {
+    'model': name,
+    'preprocessing': Preprocessing(
+      mean=(123.68 / 255, 116.779 / 255, 103.939 / 255),
+      std=(1 / 255,) * 3,
+      image_size=224,
+      crop_share=0.875,
+      interpolation='bilinear',
+    ),
+    'class_names': names,
+  }
 
 
 KERAS = base.Naming(
@@ -88,14 +100,6 @@ KERAS = base.Naming(
   layout=_layout,
   block=_BLOCK,
   adapt=_fold,
-  identify=_identify,
   note="biases and Keras' epsilon are folded into the batch norms, BGR into the"
   " first kernel; preprocessing is assumed to be Keras' mode 'caffe'",
-  preprocessing=Preprocessing(
-    mean=(123.68 / 255, 116.779 / 255, 103.939 / 255),
-    std=(1 / 255,) * 3,
-    image_size=224,
-    crop_share=0.875,
-    interpolation='bilinear',
-  ),
 )

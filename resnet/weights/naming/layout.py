@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 
 from resnet.errors import InputError
-from resnet.weights.metadata import Preprocessing
 
 Path = tuple[str, ...]
 Shape = tuple[int, ...]
 Shapes = Mapping[Path, Shape]
-# Shape and dtype by key of a state dict, and its reader.
+# Shape and dtype by key of a state dict, and (key) -> array.
 Tensors = Mapping[str, tuple[Shape, str]]
-Read = Callable[[list[str]], dict[str, np.ndarray]]
+Read = Callable[[str], np.ndarray]
+# One state dict of a file, with the header of the file.
+Opened = tuple[Tensors, Read, Mapping[str, str]]
 
 COUNTER = 'num_batches_tracked'
 _LEAVES = {
@@ -80,14 +81,11 @@ class Naming:
     block: regular expression that finds the block in a key.
     check: raises InputError if the library computes other logits with these
       variables by path.
-    adapt: (shapes and dtypes by key, reader) -> those of the tensors that
-      `layout` names, for libraries that have others besides.
-    identify: (shapes and dtypes by key) -> the values of fields of `Metadata`
-      that these show, such as 'model'.
+    adapt: (tensors, reader) -> those of the tensors that `layout` names, for
+      libraries that have others besides, and the fields of `Metadata` that all
+      of the library's networks share or the tensors show.
     note: how the library's networks differ from ours besides names; shown to
       users.
-    preprocessing: preprocessing of the library's networks; None if they differ
-      in it.
   """
 
   name: str
@@ -95,38 +93,49 @@ class Naming:
   layout: Callable[[Shapes], Layout]
   block: str
   check: Callable[[Mapping[Path, Any]], None] = lambda _: None
-  adapt: Callable[[Tensors, Read], tuple[Tensors, Read]] = lambda *same: same
-  identify: Callable[[Tensors], Mapping[str, Any]] = lambda _: {}
+  adapt: Callable[[Tensors, Read], tuple[Tensors, Read, Mapping[str, Any]]] = (
+    lambda *same: (*same, {})
+  )
   note: str = ''
-  preprocessing: Preprocessing | None = None
 
 
 def rename(
-  shapes: Shapes, modules: Mapping[str, str], block: str, library: str
+  shapes: Shapes,
+  modules: Mapping[str, str],
+  block: str,
+  library: str,
+  *,
+  first: int = 0,
+  is_torch: bool = True,
 ) -> Layout:
-  """Returns PyTorch's tensors by key for our variables.
+  """Returns a library's tensors by key for our variables.
 
   Args:
     shapes: shapes of our variables by path.
-    modules: PyTorch's name of each of our modules.
-    block: PyTorch's name of a block: a format string with {stage} and {block},
-      counted from 0, and {layer}, the stage counted from 1.
+    modules: the library's name of each of our modules.
+    block: its name of a block: a format string with {stage} and {block},
+      counted from 0, {layer}, the stage counted from 1, and {number}, the
+      number of the block in the network, counted from `first`.
     library: name of the library, for messages.
+    first: number of the first block.
+    is_torch: leaves and axes are those of PyTorch, not of Flax.
   """
+  blocks = {path[1] for path in shapes if '_block' in path[1]}
+  places = sorted([*map(int, re.findall(r'\d+', name))] for name in blocks)
+  names = dict(modules)
+  for number, (i, j) in enumerate(places, first):
+    fields = {'stage': i - 1, 'layer': i, 'block': j - 1, 'number': number}
+    names[f'stage{i}_block{j}'] = block.format_map(fields)
   layout = {}
   for path, shape in shapes.items():
-    names = []
-    for module in path[1:-1]:
-      if match := re.fullmatch(r'stage(\d+)_block(\d+)', module):
-        i, j = map(int, match.groups())
-        names.append(block.format(stage=i - 1, layer=i, block=j - 1))
-      elif module in modules:
-        names.append(modules[module])
-      else:
-        raise lacking(library, f'name for {"/".join(path)!r}')
-    key = '.'.join([*names, _LEAVES[path[-1]]])
-    num_dims = len(shape)
-    axes = {2: (1, 0), 4: (3, 2, 0, 1)}.get(num_dims, tuple(range(num_dims)))
+    collection, *inside, leaf = path
+    if missing := [module for module in inside if module not in names]:
+      raise lacking(library, f'name for {missing[0]!r}')
+    parts, axes = [names[module] for module in inside], tuple(range(len(shape)))
+    key = '/'.join([collection, *parts, leaf])
+    if is_torch:
+      key = '.'.join([*parts, _LEAVES[leaf]])
+      axes = {2: (1, 0), 4: (3, 2, 0, 1)}.get(len(shape), axes)
     layout[key] = TensorLayout(path, tuple(shape[axis] for axis in axes), axes)
   return layout
 
