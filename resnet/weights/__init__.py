@@ -9,18 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from resnet.errors import InputError
 from resnet.files import replacing
-from resnet.weights.convert import (
-  check_stored,
-  flatten,
-  read_stored,
-  to_stored,
-)
+from resnet.weights.convert import check_stored, read_stored, to_stored
 from resnet.weights.metadata import Metadata, Preprocessing
+from resnet.weights.naming.layout import flatten
 from resnet.weights.sources import open_stored, score
 from resnet.weights.stored import StoredWeights, from_tensors
 
@@ -95,16 +90,12 @@ def to_state_dict(
   naming: str = 'torchvision',
   **overrides: Any,
 ) -> dict[str, np.ndarray]:
-  """Converts variables to a state dict of another library, as copies.
+  """Converts variables of a network to a state dict of a library, as copies.
 
-  Args:
-    name: name of the network.
-    variables: variables of the network.
-    naming: 'torchvision' (timm's names for layers that only timm has);
-      'timm', which differs only for v2 nets, where it moves the batch norm of
-      the stem to the first block; 'transformers' for ImageNet's v1 nets; or
-      'akamaster' for CIFAR nets of basic blocks.
-    **overrides: arguments of `create_model`.
+  The naming is 'torchvision' (timm's names for layers that only timm has);
+  'timm', which differs only for v2 nets, where it moves the batch norm of the
+  stem to the first block; 'transformers' for ImageNet's v1 nets; or 'akamaster'
+  for CIFAR nets of basic blocks. The overrides are arguments of `create_model`.
   """
   source = _open_state(f'the variables given for {name}', variables)
   check_stored(source, name, **overrides)
@@ -112,14 +103,11 @@ def to_state_dict(
 
 
 def load_weights(source: str, name: str, **overrides: Any) -> dict[str, Any]:
-  """Loads the variables of a network.
+  """Loads the variables of a network from a source.
 
-  Args:
-    source: a weight file, 'hf-hub:owner/name@revision', an Orbax
-      checkpoint or the workdir of a run (see `open_stored`).
-    name: name of the network.
-    **overrides: arguments of `create_model`; the number of classes is taken
-      from the source.
+  The source is a weight file, 'hf-hub:owner/name@revision', an Orbax checkpoint
+  or the workdir of a run (see `open_stored`). Name and overrides are those of
+  `from_state_dict`.
 
   Raises:
     InputError: the source does not exist, or does not fit the network.
@@ -134,13 +122,9 @@ def save_weights(
   metadata: Metadata | None = None,
   naming: str = 'torchvision',
 ) -> None:
-  """Writes a .safetensors file for another library.
+  """Writes a .safetensors file for another library, completely or not at all.
 
-  Args:
-    variables: variables of a network.
-    path: path of the file, which is written completely or not at all.
-    metadata: metadata to store in the file.
-    naming: as in `to_state_dict`.
+  The file also holds the metadata; the naming is as in `to_state_dict`.
   """
   if not variables.get('params'):
     raise InputError("The variables have no 'params': give those of a network.")

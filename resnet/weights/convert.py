@@ -13,13 +13,7 @@ import numpy as np
 from resnet.errors import InputError, nearest
 from resnet.models import create_model
 from resnet.weights.naming import NAMINGS, ORBAX
-from resnet.weights.naming.layout import (
-  COUNTER,
-  Layout,
-  Path,
-  Shape,
-  counter_keys,
-)
+from resnet.weights.naming import layout as base
 from resnet.weights.stored import StoredWeights
 
 _FLOATS = ('float32', 'float16', 'bfloat16')
@@ -38,30 +32,22 @@ def count_classes(variables: Mapping[str, Any]) -> int:
   return len(head['bias']) if head else 0
 
 
-def flatten(variables: Mapping[str, Any]) -> dict[Path, Any]:
-  """Returns the parameters and statistics by path."""
-  return traverse_util.flatten_dict(
-    {part: variables.get(part, {}) for part in ('params', 'batch_stats')}
-  )
-
-
 def read_stored(
   source: StoredWeights, name: str, *, needs_head: bool = True, **overrides: Any
 ) -> dict[str, Any]:
   """Reads the variables of a source; see `weights.from_state_dict`."""
-  layout = source.naming.layout(
-    check_stored(source, name, needs_head=needs_head, **overrides)
-  )
+  shapes = check_stored(source, name, needs_head=needs_head, **overrides)
+  layout = source.naming.layout(shapes)
   flat = {
     tensor.path: np.asarray(tensor.from_stored(source.read(key)), np.float32)
     for key, tensor in layout.items()
   }
   source.naming.check(flat)
-  counters = counter_keys(layout).items()
+  counters = base.counter_keys(layout).items()
   counts = {p: source.read(key) for key, p in counters if key in source.tensors}
   variables = {'batch_stats': {}, **traverse_util.unflatten_dict(flat)}
   if any(map(np.any, counts.values())):
-    variables[COUNTER] = traverse_util.unflatten_dict(counts)
+    variables[base.COUNTER] = traverse_util.unflatten_dict(counts)
   return variables
 
 
@@ -73,13 +59,13 @@ def to_stored(
     raise InputError(
       f'naming={naming!r} cannot be written: give one of {", ".join(NAMINGS)}.'
     )
-  flat = flatten(variables)
+  flat = base.flatten(variables)
   shapes = {path: np.shape(leaf) for path, leaf in flat.items()}
   layout = NAMINGS[naming].layout(shapes)
   NAMINGS[naming].check(flat)
   state = {key: t.to_stored(flat[t.path]) for key, t in layout.items()}
-  counts = traverse_util.flatten_dict(dict(variables.get(COUNTER, {})))
-  for key, path in counter_keys(layout).items():
+  counts = traverse_util.flatten_dict(dict(variables.get(base.COUNTER, {})))
+  for key, path in base.counter_keys(layout).items():
     state[key] = np.array(counts.get(path, 0), np.int64)
   return state
 
@@ -100,7 +86,7 @@ def find_overrides(source: StoredWeights, name: str) -> dict[str, str]:
 
 def check_stored(
   source: StoredWeights, name: str, *, needs_head: bool = True, **overrides: Any
-) -> dict[Path, Shape]:
+) -> dict[base.Path, base.Shape]:
   """Checks that a source fits a network, without reading a tensor.
 
   If `needs_head`, a source that has all tensors but those of the head does not
@@ -146,7 +132,7 @@ def check_stored(
 
 def _expected_shapes(
   source: StoredWeights, name: str, overrides: Mapping[str, Any]
-) -> dict[Path, Shape]:
+) -> dict[base.Path, base.Shape]:
   """Returns the shape of each variable of a network by path.
 
   Image channels, and classes unless overridden, are those of the source.
@@ -156,13 +142,12 @@ def _expected_shapes(
   images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
   init = functools.partial(model.init, train=False)
   variables = jax.eval_shape(init, jax.random.key(0), images)
-  shapes = {path: leaf.shape for path, leaf in flatten(variables).items()}
+  shapes = {path: leaf.shape for path, leaf in base.flatten(variables).items()}
   theirs = {}
   for key, tensor in source.naming.layout(shapes).items():
     shape, _ = source.tensors.get(key, ((), ''))
     if len(shape) >= len(tensor.axes):
-      order = np.argsort(tensor.axes)
-      theirs[tensor.path] = tuple(shape[dim] for dim in order)
+      theirs[tensor.path] = tuple(shape[i] for i in np.argsort(tensor.axes))
   num_classes = theirs.get(('params', 'head', 'bias'), (0,))[0]
   for path, shape in shapes.items():
     if path[1] == 'head' and num_classes and 'num_classes' not in overrides:
@@ -173,14 +158,14 @@ def _expected_shapes(
   return shapes
 
 
-def _check_fit(source: StoredWeights, layout: Layout) -> None:
+def _check_fit(source: StoredWeights, layout: base.Layout) -> None:
   """Raises InputError for the first tensor that does not fit."""
-  where, tensors, counters = source.name, source.tensors, counter_keys(layout)
+  where, tensors = source.name, source.tensors
+  counters = base.counter_keys(layout)
   for key, tensor in layout.items():
     if key not in tensors:
       extra = [k for k in tensors if k not in layout and k not in counters]
-      hint = nearest(key, extra) if extra else ''
-      raise InputError(f'{where} has no tensor {key!r}.{hint}')
+      raise InputError(f'{where} has no tensor {key!r}.{nearest(key, extra)}')
     shape, dtype = tensors[key]
     if shape != tensor.shape:
       raise InputError(

@@ -1,21 +1,21 @@
 """Opens weight files of all formats; runs nothing in them."""
 
-from collections.abc import Callable, Iterator, Mapping
-import contextlib
+from collections.abc import Callable, Mapping
 import json
 import math
 import os
 import pathlib
 import re
+from typing import Any
 import zipfile
 
 from flax import serialization, traverse_util
 import numpy as np
 import safetensors
 
-from resnet.errors import InputError, reason_of
+from resnet.errors import InputError
 from resnet.files import reading
-from resnet.weights import keras_file, torch_file
+from resnet.weights import torch_file
 from resnet.weights.metadata import Metadata, from_header
 from resnet.weights.naming.layout import Opened
 from resnet.weights.stored import StoredWeights, from_tensors
@@ -26,6 +26,9 @@ _DTYPES = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16'}
 _MSGPACK = re.compile(rb'(?s)([\x81-\x8f]|\xde..|\xdf....)[\xa1-\xbf\xd9]')
 # Of `numpy.savez` and `numpy.savez_compressed`.
 _COMPRESSIONS = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
+# Keras' names of the variables of a layer by their number.
+_LAYER = {'0': 'kernel', '1': 'bias'}
+_NORM = {'0': 'gamma', '1': 'beta', '2': 'moving_mean', '3': 'moving_variance'}
 
 
 def open_file(
@@ -37,19 +40,17 @@ def open_file(
 ) -> StoredWeights:
   """Opens a weight file, or an index of shards.
 
-  Args:
-    path: a file of safetensors, torch.save, flax.serialization, `numpy.savez`
-      or Keras, whatever its suffix; that of an index is '.index.json'.
-    key: selects one of several state dicts in a file of torch.save.
-    name: name of the source, for messages; by default the path.
-    metadata: (path, header) -> metadata of the weights; only safetensors have a
-      header.
+  The file is of safetensors, torch.save, flax.serialization, `numpy.savez` or
+  Keras, whatever its suffix; that of an index is '.index.json'. `key` selects
+  one of several state dicts in a file of torch.save. Messages contain `name`,
+  by default the path. `metadata` gets the path and the header, which only
+  safetensors have, and returns the metadata of the weights.
   """
   writer, open_ = _find_format(path)
   failure = f'{path} is damaged or of an unknown format'
   if writer:
     failure = f'{path} is not a file of {writer} that can be read'
-  with _refusing(failure):
+  with reading(failure, Exception):  # Damage raises many types.
     states = open_(path)
   name = name or path
   if not states:
@@ -70,7 +71,7 @@ def open_file(
   tensors, read, header = states[key]
 
   def read_checked(key: str) -> np.ndarray:
-    with _refusing(failure):
+    with reading(failure, Exception):
       return read(key)
 
   return from_tensors(names[key], tensors, read_checked, metadata(path, header))
@@ -88,7 +89,7 @@ def _find_format(path: str) -> tuple[str, Callable[[str], dict[str, Opened]]]:
   formats = (
     # The length of a header, then the header.
     (start[4:9] == b'\0\0\0\0{', '', _open_safetensors),
-    (start.startswith(b'\x89HDF\r\n\x1a\n'), 'Keras', keras_file.open_file),
+    (start.startswith(b'\x89HDF\r\n\x1a\n'), 'Keras', _open_hdf5),
     (start[:2] == b'PK' and member.endswith(b'.npy'), '', _open_npz),
     (_MSGPACK.match(start), '', _open_msgpack),
     # A zip file or, in old versions, a pickle of protocol 2.
@@ -97,17 +98,6 @@ def _find_format(path: str) -> tuple[str, Callable[[str], dict[str, Opened]]]:
     (True, '', _open_safetensors),
   )
   return next((name, open_) for is_it, name, open_ in formats if is_it)
-
-
-@contextlib.contextmanager
-def _refusing(failure: str) -> Iterator[None]:
-  """Turns all errors into InputErrors; damaged files raise many types."""
-  try:
-    yield
-  except InputError:
-    raise
-  except Exception as error:
-    raise InputError(f'{failure}: {reason_of(error)[:300]}.') from None
 
 
 def _open_safetensors(path: str) -> dict[str, Opened]:
@@ -136,7 +126,7 @@ def _open_shards(index: str) -> dict[str, Opened]:
       raise InputError(
         f'{index} lists {shard!r}, but no such file is beside it.'
       )
-    with _refusing(f'{path} is damaged'):
+    with reading(f'{path} is damaged', Exception):
       opened[shard] = _open_safetensors(path)['']
   for key, shard in shards.items():
     if key not in opened[shard][0]:
@@ -182,3 +172,50 @@ def _open_msgpack(path: str) -> dict[str, Opened]:
       raise ValueError(f'{name!r} is not an array')
     arrays[name], tensors[name] = array, (array.shape, str(array.dtype))
   return {'': (tensors, arrays.__getitem__, {})}
+
+
+def _open_hdf5(path: str) -> dict[str, Opened]:
+  """Opens a file of Keras, and no other file that it refers to.
+
+  Keys are 'layer/variable', as `path` of a variable in Keras.
+  """
+  try:
+    import h5py  # pyright: ignore[reportMissingImports]
+  except ImportError:
+    raise InputError(f'{path} needs h5py: pip install h5py') from None
+  names: list[str] = []
+  tensors, places = {}, {}
+
+  def read(key: str) -> np.ndarray:
+    with h5py.File(path, 'r') as file:
+      return np.asarray(file[places[key]])
+
+  with h5py.File(path, 'r') as file:
+    file.visit_links(names.append)  # Follows no link.
+    for name in names:
+      if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        raise ValueError(f'{name!r} is a link, which is not followed')
+    # Besides, a file may hold the state of an optimizer.
+    roots = [root for root in ('model_weights', 'layers') if root in file]
+    for name in names:
+      node = file[name]
+      is_tensor = isinstance(node, h5py.Dataset)
+      if not is_tensor or (roots and name.split('/')[0] not in roots):
+        continue
+      if node.is_virtual or node.external or node.chunks:
+        # A few compressed bytes could fill the memory.
+        raise ValueError(f'{name!r} is compressed or stored in another file')
+      # 'conv1_conv/conv1_conv/kernel:0', or in the .weights.h5 of Keras 3
+      # 'layers/conv2d/vars/0'.
+      *_, layer, leaf = ('', *name.split('/'))
+      if layer == 'vars':
+        group: Any = node.parent
+        layer = group.attrs.get('name')
+        if layer is None:
+          raise ValueError('its layers have no names: save it in newer Keras')
+        leaf = (_NORM if len(group) == 4 else _LAYER).get(leaf, leaf)
+      key = f'{layer}/{leaf.removesuffix(":0")}'
+      if key in tensors:
+        raise ValueError(f'two tensors have the name {key!r}')
+      tensors[key], places[key] = (tuple(node.shape), str(node.dtype)), name
+  return {'': (tensors, read, {})}

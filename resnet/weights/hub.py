@@ -18,12 +18,8 @@ from resnet.files import reading
 from resnet.models import create_model, list_models
 from resnet.models.blocks import BasicBlock
 from resnet.weights import files
-from resnet.weights.metadata import (
-  Metadata,
-  Preprocessing,
-  from_header,
-  to_preprocessing,
-)
+from resnet.weights import metadata as metadata_lib
+from resnet.weights.metadata import Metadata, Preprocessing
 from resnet.weights.stored import StoredWeights
 
 HUB = 'hf-hub:'
@@ -44,11 +40,7 @@ def open_hub(source: str) -> StoredWeights:
   repository, _, revision = source.removeprefix(HUB).partition('@')
   try:
     import huggingface_hub as hub  # pyright: ignore[reportMissingImports]
-    from huggingface_hub import (  # pyright: ignore[reportMissingImports]
-      constants,
-      errors,
-      utils,
-    )
+    from huggingface_hub import constants, errors, utils  # pyright: ignore
   except ImportError:
     raise InputError(
       f'{source} needs huggingface_hub: pip install huggingface_hub'
@@ -67,19 +59,14 @@ def open_hub(source: str) -> StoredWeights:
         print(f'Downloading {file} of {source}', file=sys.stderr)
       return hub.hf_hub_download(filename=file, **where)
     except errors.LocalEntryNotFoundError:
-      why = 'the hub cannot be reached'
+      why = 'is not in the cache, and the hub cannot be reached.'
       if constants.is_offline_mode():
-        why = 'HF_HUB_OFFLINE forbids to download it'
-      raise InputError(
-        f'{source}: {file} is not in the cache, and {why}.'
-      ) from None
+        why = 'is not in the cache, and HF_HUB_OFFLINE forbids to download it.'
     except errors.EntryNotFoundError:
       return None
     except Exception as error:  # A failed download raises one of many types.
-      text = ' '.join(str(error).split())
-      raise InputError(
-        f'{source}: {file} cannot be downloaded: {text}'
-      ) from None
+      why = f'cannot be downloaded: {" ".join(str(error).split())}'
+    raise InputError(f'{source}: {file} {why}')
 
   if stored := _open(source, fetch, _HUB_FILES):
     return stored
@@ -113,7 +100,7 @@ def _metadata(
   """Returns those in a header, else those of config.json, if there is one."""
   path = None if 'preprocessing' in header else find(CONFIG)
   if path is None:
-    return from_header(weights, header)
+    return metadata_lib.from_header(weights, header)
   with reading(f'{path} is damaged'), open(path) as file:
     config = json.load(file)
     if config.get('model_type') != 'resnet':
@@ -122,7 +109,7 @@ def _metadata(
     return Metadata(
       model=_transformers_model(config),
       preprocessing=_transformers_preprocessing(find(PREPROCESSOR)),
-      class_names=tuple(labels[i] for i in sorted(labels)) or None,
+      class_names=metadata_lib.to_names([labels[i] for i in sorted(labels)]),
     )
 
 
@@ -131,7 +118,7 @@ def _from_timm(config: dict[str, Any]) -> Metadata:
   if 'mean' in fields:
     fields['image_size'] = fields['input_size'][-1]
     fields['crop_share'] = fields['crop_pct']
-    preprocessing = to_preprocessing(fields)
+    preprocessing = metadata_lib.to_preprocessing(fields)
   names, name = config.get('label_names'), config.get('architecture')
   # timm's weights of ImageNet's 1,000 classes have such a tag.
   if names is None and str(fields.get('tag')).endswith('in1k'):
@@ -140,15 +127,14 @@ def _from_timm(config: dict[str, Any]) -> Metadata:
   return Metadata(
     model=name if name in list_models() else None,
     preprocessing=preprocessing,
-    class_names=tuple(map(str, names)) if names else None,
+    class_names=metadata_lib.to_names(names),
   )
 
 
 def _transformers_model(config: dict[str, Any]) -> str | None:
-  defaults = transformers_config('resnet50')
+  config = transformers_config('resnet50') | config  # Its defaults.
   for name in filter(TRANSFORMERS.fullmatch, list_models()):
-    fields = transformers_config(name)
-    if all(config.get(k, defaults[k]) == fields[k] for k in fields):
+    if config == config | transformers_config(name):
       return name
   return None
 

@@ -103,7 +103,7 @@ def from_header(path: str, header: Mapping[str, str]) -> Metadata:
       model=header.get('model'),
       shortcut=header.get('shortcut'),
       preprocessing=preprocessing and to_preprocessing(preprocessing),
-      class_names=_names(names),
+      class_names=to_names(names),
       ema=ema,
     )
 
@@ -119,7 +119,8 @@ def to_preprocessing(fields: Any) -> Preprocessing:
   )
 
 
-def _names(values: Any) -> tuple[str, ...] | None:
+def to_names(values: Any) -> tuple[str, ...] | None:
+  """Creates the class names from parsed JSON."""
   return tuple(map(str, values)) if values else None
 
 
@@ -129,16 +130,15 @@ def from_workdir(path: str) -> Metadata:
     saved = json.load(file)
     config, derived = saved['config'], saved['derived']
     size = config.get('data.eval_size') or config['data.image_size']
-    preprocessing = Preprocessing(
-      mean=tuple(value / 255 for value in derived['mean']),
-      std=tuple(value / 255 for value in derived['std']),
-      image_size=size,
-      crop_share=size / config['data.eval_resize'],
-      interpolation=config['data.interpolation'],
-    )
     return Metadata(
       model=config['model.name'],
       shortcut=config['model.shortcut'],
-      preprocessing=preprocessing,
-      class_names=_names(derived.get('class_names')),
+      preprocessing=Preprocessing(
+        mean=tuple(value / 255 for value in derived['mean']),
+        std=tuple(value / 255 for value in derived['std']),
+        image_size=size,
+        crop_share=size / config['data.eval_resize'],
+        interpolation=config['data.interpolation'],
+      ),
+      class_names=to_names(derived.get('class_names')),
     )

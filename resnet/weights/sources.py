@@ -107,23 +107,17 @@ def _open_folder(folder: str, *, is_raw: bool) -> StoredWeights:
     saved = item.tree['ema'] if has_ema else item.tree
     tree = {part: saved.get(part) or {} for part in ('params', 'batch_stats')}
     leaves: Any = traverse_util.flatten_dict(tree, sep='/')
-    tensors = {
-      name: (tuple(leaf.shape), str(leaf.dtype))
-      for name, leaf in leaves.items()
-    }
+    tensors = {k: (tuple(x.shape), str(x.dtype)) for k, x in leaves.items()}
 
   @functools.cache
   def restore() -> Any:  # Orbax restores all tensors at once.
     item = {'ema': tree} if has_ema else tree
-    numpy = ocp.RestoreArgs(restore_type=np.ndarray)
-    numpy = jax.tree.map(lambda _: numpy, item)
-    args = ocp.args.PyTreeRestore(
-      item, restore_args=numpy, partial_restore=True
-    )
+    one = ocp.RestoreArgs(restore_type=np.ndarray)
+    each = jax.tree.map(lambda _: one, item)
+    args = ocp.args.PyTreeRestore(item, restore_args=each, partial_restore=True)
     with reading(f'{path} cannot be read', Exception):
       restored = checkpointer.restore(path, args=args)
-    part = restored['ema'] if has_ema else restored
-    return traverse_util.flatten_dict(part, sep='/')
+    return traverse_util.flatten_dict(restored.get('ema', restored), sep='/')
 
   metadata = dataclasses.replace(metadata, ema=has_ema)
   return from_tensors(path, tensors, lambda key: restore()[key], metadata)

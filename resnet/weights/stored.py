@@ -43,8 +43,7 @@ def from_tensors(
   """Opens the tensors of a file or state dict, without a common prefix."""
   if wrong := [key for key in tensors if not isinstance(key, str)]:
     raise InputError(f'{name} has the key {wrong[0]!r}: give strings as keys.')
-  common = os.path.commonprefix(list(tensors))  # noqa: RUF071
-  match = _PREFIX.match(common)
+  match = _PREFIX.match(os.path.commonprefix(list(tensors)))  # noqa: RUF071
   prefix = match.group() if match else ''
   given = {}
   for key in tensors:

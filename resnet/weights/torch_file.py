@@ -14,6 +14,7 @@ import zlib
 import jax.numpy as jnp
 import numpy as np
 
+from resnet.errors import reason_of
 from resnet.weights.naming.layout import Opened
 from resnet.weights.torch_pickle import Machine, Tensor
 
@@ -36,12 +37,9 @@ class BoundedReader(io.FileIO):
 def open_file(path: str) -> dict[str, Opened]:
   """Finds the state dicts of a file of torch.save, and reads no tensor.
 
-  Returns:
-    The state dicts by their keys in the checkpoint, joined by '/'; the key is
-    '' if the checkpoint itself is a state dict.
-
-  Raises:
-    Exception: the file is damaged, or holds more than tensors and plain data.
+  Returns them by their keys in the checkpoint, joined by '/'; the key is '' if
+  the checkpoint itself is a state dict. A file that is damaged, or holds more
+  than tensors and plain data, raises any exception.
   """
   with BoundedReader(path) as file:
     load = _load_zip if file.read(2) == b'PK' else _load_legacy
@@ -50,33 +48,34 @@ def open_file(path: str) -> dict[str, Opened]:
       value = load(file, machine)
     except IndexError:
       raise ValueError('the stack of its pickle is too short') from None
+    except Exception as error:  # Its text can contain a whole pickle.
+      raise ValueError(reason_of(error)[:300]) from None
     size = file.seek(0, os.SEEK_END)
   for key, storage in machine.storages.items():
     if not 0 <= storage.start <= size - storage.num_bytes:
-      raise ValueError(f'storage {key!r} is missing or cut off')
+      raise ValueError(f'storage {key!r:.99} is missing or cut off')
   found = _state_dicts(value, '', 2, set())
   return {key: _open_state(path, state) for key, state in found.items()}
 
 
 def _open_state(path: str, state: dict[str, Tensor]) -> Opened:
-  tensors = {key: (x.shape, x.storage.dtype) for key, x in state.items()}
-  return tensors, lambda key: _read_tensor(path, state[key]), {}
-
-
-def _read_tensor(path: str, tensor: Tensor) -> np.ndarray:
-  storage = tensor.storage
-  dtype = jnp.dtype(storage.dtype)
-  with open(path, 'rb') as file:
-    if storage.crc:
-      file.seek(storage.start)
-      if zlib.crc32(file.read(storage.num_bytes)) != storage.crc:
-        raise ValueError('the checksum of a storage is wrong')
-      storage.crc = 0  # Many tensors can share a storage; check it once.
-    file.seek(storage.start + tensor.first * dtype.itemsize)
-    data = file.read(tensor.span * dtype.itemsize)
+  def read(key: str) -> np.ndarray:
+    tensor, storage = state[key], state[key].storage
+    dtype = jnp.dtype(storage.dtype)
+    with open(path, 'rb') as file:
+      if storage.crc:
+        file.seek(storage.start)
+        if zlib.crc32(file.read(storage.num_bytes)) != storage.crc:
+          raise ValueError('the checksum of a storage is wrong')
+        storage.crc = 0  # Many tensors can share a storage; check it once.
+      file.seek(storage.start + tensor.first * dtype.itemsize)
+      data = file.read(tensor.span * dtype.itemsize)
     numbers = np.frombuffer(data, dtype, tensor.span)
     strides = [dtype.itemsize * stride for stride in tensor.strides]
     return np.lib.stride_tricks.as_strided(numbers, tensor.shape, strides)
+
+  tensors = {key: (x.shape, x.storage.dtype) for key, x in state.items()}
+  return tensors, read, {}
 
 
 def _state_dicts(

@@ -33,8 +33,8 @@ _GLOBALS = {
   'torch._utils._rebuild_tensor_v2',
   *_DTYPES,
 }
-_CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False}
-_EMPTY = {'EMPTY_TUPLE': tuple, 'EMPTY_LIST': list, 'EMPTY_DICT': dict}
+_VALUES = {'NONE': lambda: None, 'NEWTRUE': lambda: True, 'NEWFALSE': bool}
+_VALUES |= {'EMPTY_TUPLE': tuple, 'EMPTY_LIST': list, 'EMPTY_DICT': dict}
 _LITERAL = re.compile(
   r'(SHORT_)?BIN(INT[12]?|FLOAT|STRING|UNICODE8?|BYTES8?)|LONG[14]'
 )
@@ -64,17 +64,11 @@ class Storage:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _View:
-  """`count` numbers of a storage, from number `first`."""
-
-  storage: Storage
-  first: int
-  count: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
 class Tensor:
-  """A tensor that is not yet read; strides are in numbers, not bytes."""
+  """A tensor, or a view of a storage, that is not yet read.
+
+  Its positions and strides are in numbers, not bytes.
+  """
 
   storage: Storage
   first: int
@@ -102,8 +96,8 @@ class Machine:
         items = stack[start:]
         del stack[start:]
       match opcode.name:
-        case 'PROTO' | 'FRAME':
-          pass
+        case 'PROTO' | 'FRAME' | 'BUILD':
+          pass  # BUILD sets attributes, such as a state dict's `_metadata`.
         case 'STOP':
           return stack.pop()
         case 'MARK':
@@ -131,19 +125,15 @@ class Machine:
           stack.append(self._storage(items[0]))
         case 'REDUCE':
           stack.append(_call(*items))
-        case 'BUILD':
-          pass  # Drop the attributes, such as a state dict's `_metadata`.
         case name if _LITERAL.fullmatch(name):
           stack.append(arg)
-        case name if name in _CONSTANTS:
-          stack.append(_CONSTANTS[name])
-        case name if name in _EMPTY:
-          stack.append(_EMPTY[name]())
+        case name if name in _VALUES:
+          stack.append(_VALUES[name]())
         case name:
           raise ValueError(f'the opcode {name} is not supported here')
     raise ValueError('its pickle has no end')
 
-  def _storage(self, name: Any) -> _View:
+  def _storage(self, name: Any) -> Tensor:
     match name:
       case 'storage', _Global(kind), str(key), _, count, *rest if (
         kind in _DTYPES
@@ -158,7 +148,7 @@ class Machine:
           first, count = _counts(*part)
         if first + count > storage.count:
           raise ValueError(f'a view reaches past storage {key!r}')
-        return _View(self.storages[key], first, count)
+        return Tensor(self.storages[key], first, count, (count,), (1,))
     raise ValueError('a storage is not described as by torch.save')
 
 
@@ -185,11 +175,11 @@ def _call(function: Any, args: Any) -> Any:
       return shape
     case _Global('torch._utils._rebuild_parameter'), (Tensor() as tensor, _, _):
       return tensor
-    case _Global('torch._utils._rebuild_tensor'), (_View() as view, *layout):
+    case _Global('torch._utils._rebuild_tensor'), (Tensor() as view, *layout):
       return _tensor(view, *layout)
     case (
       _Global('torch._utils._rebuild_tensor_v2'),
-      (_View() as view, first, shape, strides, _, _, *metadata),
+      (Tensor() as view, first, shape, strides, _, _, *metadata),
     ) if not any(metadata):  # It marks complex conjugates and negatives.
       return _tensor(view, first, shape, strides)
   raise ValueError('its pickle calls a function with the wrong arguments')
@@ -212,7 +202,7 @@ def _counts(*values: Any) -> tuple[int, ...]:
   return values
 
 
-def _tensor(view: _View, first: Any, shape: Any, strides: Any) -> Tensor:
+def _tensor(view: Tensor, first: Any, shape: Any, strides: Any) -> Tensor:
   if not isinstance(shape, tuple) or len(shape) > _MAX_DIMS:
     raise ValueError('the shape of a tensor is not valid')
   # The stride of a dim of size 1 is never used, and torch.save may store any
@@ -226,6 +216,6 @@ def _tensor(view: _View, first: Any, shape: Any, strides: Any) -> Tensor:
       raise ValueError('elements of a tensor share memory, as after expand()')
     reach += (size - 1) * stride
   span = 0 if 0 in shape else reach + 1
-  if first + span > view.count:
+  if first + span > view.span:
     raise ValueError('a tensor reaches past the end of its storage')
   return Tensor(view.storage, view.first + first, span, shape, strides)

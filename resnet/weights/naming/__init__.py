@@ -28,5 +28,4 @@ NAMINGS = {
 
 def find_naming(keys: Collection[str]) -> Naming:
   """Returns the naming of the keys of a state dict."""
-  namings = (*_READ_ONLY, *NAMINGS.values())
-  return next(naming for naming in namings if naming.is_in(keys))
+  return next(n for n in (*_READ_ONLY, *NAMINGS.values()) if n.is_in(keys))

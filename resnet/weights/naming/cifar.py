@@ -31,17 +31,16 @@ def _layout(shapes: Shapes) -> Layout:
   if any('shortcut_conv' in path for path in shapes):
     return layout  # Option B pads nothing.
   for key, tensor in layout.items():
-    changes = {}
-    if match := re.fullmatch(r'stage(\d+)_block(\d+)', tensor.path[1]):
-      stage, block = map(int, match.groups())
+    _, module, layer, *_ = tensor.path
+    changes = {0: orders[-1]} if (module, layer) == ('head', 'kernel') else {}
+    if module.startswith('stage'):
+      stage, block = map(int, re.findall(r'\d+', module))
       # The first block reads the channels of the stage before.
       changes = {
         'conv1': {2: orders[stage - (block == 1)]},
         'conv2': {3: orders[stage]},
         'bn2': {0: orders[stage]},
-      }.get(tensor.path[2], {})
-    elif tensor.path[1:] == ('head', 'kernel'):
-      changes = {0: orders[-1]}
+      }.get(layer, {})
     layout[key] = dataclasses.replace(tensor, orders=changes)
   return layout
 

@@ -46,9 +46,7 @@ def _layout(shapes: base.Shapes) -> base.Layout:
   return layout
 
 
-def _fold(
-  tensors: Tensors, read: Read
-) -> tuple[Tensors, Read, Mapping[str, Any]]:
+def _fold(tensors: Tensors, read: Read) -> base.Opened:
   """Folds biases into the means of batch norms, and epsilon into variances."""
   biases = {}
   for key, shape_and_dtype in tensors.items():

@@ -9,6 +9,7 @@ import dataclasses
 import re
 from typing import Any
 
+from flax import traverse_util
 import numpy as np
 
 from resnet.errors import InputError
@@ -19,8 +20,8 @@ Shapes = Mapping[Path, Shape]
 # Shape and dtype by key of a state dict, and (key) -> array.
 Tensors = Mapping[str, tuple[Shape, str]]
 Read = Callable[[str], np.ndarray]
-# One state dict of a file, with the header of the file.
-Opened = tuple[Tensors, Read, Mapping[str, str]]
+# These, and a file's header or values of fields of `Metadata`.
+Opened = tuple[Tensors, Read, Mapping[str, Any]]
 
 COUNTER = 'num_batches_tracked'
 _LEAVES = {
@@ -93,9 +94,7 @@ class Naming:
   layout: Callable[[Shapes], Layout]
   block: str
   check: Callable[[Mapping[Path, Any]], None] = lambda _: None
-  adapt: Callable[[Tensors, Read], tuple[Tensors, Read, Mapping[str, Any]]] = (
-    lambda *same: (*same, {})
-  )
+  adapt: Callable[[Tensors, Read], Opened] = lambda *same: (*same, {})
   note: str = ''
 
 
@@ -110,15 +109,11 @@ def rename(
 ) -> Layout:
   """Returns a library's tensors by key for our variables.
 
-  Args:
-    shapes: shapes of our variables by path.
-    modules: the library's name of each of our modules.
-    block: its name of a block: a format string with {stage} and {block},
-      counted from 0, {layer}, the stage counted from 1, and {number}, the
-      number of the block in the network, counted from `first`.
-    library: name of the library, for messages.
-    first: number of the first block.
-    is_torch: leaves and axes are those of PyTorch, not of Flax.
+  `modules` has the library's name of each of our modules. `block` is its name
+  of a block, a format string with {stage} and {block}, counted from 0, {layer},
+  the stage counted from 1, and {number}, that of the block in the network,
+  counted from `first`. `library` is for messages. If not `is_torch`, leaves and
+  axes are those of Flax.
   """
   blocks = {path[1] for path in shapes if '_block' in path[1]}
   places = sorted([*map(int, re.findall(r'\d+', name))] for name in blocks)
@@ -146,6 +141,13 @@ def lacking(library: str, what: str) -> InputError:
     f'{library} has no {what}. To write these weights, use naming torchvision,'
     ' which names all tensors; to read them, choose another --model: `python -m'
     ' resnet.tools.weights inspect SOURCE` lists those that fit.'
+  )
+
+
+def flatten(variables: Mapping[str, Any]) -> dict[Path, Any]:
+  """Returns the parameters and statistics by path."""
+  return traverse_util.flatten_dict(
+    {part: variables.get(part, {}) for part in ('params', 'batch_stats')}
   )
 
 

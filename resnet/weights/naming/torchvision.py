@@ -65,8 +65,7 @@ def _layout(shapes: Shapes, first_norm: str = 'stem.norm') -> Layout:
   layout = rename(shapes, names, block, 'torchvision')
   for key, tensor in layout.items():
     if key.endswith(_DENSE_AS_CONV):
-      shape = (*tensor.shape, 1, 1)
-      layout[key] = dataclasses.replace(tensor, shape=shape)
+      layout[key] = dataclasses.replace(tensor, shape=(*tensor.shape, 1, 1))
   return layout
 
 
