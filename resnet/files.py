@@ -4,6 +4,7 @@ from collections.abc import Iterator
 import contextlib
 import datetime
 import fcntl
+import functools
 import json
 import math
 import os
@@ -59,10 +60,9 @@ def creating(folder: str) -> Iterator[str]:
   if os.path.lexists(folder):
     raise InputError(f'{folder} exists: choose a new folder.')
   parent, name = os.path.split(os.path.abspath(folder))
-  with writing(folder):
-    scratch = tempfile.TemporaryDirectory(dir=parent, prefix=f'.{name}.')
-  with scratch:
-    complete = os.path.join(scratch.name, name)
+  scratch = functools.partial(tempfile.TemporaryDirectory, prefix=f'.{name}.')
+  with writing(folder), scratch(dir=parent) as temporary:
+    complete = os.path.join(temporary, name)
     os.mkdir(complete)
     yield complete
     os.rename(complete, folder)

@@ -12,13 +12,14 @@ from typing import Any
 from resnet.data.sources.imagenet_names import readable_name
 from resnet.errors import InputError
 from resnet.files import creating, to_json, write_atomically
+from resnet.models import create_model
 from resnet.weights import Metadata, Preprocessing, save_weights
 from resnet.weights.convert import count_classes
 from resnet.weights.hub import (
   CONFIG,
   PREPROCESSOR,
   RESAMPLE,
-  TRANSFORMERS,
+  TRANSFORMERS_MODELS,
   transformers_config,
 )
 
@@ -60,8 +61,10 @@ def save_repository(
       f' such as {folder}.safetensors.'
     )
   known, write = _LIBRARIES[naming]
-  if not names or not known.fullmatch(model):
-    what = model if names else f'{model} without a head'
+  what = model if names else f'{model} without a head'
+  if metadata.shortcut not in (None, create_model(model).shortcut):
+    what = f'{model} with shortcut {metadata.shortcut!r}'
+  if what != model or not known.fullmatch(model):
     raise InputError(
       f'{naming} has no {what}: write a file, such as {folder}.safetensors.'
     )
@@ -130,7 +133,7 @@ def _transformers(
 
 _LIBRARIES = {
   'timm': (_TIMM, _timm),
-  'transformers': (TRANSFORMERS, _transformers),
+  'transformers': (TRANSFORMERS_MODELS, _transformers),
 }
 
 

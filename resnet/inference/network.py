@@ -21,7 +21,6 @@ from resnet.weights import Preprocessing, open_stored, read_stored
 from resnet.weights.convert import (
   count_classes,
   find_overrides,
-  image_channels,
 )
 from resnet.weights.sources import PACKAGED
 
@@ -156,7 +155,9 @@ def read_weights(
 def create_network(weights: Weights) -> Network:
   """Creates a network from weights, which it copies to the default device."""
   shape = weights.preprocessing.image_shape
-  if (count := image_channels(weights.variables)) != shape[-1]:
+  params = weights.variables['params']
+  stem = params.get('stem_conv') or params['stem_conv1']
+  if (count := stem['kernel'].shape[2]) != shape[-1]:
     text = f'a network for {count} channels and preprocessing for {shape[-1]}'
     raise InputError(f'{weights.name} has {text}.')
   stages = [f'stage{i + 1}' for i in range(len(weights.model.stage_sizes))]

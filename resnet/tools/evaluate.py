@@ -49,7 +49,6 @@ from resnet.plots import figures
 from resnet.plots.reliability import draw_reliability
 from resnet.run.initialize import open_state
 from resnet.tools import command
-from resnet.weights.sources import split_raw
 
 
 def main(args: argparse.Namespace) -> None:
@@ -69,7 +68,8 @@ def main(args: argparse.Namespace) -> None:
     real = real_labels.by_file_name(source, real_labels.read(args.real_labels))
   if args.precise_bn is not None:
     precise_bn.check(run, args.precise_bn)
-  workdir, is_raw = split_raw(args.workdir)
+  workdir = args.workdir.removesuffix('#raw')
+  is_raw = workdir != args.workdir
   _, state, run = open_state(run, workdir, args.checkpoint)
   is_raw |= state.ema is None
   variables = state.variables if is_raw else state.ema

@@ -43,9 +43,9 @@ _PREPROCESSING = dataclasses.fields(Preprocessing)
 def convert(args: argparse.Namespace) -> None:
   """Writes a source as a file of safetensors or a folder for the hub."""
   suffix = os.path.splitext(args.target)[1]
-  if suffix not in ('', '.safetensors'):
+  if suffix in ('.pth', '.pt', '.bin', '.npz', '.h5', '.msgpack'):
     raise InputError(
-      f'{args.target} must end in .safetensors or, for a folder, in no suffix.'
+      f'{args.target} must end in .safetensors, or be a new folder.'
     )
   source = open_stored(args.source)
   model = args.model or source.metadata.model
@@ -79,7 +79,7 @@ def convert(args: argparse.Namespace) -> None:
     changes['class_names'] = names
   metadata = dataclasses.replace(source.metadata, **changes)
   save, default = save_repository, 'timm'
-  if suffix:
+  if suffix == '.safetensors':
     save, default = save_weights, 'torchvision'
   naming = args.naming or default
   save(variables, args.target, metadata=metadata, naming=naming)

@@ -1,4 +1,4 @@
-"""Reads weights of other libraries and writes those of PyTorch's.
+"""Reads weights of other libraries, and writes those of PyTorch libraries.
 
 The variables of a network are {'params': ..., 'batch_stats': ...}, as
 `model.init` returns them, here as float32 NumPy arrays. If a tensor does not
@@ -12,7 +12,7 @@ import numpy as np
 import safetensors.numpy
 
 from resnet.errors import InputError
-from resnet.files import replacing
+from resnet.files import reading, replacing
 from resnet.weights.convert import check_stored, read_stored, to_stored
 from resnet.weights.metadata import Metadata, Preprocessing
 from resnet.weights.naming.layout import flatten
@@ -81,7 +81,7 @@ def _open_state(name: str, state: Mapping[str, Any]) -> StoredWeights:
       tensor = tensor.float()
     return np.asarray(tensor)
 
-  return from_tensors(name, tensors, read)
+  return from_tensors(name, tensors, read, Metadata())
 
 
 def to_state_dict(
@@ -98,7 +98,7 @@ def to_state_dict(
   for CIFAR nets of basic blocks. The overrides are arguments of `create_model`.
   """
   source = _open_state(f'the variables given for {name}', variables)
-  check_stored(source, name, **overrides)
+  check_stored(source, name, needs_head=False, **overrides)
   return to_stored(variables, naming)
 
 
@@ -130,8 +130,6 @@ def save_weights(
     raise InputError("The variables have no 'params': give those of a network.")
   state = to_stored(variables, naming)
   header = (metadata or Metadata()).to_header()
-  try:
-    with replacing(path) as part:
-      safetensors.numpy.save_file(state, part, metadata=header)
-  except (OSError, safetensors.SafetensorError) as error:
-    raise InputError(f'{path} cannot be written: {error}.') from None
+  failure = f'{path} cannot be written'
+  with reading(failure, safetensors.SafetensorError), replacing(path) as part:
+    safetensors.numpy.save_file(state, part, metadata=header)

@@ -19,13 +19,6 @@ from resnet.weights.stored import StoredWeights
 _FLOATS = ('float32', 'float16', 'bfloat16')
 
 
-def image_channels(variables: Mapping[str, Any]) -> int:
-  """Returns the number of image channels of a network."""
-  params = variables['params']
-  stem = params.get('stem_conv') or params['stem_conv1']
-  return stem['kernel'].shape[2]
-
-
 def count_classes(variables: Mapping[str, Any]) -> int:
   """Returns the number of classes of a network, 0 if it has no head."""
   head = variables['params'].get('head')

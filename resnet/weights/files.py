@@ -24,7 +24,7 @@ from resnet.weights.stored import StoredWeights, from_tensors
 _DTYPES = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16'}
 # A map of msgpack whose first key is a string.
 _MSGPACK = re.compile(rb'(?s)([\x81-\x8f]|\xde..|\xdf....)[\xa1-\xbf\xd9]')
-# Of `numpy.savez` and `numpy.savez_compressed`.
+# `numpy.savez` and `numpy.savez_compressed` use these.
 _COMPRESSIONS = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
 # Keras' names of the variables of a layer by their number.
 _LAYER = {'0': 'kernel', '1': 'bias'}
@@ -42,9 +42,8 @@ def open_file(
 
   The file is of safetensors, torch.save, flax.serialization, `numpy.savez` or
   Keras, whatever its suffix; that of an index is '.index.json'. `key` selects
-  one of several state dicts in a file of torch.save. Messages contain `name`,
-  by default the path. `metadata` gets the path and the header, which only
-  safetensors have, and returns the metadata of the weights.
+  one of several state dicts in a file of torch.save. `name` is for messages.
+  `metadata` maps the path and the header, which only safetensors have.
   """
   writer, open_ = _find_format(path)
   failure = f'{path} is damaged or of an unknown format'
@@ -80,8 +79,7 @@ def open_file(
 def _find_format(path: str) -> tuple[str, Callable[[str], dict[str, Opened]]]:
   """Returns what wrote a file, if that is sure, and the function to open it.
 
-  That function returns the state dicts in the file by key; a file that can only
-  hold one has it under the key ''.
+  That function returns the state dicts in the file by key, '' for a single one.
   """
   with reading(f'{path} cannot be read'), open(path, 'rb') as file:
     start = file.read(1 << 10)
@@ -146,7 +144,7 @@ def _open_npz(path: str) -> dict[str, Opened]:
   for info in archive.zip.infolist():
     name = info.filename.removesuffix('.npy')
     if name in tensors or info.compress_type not in _COMPRESSIONS:
-      raise ValueError(f'{info.filename!r} is there twice or compressed oddly')
+      raise ValueError(f'{info.filename!r} is a duplicate or not deflated')
     with archive.zip.open(info) as member:
       # Other versions serve structured types; their headers have any size.
       if np.lib.format.read_magic(member) != (1, 0):
@@ -156,6 +154,10 @@ def _open_npz(path: str) -> dict[str, Opened]:
     if not dtype.hasobject and size != math.prod(shape) * dtype.itemsize:
       raise ValueError(f'{name!r} has {size} bytes, but the shape {shape}')
     tensors[name] = shape, str(dtype)
+  if (
+    sum(x.file_size for x in archive.zip.infolist()) > 8 * os.stat(path).st_size
+  ):
+    raise ValueError('it holds eight times more numbers than weights need')
   return {'': (tensors, lambda name: archive[name], {})}
 
 
@@ -195,7 +197,7 @@ def _open_hdf5(path: str) -> dict[str, Opened]:
     for name in names:
       if not isinstance(file.get(name, getlink=True), h5py.HardLink):
         raise ValueError(f'{name!r} is a link, which is not followed')
-    # Besides, a file may hold the state of an optimizer.
+    # Skip the state of an optimizer.
     roots = [root for root in ('model_weights', 'layers') if root in file]
     for name in names:
       node = file[name]
@@ -205,6 +207,8 @@ def _open_hdf5(path: str) -> dict[str, Opened]:
       if node.is_virtual or node.external or node.chunks:
         # A few compressed bytes could fill the memory.
         raise ValueError(f'{name!r} is compressed or stored in another file')
+      if node.id.get_storage_size() != node.nbytes:
+        raise ValueError(f'{name!r} claims more numbers than are stored')
       # 'conv1_conv/conv1_conv/kernel:0', or in the .weights.h5 of Keras 3
       # 'layers/conv2d/vars/0'.
       *_, layer, leaf = ('', *name.split('/'))

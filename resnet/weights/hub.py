@@ -25,17 +25,19 @@ from resnet.weights.stored import StoredWeights
 HUB = 'hf-hub:'
 CONFIG = 'config.json'
 PREPROCESSOR = 'preprocessor_config.json'
-# Where to look for weights. Shards of the hub are not downloaded: ResNets are
-# smaller than one.
-_HUB_FILES = ('model.safetensors', 'pytorch_model.bin')
-_FOLDER_FILES = ('model.safetensors.index.json', *_HUB_FILES)
+# Shards are read from folders; on the hub, ResNets are smaller than a shard.
+_FILES = (
+  'model.safetensors',
+  'pytorch_model.bin',
+  'model.safetensors.index.json',
+)
 # Networks that transformers has.
-TRANSFORMERS = re.compile(r'resnet(18|34|50|101|152)(_v1)?')
+TRANSFORMERS_MODELS = re.compile(r'resnet(18|34|50|101|152)(_v1)?')
 # Pillow's numbers of the methods, which transformers stores.
 RESAMPLE = {'bilinear': 2, 'bicubic': 3}
 
 
-def open_hub(source: str) -> StoredWeights:
+def open_hub(source: str, key: str = '') -> StoredWeights:
   """Opens 'hf-hub:owner/name[@revision]', downloading what is not cached."""
   repository, _, revision = source.removeprefix(HUB).partition('@')
   try:
@@ -53,44 +55,46 @@ def open_hub(source: str) -> StoredWeights:
   where = {'repo_id': repository, 'revision': revision or None}
 
   def fetch(file: str) -> str | None:
+    cached: Any = hub.try_to_load_from_cache(filename=file, **where)
     try:
-      cached = hub.try_to_load_from_cache(filename=file, **where)
       if not (has_bar or cached or constants.is_offline_mode()):
         print(f'Downloading {file} of {source}', file=sys.stderr)
       return hub.hf_hub_download(filename=file, **where)
     except errors.LocalEntryNotFoundError:
+      if cached is not None:  # The cache knows that there is no such file.
+        return None
       why = 'is not in the cache, and the hub cannot be reached.'
       if constants.is_offline_mode():
-        why = 'is not in the cache, and HF_HUB_OFFLINE forbids to download it.'
+        why = 'is not in the cache, and HF_HUB_OFFLINE is set.'
     except errors.EntryNotFoundError:
       return None
     except Exception as error:  # A failed download raises one of many types.
       why = f'cannot be downloaded: {" ".join(str(error).split())}'
     raise InputError(f'{source}: {file} {why}')
 
-  if stored := _open(source, fetch, _HUB_FILES):
+  if stored := _open(source, key, fetch):
     return stored
-  raise InputError(f'{source} has none of {", ".join(_HUB_FILES)}.')
+  raise InputError(f'{source} has none of {", ".join(_FILES)}.')
 
 
-def open_repository(folder: str) -> StoredWeights | None:
+def open_repository(folder: str, key: str = '') -> StoredWeights | None:
   """Opens a folder with the files of a repository; None if it has none."""
 
   def find(file: str) -> str | None:
     path = os.path.join(folder, file)
     return path if os.path.exists(path) else None
 
-  return _open(folder, find, _FOLDER_FILES)
+  return _open(folder, key, find)
 
 
 def _open(
-  source: str, find: Callable[[str], str | None], names: tuple[str, ...]
+  source: str, key: str, find: Callable[[str], str | None]
 ) -> StoredWeights | None:
   """Opens the first of the files; `find` maps a file's name to its path."""
-  for name in names:
+  for name in _FILES:
     if path := find(name):
       metadata = functools.partial(_metadata, find)
-      return files.open_file(path, name=source, metadata=metadata)
+      return files.open_file(path, key, name=source, metadata=metadata)
   return None
 
 
@@ -133,7 +137,7 @@ def _from_timm(config: dict[str, Any]) -> Metadata:
 
 def _transformers_model(config: dict[str, Any]) -> str | None:
   config = transformers_config('resnet50') | config  # Its defaults.
-  for name in filter(TRANSFORMERS.fullmatch, list_models()):
+  for name in filter(TRANSFORMERS_MODELS.fullmatch, list_models()):
     if config == config | transformers_config(name):
       return name
   return None
@@ -161,14 +165,18 @@ def _transformers_preprocessing(path: str | None) -> Preprocessing | None:
   with reading(f'{path} is damaged'), open(path) as file:
     fields = json.load(file)
     size = fields['size']
-    size = size['shortest_edge'] if isinstance(size, dict) else size
-    if size >= 384:  # transformers then resizes to a square and does not crop.
-      return None
+    size = size.get('shortest_edge') if isinstance(size, dict) else size
     methods = {number: name for name, number in RESAMPLE.items()}
+    method = methods.get(fields.get('resample'))
+    steps = ('do_resize', 'do_rescale', 'do_normalize')
+    does_all = all(fields.get(step, True) for step in steps)
+    # From 384 on, transformers resizes to a square and does not crop.
+    if not (does_all and method and size and size < 384):
+      return None
     return Preprocessing(
       mean=tuple(fields['image_mean']),
       std=tuple(fields['image_std']),
       image_size=size,
-      crop_share=fields['crop_pct'],
-      interpolation=methods[fields['resample']],
+      crop_share=fields.get('crop_pct') or 224 / 256,
+      interpolation=method,
     )

@@ -71,7 +71,7 @@ class Metadata:
 
   def names_of(self, num_classes: int) -> tuple[str, ...]:
     """Returns the class name of each logit; logits without one get a number."""
-    names = self.class_names or ()
+    names = self.class_names if self.class_names and num_classes else ()
     if len(names) > num_classes:
       raise InputError(
         f'There are {len(names)} class names for {num_classes} classes.'

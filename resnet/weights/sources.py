@@ -29,15 +29,6 @@ from resnet.weights.stored import StoredWeights, from_tensors
 PACKAGED = str(
   pathlib.Path(__file__).parents[1] / 'pretrained/cifar10_resnet20.safetensors'
 )
-# Suffix of a folder: use its weights themselves, not their moving averages.
-_RAW = '#raw'
-
-
-def split_raw(source: str) -> tuple[str, bool]:
-  """Returns the source without the suffix '#raw', and whether it had one."""
-  if source.endswith(_RAW) and not os.path.exists(source):
-    return source.removesuffix(_RAW), True
-  return source, False
 
 
 def score(evaluation: Mapping[str, float]) -> float:
@@ -59,8 +50,8 @@ def best_step(
 def open_stored(source: str) -> StoredWeights:
   """Opens a file, 'hf-hub:owner/name[@revision]' or a folder.
 
-  A file is of a format of `files.open_file`, whatever its suffix. If a file of
-  torch.save holds several state dicts, 'FILE#KEY' selects the one at that key.
+  A file is of a format of `files.open_file`, whatever its suffix. If
+  a file of torch.save holds several state dicts, 'SOURCE#KEY' selects one.
   A folder is an Orbax checkpoint, the workdir of a run, or has the files of a
   repository of the hub. In a workdir, this opens the checkpoint with the
   highest `score`, or the latest one if none was evaluated. If the run keeps
@@ -70,19 +61,18 @@ def open_stored(source: str) -> StoredWeights:
     InputError: the source does not exist, is damaged, or holds more than
       tensors and plain data.
   """
-  source = os.path.expanduser(source)
-  if source.startswith(HUB):
-    return open_hub(source)
-  source, is_raw = split_raw(source)
-  if os.path.isdir(source):
-    if not is_raw and (stored := open_repository(source)):
+  path, key = os.path.expanduser(source), ''
+  if '#' in path and not os.path.exists(path):
+    path, _, key = path.rpartition('#')
+  if path.startswith(HUB):
+    return open_hub(path, key)
+  if os.path.isdir(path):
+    is_run = os.path.isdir(os.path.join(path, 'checkpoints'))
+    if not is_run and (stored := open_repository(path, key)):
       return stored
-    return _open_folder(source, is_raw=is_raw)
-  if is_raw:
-    raise InputError(f'{source}{_RAW} is not a folder: leave {_RAW} out.')
-  path, key = source, ''
-  if '#' in source and not os.path.exists(source):
-    path, _, key = source.rpartition('#')
+    if key not in ('', 'raw'):
+      raise InputError(f'{path} is a run or a checkpoint: leave #{key} out.')
+    return _open_folder(path, is_raw=bool(key))
   if not os.path.isfile(path):
     raise InputError(
       f'There are no weights at {source!r}: give a .safetensors, .pth, .npz,'

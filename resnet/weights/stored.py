@@ -38,7 +38,7 @@ class StoredWeights:
 
 
 def from_tensors(
-  name: str, tensors: Tensors, read: Read, metadata: Metadata | None = None
+  name: str, tensors: Tensors, read: Read, metadata: Metadata
 ) -> StoredWeights:
   """Opens the tensors of a file or state dict, without a common prefix."""
   if wrong := [key for key in tensors if not isinstance(key, str)]:
@@ -48,12 +48,11 @@ def from_tensors(
   given = {}
   for key in tensors:
     short = key.removeprefix(prefix)
-    is_flat = short.startswith(('params.', 'batch_stats.'))  # Of Flax.
+    is_flat = short.startswith(('params.', 'batch_stats.'))  # Flax's.
     given[short.replace('.', '/') if is_flat else short] = key
   bare = {short: tensors[key] for short, key in given.items()}
   naming = find_naming(bare)
   tensors, adapted, known = naming.adapt(bare, lambda key: read(given[key]))
-  metadata = metadata or Metadata()
   missing = {k: v for k, v in known.items() if getattr(metadata, k) is None}
   return StoredWeights(
     name=name,

@@ -139,6 +139,9 @@ def test_a_run_gives_its_averages_its_interpolation_and_numbers_for_names(
   result = tool('weights', 'convert', tmp_path / 'run', target)
   assert 'moving averages' in result.stdout
   assert weights.open_stored(target).metadata.ema is True
+  # A file beside its checkpoints does not replace a run.
+  target = target.rename(tmp_path / 'run' / 'model.safetensors')
+  assert weights.open_stored(str(tmp_path / 'run')).naming.name == 'orbax'
   # The best checkpoint is that of the averages, too.
   assert weights.score({'eval/top1': 0.9, 'eval_ema/top1': 0.5}) == 0.5
   with pytest.raises(InputError, match='leave #raw out'):

@@ -1,5 +1,6 @@
 """Repositories of the Hugging Face hub: download, cache, configs."""
 
+import dataclasses
 import functools
 import http.server
 import json
@@ -8,6 +9,7 @@ import threading
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from resnet import weights
 from resnet.data.sources import imagenet_names
@@ -126,6 +128,14 @@ def test_weights_are_downloaded_once_and_read_offline(
   server.asked.clear()
   _assert_read(source, 'cifar_resnet8')
   assert not server.asked
+  # A repository with PyTorch's file alone.
+  (server.folder / 'pytorch_model.bin').write_bytes(b'PK damaged')
+  (server.folder / 'model.safetensors').unlink()
+  for offline in (False, True):
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', offline)
+    with pytest.raises(InputError, match=r'pytorch_model.bin is not a file of'):
+      weights.open_stored('hf-hub:timm/old')
+  capsys.readouterr()
   message = 'other: model.safetensors is not in the cache, and HF_HUB_OFFLINE'
   with pytest.raises(InputError, match=message):
     weights.open_stored('hf-hub:timm/other')
@@ -159,6 +169,29 @@ def test_weights_of_timm_name_their_network_and_the_classes_of_imagenet(
     assert metadata.class_names == imagenet_names.class_ids()
   config.unlink()
   assert weights.open_stored(str(tmp_path)).metadata == Metadata()
+
+
+def test_other_steps_of_preprocessing_are_not_taken_for_ours(tmp_path):
+  folder, path = tmp_path / 'net', tmp_path / 'net' / 'preprocessor_config.json'
+  save_repository(
+    _variables('resnet18'), str(folder), _metadata('resnet18'), 'transformers'
+  )
+  _drop_header(folder)
+  fields = json.loads(path.read_text())
+  for change in (
+    {'size': {'height': 224, 'width': 224}},
+    {'resample': 1},
+    {'do_normalize': False},
+    {'size': 384},
+  ):
+    path.write_text(json.dumps({**fields, **change}))
+    metadata = weights.open_stored(str(folder)).metadata
+    assert metadata.model == 'resnet18' and metadata.preprocessing is None
+
+
+def _drop_header(folder):
+  path = folder / 'model.safetensors'
+  safetensors.numpy.save_file(safetensors.numpy.load_file(path), path)
 
 
 def _metadata(name):
@@ -217,13 +250,9 @@ def test_transformers_loads_a_written_folder(tmp_path, name):
 
 def _assert_read_by_config(folder, name, first='n01440764'):
   """Without the header of model.safetensors, config.json gives the metadata."""
-  path = folder / 'model.safetensors'
   state = weights.open_stored(str(folder))
   assert state.metadata == _metadata(name)
-  from safetensors import numpy as safetensors_numpy
-
-  tensors = safetensors_numpy.load_file(path)
-  safetensors_numpy.save_file(tensors, path)
+  _drop_header(folder)
   metadata = weights.open_stored(str(folder)).metadata
   assert metadata == Metadata(
     model=name,
@@ -250,6 +279,8 @@ def test_folders_for_the_hub_have_a_card_and_are_complete_or_refused(tmp_path):
   refuse('net exists', known, name='net')
   refuse('must be known', Metadata(model='resnet18'))
   refuse('must be known', Metadata(preprocessing=_PREPROCESSING))
+  other = dataclasses.replace(known, shortcut='A')
+  refuse("timm has no resnet18 with shortcut 'A'", other)
   refuse('timm has no resnet50_v1', _metadata('resnet50_v1'))
   refuse(
     'transformers has no resnet18d', _metadata('resnet18d'), 'transformers'

@@ -53,7 +53,7 @@ def state(theirs):
 
 def _open(shapes):
   tensors = {key: (shape, 'float32') for key, shape in shapes.items()}
-  return from_tensors('the file', tensors, np.zeros)
+  return from_tensors('the file', tensors, np.zeros, weights.Metadata())
 
 
 def test_logits_are_those_of_keras_and_need_its_biases(keras, theirs, state):
@@ -112,6 +112,7 @@ def test_files_give_the_same_bits(tool, theirs, state, tmp_path, kind):
 
 _ELSEWHERE = 'is compressed or stored in another file'
 _REFUSED = {'soft': 'is a link', 'link': 'is a link', 'cut off': 'truncated'}
+_REFUSED['claim'] = "'a/b' claims more numbers than are stored"
 _REFUSED |= dict.fromkeys(('virtual', 'external', 'gzip'), _ELSEWHERE)
 
 
@@ -128,6 +129,8 @@ def test_damage_and_links_are_refused(tool, tmp_path, kind, message):
       layout = h5py.VirtualLayout((6,), 'f4')
       layout[:] = h5py.VirtualSource('other.h5', 'x', (6,))
       file.create_virtual_dataset('a/b', layout)
+    elif kind == 'claim':
+      file.create_dataset('a/b', (2048, 10**9), 'f4')
     elif kind == 'external':
       file.create_dataset('a/b', data=np.ones(6), external=tmp_path / 'x')
     else:

@@ -91,11 +91,21 @@ def _transformers_tensors(depths, layers, expansion, num_classes):
 )
 def test_networks_have_the_tensors_of_transformers(name, args):
   tensors = _transformers_tensors(*args)
-  source = from_tensors('the file', tensors, np.zeros)
+  source = from_tensors('the file', tensors, np.zeros, weights.Metadata())
   assert source.naming.name == 'transformers'
   weights.check_stored(source, name)
   with pytest.raises(InputError, match='transformers has no name for'):
     weights.check_stored(source, f'{name}d')
+  # `ResNetModel`, which has no head.
+  bare = {
+    key.removeprefix('resnet.'): value
+    for key, value in tensors.items()
+    if key.startswith('resnet.')
+  }
+  source = from_tensors('the file', bare, np.asarray, weights.Metadata())
+  weights.check_stored(source, name, needs_head=False)
+  key = 'encoder.stages.0.layers.0.layer.0.convolution.weight'
+  assert str(source.read(f'resnet.{key}')) == key
 
 
 @pytest.mark.parametrize(
@@ -147,7 +157,10 @@ def test_networks_have_the_tensors_of_chenyaofo():
       if len(shape) == 1:
         tensors[f'{name}.{leaf}'] = shape
   source = from_tensors(
-    'it', {key: (shape, 'float32') for key, shape in tensors.items()}, dict
+    'it',
+    {key: (shape, 'float32') for key, shape in tensors.items()},
+    dict,
+    weights.Metadata(),
   )
   fields = find_overrides(source, 'cifar_resnet20')
   assert fields == {'shortcut': 'B'}

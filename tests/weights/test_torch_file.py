@@ -162,7 +162,7 @@ def test_a_real_file_equals_its_copy(real_data):
 # Which state dict.
 
 
-def test_a_key_chooses_one_of_several_state_dicts(write):
+def test_a_key_chooses_one_of_several_state_dicts(write, tmp_path):
   inner = mapping(b=tensor(3, (3,), (1,)))
   path = write(
     mapping(
@@ -176,7 +176,12 @@ def test_a_key_chooses_one_of_several_state_dicts(write):
   assert_refused(f'{path}#mode', "no state dict 'mode': type")
   assert_equal(load(f'{path}#model'), {'a': NUMBERS.reshape(2, 3)})
   assert_equal(load(f'{path}#more/ema'), {'b': NUMBERS[3:]})
-  assert_refused(f'{path}#raw', 'leave #raw out')
+  assert_refused(f'{path}#raw', "no state dict 'raw': type")
+  folder = tmp_path / 'net'
+  folder.mkdir()
+  os.rename(path, folder / 'pytorch_model.bin')
+  assert_refused(folder, f"several .*'{folder}#model' or")
+  assert_equal(load(f'{folder}#model'), {'a': NUMBERS.reshape(2, 3)})
 
 
 def test_names_of_files_may_have_a_hash_sign(tmp_path):

@@ -304,3 +304,8 @@ def test_folders_without_weights_are_refused(tmp_path):
     weights.load_weights(str(tmp_path), 'cifar_resnet8')
   with pytest.raises(InputError, match=r"no weights at '/no/where'"):
     weights.load_weights('/no/where', 'cifar_resnet8')
+
+
+def test_names_of_classes_are_dropped_with_the_head():
+  assert _METADATA.names_of(0) == ()
+  assert _METADATA.names_of(4) == ('cat', 'dog', 'Katze', '3')
