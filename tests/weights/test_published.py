@@ -24,11 +24,11 @@ def expected(real_data):
 
 @pytest.fixture
 def predict(tool, real_data, tmp_path):
-  """(network, (class, bytes) of images) -> classes and logits, by batch."""
+  """(network, file, (class, bytes) of images) -> classes, logits, by batch."""
 
-  def run(name, images, batch_size):
+  def run(name, file, images, batch_size):
     target = tmp_path / 'converted.safetensors'
-    source = real_data / 'cifar-resnets' / f'{name}.safetensors'
+    source = real_data / 'cifar-resnets' / file
     result = tool(
       *('weights', 'convert', source, target, f'--model=cifar_{name}'),
       *('--mean=0.485,0.456,0.406', '--std=0.229,0.224,0.225'),
@@ -66,19 +66,30 @@ def _test_images(real_data):
         yield parts[0], archive.extractfile(member).read()
 
 
-@pytest.mark.parametrize('name', ['resnet20', 'resnet32', 'resnet56'])
-def test_logits_are_those_of_pytorch(predict, expected, first_images, name):
-  ((_, logits),) = predict(name, iter(first_images), 4)
+_FILES = {
+  name: f'{name}.safetensors' for name in ('resnet20', 'resnet32', 'resnet56')
+}
+_PUBLISHED = ('resnet20', 'resnet20-12fca82f.th')
+
+
+@pytest.mark.parametrize(('name', 'file'), [*_FILES.items(), _PUBLISHED])
+def test_logits_are_those_of_pytorch(
+  predict, expected, first_images, name, file
+):
+  ((_, logits),) = predict(name, file, iter(first_images), 4)
   theirs = expected[name]['logits_of_the_first_4_test_images']
   np.testing.assert_allclose(logits, theirs, rtol=0, atol=1e-4)
 
 
 @pytest.mark.slow
-def test_correct_answers_are_those_of_pytorch(predict, expected, real_data):
+@pytest.mark.parametrize(('name', 'file'), _FILES.items())
+def test_correct_answers_are_those_of_pytorch(
+  predict, expected, real_data, name, file
+):
   correct, classes = 0, {}
-  for names, logits in predict('resnet20', _test_images(real_data), 500):
+  for names, logits in predict(name, file, _test_images(real_data), 500):
     # Labels number the sorted classes.
     labels = [classes.setdefault(name, len(classes)) for name in names]
     correct += np.sum(np.argmax(logits, axis=1) == labels)
-  theirs = expected['resnet20']['pytorch_correct_of_10000_jpeg_test_images']
+  theirs = expected[name]['pytorch_correct_of_10000_jpeg_test_images']
   assert abs(correct - theirs) <= 2
