@@ -131,8 +131,8 @@ def read_weights(
     )
   overrides = find_overrides(found, model)
   variables = read_stored(found, model, needs_head=needs_head, **overrides)
-  if found.naming.note:
-    print(f'{source}: {found.naming.note}', file=sys.stderr)
+  for text in found.remarks():
+    print(f'{source}: {text}', file=sys.stderr)
   # Drop PyTorch's update counts, which no network reads.
   variables = {part: variables[part] for part in ('params', 'batch_stats')}
   num_classes = count_classes(variables)

@@ -52,8 +52,7 @@ class InitialWeights:
     text = f'Weights from {self.source.name}'
     if self.new_head:
       text += '; the head is new, because they have none for these classes'
-    note = self.source.naming.note
-    return f'{text}. {note}' if note else text
+    return '. '.join([text, *self.source.remarks()])
 
 
 def open_weights(experiment: Experiment) -> tuple[InitialWeights, Experiment]:

@@ -118,10 +118,9 @@ def _fitting(source: StoredWeights) -> list[str]:
 
 
 def _print_naming(source: StoredWeights) -> None:
-  prefix = f', without the prefix {source.prefix}' if source.prefix else ''
-  print(f'source names  {source.naming.name}{prefix}')
-  if source.naming.note:
-    print(f'note          {source.naming.note}')
+  print(f'source names  {source.naming.name}')
+  for text in source.remarks():
+    print(f'note          {text}')
 
 
 def _print_metadata(metadata: Metadata) -> None:

@@ -73,9 +73,7 @@ class Metadata:
     """Returns the class name of each logit; logits without one get a number."""
     names = self.class_names if self.class_names and num_classes else ()
     if len(names) > num_classes:
-      raise InputError(
-        f'There are {len(names)} class names for {num_classes} classes.'
-      )
+      raise InputError(f'{len(names)} class names for {num_classes} classes.')
     return (*names, *map(str, range(len(names), num_classes)))
 
   @property

@@ -36,6 +36,11 @@ class StoredWeights:
   metadata: Metadata
   read: Read
 
+  def remarks(self) -> list[str]:
+    """Returns what users should know: a prefix left out, other networks."""
+    prefix = f'read without the prefix {self.prefix}' if self.prefix else ''
+    return [text for text in (prefix, self.naming.note) if text]
+
 
 def from_tensors(
   name: str, tensors: Tensors, read: Read, metadata: Metadata

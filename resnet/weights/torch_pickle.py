@@ -12,7 +12,6 @@ from typing import Any, BinaryIO
 
 import jax.numpy as jnp
 
-_MAX_DIMS = 32
 _DTYPES = {
   'torch.FloatStorage': 'float32',
   'torch.HalfStorage': 'float16',
@@ -203,7 +202,7 @@ def _counts(*values: Any) -> tuple[int, ...]:
 
 
 def _tensor(view: Tensor, first: Any, shape: Any, strides: Any) -> Tensor:
-  if not isinstance(shape, tuple) or len(shape) > _MAX_DIMS:
+  if not isinstance(shape, tuple) or len(shape) > 32:
     raise ValueError('the shape of a tensor is not valid')
   # The stride of a dim of size 1 is never used, and torch.save may store any
   # value.
