@@ -18,10 +18,7 @@ from resnet.inference.preprocessing import normalize
 from resnet.models import create_model
 from resnet.training import compiler
 from resnet.weights import Preprocessing, open_stored, read_stored
-from resnet.weights.convert import (
-  count_classes,
-  find_overrides,
-)
+from resnet.weights.convert import count_classes, find_overrides
 from resnet.weights.sources import PACKAGED
 
 # uint8 images [B, S, S, C] -> arrays by name.

@@ -76,13 +76,9 @@ class Pretrained:
         f"{images!r} is not a list of files such as ['cat.jpg']."
       )
     transform = ImageTransform(preprocessing=self.weights.preprocessing)
-    pixels = []
     with ThreadPoolExecutor() as pool:
-      for _, image in decode_files(images, transform, pool):
-        if isinstance(image, InputError):
-          raise image
-        pixels.append(image[0])
-    return np.stack(pixels)
+      crops = [image for _, image in decode_files(images, transform, pool)]
+    return np.concatenate(crops)
 
 
 def load(

@@ -61,7 +61,7 @@ def open_hub(source: str, key: str = '') -> StoredWeights:
         print(f'Downloading {file} of {source}', file=sys.stderr)
       return hub.hf_hub_download(filename=file, **where)
     except errors.LocalEntryNotFoundError:
-      if cached is not None:  # The cache records that there is none.
+      if cached is not None:  # Known to be missing.
         return None
       why = 'is not in the cache, and the hub cannot be reached.'
       if constants.is_offline_mode():

@@ -20,7 +20,7 @@ Shapes = Mapping[Path, Shape]
 # Shape and dtype by key of a state dict, and (key) -> array.
 Tensors = Mapping[str, tuple[Shape, str]]
 Read = Callable[[str], np.ndarray]
-# These, and a file's header or values of fields of `Metadata`.
+# Tensors, their reader, and a file's header or fields of `Metadata`.
 Opened = tuple[Tensors, Read, Mapping[str, Any]]
 
 COUNTER = 'num_batches_tracked'
