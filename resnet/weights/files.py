@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping
 import json
 import math
 import os
-import pathlib
 import re
 from typing import Any
 import zipfile
 
-from flax import serialization, traverse_util
+import jax.numpy as jnp
+import msgpack
 import numpy as np
 import safetensors
 
@@ -22,8 +22,11 @@ from resnet.weights.stored import StoredWeights, from_tensors
 
 # Names of the floating-point types in safetensors.
 _DTYPES = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16'}
-# A map of msgpack whose first key is a string.
-_MSGPACK = re.compile(rb'(?s)([\x81-\x8f]|\xde..|\xdf....)[\xa1-\xbf\xd9]')
+# A map of msgpack, one whose first key is a string, and an array: an extension
+# of type 1 with shape, dtype and numbers.
+_MAP = re.compile(rb'(?s)[\x80-\x8f]|\xde..|\xdf....')
+_MSGPACK = re.compile(rb'(?s)(%b)[\xa1-\xbf\xd9]' % _MAP.pattern[4:])
+_ARRAY = re.compile(rb'(?s)(\xc7.|\xc8..|\xc9....|[\xd4-\xd8])\x01\x93')
 # Keras' names of the variables of a layer by their number.
 _LAYER = {'0': 'kernel', '1': 'bias'}
 _NORM = {'0': 'gamma', '1': 'beta', '2': 'moving_mean', '3': 'moving_variance'}
@@ -98,6 +101,9 @@ def _find_format(path: str) -> tuple[str, Callable[[str], dict[str, Opened]]]:
 
 def _open_safetensors(path: str) -> dict[str, Opened]:
   tensors = {}
+  with open(path, 'rb') as file:
+    if int.from_bytes(file.read(8), 'little') > torch_file.MAX_READ_BYTES:
+      raise ValueError('its header exceeds 2 MiB')
   with safetensors.safe_open(path, framework='np') as file:
     for key in file.keys():  # noqa: SIM118
       tensor = file.get_slice(key)
@@ -114,7 +120,8 @@ def _open_safetensors(path: str) -> dict[str, Opened]:
 
 def _open_shards(index: str) -> dict[str, Opened]:
   with open(index) as file:
-    shards = {k: str(v) for k, v in json.load(file)['weight_map'].items()}
+    index_map = json.loads(file.read(torch_file.MAX_READ_BYTES))['weight_map']
+    shards = {key: str(shard) for key, shard in index_map.items()}
   opened, tensors = {}, {}
   for shard in sorted(set(shards.values())):
     path = os.path.join(os.path.dirname(index), shard)
@@ -160,18 +167,62 @@ def _open_npz(path: str) -> dict[str, Opened]:
 
 
 def _open_msgpack(path: str) -> dict[str, Opened]:
-  """Reads a whole file of Flax, but keeps only the variables."""
-  tree = serialization.msgpack_restore(pathlib.Path(path).read_bytes())
-  parts = {k: tree[k] for k in ('params', 'batch_stats') if k in tree}
-  arrays, tensors = {}, {}
-  for keys, array in traverse_util.flatten_dict(parts).items():
-    # Few bytes of a file could give many long names.
-    if set(map(type, keys)) != {str} or len(name := '/'.join(keys)) > 256:
-      raise ValueError(f'{str(keys)[:99]} is not a string, or is too long')
-    if not isinstance(array, np.ndarray):
-      raise ValueError(f'{name!r} is not an array')
-    arrays[name], tensors[name] = array, (array.shape, str(array.dtype))
-  return {'': (tensors, arrays.__getitem__, {})}
+  """Finds the variables in a file of Flax, and reads none."""
+  tensors: dict[str, tuple[tuple[int, ...], str]] = {}
+  places: dict[str, Any] = {}  # First byte and number of bytes of arrays.
+  with open(path, 'rb') as file:
+    # Few bytes of a file could give large objects: these are limits of keys,
+    # and of one tensor to pass over.
+    limits = {f'max_{kind}_len': 0 for kind in ('array', 'map', 'bin', 'ext')}
+    limits |= {'max_str_len': 255, 'max_buffer_size': 1 << 26}
+    unpacker = msgpack.Unpacker(file, **limits)
+
+    def walk(parent: str) -> None:
+      for _ in range(unpacker.read_map_header()):
+        key = unpacker.unpack()
+        start, name = unpacker.tell(), f'{parent}{key}'
+        if not isinstance(key, str) or len(name) > 255:
+          raise ValueError(f'{name[:99]!r} is not a string, or is too long')
+        if name in places or len(places) > 10_000:
+          raise ValueError(f'{name!r} is there twice, or more than a network')
+        places[name] = None
+        head = os.pread(file.fileno(), 512, start)
+        is_variable = parent or key in ('params', 'batch_stats')
+        if is_variable and _MAP.match(head):
+          walk(f'{name}/')
+          continue
+        unpacker.skip()
+        if is_variable:
+          shape, dtype, offset = _array_head(name, head)
+          size = math.prod(shape) * jnp.dtype(dtype).itemsize
+          tensors[name], places[name] = (shape, dtype), (start + offset, size)
+          if start + offset + size != unpacker.tell():
+            raise ValueError(f'{name!r} does not have the shape {shape}')
+
+    walk('')
+  if not tensors:
+    raise ValueError("it has no 'params'")
+
+  def read(name: str) -> np.ndarray:
+    (shape, dtype), (start, size) = tensors[name], places[name]
+    with open(path, 'rb') as file:
+      file.seek(start)
+      return np.frombuffer(file.read(size), jnp.dtype(dtype)).reshape(shape)
+
+  return {'': (tensors, read, {})}
+
+
+def _array_head(name: str, head: bytes) -> tuple[tuple[int, ...], str, int]:
+  """Returns shape, dtype and first byte of the numbers of Flax's extension."""
+  match = _ARRAY.match(head)
+  if not match:
+    raise ValueError(f'{name!r} is not an array')
+  unpacker = msgpack.Unpacker()
+  unpacker.feed(head[match.end() :])
+  shape = tuple(unpacker.unpack() for _ in range(unpacker.read_array_header()))
+  dtype, position = unpacker.unpack(), match.end() + unpacker.tell()
+  # The codes C4, C5 and C6 precede lengths of 1, 2 and 4 bytes.
+  return shape, dtype, position + 1 + (1 << head[position] - 0xC4)
 
 
 def _open_hdf5(path: str) -> dict[str, Opened]:
@@ -186,12 +237,17 @@ def _open_hdf5(path: str) -> dict[str, Opened]:
   names: list[str] = []
   tensors, places = {}, {}
 
+  def visit(name: str) -> bool | None:
+    names.append(name)
+    return len(names) > 10_000 or len(name) > 255 or None
+
   def read(key: str) -> np.ndarray:
     with h5py.File(path, 'r') as file:
       return np.asarray(file[places[key]])
 
   with h5py.File(path, 'r') as file:
-    file.visit_links(names.append)  # Follows no link.
+    if file.visit_links(visit):  # Follows no link.
+      raise ValueError('it holds more than a network, or has long names')
     for name in names:
       if not isinstance(file.get(name, getlink=True), h5py.HardLink):
         raise ValueError(f'{name!r} is a link, which is not followed')

@@ -19,8 +19,8 @@ from resnet.weights.naming.layout import Opened
 from resnet.weights.torch_pickle import Machine, Tensor
 
 # The pickle of a training checkpoint is smaller than a megabyte, and so is the
-# directory of its zip file. One byte of a pickle can cost 70 bytes of memory.
-_MAX_READ_BYTES = 1 << 22
+# directory of its zip file. One byte of a directory can cost 15 of memory.
+MAX_READ_BYTES = 1 << 21
 # The first number in a file of the older format, and its version.
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
 
@@ -29,8 +29,8 @@ class BoundedReader(io.FileIO):
   """Bounds one read; ZipFile reads a whole directory or pickle in one."""
 
   def read(self, size: int | None = -1, /) -> Any:
-    if size is not None and size > _MAX_READ_BYTES:
-      raise ValueError('its directory or its pickle exceeds 4 MiB')
+    if size is not None and size > MAX_READ_BYTES:
+      raise ValueError('its directory or its pickle exceeds 2 MiB')
     return super().read(size)
 
 
@@ -135,7 +135,7 @@ def _load_zip(file: BinaryIO, machine: Machine) -> Any:
 
 def _load_legacy(file: BinaryIO, machine: Machine) -> Any:
   file.seek(0)
-  pickles = io.BytesIO(file.read(_MAX_READ_BYTES))
+  pickles = io.BytesIO(file.read(MAX_READ_BYTES))
   if machine.run(pickles) != _MAGIC or machine.run(pickles) != _VERSION:
     raise ValueError('it is another kind of pickle')
   system = machine.run(pickles)

@@ -24,6 +24,9 @@ _DTYPES = {
   'torch.ByteStorage': 'uint8',
   'torch.BoolStorage': 'bool',
 }
+# An opcode, one byte, can cost 100 bytes of memory. ResNet-152 with Adam and
+# moving averages needs a third of this.
+_MAX_OPCODES = 1 << 18
 _GLOBALS = {
   'collections.OrderedDict',
   'torch.Size',
@@ -85,7 +88,9 @@ class Machine:
   def run(self, file: BinaryIO) -> Any:
     """Returns the value that a pickle describes, with `Tensor`s in it."""
     stack, marks, memo = [], [], {}
-    for opcode, arg, _ in pickletools.genops(file):
+    for number, (opcode, arg, _) in enumerate(pickletools.genops(file)):
+      if number == _MAX_OPCODES:
+        raise ValueError(f'its pickle has more than {_MAX_OPCODES:,} opcodes')
       items = []
       if opcode.name in _TAKES:
         count = _TAKES[opcode.name]

@@ -1,0 +1,127 @@
+"""Weight files of all formats that are made to harm, or damaged by chance."""
+
+import io
+import pathlib
+import random
+import re
+import struct
+import tracemalloc
+import zipfile
+
+from flax import serialization
+import h5py
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from resnet import weights
+from resnet.errors import InputError
+
+ARRAY = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+def read_all(path):
+  source = weights.open_stored(str(path))
+  return {key: source.read(key) for key in source.tensors}
+
+
+def in_pickle(opcodes):
+  """Returns a file of torch.save whose pickle has these opcodes."""
+  file = io.BytesIO()
+  with zipfile.ZipFile(file, 'w') as archive:
+    archive.writestr('archive/data.pkl', b'\x80\2' + opcodes + b'.')
+  return file.getvalue()
+
+
+def in_header(text):
+  return struct.pack('<Q', len(text)) + text
+
+
+def many_groups(path):
+  with h5py.File(path, 'w') as file:
+    for i in range(11_000):
+      file.create_group(f'{i}')
+  return path.read_bytes()
+
+
+MANY = 1 << 20
+VARIABLES = b'\x81\xa6params\x81\xa1x'  # {'params': {'x': ...}}
+LIST = b'\xdd' + struct.pack('>I', MANY)
+HOSTILE = {
+  'pickle of lists': lambda _: in_pickle(b']' * MANY),
+  'pickle of tuples': lambda _: in_pickle(b')' + b'\x85' * (MANY - 999)),
+  'pickle of memos': lambda _: in_pickle(b'}' + b'\x94' * (MANY - 999)),
+  'msgpack of maps': lambda _: VARIABLES + LIST + b'\x80' * MANY,
+  'msgpack of other maps': lambda _: b'\x81\xa1x' + LIST + b'\x80' * MANY,
+  'msgpack of names': lambda _: (
+    VARIABLES + b'\xdf' + LIST[1:] + b'\xa1a\x80' * MANY
+  ),
+  'msgpack of shapes': lambda _: (
+    VARIABLES + b'\xc9' + LIST[1:] + b'\1\x93' + LIST + b'\x90' * (MANY - 6)
+  ),
+  'header of lists': lambda _: in_header(b'{"a":[' + b'[],' * MANY + b'0]}'),
+  'npz header': lambda _: (
+    b'PK\3\4' + bytes(22) + b'\5\0\0\0x.npy' + bytes(MANY)
+  ),
+  'groups': many_groups,
+}
+
+
+@pytest.mark.parametrize('kind', HOSTILE)
+def test_hostile_files_take_little_memory(tmp_path, kind):
+  path = tmp_path / 'weights'
+  path.write_bytes(HOSTILE[kind](path))
+  tracemalloc.start()
+  try:
+    with pytest.raises(InputError, match=re.escape(str(path))) as info:
+      read_all(path)
+    _, peak = tracemalloc.get_traced_memory()
+  finally:
+    tracemalloc.stop()
+  assert '\n' not in str(info.value)
+  # Modules that are imported and the objects of a small file need a few MB.
+  assert peak < 1.5 * path.stat().st_size + (32 << 20)
+
+
+def test_a_large_index_is_refused(tmp_path):
+  path = tmp_path / 'model.safetensors.index.json'
+  path.write_text('{"weight_map": [' + '[],' * MANY + '0]}')
+  with pytest.raises(InputError, match='is damaged'):
+    weights.open_stored(str(path))
+
+
+def save(path, kind):
+  state = {'params/x/kernel': ARRAY, 'batch_stats/x/mean': ARRAY[0]}
+  if kind == 'safetensors':
+    safetensors.numpy.save_file(state, path)
+  elif kind == 'npz':
+    with open(path, 'wb') as file:
+      np.savez(file, **state)
+  elif kind == 'msgpack':
+    tree = {'params': {'x': {'kernel': ARRAY}}, 'step': 3}
+    path.write_bytes(serialization.msgpack_serialize(tree))
+  else:
+    with h5py.File(path, 'w') as file:
+      file['x/x/kernel:0'] = ARRAY
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['safetensors', 'npz', 'msgpack', 'hdf5'])
+def test_random_damage_is_refused_or_harmless(tmp_path, kind):
+  path = pathlib.Path(tmp_path / 'weights')
+  save(path, kind)
+  data, messages = path.read_bytes(), []
+  assert any(np.array_equal(x, ARRAY) for x in read_all(path).values())
+  for seed in range(200):
+    rng = random.Random(seed)
+    damaged = bytearray(data)
+    for _ in range(rng.randint(1, 8)):
+      damaged[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    if seed % 4 == 0:
+      del damaged[rng.randrange(len(data)) :]
+    path.write_bytes(damaged)
+    try:
+      read_all(path)
+    except InputError as error:
+      messages.append(str(error))
+  assert len(messages) > 50 and not any('\n' in text for text in messages)
