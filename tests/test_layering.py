@@ -12,6 +12,7 @@ LAYERS = (
   ('resnet.errors',),
   (
     'resnet.backend',
+    'resnet.checkpoint_folder',
     'resnet.config',
     'resnet.fields',
     'resnet.files',

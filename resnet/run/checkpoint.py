@@ -12,14 +12,13 @@ from jax.experimental import multihost_utils
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
+from resnet.checkpoint_folder import best_step, score
 from resnet.errors import InputError, RunError
 from resnet.files import write_atomically
 from resnet.run import integrity
 from resnet.run.integrity import STATE_FOLDER, DamagedError
 from resnet.run.workdir import CHECKPOINTS as FOLDER
 from resnet.training.state import TrainState
-from resnet.weights import score
-from resnet.weights.sources import best_step
 
 # Orbax writes the index of the state last.
 _INDEX_FILE = 'manifest.ocdbt'
@@ -40,7 +39,7 @@ class Checkpoints:
     """Opens the folder; moves checkpoints with damaged metrics out of it.
 
     `keep` is the number of latest checkpoints to keep, besides the best by
-    `weights.score`. None opens the folder read-only; a damaged checkpoint is
+    `score`. None opens the folder read-only; a damaged checkpoint is
     then an error.
     """
     self._workdir = os.path.abspath(workdir)

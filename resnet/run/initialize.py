@@ -118,7 +118,8 @@ def evaluate_checkpoint(
     experiment: must have the same model as the run. Its data may differ, but
       is normalised like the run's.
     workdir: folder of the run; if there is no run, `init_from` is evaluated.
-    which: 'latest', or 'best' by `weights.score` (latest if none was scored).
+    which: 'latest', or 'best' by `checkpoint_folder.score` (latest if none was
+      scored).
 
   Returns:
     The exit code.

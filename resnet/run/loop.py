@@ -22,6 +22,7 @@ from typing import Any
 
 import jax
 
+from resnet.checkpoint_folder import score
 from resnet.data.host.loader import DeviceLoader
 from resnet.data.host.warnings import DataWarnings
 from resnet.errors import InputError, RunError
@@ -36,7 +37,6 @@ from resnet.training import metrics as metrics_lib
 from resnet.training.meter import Meter
 from resnet.training.state import TrainState
 from resnet.training.step import jit_steps
-from resnet.weights import score
 
 MAX_STEPS_IN_FLIGHT = 2
 # Metrics by name; None: no evaluation was due, or a signal interrupted it.

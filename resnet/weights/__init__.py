@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
+from resnet.data.preprocessing import Preprocessing
 from resnet.errors import InputError
 from resnet.files import reading, replacing
 from resnet.weights.convert import check_stored, read_stored, to_stored
-from resnet.weights.metadata import Metadata, Preprocessing
+from resnet.weights.metadata import Metadata
 from resnet.weights.naming.layout import flatten
-from resnet.weights.sources import open_stored, score
+from resnet.weights.sources import open_stored
 from resnet.weights.stored import StoredWeights, from_tensors
 
 __all__ = [
@@ -29,7 +30,6 @@ __all__ = [
   'open_stored',
   'read_stored',
   'save_weights',
-  'score',
   'to_state_dict',
 ]
 

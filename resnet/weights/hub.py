@@ -12,6 +12,7 @@ import re
 import sys
 from typing import Any
 
+from resnet.data.preprocessing import Preprocessing
 from resnet.data.sources.imagenet_names import class_ids
 from resnet.errors import InputError
 from resnet.files import reading
@@ -19,7 +20,7 @@ from resnet.models import create_model, list_models
 from resnet.models.blocks import BasicBlock
 from resnet.weights import files
 from resnet.weights import metadata as metadata_lib
-from resnet.weights.metadata import Metadata, Preprocessing
+from resnet.weights.metadata import Metadata
 from resnet.weights.stored import StoredWeights
 
 HUB = 'hf-hub:'

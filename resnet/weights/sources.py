@@ -4,7 +4,6 @@ Opening a source reads no tensors, so that callers can first check whether they
 fit. Nothing in a source can run.
 """
 
-from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 import os
@@ -17,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from resnet import backend
+from resnet.checkpoint_folder import find_arrays
 from resnet.errors import InputError
 from resnet.files import reading
 from resnet.weights import files
@@ -29,22 +29,6 @@ from resnet.weights.stored import StoredWeights, from_tensors
 PACKAGED = str(
   pathlib.Path(__file__).parents[1] / 'pretrained/cifar10_resnet20.safetensors'
 )
-
-
-def score(evaluation: Mapping[str, float]) -> float:
-  """Returns the score by which the best checkpoint of a run is chosen.
-
-  It is the top-1 accuracy, of the moving averages if the run keeps them.
-  """
-  return evaluation.get('eval_ema/top1', evaluation['eval/top1'])
-
-
-def best_step(
-  manager: ocp.CheckpointManager, metrics: Callable[[int], Any]
-) -> int | None:
-  """Returns the step with the highest `score`; None if none was evaluated."""
-  step = manager.best_step()
-  return None if step is None or metrics(step) is None else step
 
 
 def open_stored(source: str) -> StoredWeights:
@@ -88,7 +72,7 @@ def _open_folder(folder: str, *, is_raw: bool) -> StoredWeights:
   config = os.path.join(folder, 'config.json')
   is_workdir = os.path.exists(config)
   metadata = metadata_lib.from_workdir(config) if is_workdir else Metadata()
-  path = _item_folder(os.path.abspath(folder))
+  path = find_arrays(os.path.abspath(folder))
   checkpointer = ocp.PyTreeCheckpointer()
   # Damaged files make Orbax raise many types.
   with reading(f'{path} is not an Orbax checkpoint', Exception):
@@ -111,27 +95,3 @@ def _open_folder(folder: str, *, is_raw: bool) -> StoredWeights:
 
   metadata = dataclasses.replace(metadata, ema=has_ema)
   return from_tensors(path, tensors, lambda key: restore()[key], metadata)
-
-
-def _item_folder(folder: str) -> str:
-  """Returns the folder of a checkpoint's arrays inside `folder`."""
-  if os.path.exists(os.path.join(folder, '_METADATA')):
-    return folder
-  if os.path.isdir(os.path.join(folder, 'default')):
-    return os.path.join(folder, 'default')
-  options = ocp.CheckpointManagerOptions(
-    best_fn=score, read_only=True, create=False
-  )
-  for steps in (os.path.join(folder, 'checkpoints'), folder):
-    if not (os.path.isdir(steps) and any(map(str.isdigit, os.listdir(steps)))):
-      continue
-    with (
-      reading(f'{steps} cannot be read', Exception),
-      ocp.CheckpointManager(steps, options=options) as manager,
-    ):
-      step = best_step(manager, manager.metrics)
-      step = manager.latest_step() if step is None else step
-    if step is None:
-      raise InputError(f'{steps} holds no finished checkpoint.')
-    return os.path.join(steps, str(step), 'default')
-  raise InputError(f'{folder} is neither a workdir nor an Orbax checkpoint.')

@@ -9,6 +9,7 @@ import pytest
 import safetensors.numpy
 
 from resnet import weights
+from resnet.checkpoint_folder import score
 from resnet.errors import InputError
 from resnet.inference.network import read_weights
 from tests.networks import draw_variables
@@ -147,6 +148,6 @@ def test_a_run_gives_its_averages_its_interpolation_and_numbers_for_names(
   target = target.rename(tmp_path / 'run' / 'model.safetensors')
   assert weights.open_stored(str(tmp_path / 'run')).naming.name == 'orbax'
   # The best checkpoint is that of the averages, too.
-  assert weights.score({'eval/top1': 0.9, 'eval_ema/top1': 0.5}) == 0.5
+  assert score({'eval/top1': 0.9, 'eval_ema/top1': 0.5}) == 0.5
   with pytest.raises(InputError, match='leave #raw out'):
     weights.open_stored(f'{target}#raw')
