@@ -19,12 +19,12 @@ from resnet.weights.hub import (
   CONFIG,
   PREPROCESSOR,
   RESAMPLE,
-  TRANSFORMERS_MODELS,
   transformers_config,
 )
+from resnet.weights.naming.transformers import TRANSFORMERS
 
 # Networks that timm has under the same name; it calls v2 nets resnetv2_*.
-_TIMM = re.compile(
+_TIMM = (
   r'(wide_|se)?resne(t|xt|tblur|trs)\d+(d|_2|_32x\d+d)?'
   r'|preact_resnet(50|101|152)'
 )
@@ -64,7 +64,7 @@ def save_repository(
   what = model if names else f'{model} without a head'
   if metadata.shortcut not in (None, create_model(model).shortcut):
     what = f'{model} with shortcut {metadata.shortcut!r}'
-  if what != model or not known.fullmatch(model):
+  if what != model or not re.fullmatch(known, model):
     raise InputError(
       f'{naming} has no {what}: write a file, such as {folder}.safetensors.'
     )
@@ -133,7 +133,7 @@ def _transformers(
 
 _LIBRARIES = {
   'timm': (_TIMM, _timm),
-  'transformers': (TRANSFORMERS_MODELS, _transformers),
+  'transformers': (TRANSFORMERS.models, _transformers),
 }
 
 

@@ -99,7 +99,7 @@ def to_state_dict(
   """
   source = _open_state(f'the variables given for {name}', variables)
   check_stored(source, name, needs_head=False, **overrides)
-  return to_stored(variables, naming)
+  return to_stored(variables, naming, name)
 
 
 def load_weights(source: str, name: str, **overrides: Any) -> dict[str, Any]:
@@ -128,8 +128,8 @@ def save_weights(
   """
   if not variables.get('params'):
     raise InputError("The variables have no 'params': give those of a network.")
-  state = to_stored(variables, naming)
-  header = (metadata or Metadata()).to_header()
+  metadata = metadata or Metadata()
+  state = to_stored(variables, naming, metadata.model)
   failure = f'{path} cannot be written'
   with reading(failure, safetensors.SafetensorError), replacing(path) as part:
-    safetensors.numpy.save_file(state, part, metadata=header)
+    safetensors.numpy.save_file(state, part, metadata.to_header())

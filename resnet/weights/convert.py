@@ -45,13 +45,17 @@ def read_stored(
 
 
 def to_stored(
-  variables: Mapping[str, Any], naming: str = 'torchvision'
+  variables: Mapping[str, Any],
+  naming: str = 'torchvision',
+  name: str | None = None,
 ) -> dict[str, np.ndarray]:
   """Converts variables to a state dict; see `weights.to_state_dict`."""
   if naming not in NAMINGS:
     raise InputError(
       f'naming={naming!r} cannot be written: give one of {", ".join(NAMINGS)}.'
     )
+  if name:
+    NAMINGS[naming].check_model(name)
   flat = base.flatten(variables)
   shapes = {path: np.shape(leaf) for path, leaf in flat.items()}
   layout = NAMINGS[naming].layout(shapes)
@@ -100,6 +104,7 @@ def check_stored(
       f'{source.name} holds weights of {name} with shortcut {theirs!r}, not'
       f' {ours!r}.'
     )
+  source.naming.check_model(name)
   shapes = _expected_shapes(source, name, overrides)
   layout = source.naming.layout(shapes)
   head = [key for key, tensor in layout.items() if tensor.path[1] == 'head']

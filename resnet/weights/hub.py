@@ -21,6 +21,7 @@ from resnet.models.blocks import BasicBlock
 from resnet.weights import files
 from resnet.weights import metadata as metadata_lib
 from resnet.weights.metadata import Metadata
+from resnet.weights.naming.transformers import TRANSFORMERS
 from resnet.weights.stored import StoredWeights
 
 HUB = 'hf-hub:'
@@ -32,8 +33,6 @@ _FILES = (
   'pytorch_model.bin',
   'model.safetensors.index.json',
 )
-# Networks that transformers has.
-TRANSFORMERS_MODELS = re.compile(r'resnet(18|34|50|101|152)(_v1)?')
 # Pillow's numbers of the methods, which transformers stores.
 RESAMPLE = {'bilinear': 2, 'bicubic': 3}
 
@@ -138,8 +137,9 @@ def _from_timm(config: dict[str, Any]) -> Metadata:
 
 def _transformers_model(config: dict[str, Any]) -> str | None:
   config = transformers_config('resnet50') | config  # Its defaults.
-  for name in filter(TRANSFORMERS_MODELS.fullmatch, list_models()):
-    if config == config | transformers_config(name):
+  for name in list_models():
+    is_theirs = re.fullmatch(TRANSFORMERS.models, name)
+    if is_theirs and config == config | transformers_config(name):
       return name
   return None
 

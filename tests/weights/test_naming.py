@@ -94,7 +94,7 @@ def test_networks_have_the_tensors_of_transformers(name, args):
   source = from_tensors('the file', tensors, np.zeros, weights.Metadata())
   assert source.naming.name == 'transformers'
   weights.check_stored(source, name)
-  with pytest.raises(InputError, match='transformers has no name for'):
+  with pytest.raises(InputError, match='transformers has no network'):
     weights.check_stored(source, f'{name}d')
   # `ResNetModel`, which has no head.
   bare = {
@@ -225,16 +225,10 @@ def test_a_backbone_without_an_order_of_channels_is_refused():
     weights.from_state_dict('resnet18', state, **_SMALL)
 
 
-def test_networks_that_a_library_lacks_are_not_written():
-  _, variables = _network('preact_resnet50', **_SMALL)
-  for naming in ('transformers', 'akamaster'):
-    with pytest.raises(InputError, match=f'{naming} has no name for'):
-      weights.to_state_dict('preact_resnet50', variables, naming, **_SMALL)
-
-
 @pytest.mark.parametrize(
   ('naming', 'name', 'fields'),
   [
+    ('transformers', 'preact_resnet50', _SMALL),
     ('transformers', 'cifar_resnet8', {}),
     ('transformers', 'resnext50_32x4d', {'stage_sizes': (1, 1)}),
     ('transformers', 'wide_resnet50_2', _SMALL),
@@ -245,12 +239,26 @@ def test_networks_that_a_library_lacks_are_not_written():
     ('akamaster', 'resnet18', {**_SMALL, 'num_filters': 16}),
     ('akamaster', 'cifar_resnet8', {'stage_sizes': (1, 1)}),
     ('akamaster', 'cifar_resnet8', {'num_filters': 8}),
+    # These have the tensors of another network.
+    ('transformers', 'resnetblur18', _SMALL),
+    ('akamaster', 'cifar_plain20', {}),
+    ('timm', 'resnet50_v1', _SMALL),
   ],
 )
-def test_networks_of_other_shapes_are_not_written(naming, name, fields):
+def test_networks_that_a_library_lacks_are_not_written(naming, name, fields):
   _, variables = _network(name, **fields)
-  with pytest.raises(InputError, match=f'{naming} has no network of these sha'):
+  with pytest.raises(InputError, match=f'{naming} has no network'):
     weights.to_state_dict(name, variables, naming, **fields)
+
+
+def test_files_of_networks_that_a_library_lacks_are_not_written(tmp_path):
+  _, variables = _network('cifar_plain20')
+  path, metadata = tmp_path / 'w', weights.Metadata(model='cifar_plain20')
+  with pytest.raises(InputError, match="akamaster has no network 'cifar_plain"):
+    weights.save_weights(
+      variables, str(path), metadata=metadata, naming='akamaster'
+    )
+  assert not path.exists()
 
 
 def test_a_prefix_of_all_keys_is_left_out():

@@ -59,5 +59,6 @@ AKAMASTER = Naming(
   name='akamaster',
   is_in=lambda keys: 'linear.weight' in keys,
   layout=_layout,
+  models=r'cifar_resnet\d+',
   block=r'layer\d+\.\d+',
 )

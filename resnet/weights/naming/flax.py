@@ -38,6 +38,7 @@ FLAX = Naming(
   name='flax',
   is_in=lambda keys: 'params/conv_init/kernel' in keys,
   layout=_flax,
+  models=r'resnet\d+',
   block=r'ResNetBlock_\d+',
   note="Flax's example pads even sizes on one side only: logits are the same at"
   ' image sizes of 32k + 1, such as 225; fine-tune before use at other sizes.',
@@ -46,5 +47,6 @@ JAX_RESNET = Naming(
   name='jax-resnet',
   is_in=lambda keys: 'params/layers_0/ConvBlock_0/Conv_0/kernel' in keys,
   layout=_jax_resnet,
+  models=r'((wide_)?resnet|resnext)\d+(d|_2|_32x\dd)?',
   block=r'layers_(?!0/)\d+/ConvBlock',
 )

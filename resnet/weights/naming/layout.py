@@ -80,6 +80,8 @@ class Naming:
     layout: (shapes of variables by path) -> tensors by key, without the
       counters; raises InputError if the library has no such network.
     block: regular expression that finds the block in a key.
+    models: regular expression of the networks that the library can have;
+      others may have the same tensors, but compute something else.
     check: raises InputError if the library computes other logits with these
       variables by path.
     adapt: (tensors, reader) -> those of the tensors that `layout` names, for
@@ -93,9 +95,15 @@ class Naming:
   is_in: Callable[[Collection[str]], bool]
   layout: Callable[[Shapes], Layout]
   block: str
+  models: str = '.*'
   check: Callable[[Mapping[Path, Any]], None] = lambda _: None
   adapt: Callable[[Tensors, Read], Opened] = lambda *same: (*same, {})
   note: str = ''
+
+  def check_model(self, name: str) -> None:
+    """Raises InputError if the library cannot have a network."""
+    if not re.fullmatch(self.models, name):
+      raise lacking(self.name, f'network {name!r}')
 
 
 def rename(

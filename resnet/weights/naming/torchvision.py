@@ -102,5 +102,6 @@ TIMM = dataclasses.replace(
   name='timm',
   is_in=lambda keys: f'{_FIRST_NORM}.weight' in keys,
   layout=lambda shapes: _layout(shapes, _FIRST_NORM),
+  models=r'(?!.*_v1).*',
   check=_check_timm,
 )

@@ -41,5 +41,6 @@ TRANSFORMERS = base.Naming(
   is_in=lambda keys: f'resnet.{_BARE}' in keys or _BARE in keys,
   layout=_layout,
   adapt=_adapt,
+  models=r'resnet(18|34|50|101|152)(_v1)?',
   block=r'stages\.\d+\.layers\.\d+',
 )
