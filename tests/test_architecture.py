@@ -1,7 +1,9 @@
-"""docs/architecture.md says what the code is."""
+"""docs/architecture.md and docs/how_it_works.md say what the code is."""
 
 import ast
 import re
+
+import pytest
 
 from tests.test_layering import LAYERS, ROOT
 
@@ -25,8 +27,10 @@ def defined_names(path):
       yield from map(ast.unparse, targets)
 
 
-def test_every_linked_name_is_in_its_file():
-  links = re.findall(r'\[`([^`]+)`\]\(([^)]+)\)', TEXT)
+@pytest.mark.parametrize('page', ['architecture.md', 'how_it_works.md'])
+def test_every_linked_name_is_in_its_file(page):
+  text = (PAGE.parent / page).read_text()
+  links = re.findall(r'\[`([^`]+)`\]\(([^)]+)\)', text)
   assert len(links) > 30
   for name, target in links:
     path = (PAGE.parent / target).resolve()
