@@ -24,8 +24,8 @@ _DTYPES = {
   'torch.ByteStorage': 'uint8',
   'torch.BoolStorage': 'bool',
 }
-# An opcode, one byte, can cost 100 bytes of memory. ResNet-152 with Adam and
-# moving averages needs a third of this.
+# An opcode, one byte, can cost 100 bytes of memory. A checkpoint of ResNet-152
+# with AdamW and moving averages has 106,321 of them.
 _MAX_OPCODES = 1 << 18
 _GLOBALS = {
   'collections.OrderedDict',
