@@ -8,7 +8,7 @@ or 3264 (37 epochs).
 
 Hardware: for 32768 a TPU pod slice of 256 chips, such as v5e:16x16, with 128
 images per chip (memory: docs/pods.md; how to start it: scripts/). For 3264 one
-machine with eight GPUs of 80 GB. Prepare the set once; see the README.
+machine with eight GPUs of 80 GB. Prepare the set once (docs/training.md).
 Source: MLPerf's reference convergence points (mlcommons/logging, rcp_checker/
 training_4.0.0/rcps_resnet.json), of which 32768 is Google's and 3264 NVIDIA's.
 Confirmed there: learning rate, warm-up, momentum, weight decay and, for 32768,

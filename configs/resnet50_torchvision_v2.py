@@ -2,8 +2,8 @@
 
   python main.py --config=configs/resnet50_torchvision_v2.py --workdir=DIR
 
-Hardware: eight GPUs of 16 GB, or one of 80 GB. Prepare the set once; see
-the README.
+Hardware: eight GPUs of 16 GB, or one of 80 GB. Prepare the set once
+(docs/training.md).
 Source: the recipe of `ResNet50_Weights.IMAGENET1K_V2`: Vryniotis 2021, "How to
 train state-of-the-art models using torchvision's latest primitives", and
 torchvision's issue 3995. Confirmed value by value in transcriptions of its
