@@ -55,4 +55,7 @@ def find_arrays(folder: str) -> str:
     if step is None:
       raise InputError(f'{steps} holds no finished checkpoint.')
     return os.path.join(steps, str(step), 'default')
-  raise InputError(f'{folder} is neither a workdir nor an Orbax checkpoint.')
+  raise InputError(
+    f'{folder} is neither a workdir nor an Orbax checkpoint, and has no'
+    ' model.safetensors or pytorch_model.bin: give the path of its weight file.'
+  )

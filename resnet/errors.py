@@ -27,7 +27,9 @@ def nearest(name: str, names: Iterable[str]) -> str:
   names = sorted(names)
   same = [other for other in names if _letters(other) == _letters(name)]
   longer = [other for other in names if name and other.startswith(name)]
-  near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+  # The time of difflib is a second for some thousand similar names.
+  few = names if len(names) < 1000 else []
+  near = difflib.get_close_matches(name, few, n=3, cutoff=0.6)
   close = list(dict.fromkeys([*same, *longer, *near]))[:3]
   if close:
     return f' Did you mean: {", ".join(close)}?'

@@ -21,13 +21,8 @@ from resnet.weights.hub import (
   RESAMPLE,
   transformers_config,
 )
+from resnet.weights.naming.torchvision import TIMM
 from resnet.weights.naming.transformers import TRANSFORMERS
-
-# Networks that timm has under the same name; it calls v2 nets resnetv2_*.
-_TIMM = (
-  r'(wide_|se)?resne(t|xt|tblur|trs)\d+(d|_2|_32x\d+d)?'
-  r'|preact_resnet(50|101|152)'
-)
 
 
 def save_repository(
@@ -132,7 +127,7 @@ def _transformers(
 
 
 _LIBRARIES = {
-  'timm': (_TIMM, _timm),
+  'timm': (TIMM.models, _timm),
   'transformers': (TRANSFORMERS.models, _transformers),
 }
 

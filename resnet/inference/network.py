@@ -149,14 +149,21 @@ def read_weights(
   )
 
 
+def check_channels(
+  name: str, variables: Any, preprocessing: Preprocessing
+) -> None:
+  """Raises InputError if a network and its preprocessing do not fit."""
+  params, theirs = variables['params'], len(preprocessing.mean)
+  stem = params.get('stem_conv') or params['stem_conv1']
+  if (count := stem['kernel'].shape[2]) != theirs:
+    text = f'a network for {count} channels and preprocessing for {theirs}'
+    raise InputError(f'{name} has {text}.')
+
+
 def create_network(weights: Weights) -> Network:
   """Creates a network from weights, which it copies to the default device."""
   shape = weights.preprocessing.image_shape
-  params = weights.variables['params']
-  stem = params.get('stem_conv') or params['stem_conv1']
-  if (count := stem['kernel'].shape[2]) != shape[-1]:
-    text = f'a network for {count} channels and preprocessing for {shape[-1]}'
-    raise InputError(f'{weights.name} has {text}.')
+  check_channels(weights.name, weights.variables, weights.preprocessing)
   stages = [f'stage{i + 1}' for i in range(len(weights.model.stage_sizes))]
   outputs = ['stem', *stages, 'pooled']
   if count_classes(weights.variables):

@@ -23,6 +23,7 @@ from resnet.data.sources.imagenet_names import readable_name
 from resnet.errors import InputError
 from resnet.export.repository import save_repository
 from resnet.files import reading
+from resnet.inference.network import check_channels
 from resnet.models import create_model, list_models
 from resnet.tools import command
 from resnet.weights import (
@@ -78,6 +79,8 @@ def convert(args: argparse.Namespace) -> None:
       )
     changes['class_names'] = names
   metadata = dataclasses.replace(source.metadata, **changes)
+  if metadata.preprocessing:
+    check_channels(source.name, variables, metadata.preprocessing)
   save, default = save_repository, 'timm'
   if suffix == '.safetensors':
     save, default = save_weights, 'torchvision'
@@ -124,7 +127,7 @@ def _print_naming(source: StoredWeights) -> None:
 
 
 def _print_metadata(metadata: Metadata) -> None:
-  fields = {'model': metadata.model}
+  fields = {'model': metadata.model, **metadata.overrides}
   if metadata.preprocessing:
     fields |= dataclasses.asdict(metadata.preprocessing)
   for name, value in fields.items():

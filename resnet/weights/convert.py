@@ -56,6 +56,10 @@ def to_stored(
     )
   if name:
     NAMINGS[naming].check_model(name)
+  elif NAMINGS[naming].models != '.*':
+    raise InputError(
+      f'naming={naming!r} needs the name of the network: give metadata.model.'
+    )
   flat = base.flatten(variables)
   shapes = {path: np.shape(leaf) for path, leaf in flat.items()}
   layout = NAMINGS[naming].layout(shapes)

@@ -27,6 +27,8 @@ _DTYPES = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16'}
 _MAP = re.compile(rb'(?s)[\x80-\x8f]|\xde..|\xdf....')
 _MSGPACK = re.compile(rb'(?s)(%b)[\xa1-\xbf\xd9]' % _MAP.pattern[4:])
 _ARRAY = re.compile(rb'(?s)(\xc7.|\xc8..|\xc9....|[\xd4-\xd8])\x01\x93')
+# Names in a file of Flax or Keras; the network of 1,202 layers has 11,000.
+_MAX_NAMES = 1 << 14
 # Keras' names of the variables of a layer by their number.
 _LAYER = {'0': 'kernel', '1': 'bias'}
 _NORM = {'0': 'gamma', '1': 'beta', '2': 'moving_mean', '3': 'moving_variance'}
@@ -62,7 +64,7 @@ def open_file(
     (key,) = states
   names = {other: f'{name}#{other}' if other else name for other in states}
   if key not in states:
-    if '' in states:
+    if set(states) == {''}:
       raise InputError(f'{path} holds only one state dict: leave #{key} out.')
     raise InputError(
       f'{path} has {f"no state dict {key!r}" if key else "several state dicts"}'
@@ -78,7 +80,7 @@ def open_file(
 
 
 def _find_format(path: str) -> tuple[str, Callable[[str], dict[str, Opened]]]:
-  """Returns what wrote a file, if that is sure, and the function to open it.
+  """Returns the library that wrote a file, if known, and a function to open it.
 
   That function returns the state dicts in the file by key, '' for a single one.
   """
@@ -103,19 +105,13 @@ def _open_safetensors(path: str) -> dict[str, Opened]:
   tensors = {}
   with open(path, 'rb') as file:
     if int.from_bytes(file.read(8), 'little') > torch_file.MAX_READ_BYTES:
-      raise ValueError('its header exceeds 2 MiB')
-  with safetensors.safe_open(path, framework='np') as file:
-    for key in file.keys():  # noqa: SIM118
-      tensor = file.get_slice(key)
-      dtype = str(tensor.get_dtype())
-      tensors[key] = tuple(tensor.get_shape()), _DTYPES.get(dtype, dtype)
-    header = file.metadata() or {}
-
-  def read(key: str) -> np.ndarray:
-    with safetensors.safe_open(path, framework='np') as file:
-      return file.get_tensor(key)
-
-  return {'': (tensors, read, header)}
+      raise ValueError('it is of another format, or its header over 2 MiB')
+  opened = safetensors.safe_open(path, framework='np')  # Parses the header.
+  for key in opened.keys():  # noqa: SIM118
+    tensor = opened.get_slice(key)
+    dtype = str(tensor.get_dtype())
+    tensors[key] = tuple(tensor.get_shape()), _DTYPES.get(dtype, dtype)
+  return {'': (tensors, opened.get_tensor, opened.metadata() or {})}
 
 
 def _open_shards(index: str) -> dict[str, Opened]:
@@ -127,10 +123,10 @@ def _open_shards(index: str) -> dict[str, Opened]:
     path = os.path.join(os.path.dirname(index), shard)
     if os.path.basename(shard) != shard or not os.path.isfile(path):
       raise InputError(
-        f'{index} lists {shard!r}, but no such file is beside it.'
+        f'{index} lists {shard!r}, but no such file is beside it: download it.'
       )
     with reading(f'{path} is damaged', Exception):
-      opened[shard] = _open_safetensors(path)['']
+      opened[shard] = _find_format(path)[1](path)['']
   for key, shard in shards.items():
     if key not in opened[shard][0]:
       raise InputError(
@@ -143,27 +139,28 @@ def _open_shards(index: str) -> dict[str, Opened]:
 def _open_npz(path: str) -> dict[str, Opened]:
   """Reads names and shapes; sizes that a file only claims cost no memory."""
   tensors = {}
-  with torch_file.BoundedReader(path) as file:
-    zipfile.ZipFile(file).close()  # Refuses a directory that is too large.
+  # Refuses a directory that is too large.
+  with torch_file.BoundedReader(path) as file, zipfile.ZipFile(file) as archive:
+    infos = archive.infolist()
+    for info in infos:
+      name = info.filename.removesuffix('.npy')
+      # Python bounds what it reads at once only of these methods.
+      methods = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+      if name in tensors or info.compress_type not in methods:
+        raise ValueError(f'{info.filename!r} is there twice, or not deflated')
+      with archive.open(info) as member:
+        # Other versions serve structured types; their headers have any size.
+        if np.lib.format.read_magic(member) != (1, 0):
+          raise ValueError(f'{name!r} is not an array of numbers')
+        shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+        size = info.file_size - member.tell()
+      if not dtype.hasobject and size != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f'{name!r} has {size} bytes, but the shape {shape}')
+      tensors[name] = shape, str(dtype)
+  if sum(info.file_size for info in infos) > 8 * os.stat(path).st_size:
+    raise ValueError('its arrays are over eight times as large as the file')
   archive = np.load(path, allow_pickle=False)  # Stays open for the reader.
-  for info in archive.zip.infolist():
-    name = info.filename.removesuffix('.npy')
-    if name in tensors:
-      raise ValueError(f'{info.filename!r} is there twice')
-    with archive.zip.open(info) as member:
-      # Other versions serve structured types; their headers have any size.
-      if np.lib.format.read_magic(member) != (1, 0):
-        raise ValueError(f'{name!r} is not an array of numbers')
-      shape, _, dtype = np.lib.format.read_array_header_1_0(member)
-      size = info.file_size - member.tell()
-    if not dtype.hasobject and size != math.prod(shape) * dtype.itemsize:
-      raise ValueError(f'{name!r} has {size} bytes, but the shape {shape}')
-    tensors[name] = shape, str(dtype)
-  if (
-    sum(x.file_size for x in archive.zip.infolist()) > 8 * os.stat(path).st_size
-  ):
-    raise ValueError('it holds eight times more numbers than weights need')
-  return {'': (tensors, lambda name: archive[name], {})}
+  return {'': (tensors, archive.__getitem__, {})}
 
 
 def _open_msgpack(path: str) -> dict[str, Opened]:
@@ -171,10 +168,9 @@ def _open_msgpack(path: str) -> dict[str, Opened]:
   tensors: dict[str, tuple[tuple[int, ...], str]] = {}
   places: dict[str, Any] = {}  # First byte and number of bytes of arrays.
   with open(path, 'rb') as file:
-    # Few bytes of a file could give large objects: these are limits of keys,
-    # and of one tensor to pass over.
+    # Few bytes of a file could give large objects: these are limits of keys.
     limits = {f'max_{kind}_len': 0 for kind in ('array', 'map', 'bin', 'ext')}
-    limits |= {'max_str_len': 255, 'max_buffer_size': 1 << 26}
+    limits |= {'max_str_len': 255, 'max_buffer_size': os.stat(path).st_size}
     unpacker = msgpack.Unpacker(file, **limits)
 
     def walk(parent: str) -> None:
@@ -183,8 +179,8 @@ def _open_msgpack(path: str) -> dict[str, Opened]:
         start, name = unpacker.tell(), f'{parent}{key}'
         if not isinstance(key, str) or len(name) > 255:
           raise ValueError(f'{name[:99]!r} is not a string, or is too long')
-        if name in places or len(places) > 10_000:
-          raise ValueError(f'{name!r} is there twice, or more than a network')
+        if name in places or len(places) == _MAX_NAMES:
+          raise ValueError(f'{name!r} is there twice, or one of too many')
         places[name] = None
         head = os.pread(file.fileno(), 512, start)
         is_variable = parent or key in ('params', 'batch_stats')
@@ -239,7 +235,7 @@ def _open_hdf5(path: str) -> dict[str, Opened]:
 
   def visit(name: str) -> bool | None:
     names.append(name)
-    return len(names) > 10_000 or len(name) > 255 or None
+    return len(names) > _MAX_NAMES or len(name) > 255 or None
 
   def read(key: str) -> np.ndarray:
     with h5py.File(path, 'r') as file:

@@ -6,14 +6,13 @@ Their config.json is timm's or that of transformers.
 from collections.abc import Callable, Mapping
 import functools
 import json
-import logging
 import os
 import re
-import sys
 from typing import Any
 
 from resnet.data.preprocessing import Preprocessing
 from resnet.data.sources.imagenet_names import class_ids
+from resnet.download import fetch
 from resnet.errors import InputError
 from resnet.files import reading
 from resnet.models import create_model, list_models
@@ -23,8 +22,8 @@ from resnet.weights import metadata as metadata_lib
 from resnet.weights.metadata import Metadata
 from resnet.weights.naming.transformers import TRANSFORMERS
 from resnet.weights.stored import StoredWeights
+from resnet.weights.torch_file import MAX_READ_BYTES
 
-HUB = 'hf-hub:'
 CONFIG = 'config.json'
 PREPROCESSOR = 'preprocessor_config.json'
 # Shards are read from folders; on the hub, ResNets are smaller than a shard.
@@ -32,6 +31,7 @@ _FILES = (
   'model.safetensors',
   'pytorch_model.bin',
   'model.safetensors.index.json',
+  'pytorch_model.bin.index.json',
 )
 # Pillow's numbers of the methods, which transformers stores.
 RESAMPLE = {'bilinear': 2, 'bicubic': 3}
@@ -39,40 +39,7 @@ RESAMPLE = {'bilinear': 2, 'bicubic': 3}
 
 def open_hub(source: str, key: str = '') -> StoredWeights:
   """Opens 'hf-hub:owner/name[@revision]', downloading what is not cached."""
-  repository, _, revision = source.removeprefix(HUB).partition('@')
-  try:
-    import huggingface_hub as hub  # pyright: ignore[reportMissingImports]
-    from huggingface_hub import constants, errors, utils  # pyright: ignore
-  except ImportError:
-    raise InputError(
-      f'{source} needs huggingface_hub: pip install huggingface_hub'
-    ) from None
-  # It would log each attempt; the last error says the same.
-  logging.getLogger('huggingface_hub').setLevel(logging.CRITICAL)
-  has_bar = sys.stderr.isatty()
-  if not has_bar:
-    utils.disable_progress_bars()
-  where = {'repo_id': repository, 'revision': revision or None}
-
-  def fetch(file: str) -> str | None:
-    cached: Any = hub.try_to_load_from_cache(filename=file, **where)
-    try:
-      if not (has_bar or cached or constants.is_offline_mode()):
-        print(f'Downloading {file} of {source}', file=sys.stderr)
-      return hub.hf_hub_download(filename=file, **where)
-    except errors.LocalEntryNotFoundError:
-      if cached is not None:  # Known to be missing.
-        return None
-      why = 'is not in the cache, and the hub cannot be reached.'
-      if constants.is_offline_mode():
-        why = 'is not in the cache, and HF_HUB_OFFLINE is set.'
-    except errors.EntryNotFoundError:
-      return None
-    except Exception as error:  # A failed download raises one of many types.
-      why = f'cannot be downloaded: {" ".join(str(error).split())}'
-    raise InputError(f'{source}: {file} {why}')
-
-  if stored := _open(source, key, fetch):
+  if stored := _open(source, key, functools.partial(fetch, source)):
     return stored
   raise InputError(f'{source} has none of {", ".join(_FILES)}.')
 
@@ -101,12 +68,12 @@ def _open(
 def _metadata(
   find: Callable[[str], str | None], weights: str, header: Mapping[str, str]
 ) -> Metadata:
-  """Returns those in a header, else those of config.json, if there is one."""
+  """Returns the metadata of the header, else of config.json, if it is there."""
   path = None if 'preprocessing' in header else find(CONFIG)
   if path is None:
     return metadata_lib.from_header(weights, header)
   with reading(f'{path} is damaged'), open(path) as file:
-    config = json.load(file)
+    config = json.loads(file.read(MAX_READ_BYTES))
     if config.get('model_type') != 'resnet':
       return _from_timm(config)
     labels = {int(i): str(x) for i, x in config.get('id2label', {}).items()}
@@ -119,7 +86,7 @@ def _metadata(
 
 def _from_timm(config: dict[str, Any]) -> Metadata:
   fields, preprocessing = config.get('pretrained_cfg', {}), None
-  if 'mean' in fields:
+  if 'mean' in fields and fields.get('crop_mode', 'center') == 'center':
     fields['image_size'] = fields['input_size'][-1]
     fields['crop_share'] = fields['crop_pct']
     preprocessing = metadata_lib.to_preprocessing(fields)
@@ -128,8 +95,10 @@ def _from_timm(config: dict[str, Any]) -> Metadata:
   if names is None and str(fields.get('tag')).endswith('in1k'):
     names = class_ids()
   name = str(name).replace('resnetv2_', 'preact_resnet')
+  # Other arguments change the network.
+  is_ours = {'in_chans', 'num_classes'}.issuperset(config.get('model_args', ()))
   return Metadata(
-    model=name if name in list_models() else None,
+    model=name if is_ours and name in list_models() else None,
     preprocessing=preprocessing,
     class_names=metadata_lib.to_names(names),
   )
@@ -164,7 +133,7 @@ def _transformers_preprocessing(path: str | None) -> Preprocessing | None:
   if path is None:
     return None
   with reading(f'{path} is damaged'), open(path) as file:
-    fields = json.load(file)
+    fields = json.loads(file.read(MAX_READ_BYTES))
     size = fields['size']
     size = size.get('shortest_edge') if isinstance(size, dict) else size
     methods = {number: name for name, number in RESAMPLE.items()}

@@ -17,11 +17,12 @@ import orbax.checkpoint as ocp
 
 from resnet import backend
 from resnet.checkpoint_folder import find_arrays
+from resnet.download import HUB
 from resnet.errors import InputError
 from resnet.files import reading
 from resnet.weights import files
 from resnet.weights import metadata as metadata_lib
-from resnet.weights.hub import HUB, open_hub, open_repository
+from resnet.weights.hub import open_hub, open_repository
 from resnet.weights.metadata import Metadata
 from resnet.weights.stored import StoredWeights, from_tensors
 
@@ -69,10 +70,10 @@ def open_stored(source: str) -> StoredWeights:
 def _open_folder(folder: str, *, is_raw: bool) -> StoredWeights:
   # Start JAX first, so that its errors are not reported as the folder's.
   backend.devices()
+  path = find_arrays(os.path.abspath(folder))
   config = os.path.join(folder, 'config.json')
   is_workdir = os.path.exists(config)
   metadata = metadata_lib.from_workdir(config) if is_workdir else Metadata()
-  path = find_arrays(os.path.abspath(folder))
   checkpointer = ocp.PyTreeCheckpointer()
   # Damaged files make Orbax raise many types.
   with reading(f'{path} is not an Orbax checkpoint', Exception):

@@ -39,7 +39,13 @@ class StoredWeights:
   def remarks(self) -> list[str]:
     """Returns what users should know: a prefix left out, other networks."""
     prefix = f'read without the prefix {self.prefix}' if self.prefix else ''
-    return [text for text in (prefix, self.naming.note) if text]
+    # The shapes of a CIFAR net without projections do not show its padding.
+    others = ('layer4.', 'layer2.0.downsample', 'stages.')
+    is_known = self.metadata.model or self.naming.name != 'torchvision'
+    padding = ''
+    if not (is_known or any(key.startswith(others) for key in self.tensors)):
+      padding = 'shortcuts are assumed to append channels of zeros (option A)'
+    return [text for text in (prefix, self.naming.note, padding) if text]
 
 
 def from_tensors(

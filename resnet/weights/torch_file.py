@@ -16,7 +16,7 @@ import numpy as np
 
 from resnet.errors import reason_of
 from resnet.weights.naming.layout import Opened
-from resnet.weights.torch_pickle import Machine, Tensor
+from resnet.weights.torch_pickle import ONLY, Machine, Tensor
 
 # The pickle of a training checkpoint is smaller than a megabyte, and so is the
 # directory of its zip file. One byte of a directory can cost 15 of memory.
@@ -30,7 +30,7 @@ class BoundedReader(io.FileIO):
 
   def read(self, size: int | None = -1, /) -> Any:
     if size is not None and size > MAX_READ_BYTES:
-      raise ValueError('its directory or its pickle exceeds 2 MiB')
+      raise ValueError(f'its directory or pickle exceeds 2 MiB: save {ONLY}')
     return super().read(size)
 
 
@@ -55,6 +55,9 @@ def open_file(path: str) -> dict[str, Opened]:
     if not 0 <= storage.start <= size - storage.num_bytes:
       raise ValueError(f'storage {key!r:.99} is missing or cut off')
   found = _state_dicts(value, '', 2, set())
+  for state in found.values():
+    if sum(tensor.num_bytes for tensor in state.values()) > 2 * size:
+      raise ValueError('its tensors are over twice as large as the file')
   return {key: _open_state(path, state) for key, state in found.items()}
 
 
@@ -81,7 +84,7 @@ def _open_state(path: str, state: dict[str, Tensor]) -> Opened:
 def _state_dicts(
   value: Any, name: str, depth: int, seen: set[int]
 ) -> dict[str, dict[str, Tensor]]:
-  """Returns the state dicts in a value, which is one if it contains none."""
+  """Returns the state dicts in a value, which is one if it has tensors."""
   # The same dict may be in a file often; look at each one once.
   if not isinstance(value, dict) or id(value) in seen:
     return {}
@@ -93,7 +96,10 @@ def _state_dicts(
       path = f'{name}/{key}' if name else key
       inner |= _state_dicts(item, path, depth - 1, seen)
   tensors = {key: x for key, x in named.items() if isinstance(x, Tensor)}
-  return inner or ({name: tensors} if tensors else {})
+  # Scalars alone are metrics, such as the best loss.
+  if any(tensor.shape for tensor in tensors.values()):
+    inner[name] = tensors
+  return inner
 
 
 def _load_zip(file: BinaryIO, machine: Machine) -> Any:

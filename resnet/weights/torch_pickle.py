@@ -6,12 +6,15 @@ attributes: a name in a pickle only selects one of the cases of `_call`.
 """
 
 import dataclasses
+import math
 import pickletools
 import re
 from typing import Any, BinaryIO
 
 import jax.numpy as jnp
 
+# What to do with a file that is refused.
+ONLY = 'the weights alone: torch.save(model.state_dict(), FILE)'
 _DTYPES = {
   'torch.FloatStorage': 'float32',
   'torch.HalfStorage': 'float16',
@@ -78,6 +81,10 @@ class Tensor:
   shape: tuple[int, ...]
   strides: tuple[int, ...]
 
+  @property
+  def num_bytes(self) -> int:
+    return math.prod(self.shape) * jnp.dtype(self.storage.dtype).itemsize
+
 
 class Machine:
   """Runs pickles; collects the storages that they mention, by key."""
@@ -90,7 +97,7 @@ class Machine:
     stack, marks, memo = [], [], {}
     for number, (opcode, arg, _) in enumerate(pickletools.genops(file)):
       if number == _MAX_OPCODES:
-        raise ValueError(f'its pickle has more than {_MAX_OPCODES:,} opcodes')
+        raise ValueError(f'its pickle has too many opcodes: save {ONLY}')
       items = []
       if opcode.name in _TAKES:
         count = _TAKES[opcode.name]
@@ -159,8 +166,8 @@ class Machine:
 def _find(name: str) -> _Global:
   if name not in _GLOBALS:
     raise ValueError(
-      f'it needs {name!r:.80}, but only tensors and plain data are read; in'
-      ' PyTorch, type torch.save(model.state_dict(), FILE)'
+      f'it needs {name!r:.80}, but only tensors and plain data are read: save'
+      f' {ONLY}'
     )
   return _Global(name)
 

@@ -21,7 +21,7 @@ MODEL = '--model=cifar_resnet8'
 
 @pytest.fixture(scope='module')
 def path(tmp_path_factory):
-  """A file in torchvision's names that says nothing of itself."""
+  """A file in torchvision's names, without metadata."""
   _, variables = draw_variables('cifar_resnet8', size=16, num_classes=3)
   path = str(tmp_path_factory.mktemp('weights') / 'plain.safetensors')
   weights.save_weights(variables, path)

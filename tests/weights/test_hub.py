@@ -147,10 +147,14 @@ def test_errors_of_the_hub_are_reported(server, monkeypatch):
     weights.open_stored('hf-hub:timm/net')
   with pytest.raises(InputError, match=r'be downloaded: .*Repository Not'):
     weights.open_stored('hf-hub:nobody/net')
+  for name in ('', 'a/b/c', 'a b/c'):
+    with pytest.raises(InputError, match='cannot be downloaded: Repo id must'):
+      weights.open_stored(f'hf-hub:{name}')
   weights.save_weights(_variables(), str(server.folder / 'model.safetensors'))
-  (server.folder / 'config.json').write_text('{"pretrained_cfg": 3}')
-  with pytest.raises(InputError, match=r'config.json is damaged'):
-    weights.open_stored('hf-hub:timm/net')
+  for config in ('{"pretrained_cfg": 3}', '{"a": [' + '0, ' * 10**6 + '0]}'):
+    (server.folder / 'config.json').write_text(config)
+    with pytest.raises(InputError, match=r'config.json is damaged'):
+      weights.open_stored(f'hf-hub:timm/net@{len(config)}')
   monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
   with pytest.raises(InputError, match='pip install huggingface_hub'):
     weights.open_stored('hf-hub:timm/net')
@@ -167,6 +171,15 @@ def test_weights_of_timm_name_their_network_and_the_classes_of_imagenet(
     metadata = weights.open_stored(str(tmp_path)).metadata
     assert metadata.model == model
     assert metadata.class_names == imagenet_names.class_ids()
+  # Another activation, and another crop.
+  fields = {'architecture': 'resnet18', 'model_args': {'act_layer': 'gelu'}}
+  config.write_text(_timm_config(**fields))
+  metadata = weights.open_stored(str(tmp_path)).metadata
+  assert metadata.model is None and metadata.preprocessing == _PREPROCESSING
+  config.write_text(
+    config.read_text().replace('"mean"', '"crop_mode": 1, "mean"')
+  )
+  assert weights.open_stored(str(tmp_path)).metadata.preprocessing is None
   config.unlink()
   assert weights.open_stored(str(tmp_path)).metadata == Metadata()
 

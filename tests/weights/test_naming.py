@@ -258,6 +258,8 @@ def test_files_of_networks_that_a_library_lacks_are_not_written(tmp_path):
     weights.save_weights(
       variables, str(path), metadata=metadata, naming='akamaster'
     )
+  with pytest.raises(InputError, match='needs the name of the network'):
+    weights.save_weights(variables, str(path), naming='akamaster')
   assert not path.exists()
 
 

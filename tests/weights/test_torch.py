@@ -12,7 +12,7 @@ STAGE_SIZES = (1, 2, 1, 1)
 
 
 def make_state(block):
-  """Of a short network of torchvision."""
+  """Returns the state dict of a short network of torchvision."""
   torch.manual_seed(0)
   library = torchvision.models.resnet
   block = getattr(library, block)

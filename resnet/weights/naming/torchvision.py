@@ -73,16 +73,10 @@ def _check_timm(flat: Mapping[Path, Any]) -> None:
   """Raises InputError if timm's v2 net would compute other logits.
 
   timm pools before the first batch norm, which gives the same result in
-  evaluation unless a scale is negative. If the first shortcut is not a
-  projection, timm does not activate its input.
+  evaluation unless a scale is negative.
   """
   if ('params', 'head_bn', 'scale') not in flat:
     return
-  if ('params', 'stage1_block1', 'conv3', 'kernel') not in flat:
-    raise InputError(
-      "timm's v2 nets of basic blocks are different networks: the input of"
-      ' their first shortcut is not activated.'
-    )
   if np.any(np.asarray(flat['params', 'stem_bn', 'scale']) < 0):
     raise InputError(
       f"'{_FIRST_NORM}.weight' has numbers below zero: timm's v2 net, which"
@@ -102,6 +96,8 @@ TIMM = dataclasses.replace(
   name='timm',
   is_in=lambda keys: f'{_FIRST_NORM}.weight' in keys,
   layout=lambda shapes: _layout(shapes, _FIRST_NORM),
-  models=r'(?!.*_v1).*',
+  # In v2 nets of basic blocks, timm does not activate the first shortcut.
+  models=r'(wide_|se)?resne(t|xt|tblur|trs)\d+(d|_2|_32x\d+d)?'
+  r'|preact_resnet(50|101|152)',
   check=_check_timm,
 )
