@@ -24,7 +24,8 @@ from tests.networks import make_variables
 _CLASSES = 1000
 
 
-def _make_weights(name, size):
+def make_weights(name, size):
+  """Returns random weights whose activations do not vanish."""
   model, variables = make_variables(name, size=size, num_classes=_CLASSES)
   return Weights(
     name=name,
@@ -55,7 +56,7 @@ def main():
   print('|---|---|---|---|---|')
   for name in args.names:
     size = 32 if name.startswith('cifar') else args.size
-    weights = _make_weights(name, size)
+    weights = make_weights(name, size)
     for format_ in ('stablehlo', 'onnx'):
       for inside in (False, True):
         with tempfile.TemporaryDirectory() as scratch:

@@ -14,6 +14,7 @@ import numpy as np
 from resnet.data.sources.imagenet_names import readable_name
 from resnet.errors import InputError
 from resnet.inference import maps
+from resnet.inference.folding import fold
 from resnet.inference.preprocessing import normalize
 from resnet.models import create_model
 from resnet.training import compiler
@@ -89,6 +90,10 @@ class Weights:
     images = normalize(images, self.preprocessing)
     return self.model.apply(variables, images, train=False)
 
+  def folded(self) -> 'Weights':
+    """Returns these weights with batch norms folded into convolutions."""
+    return dataclasses.replace(self, variables=fold(self.model, self.variables))
+
 
 def read_weights(
   source: str = PACKAGED,
@@ -161,7 +166,12 @@ def check_channels(
 
 
 def create_network(weights: Weights) -> Network:
-  """Creates a network from weights, which it copies to the default device."""
+  """Creates a network from weights, which it copies to the default device.
+
+  It computes with `Weights.folded`. In float32 the results differ from those of
+  `weights` by rounding, about 1e-6; in bfloat16 both are equally accurate.
+  """
+  weights = weights.folded()
   shape = weights.preprocessing.image_shape
   check_channels(weights.name, weights.variables, weights.preprocessing)
   stages = [f'stage{i + 1}' for i in range(len(weights.model.stage_sizes))]

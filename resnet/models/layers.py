@@ -70,6 +70,9 @@ class BatchNorm(nn.Module):
   devices, the forward and backward pass need no communication. The running
   statistics average the mean and (biased) variance of all groups.
 
+  For inference, `inference.folding` puts the multiplication into the kernel of
+  the convolution before, so that only the addition of 'offset' is left.
+
   Attributes:
     use_running_average: normalise with the running statistics (evaluation).
     group_size: images per group of statistics; None: the whole batch.
@@ -90,6 +93,9 @@ class BatchNorm(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Normalises x [B, H, W, C]."""
+    if self.use_running_average and self.has_variable('params', 'offset'):
+      offset = self.get_variable('params', 'offset')[None, None, None]
+      return (x.astype(accumulation_dtype(x)) + offset).astype(self.dtype)
     channels = x.shape[-1]
     scale = self.param('scale', self.scale_init, (channels,), jnp.float32)
     bias = self.param('bias', nn.initializers.zeros, (channels,), jnp.float32)
