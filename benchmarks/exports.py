@@ -16,33 +16,10 @@ import tempfile
 import jax
 
 from resnet.export.export import export
-from resnet.inference.network import Weights
 from resnet.run.provenance import commit, hardware
-from resnet.weights import Preprocessing
-from tests.networks import make_variables
+from tests.networks import make_variables, with_metadata
 
 _CLASSES = 1000
-
-
-def make_weights(name, size):
-  """Returns random weights whose activations do not vanish."""
-  model, variables = make_variables(name, size=size, num_classes=_CLASSES)
-  return Weights(
-    name=name,
-    model_name=name,
-    model=model,
-    variables=variables,
-    preprocessing=Preprocessing(
-      # Those of uniform pixels, so that activations fit the running statistics.
-      # Otherwise random networks amplify rounding errors.
-      mean=(0.5,) * 3,
-      std=(12**-0.5,) * 3,
-      image_size=size,
-      crop_share=0.875,
-      interpolation='bilinear',
-    ),
-    class_names=tuple(map(str, range(_CLASSES))),
-  )
 
 
 def main():
@@ -56,7 +33,8 @@ def main():
   print('|---|---|---|---|---|')
   for name in args.names:
     size = 32 if name.startswith('cifar') else args.size
-    weights = make_weights(name, size)
+    made = make_variables(name, size=size, num_classes=_CLASSES)
+    weights = with_metadata(name, *made, size=size)
     for format_ in ('stablehlo', 'onnx'):
       for inside in (False, True):
         with tempfile.TemporaryDirectory() as scratch:

@@ -3,8 +3,8 @@
   PYTHONPATH=. python benchmarks/folding.py [NAME...] [--json=FILE]
 
 Random weights, logits of uint8 images (32 pixels for CIFAR nets, 224 for
-others), compiled as for prediction. The two programs take turns. Prints images/s
-and the median ratio of measurements of the same round, with its quartiles.
+others), compiled as for prediction. The two programs take turns. Prints
+images/s and the median ratio of measurements of the same round, with quartiles.
 """
 
 import argparse
@@ -12,10 +12,10 @@ import argparse
 import jax
 import numpy as np
 
-from benchmarks.exports import make_weights
 from resnet.tools import command
 from resnet.tools.benchmark import programs, timing
 from resnet.training import compiler
+from tests.networks import draw_variables, with_metadata
 
 
 def measure(weights, batch_size, args):
@@ -29,7 +29,7 @@ def measure(weights, batch_size, args):
   }
   found = timing.in_turn(programs_, args.rounds)
   return {
-    'network': weights.name,
+    'network': weights.model_name,
     'batch_size': batch_size,
     'images_per_second': {
       name: timing.spread([batch_size / x for x in seconds])
@@ -65,7 +65,8 @@ def main():
   print('|---|---|---|---|---|')
   for name in args.names:
     size = 32 if name.startswith('cifar') else args.size
-    weights = make_weights(name, size)
+    made = draw_variables(name, size=size, num_classes=1000)
+    weights = with_metadata(name, *made, size=size)
     for batch_size in map(int, args.batch_sizes.split(',')):
       row = measure(weights, batch_size, args)
       rows.append(row)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet import weights
+from resnet.inference.network import Weights
 from resnet.models import create_model
 
 
@@ -58,6 +59,27 @@ def draw_variables(name, *, size, num_classes, channels=3, **overrides):
     return values.astype(np.float32)
 
   return model, jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def with_metadata(name, model, variables, *, size):
+  """Returns variables of `create_model(name)` with all that a tool asks for."""
+  num_classes = len(variables['params']['head']['bias'])
+  return Weights(
+    name='random',
+    model_name=name,
+    model=model,
+    variables=variables,
+    preprocessing=weights.Preprocessing(
+      # Of uniform pixels: where activations are larger than those that the
+      # statistics are of, random weights amplify rounding.
+      mean=(0.5,) * 3,
+      std=(12**-0.5,) * 3,
+      image_size=size,
+      crop_share=0.875,
+      interpolation='bilinear',
+    ),
+    class_names=('n01440764', *(f'class {i}' for i in range(1, num_classes))),
+  )
 
 
 def save_random(path, *, size, class_names, channels=3):

@@ -5,8 +5,9 @@
   $export --format=onnx --with-preprocessing --out=DIR
 
 Writes a program for any batch size, its weights and manifest.json (class names,
-preprocessing, versions, checksums) to DIR, once its logits match the network's:
-bit for bit for StableHLO on a CPU, otherwise within 1e-5 of the largest logit.
+preprocessing, versions, checksums) to DIR, once its logits match the network's
+within 1e-5 of the largest one, and, for StableHLO on a CPU, bit for bit those
+of the network with batch norms folded into its convolutions.
 `resnet.tools.predict --weights=DIR` runs the program.
 """
 

@@ -19,8 +19,7 @@ from resnet.export.formats import onnx, stablehlo
 from resnet.inference.network import Weights, create_network
 from resnet.inference.predictor import Predictor
 from resnet.models import layers
-from resnet.weights import Preprocessing
-from tests.networks import make_variables
+from tests.networks import make_variables, with_metadata
 
 
 def optional(format_, package):
@@ -44,23 +43,8 @@ PLATFORMS = ['cpu', 'cuda', 'tpu']
 
 def make_weights(name, size=16, **overrides):
   """Random weights, with all that is recorded of them."""
-  model, variables = make_variables(name, size=size, num_classes=5, **overrides)
-  return Weights(
-    name='random',
-    model_name=name,
-    model=model,
-    variables=variables,
-    preprocessing=Preprocessing(
-      # Of uniform pixels: where activations are larger than those that the
-      # statistics are of, random weights amplify rounding.
-      mean=(0.5,) * 3,
-      std=(12**-0.5,) * 3,
-      image_size=size,
-      crop_share=0.875,
-      interpolation='bilinear',
-    ),
-    class_names=('n01440764', *(f'class {i}' for i in range(1, 5))),
-  )
+  made = make_variables(name, size=size, num_classes=5, **overrides)
+  return with_metadata(name, *made, size=size)
 
 
 def make_small(name):

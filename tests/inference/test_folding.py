@@ -13,8 +13,7 @@ from resnet.inference.folding import fold
 from resnet.inference.network import Weights, create_network
 from resnet.models import create_model, list_models
 from resnet.models.layers import BatchNorm
-from resnet.weights import Preprocessing
-from tests.networks import draw_variables
+from tests.networks import draw_variables, with_metadata
 
 # Each network in small; the first name of those that are then the same.
 SMALL = {'num_classes': 5, 'stage_sizes': (1, 1), 'num_filters': 16}
@@ -93,25 +92,6 @@ def assert_close(actual, expected, limit):
   np.testing.assert_allclose(actual, expected, rtol=0, atol=limit * scale)
 
 
-def make_weights(name):
-  model, variables = make_network(name)
-  preprocessing = Preprocessing(
-    mean=(0.5,) * 3,
-    std=(12**-0.5,) * 3,
-    image_size=SIZE,
-    crop_share=1.0,
-    interpolation='bilinear',
-  )
-  return Weights(
-    name='random',
-    model_name=name,
-    model=model,
-    variables=variables,
-    preprocessing=preprocessing,
-    class_names=tuple('abcde'),
-  )
-
-
 @pytest.mark.parametrize('name', NAMES)
 def test_exactly_the_batch_norms_that_follow_a_convolution_are_folded(name):
   model, variables = make_network(name)
@@ -159,7 +139,8 @@ def test_a_network_is_folded_and_all_its_outputs_are_the_same(
   name, monkeypatch
 ):
   outputs = 'logits', 'stem', 'stage1', 'pooled', 'cam', 'gradcam_stage1'
-  weights, results, divisions = make_weights(name), [], []
+  weights = with_metadata(name, *make_network(name), size=SIZE)
+  results, divisions = [], []
   for folded in (True, False):
     if not folded:
       monkeypatch.setattr(Weights, 'folded', lambda self: self)
