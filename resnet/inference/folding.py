@@ -26,7 +26,7 @@ def fold(model: Any, variables: Any) -> Any:
   Returns:
     Variables for the same module in evaluation.
   """
-  flat = traverse_util.flatten_dict(variables)
+  flat: dict[Any, Any] = traverse_util.flatten_dict(variables)
   is_v2 = issubclass(getattr(model, 'block_cls', object), PreActBlock)
   for _, *scope, name, _ in [path for path in flat if path[-1] == 'var']:
     conv = name.replace('bn', 'conv')
