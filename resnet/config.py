@@ -8,23 +8,61 @@ import json
 import os
 import pathlib
 import re
+import sys
+import types
 from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
-from resnet.errors import InputError
+from resnet.errors import InputError, nearest
 
-_CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
+# Beside resnet/ in a clone, inside it in a wheel: there, a top-level package
+# named configs could be another project's.
+_HERE = pathlib.Path(__file__).parent
+_CONFIGS = (_HERE if (_HERE / 'configs').is_dir() else _HERE.parent) / 'configs'
 _IN_FILE = 'Error whilst parsing config file'
 
 
-def with_default(argv: Sequence[str]) -> list[str]:
-  """Adds --config=configs/digits.py to a command line without --config."""
-  if any(arg.lstrip('-').split('=')[0] == 'config' for arg in argv):
-    return list(argv)
-  # As the flag's default, the file would be loaded before flags are parsed.
-  return [*argv[:1], f'--config={_CONFIGS / "digits.py"}', *argv[1:]]
+def provide_configs() -> None:
+  """Makes `from configs import default` work wherever a program starts."""
+  configs = types.ModuleType('configs')
+  configs.__path__ = [str(_CONFIGS)]
+  sys.modules.setdefault('configs', configs)
+
+
+def find(path: str) -> str:
+  """Returns the path of a file that may be named as in configs/.
+
+  A file of this name in the current folder comes first. An argument, as in
+  'resnet50_timm.py:a3', is kept.
+  """
+  name, colon, argument = path.partition(':')
+  own = _CONFIGS / name.removeprefix('configs/')
+  if os.path.exists(name) or not own.is_file():
+    return path
+  return f'{own}{colon}{argument}'
+
+
+def with_file(argv: Sequence[str]) -> list[str]:
+  """Returns a command line whose --config is the path of a file.
+
+  Without --config, it is that of configs/digits.py.
+  """
+  provide_configs()
+  argv, is_given = list(argv), False
+  for i, arg in enumerate(argv):
+    flag, equals, value = arg.partition('=')
+    if flag.lstrip('-') == 'config':
+      is_given = True
+      if equals:
+        argv[i] = f'{flag}={find(value)}'
+      elif argv[i + 1 :]:
+        argv[i + 1] = find(argv[i + 1])
+  if not is_given:
+    # As the flag's default, it would be loaded before flags are parsed.
+    argv.insert(1, f'--config={_CONFIGS / "digits.py"}')
+  return argv
 
 
 def split_none(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -63,7 +101,7 @@ def read(argv: Sequence[str]) -> tuple[Any, str]:
   Raises:
     InputError: a flag or the config file is wrong.
   """
-  argv, none_fields = split_none(with_default(argv))
+  argv, none_fields = split_none(with_file(argv))
   values = flags.FlagValues()
   config = config_flags.DEFINE_config_file(
     'config', flag_values=values, sys_argv=argv
@@ -135,7 +173,9 @@ def explain(error: Exception) -> str:
   if isinstance(error, OSError) and (
     missing := re.search(r'Attempted.*?: \'?([^\s\']+\.py)', str(error), re.S)
   ):
-    return f'There is no config file {missing[1]}.'
+    names = [path.name for path in _CONFIGS.glob('[a-z]*.py')]
+    near = nearest(os.path.basename(missing[1]), names)
+    return f'There is no config file {missing[1]}.{near}'
   # The last line of a traceback is its exception.
   message, _, trace = str(error).partition('Traceback')
   last_line = trace.strip().rpartition('\n')[2].strip()

@@ -322,8 +322,7 @@ def test_thread_errors_are_hidden_after_the_error():
   """Threads may raise before the last line, not after it."""
   script = (
     'import sys, threading\n'
-    'import main\n'
-    'from resnet import errors, experiment\n'
+    'from resnet import errors, experiment, main\n'
     'def raises(message):\n'
     '  def run():\n'
     '    raise ValueError(message)\n'
