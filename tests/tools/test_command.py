@@ -1,8 +1,58 @@
 """What all tools do alike."""
 
 import os
+import runpy
+import sys
 
+import pytest
+
+from resnet.tools import __main__ as dispatcher
 from resnet.tools import command, summary
+
+# The contract: scripts and docs call them.
+TOOLS = [
+  *('aot', 'benchmark', 'doctor', 'evaluate', 'export', 'predict', 'prepare'),
+  *('probe', 'reference', 'report', 'reproduce', 'serve', 'summary', 'weights'),
+]
+
+
+@pytest.fixture
+def resnet(monkeypatch, capsys):
+  """(*ARGS) -> exit code, stdout and stderr of the command `resnet`."""
+
+  def run(*args):
+    monkeypatch.setattr(sys, 'argv', ['resnet', *args])
+    return dispatcher.main(), *capsys.readouterr()
+
+  return run
+
+
+def test_resnet_lists_the_tools_with_a_sentence_each(resnet):
+  assert list(dispatcher.sentences()) == TOOLS
+  assert all(text.endswith('.') for text in dispatcher.sentences().values())
+  code, out, err = resnet()
+  assert (code, err) == (0, '') and resnet('--help') == (code, out, err)
+  assert all(f'\n  {name} ' in out for name in TOOLS)
+  assert max(map(len, out.splitlines())) <= 80
+
+
+def test_resnet_runs_a_tool_as_python_m_does(resnet, monkeypatch):
+  calls = []
+
+  def run_module(name, **options):
+    calls.append((name, options, sys.argv))
+
+  monkeypatch.setattr(runpy, 'run_module', run_module)
+  assert resnet('predict', 'cat.jpg', '--help') == (0, '', '')
+  options = {'run_name': '__main__', 'alter_sys': True}
+  argv = ['resnet', 'cat.jpg', '--help']
+  assert calls == [('resnet.tools.predict', options, argv)]
+
+
+def test_resnet_refuses_an_unknown_tool_with_the_nearest(resnet):
+  code, out, err = resnet('predcit', 'cat.jpg')
+  assert (code, out) == (2, '')
+  assert err == "error: There is no tool 'predcit'. Did you mean: predict?\n"
 
 
 def test_ctrl_c_ends_a_tool_in_one_line(tool, monkeypatch):
