@@ -63,6 +63,8 @@ def hardware(devices: Sequence[Any]) -> str:
 
 def commit() -> str | None:
   """Returns the git commit, with '+' if files changed; None without git."""
+  if not (_ROOT / 'main.py').exists():
+    return None  # An installed package may lie in another project's repository.
   describe = ['describe', '--always', '--exclude=*', '--abbrev=12', '--dirty=+']
   try:
     return subprocess.check_output(

@@ -1,6 +1,7 @@
 """The doctor, where all is well, and where something is not."""
 
 import dataclasses
+import importlib.metadata
 import os
 import re
 import signal
@@ -127,6 +128,16 @@ def test_versions_are_those_of_the_requirements(tmp_path):
   assert f'jax {jax.__version__} is not in jax>=99' in found.text
   assert 'no-such-thing is missing: pip install' in found.text
   assert 'numpy' not in found.text.partition(':')[0]
+
+
+def test_without_requirements_versions_are_those_of_the_package(
+  tmp_path, monkeypatch
+):
+  required = ['jax>=99', 'numpy>=1', 'no-such-thing; extra == "serve"']
+  monkeypatch.setattr(importlib.metadata, 'requires', lambda _: required)
+  found = checks.versions(tmp_path / 'requirements.txt')
+  wrong = f'jax {jax.__version__} is not in jax>=99: pip install resnet-flax ('
+  assert found.status == 'FAIL' and found.text.startswith(wrong)
 
 
 def test_an_exception_of_a_check_is_its_finding(examine, monkeypatch, tmp_path):

@@ -31,6 +31,7 @@ from resnet.tools.benchmark import input, programs
 from resnet.tools.command import size_text
 
 REQUIREMENTS = pathlib.Path(__file__).parents[3] / 'requirements.txt'
+_PACKAGE = 'resnet-flax'  # As in pyproject.toml.
 _SHOWN = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 _SAMPLE_SIZE = 256  # Records per split.
 STEP_SECONDS, INPUT_SECONDS = 5.0, 3.0
@@ -52,9 +53,15 @@ class Finding(NamedTuple):
 
 def versions(requirements: pathlib.Path = REQUIREMENTS) -> Finding:
   """Compares the installed packages with a requirements file."""
-  wrong, found = [], {}
-  lines = re.sub('#.*', '', requirements.read_text()).splitlines()
+  wrong, found, fix = [], {}, f'pip install --requirement {requirements}'
+  if requirements.exists():
+    lines = re.sub('#.*', '', requirements.read_text()).splitlines()
+  else:  # The wheel has no such file.
+    lines = importlib.metadata.requires(_PACKAGE) or []
+    fix = f'pip install {_PACKAGE}'
   for required in map(Requirement, filter(str.strip, lines)):
+    if required.marker:  # Of an extra.
+      continue
     name = required.name
     try:
       found[name] = version = importlib.metadata.version(name)
@@ -65,7 +72,6 @@ def versions(requirements: pathlib.Path = REQUIREMENTS) -> Finding:
   shown = [f'{name} {found[name]}' for name in _SHOWN if name in found]
   text = f'Python {platform.python_version()}, {", ".join(shown)}'
   if wrong:
-    fix = f'pip install --requirement {requirements}'
     return Finding('FAIL', f'{", ".join(wrong)}: {fix} ({text})')
   return Finding('ok', text)
 
