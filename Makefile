@@ -53,8 +53,10 @@ clean:
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt
 	touch $@
 
-.venv/installed-tests: tests/requirements.txt .venv/installed
-	$(BIN)/python -m pip install --quiet --requirement tests/requirements.txt
+.venv/installed-tests: tests/requirements.txt requirements-serve.txt \
+  .venv/installed
+	$(BIN)/python -m pip install --quiet \
+	  --requirement tests/requirements.txt --requirement requirements-serve.txt
 	touch $@
 
 .venv/installed-parity: tests/requirements-parity.txt .venv/installed-tests
