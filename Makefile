@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train check test test-parity test-slow coverage lint format clean
+.PHONY: train check test test-parity test-slow coverage lint format docs clean
 
 train: .venv/installed
 	$(BIN)/python main.py
@@ -40,8 +40,12 @@ format: .venv/installed-tests
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
+# The site, in site/; warnings are errors. The variable silences advertising.
+docs: .venv/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache
+	rm -rf .venv site .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 .venv/bin/pip:
@@ -70,4 +74,8 @@ clean:
 	  --requirement tests/requirements-all.txt
 	$(BIN)/python -m pip install --quiet --no-deps \
 	  --requirement requirements-onnx.txt
+	touch $@
+
+.venv/installed-docs: docs/requirements.txt | .venv/bin/pip
+	$(BIN)/python -m pip install --quiet --requirement docs/requirements.txt
 	touch $@

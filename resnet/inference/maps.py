@@ -14,7 +14,7 @@ def class_activation_map(
 ) -> jax.Array:
   """Computes what each position adds to a logit (Zhou et al. 2016, eq. 2).
 
-    map[y, x] = sum_c activation[y, x, c] * kernel[c, label]
+      map[y, x] = sum_c activation[y, x, c] * kernel[c, label]
 
   The mean of the map plus the bias is the logit. The model must end in a global
   average pool and a dense layer.
@@ -38,8 +38,8 @@ def grad_cam(
 ) -> jax.Array:
   """Computes Grad-CAM of a stage (Selvaraju et al. 2017, eq. 1 and 2).
 
-    weight[c] = mean over positions of d logit / d activation[c]
-    map       = relu(sum_c weight[c] * activation[c])
+      weight[c] = mean over positions of d logit / d activation[c]
+      map       = relu(sum_c weight[c] * activation[c])
 
   Maps normalised images [B, H, W, C] and the classes to explain, int32 [B], to
   float32 [B, h, w], at the resolution of the stage. Stages count from 1.

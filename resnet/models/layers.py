@@ -59,7 +59,7 @@ def conv(
 class BatchNorm(nn.Module):
   """Batch normalisation over groups of images (Ioffe and Szegedy 2015).
 
-    y = (x - mean) / sqrt(var + epsilon) * scale + bias
+      y = (x - mean) / sqrt(var + epsilon) * scale + bias
 
   The statistics of a group come from sums of x and x * x in one pass over the
   activations; applying them is one multiply-add per element. Parameters and

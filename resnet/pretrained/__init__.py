@@ -1,9 +1,10 @@
 """Pretrained networks for prediction in Python.
 
-from resnet import pretrained
+    from resnet import pretrained
+    net = pretrained.load('hf-hub:timm/resnet50.a1_in1k')
+    net.predict(['cat.jpg'])
 
-net = pretrained.load('hf-hub:timm/resnet50.a1_in1k')
-net.predict(['cat.jpg'])
+Without an argument, `load` gives the network in the package.
 """
 
 from collections.abc import Sequence
