@@ -50,6 +50,7 @@ def on_page_markdown(markdown, page, **_):
   if uri.startswith(('source/', 'results/')):
     page.meta['search'] = {'exclude': True}
   if uri.startswith('source/'):
+    page.meta['hide'] = ['navigation', 'toc']
     return markdown
   for match, target in reversed([*linked_files(uri, markdown)]):
     link = posixpath.relpath(site_uri(target), posixpath.dirname(uri))
