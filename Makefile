@@ -40,9 +40,10 @@ format: .venv/installed-tests
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-# The site, in site/; warnings are errors. The variable silences advertising.
+# The site, in site/; a warning is an error (not with --quiet, which hides it).
+# The variable silences advertising.
 docs: .venv/installed-docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 clean:
 	rm -rf .venv site .pytest_cache .ruff_cache
