@@ -28,6 +28,8 @@ def wheel(tmp_path_factory):
   ignored = shutil.ignore_patterns('__pycache__')
   for name in ('benchmarks', 'configs', 'resnet', 'tests'):
     shutil.copytree(ROOT / name, clone / name, ignore=ignored)
+  (clone / 'docs').mkdir()
+  shutil.copy(ROOT / 'docs' / 'requirements.txt', clone / 'docs')
   script = 'from setuptools import build_meta as b; print(b.build_wheel("."))'
   file = run('-c', script, cwd=clone).splitlines()[-1]
   unpacked = tmp_path_factory.mktemp('wheel')
@@ -57,6 +59,7 @@ def test_the_dependencies_are_those_of_the_requirements(wheel):
   required = re.findall('Requires-Dist: (.*)', file.read_text())
   for extra, *names in (
     ('', 'requirements.txt'),
+    ('; extra == "docs"', 'docs/requirements.txt'),
     ('; extra == "hub"', 'requirements-hub.txt'),
     ('; extra == "serve"', 'requirements-serve.txt'),
     ('; extra == "test"', 'requirements-serve.txt', 'tests/requirements.txt'),
