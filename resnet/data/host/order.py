@@ -34,8 +34,8 @@ class TrainingOrder:
 
   @functools.cached_property
   def _shuffled(self) -> grain.MapDataset:
-    records = grain.MapDataset.range(self.length)
-    return records.shuffle(seed=self.seed).repeat()
+    # An index past the end is in a later epoch, which is shuffled anew.
+    return grain.MapDataset.range(self.length).shuffle(seed=self.seed)
 
   @functools.cached_property
   def _places(self) -> list[int]:
