@@ -138,6 +138,11 @@ def get_config() -> ConfigDict:
   # host has too few cores; 'device' needs images stored in one size
   # (resnet.tools.prepare --raw).
   data.augment_on = 'host'
+  # 'device': keep the pixels of both splits on every device, for sets that fill
+  # at most half of its free memory. The host then sends indices, not images.
+  # Needs augment_on='device', and does not change the batches. None: read
+  # images as they are needed.
+  data.cache = config_dict.placeholder(str)
   # Mean and standard deviation of each channel, for pixels from 0 to 255; None:
   # those of init_from, else published, else measured on 1,024 training images.
   data.mean = config_dict.placeholder(tuple)

@@ -1,6 +1,6 @@
 """Turns a config into the objects of a run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import math
 from typing import Any
@@ -12,6 +12,7 @@ from resnet import config as config_lib
 from resnet import fields
 from resnet.data.augment.batch import create_augmentation
 from resnet.data.augment.crop import DeviceCrop
+from resnet.data.host.cache import CachedReader, check_memory, fill_cache
 from resnet.data.host.loader import DeviceLoader, LoaderOptions, read_ahead
 from resnet.data.host.reader import BatchReader
 from resnet.data.host.size_schedule import Sizes, create_sizes
@@ -61,6 +62,11 @@ class Experiment:
     stored = self.train_reader.source.image_shape
     return self.image_shape if self.task.device_crop is None else stored
 
+  @property
+  def readers(self) -> tuple[BatchReader, BatchReader]:
+    """The readers of both splits."""
+    return self.train_reader, self.eval_reader
+
   def at(self, step: int) -> 'Experiment':
     """Returns this run with all batches at the image size of step `step`."""
     size, crop = self.sizes.at(step), self.task.device_crop
@@ -96,6 +102,25 @@ class Experiment:
   def _create_state(self, key: jax.Array) -> TrainState:
     return create_state(key, self.task, self.image_shape)
 
+  def cached(
+    self, warnings: DataWarnings, advance: Callable[[int], object]
+  ) -> 'Experiment':
+    """Returns this run with the images of both splits on every device.
+
+    See `data.host.cache.fill_cache` for the arguments.
+    """
+    readers, sharding = self.readers, self.sharding.replicated
+    check_memory(sum(x.num_bytes for x in readers), sharding)
+    train_reader, eval_reader = (
+      fill_cache(x, self.loader, sharding, warnings, advance) for x in readers
+    )
+    return dataclasses.replace(
+      self,
+      task=dataclasses.replace(self.task, is_cached=True),
+      train_reader=train_reader,
+      eval_reader=eval_reader,
+    )
+
   def load(
     self,
     reader: BatchReader,
@@ -111,14 +136,18 @@ class Experiment:
     """
     if num_steps is None:
       num_steps = math.ceil(len(reader.source) / reader.batch_size)
+    options, cache = self.loader, None
+    if isinstance(reader, CachedReader):  # One thread suffices for indices.
+      options = dataclasses.replace(options, num_workers=0, num_threads=1)
+      cache = reader.cache
     batches = read_ahead(
       reader,
-      self.loader,
+      options,
       first_step=first_step,
       num_steps=num_steps,
       warnings=warnings,
     )
-    return DeviceLoader(batches, self.sharding.batch, warnings)
+    return DeviceLoader(batches, self.sharding.batch, warnings, cache)
 
   def epoch(self, step: int) -> float:
     """Returns the number of epochs in `step` updates."""
@@ -157,7 +186,8 @@ class Experiment:
     config = {
       field: value
       for field, value in self.config.items()
-      if field not in fields.FREE_FIELDS or field.startswith('sharding.')
+      if field not in fields.FREE_FIELDS
+      or field.startswith(('sharding.', 'data.cache'))
     }
     return {
       **config,

@@ -126,6 +126,7 @@ FIELDS: Mapping[str, Field] = {
   'data.repeats': _COUNT,
   'data.interpolation': Field(choices=('bilinear', 'bicubic')),
   'data.augment_on': Field(choices=('host', 'device')),
+  'data.cache': Field(choices=('device',), also=NONE),
   'data.mean': Field(
     interval='(-inf, inf)', example=(127.5,) * 3, any_length=True, also=NONE
   ),
@@ -191,6 +192,7 @@ FIELDS: Mapping[str, Field] = {
 # other values of them.
 FREE_FIELDS: Set[str] = {
   'data.data_dir',
+  'data.cache',
   'data.num_workers',
   'data.num_threads',
   'data.prefetch_batches',

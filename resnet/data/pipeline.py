@@ -86,6 +86,11 @@ def create_data(config: Any, source: Source | None = None) -> Data:
   device_crop = None
   if config.augment_on == 'device':
     device_crop = _device_crop(train_transform, train, schedule)
+  elif config.cache is not None:
+    raise InputError(
+      f'data.cache={config.cache!r} needs crops on the device: type'
+      ' --config.data.augment_on=device'
+    )
   limit = config.max_bad_images if config.on_bad_image == 'skip' else None
   mean, std = _statistics(config, train, limit)
   return Data(

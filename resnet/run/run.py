@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 import jax
+import tqdm
 
 from resnet import fields, files
 from resnet.data.host.loader import DeviceLoader
@@ -148,6 +149,9 @@ def _train(
   warnings = DataWarnings(experiment.train_reader.max_bad_images)
   for folder in (workdir, os.path.join(workdir, FOLDER)):
     files.check_writable(folder)
+  if experiment.config['data.cache'] is not None:
+    with stop.exit_on_signal():
+      experiment = _fill_caches(experiment, warnings)
   batches = _start_reading(experiment, first_step, warnings)
   cleanup.callback(batches.close)
   if stop.received and jax.process_count() == 1:
@@ -233,6 +237,22 @@ def _complete_with(
   return None
 
 
+def _fill_caches(experiment: Experiment, warnings: DataWarnings) -> Experiment:
+  """Puts the images of both splits on every device; prints the progress."""
+  count, start = sum(len(x.source) for x in experiment.readers), time.time()
+  is_first = jax.process_index() == 0
+  disable = None if is_first else True  # None: unless it is a terminal.
+  with tqdm.tqdm(total=count, unit=' images', disable=disable) as bar:
+    experiment = experiment.cached(warnings, bar.update)
+  if is_first:
+    size = sum(x.num_bytes for x in experiment.readers) / 1e6
+    print(
+      f'{count:,} images ({size:,.1f} MB) are on each device, read in'
+      f' {time.time() - start:.1f} s.'
+    )
+  return experiment
+
+
 def _start_reading(
   experiment: Experiment, first_step: int, warnings: DataWarnings
 ) -> DeviceLoader:
@@ -243,8 +263,8 @@ def _start_reading(
   """
   loader, num_bytes = experiment.loader, 0  # 0: only TensorBoard's locks.
   if loader.num_workers:  # Both splits hold batches during an evaluation.
-    readers = experiment.train_reader, experiment.eval_reader
-    num_bytes = loader.max_batches * sum(r.num_batch_bytes for r in readers)
+    sizes = (reader.num_batch_bytes for reader in experiment.readers)
+    num_bytes = loader.max_batches * sum(sizes)
   check_shared_memory(num_bytes)
   batches = experiment.load(
     experiment.train_reader,

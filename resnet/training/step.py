@@ -17,8 +17,9 @@ from resnet.training.state import TrainState, update_ema
 from resnet.training.task import Task
 
 # 'image' uint8 [B, H, W, C], 'label' int32 [B], 'mask' bool [B]; after
-# `augment_batch`, 'image' may be float32 and there may be a 'target'.
-Batch = Mapping[str, jax.Array]
+# `augment_batch`, 'image' may be float32 and there may be a 'target'. Before
+# `look_up`: 'index' int32 [B], 'cache' {'image', 'label'} of all N records.
+Batch = Mapping[str, Any]
 
 
 def train_step(
@@ -82,6 +83,7 @@ def augment_batch(
   batch has a 'target', class probabilities, float32 [B, K], and its 'label' is
   the most probable class.
   """
+  batch = look_up(batch)
   images = batch['image']
   keys = example_keys(task.seed, step, len(batch['label']))
   if task.device_crop is not None:
@@ -97,6 +99,20 @@ def augment_batch(
     step_key(task.seed, step, MIXING),
     sharding.replicate,
   )
+
+
+def look_up(batch: Batch) -> Batch:
+  """Takes the images and labels of a batch from its cache, if it has one.
+
+  Rows whose index is N are zeros with mask False. The cache is on every device,
+  so no image moves between devices.
+  """
+  if 'cache' not in batch:
+    return batch
+  index, cache = batch['index'], batch['cache']
+  take = functools.partial(jnp.take, axis=0, mode='fill', fill_value=0)
+  rows = {name: take(values, index) for name, values in cache.items()}
+  return {**rows, 'mask': index < len(cache['label'])}
 
 
 def targets(batch: Batch) -> jax.Array:
@@ -174,7 +190,7 @@ def eval_step(
   sharding: DataSharding,
 ) -> metrics.Sums:
   """Adds the metrics of a batch to the sums; the loss is cross entropy."""
-  variables = sharding.gather(variables)
+  variables, batch = sharding.gather(variables), look_up(batch)
   images = task.normalize(batch['image'])
   logits: Any = task.model.apply(variables, images, train=False)
   losses_ = losses.cross_entropy(logits, batch['label'])
@@ -198,6 +214,8 @@ class JittedSteps:
 def jit_steps(task: Task, sharding: DataSharding) -> JittedSteps:
   """Jits both steps, with batches split over the mesh."""
   replicated, batch = sharding.replicated, sharding.batch
+  if task.is_cached:
+    batch = {'index': batch, 'cache': replicated}
   # With FSDP, None keeps the inputs' shardings and those that `split` sets.
   state = replicated if sharding.fsdp == 1 else None
   options = compiler.options(sharding.backend)

@@ -35,6 +35,8 @@ class Task:
     ema_decay: decay of the moving averages each time they are updated; None:
       the run keeps no averages.
     ema_every_steps: updates of the weights per update of the averages.
+    is_cached: a batch is a list of indices and the cache with their images; see
+      `training.step.look_up`.
     device_crop: crops and flips training images on the device; None: the host
       does that.
     augmentation: further augmentation of training images, on the device.
@@ -55,6 +57,7 @@ class Task:
   log_every_steps: int
   ema_decay: float | None = None
   ema_every_steps: int = 1
+  is_cached: bool = False
   device_crop: ImageOperation | None = None
   augmentation: Augmentation = dataclasses.field(default_factory=Augmentation)
   seed: int = 0

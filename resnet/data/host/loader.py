@@ -3,9 +3,10 @@
 `BatchReader` decides what is in a batch; this module decides when it is read.
 """
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 import dataclasses
 import time
+from typing import Any
 
 import grain.python as grain
 import jax
@@ -123,6 +124,7 @@ class DeviceLoader:
     batches: this process's rows of each batch.
     sharding: sharding of the arrays.
     warnings: collects the images that are left out.
+    cache: arrays that come with every batch, see `cache.CachedReader`; or None.
     wait_seconds: time spent waiting for the host's batches so far.
     num_left_out: number of broken images left out of the batches so far.
   """
@@ -130,6 +132,7 @@ class DeviceLoader:
   batches: Generator[HostBatch, None, None]
   sharding: jax.sharding.Sharding
   warnings: DataWarnings
+  cache: Mapping[str, jax.Array] | None = None
   wait_seconds: float = 0.0
   num_left_out: int = 0
   _first: HostBatch | None = None
@@ -138,10 +141,10 @@ class DeviceLoader:
     """Reads the first batch, which also starts reading ahead."""
     self._first = next(self.batches)
 
-  def __iter__(self) -> Iterator[dict[str, jax.Array]]:
+  def __iter__(self) -> Iterator[dict[str, Any]]:
     return self
 
-  def __next__(self) -> dict[str, jax.Array]:
+  def __next__(self) -> dict[str, Any]:
     """Starts the transfer of the next batch to the devices."""
     start = time.monotonic()
     try:
@@ -152,10 +155,11 @@ class DeviceLoader:
     left_out = batch.pop(LEFT_OUT, [])
     self.num_left_out += len(left_out)
     self.warnings.report_bad_images(left_out)
-    return {
+    arrays = {
       name: jax.make_array_from_process_local_data(self.sharding, rows)
       for name, rows in batch.items()
     }
+    return arrays if self.cache is None else {**arrays, 'cache': self.cache}
 
   def close(self) -> None:
     """Stops reading ahead."""

@@ -174,10 +174,14 @@ class BatchReader:
       count = len(set(left_out))
       if count > self.max_bad_images:
         raise too_many_bad_images(count, self.max_bad_images, left_out[-1])
-      if self.seed is None:
+      if (replacement := self.replacement(index)) is None:
         return None
-      index = (index + 1) % len(self.source)
+      index = replacement
     raise InputError(f'No image can be decoded. The last error: {left_out[-1]}')
+
+  def replacement(self, index: int) -> int | None:
+    """Returns the record that replaces a broken one; None in evaluation."""
+    return None if self.seed is None else (index + 1) % len(self.source)
 
   def decode(
     self, draws: Draws, index: int, record: Record
@@ -212,6 +216,11 @@ class BatchReader:
     """Bytes of the images in this process's rows, at the largest size."""
     largest = self._by_size[self.sizes.starts[-1][1]] if self.sizes else self
     return self.row_count * math.prod(largest._image_shape)
+
+  @property
+  def num_bytes(self) -> int:
+    """Bytes of the images of all records, at the largest size."""
+    return len(self.source) * (self.num_batch_bytes // self.row_count)
 
   @functools.cached_property
   def _image_shape(self) -> tuple[int, ...]:

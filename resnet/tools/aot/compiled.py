@@ -72,7 +72,8 @@ def prepare(config: Any, topology: Topology) -> Experiment:
   if topology.chip and getattr(model, 'conv_backend', '') is None:
     # None would select the fastest for this machine, not for the topology.
     model = model.clone(conv_backend='xla')
-  task = dataclasses.replace(run.task, model=model)
+  is_cached = config.data.cache is not None
+  task = dataclasses.replace(run.task, model=model, is_cached=is_cached)
   return dataclasses.replace(run, task=task).at_last_size()
 
 
@@ -92,22 +93,27 @@ def _stand_in(config: Any) -> Source | None:
   )
 
 
-def abstract_batch(
-  run: Experiment, subject: str
-) -> dict[str, jax.ShapeDtypeStruct]:
-  """Returns shapes, dtypes and sharding of a global batch.
+def abstract_batch(run: Experiment, subject: str) -> dict[str, Any]:
+  """Returns shapes, dtypes and shardings of a global batch.
 
   The `subject` is 'step' (an update) or 'eval' (an evaluation batch).
   """
-  size, shape = run.length.batch_size, run.train_image_shape
+  reader, shape = run.train_reader, run.train_image_shape
   if subject == 'eval':
-    size, shape = run.eval_reader.batch_size, run.eval_image_shape
-  arrays = {
-    'image': jax.ShapeDtypeStruct((size, *shape), jnp.uint8),
-    'label': jax.ShapeDtypeStruct((size,), jnp.int32),
-    'mask': jax.ShapeDtypeStruct((size,), jnp.bool_),
-  }
-  return {k: x.update(sharding=run.sharding.batch) for k, x in arrays.items()}
+    reader, shape = run.eval_reader, run.eval_image_shape
+
+  def images(count: int, sharding: Any) -> dict[str, Any]:
+    types = {'image': (shape, jnp.uint8), 'label': ((), jnp.int32)}
+    return {
+      name: jax.ShapeDtypeStruct((count, *dims), dtype, sharding=sharding)
+      for name, (dims, dtype) in types.items()
+    }
+
+  batch = images(reader.batch_size, run.sharding.batch)
+  if run.task.is_cached:
+    cache = images(len(reader.source), run.sharding.replicated)
+    return {'index': batch['label'], 'cache': cache}
+  return {**batch, 'mask': batch['label'].update(dtype=jnp.bool_)}
 
 
 def build_subject(run: Experiment, subject: str) -> tuple[Any, Compiled]:

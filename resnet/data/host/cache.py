@@ -1,0 +1,108 @@
+"""Keeps the images of small sets on the devices.
+
+Every device holds the images of both splits, in stored order. A batch is then a
+list of indices, and each device takes the images of its rows from its own
+memory: see `training.step.look_up`.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import math
+
+import jax
+import numpy as np
+
+from resnet.data.host.loader import LoaderOptions, read_ahead
+from resnet.data.host.memory import available_bytes
+from resnet.data.host.reader import LEFT_OUT, BatchReader, HostBatch
+from resnet.data.host.warnings import DataWarnings
+from resnet.errors import InputError
+
+# Of the free memory of a device; the state and the step need the rest.
+_LARGEST_SHARE = 0.5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CachedReader(BatchReader):
+  """Returns the indices of a batch whose images are on the devices.
+
+  Attributes:
+    cache: 'image' uint8 [N, H, W, C] and 'label' int32 [N], on every device.
+    broken: the error of each broken image, by index.
+  """
+
+  cache: Mapping[str, jax.Array]
+  broken: Mapping[int, str]
+
+  def __call__(self, step: int) -> HostBatch:
+    """Returns 'index' int32 [b]: N in rows without an image."""
+    rows = np.full(self.row_count, len(self.source), np.int32)
+    left_out: list[str] = []
+    for row, index in enumerate(self.plan(step)[0]):
+      while index in self.broken:
+        left_out.append(self.broken[index])
+        index = self.replacement(index)
+      if index is not None:
+        rows[row] = index
+    return {'index': rows, LEFT_OUT: left_out} if left_out else {'index': rows}
+
+
+def check_memory(num_bytes: int, sharding: jax.sharding.Sharding) -> None:
+  """Raises an InputError if a replicated cache is too large for a device."""
+  devices = sharding.addressable_devices
+  stats = [device.memory_stats() or {} for device in devices]
+  if all('bytes_limit' in x for x in stats):
+    free = min(x['bytes_limit'] - x['bytes_in_use'] for x in stats)
+  else:  # Virtual CPUs share the memory of the host.
+    free = available_bytes() / len(devices)
+  if num_bytes > _LARGEST_SHARE * free:
+    raise InputError(
+      f"data.cache='device' needs {num_bytes / 1e9:,.3f} GB on each device, but"
+      f' may take {_LARGEST_SHARE:.0%} of its free {free / 1e9:,.3f} GB: type'
+      ' --config.data.cache=None, or store smaller images'
+      ' (python -m resnet.tools.prepare --raw --resize=N)'
+    )
+
+
+def fill_cache(
+  reader: BatchReader,
+  options: LoaderOptions,
+  sharding: jax.sharding.Sharding,
+  warnings: DataWarnings,
+  advance: Callable[[int], object],
+) -> CachedReader:
+  """Puts the images of all records on the devices of a replicated `sharding`.
+
+  The transform of the reader must draw no random numbers. `warnings` collects
+  broken images; `advance` is called with numbers of images that were read.
+  """
+  count, size = len(reader.source), reader.row_count
+  in_order = dataclasses.replace(
+    reader, seed=None, sizes=None, batch_size=size, row_start=0
+  )
+  batches = read_ahead(
+    in_order,
+    options,
+    first_step=0,
+    num_steps=math.ceil(count / size),
+    warnings=warnings,
+  )
+  arrays: dict[str, np.ndarray] = {}
+  broken: dict[int, str] = {}
+  for start, batch in zip(range(0, count, size), batches, strict=True):
+    errors = batch.pop(LEFT_OUT, [])
+    warnings.report_bad_images(errors)
+    is_good = batch.pop('mask')[: count - start]
+    indices = start + np.flatnonzero(~is_good)
+    broken.update(zip(indices.tolist(), errors, strict=True))
+    for name, rows in batch.items():
+      if not start:
+        arrays[name] = np.empty((count, *rows.shape[1:]), rows.dtype)
+      arrays[name][start : start + size] = rows[: count - start]
+    advance(len(is_good))
+  cache = {
+    name: jax.make_array_from_process_local_data(sharding, rows)
+    for name, rows in arrays.items()
+  }
+  fields = {x.name: getattr(reader, x.name) for x in dataclasses.fields(reader)}
+  return CachedReader(**fields, cache=cache, broken=broken)
