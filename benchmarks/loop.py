@@ -3,18 +3,31 @@
   PYTHONPATH=. python benchmarks/loop.py --config=configs/cifar10.py:resnet20
 
 Both train on one batch that stays on the device, so reading does not count.
+
+With --config.data.cache=device the loop trains on the images of the data set,
+as main.py does; the step alone still has one batch. The share of time that the
+loop waits for data and the CPU time to prepare a batch are then printed too.
 """
 
 import contextlib
 import io
+import itertools
+import os
 import signal
+import statistics
 import tempfile
+import time
 
+import jax
+
+from resnet import experiment
 from resnet.data.host.warnings import DataWarnings
 from resnet.errors import InputError
+from resnet.files import read_json_lines
 from resnet.run.checkpoint import Checkpoints
 from resnet.run.loop import Loop
 from resnet.run.stopping import StopSignal
+from resnet.run.workdir import METRICS_FILE
 from resnet.tools import command
 from resnet.tools.benchmark import programs, timing
 from resnet.training.step import jit_steps
@@ -37,10 +50,22 @@ def main(args):
     lambda state: steps.train(state, batch), run.create_state()
   )
   bare(2)  # Compiles.
+  loop_steps, waits = steps, []
+  if is_cached := args.config.data.cache is not None:
+    run = experiment.resolve(args.config).at_last_size()
+    run = run.cached(DataWarnings(), lambda _: None)
+    loop_steps = jit_steps(run.task, run.sharding)
+
+  def loop():
+    batches = _load(run) if is_cached else itertools.repeat(batch)
+    rate, wait = _run_loop(run, loop_steps, batches, count)
+    waits.append(wait)
+    return rate
+
   rates = timing.in_turn(
     {
       'step': lambda: count * run.length.batch_size / bare(count),
-      'loop': lambda: _images_per_second(run, steps, batch, count),
+      'loop': loop,
     },
     args.rounds,
   )
@@ -62,29 +87,54 @@ def main(args):
     f' {ratio["median"]:.3f} times the step alone (quartiles'
     f' {ratio["low"]:.3f} to {ratio["high"]:.3f})'
   )
+  if is_cached:
+    result['data_wait'] = timing.spread(waits)
+    result['cpu_ms_per_batch'] = _cpu_ms(run, count)
+    print(
+      f'data wait {result["data_wait"]["median"]:.2%}, CPU time to prepare a'
+      f' batch {result["cpu_ms_per_batch"]:.2f} ms'
+    )
   timing.save_figures(args.json, result)
 
 
-class _Resident:
-  """Replaces a `DeviceLoader`; stops the run after `count` batches."""
+def _load(run):
+  return run.load(run.train_reader, DataWarnings(), num_steps=2**31)
 
-  wait_seconds = 0.0
+
+def _cpu_ms(run, count):
+  """Returns the CPU time of this process per batch, milliseconds."""
+  with contextlib.closing(_load(run)) as batches:
+    next(batches)
+    start = time.process_time()
+    for _ in range(count):
+      jax.block_until_ready(next(batches))
+    return 1e3 * (time.process_time() - start) / count
+
+
+class _Counted:
+  """Gives `count` batches, then stops the run."""
+
   num_left_out = 0
 
-  def __init__(self, batch, count, stop):
-    self._batch, self._left, self._stop = batch, count, stop
+  def __init__(self, batches, count, stop):
+    self._batches, self._left, self._stop = batches, count, stop
+
+  @property
+  def wait_seconds(self):
+    return getattr(self._batches, 'wait_seconds', 0.0)
 
   def __next__(self):
     self._left -= 1
     if not self._left:
       self._stop.received = signal.SIGTERM
-    return self._batch
+    return next(self._batches)
 
 
-def _images_per_second(run, steps, batch, count):
-  """Runs the loop and returns its speed according to its meter.
+def _run_loop(run, steps, batches, count):
+  """Runs the loop; returns images/s and the share of time spent waiting.
 
-  The meter is paused while a checkpoint is saved, as in any run.
+  Both are those of its meter, which is paused while a checkpoint is saved, as
+  in any run.
   """
   with (
     contextlib.redirect_stdout(io.StringIO()),
@@ -97,7 +147,7 @@ def _images_per_second(run, steps, batch, count):
         workdir,
         checkpoints,
         # The first step is not counted, nor what follows the last log line.
-        _Resident(batch, count + 1, stop),
+        _Counted(batches, count + 1, stop),
         0,
         None,
         stop,
@@ -105,10 +155,14 @@ def _images_per_second(run, steps, batch, count):
       )
     ) as loop,
   ):
-    loop.train = steps.train  # Already compiled.
+    loop.train = steps.train  # Compiled once for all rounds.
     outcome = loop.run(run.create_state(), 0.0)
+    lines = read_json_lines(os.path.join(workdir, METRICS_FILE))
+  if hasattr(batches, 'close'):
+    batches.close()
   assert outcome.images_per_second
-  return outcome.images_per_second
+  waits = [line['data_wait'] for line in lines if 'data_wait' in line]
+  return outcome.images_per_second, statistics.mean(waits)
 
 
 def parser():
