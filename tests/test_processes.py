@@ -195,6 +195,15 @@ def test_processes_train_as_one_process_does(
 
 
 @pytest.mark.slow
+def test_images_on_the_devices_of_two_processes_give_the_same_run(tmp_path):
+  on_device, cached = '--config.data.augment_on=device', 'data.cache=device'
+  run(2, tmp_path / 'plain', on_device, devices=2)
+  out = run(2, tmp_path / 'cached', on_device, f'--config.{cached}', devices=2)
+  assert '612 images (0.1 MB) are on each device' in out
+  assert_close_runs(tmp_path / 'cached', tmp_path / 'plain', rtol=1e-6)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(('count', 'devices'), [(1, 8), (4, 1)])
 def test_a_run_continues_with_other_processes(two, tmp_path, count, devices):
   workdir = tmp_path / 'run'

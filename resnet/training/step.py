@@ -17,8 +17,8 @@ from resnet.training.state import TrainState, update_ema
 from resnet.training.task import Task
 
 # 'image' uint8 [B, H, W, C], 'label' int32 [B], 'mask' bool [B]; after
-# `augment_batch`, 'image' may be float32 and there may be a 'target'. Before
-# `look_up`: 'index' int32 [B], 'cache' {'image', 'label'} of all N records.
+# `augment_batch`, 'image' may be float32 and there may be a 'target'. If images
+# are kept on the devices: 'index' int32 [B] and 'cache', an `ImageCache`.
 Batch = Mapping[str, Any]
 
 
@@ -102,17 +102,8 @@ def augment_batch(
 
 
 def look_up(batch: Batch) -> Batch:
-  """Takes the images and labels of a batch from its cache, if it has one.
-
-  Rows whose index is N are zeros with mask False. The cache is on every device,
-  so no image moves between devices.
-  """
-  if 'cache' not in batch:
-    return batch
-  index, cache = batch['index'], batch['cache']
-  take = functools.partial(jnp.take, axis=0, mode='fill', fill_value=0)
-  rows = {name: take(values, index) for name, values in cache.items()}
-  return {**rows, 'mask': index < len(cache['label'])}
+  """Takes the images of a batch from its cache, if it has one."""
+  return batch['cache'].take(batch['index']) if 'cache' in batch else batch
 
 
 def targets(batch: Batch) -> jax.Array:

@@ -35,8 +35,7 @@ class Task:
     ema_decay: decay of the moving averages each time they are updated; None:
       the run keeps no averages.
     ema_every_steps: updates of the weights per update of the averages.
-    is_cached: a batch is a list of indices and the cache with their images; see
-      `training.step.look_up`.
+    is_cached: batches are indices of an `ImageCache`.
     device_crop: crops and flips training images on the device; None: the host
       does that.
     augmentation: further augmentation of training images, on the device.

@@ -2,16 +2,18 @@
 
 Every device holds the images of both splits, in stored order. A batch is then a
 list of indices, and each device takes the images of its rows from its own
-memory: see `training.step.look_up`.
+memory.
 """
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import functools
 import math
 
 import jax
 import numpy as np
 
+from resnet.data.augment.cache import ImageCache
 from resnet.data.host.loader import LoaderOptions, read_ahead
 from resnet.data.host.memory import available_bytes
 from resnet.data.host.reader import LEFT_OUT, BatchReader, HostBatch
@@ -27,11 +29,11 @@ class CachedReader(BatchReader):
   """Returns the indices of a batch whose images are on the devices.
 
   Attributes:
-    cache: 'image' uint8 [N, H, W, C] and 'label' int32 [N], on every device.
+    cache: the images of all N records.
     broken: the error of each broken image, by index.
   """
 
-  cache: Mapping[str, jax.Array]
+  cache: ImageCache
   broken: Mapping[int, str]
 
   def __call__(self, step: int) -> HostBatch:
@@ -87,22 +89,21 @@ def fill_cache(
     num_steps=math.ceil(count / size),
     warnings=warnings,
   )
-  arrays: dict[str, np.ndarray] = {}
+  shape = in_order.image_shape
+  images = np.empty((count, math.prod(shape)), np.uint8)
+  labels = np.empty(count, np.int32)
   broken: dict[int, str] = {}
   for start, batch in zip(range(0, count, size), batches, strict=True):
     errors = batch.pop(LEFT_OUT, [])
     warnings.report_bad_images(errors)
-    is_good = batch.pop('mask')[: count - start]
-    indices = start + np.flatnonzero(~is_good)
+    mask = batch['mask'][: count - start]
+    indices = start + np.flatnonzero(~mask)
     broken.update(zip(indices.tolist(), errors, strict=True))
-    for name, rows in batch.items():
-      if not start:
-        arrays[name] = np.empty((count, *rows.shape[1:]), rows.dtype)
-      arrays[name][start : start + size] = rows[: count - start]
-    advance(len(is_good))
-  cache = {
-    name: jax.make_array_from_process_local_data(sharding, rows)
-    for name, rows in arrays.items()
-  }
+    for whole, rows in ((images, batch['image']), (labels, batch['label'])):
+      part = whole[start : start + size]
+      part[:] = rows[: len(part)].reshape(part.shape)
+    advance(len(mask))
+  put = functools.partial(jax.make_array_from_process_local_data, sharding)
+  cache = ImageCache(images=put(images), labels=put(labels), image_shape=shape)
   fields = {x.name: getattr(reader, x.name) for x in dataclasses.fields(reader)}
   return CachedReader(**fields, cache=cache, broken=broken)

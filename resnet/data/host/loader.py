@@ -3,7 +3,7 @@
 `BatchReader` decides what is in a batch; this module decides when it is read.
 """
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 import dataclasses
 import time
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import grain.python as grain
 import jax
 
+from resnet.data.augment.cache import ImageCache
 from resnet.data.host import workers
 from resnet.data.host.reader import LEFT_OUT, BatchReader, HostBatch
 from resnet.data.host.warnings import DataWarnings
@@ -124,7 +125,7 @@ class DeviceLoader:
     batches: this process's rows of each batch.
     sharding: sharding of the arrays.
     warnings: collects the images that are left out.
-    cache: arrays that come with every batch, see `cache.CachedReader`; or None.
+    cache: the images of the batches, if these are indices; or None.
     wait_seconds: time spent waiting for the host's batches so far.
     num_left_out: number of broken images left out of the batches so far.
   """
@@ -132,7 +133,7 @@ class DeviceLoader:
   batches: Generator[HostBatch, None, None]
   sharding: jax.sharding.Sharding
   warnings: DataWarnings
-  cache: Mapping[str, jax.Array] | None = None
+  cache: ImageCache | None = None
   wait_seconds: float = 0.0
   num_left_out: int = 0
   _first: HostBatch | None = None

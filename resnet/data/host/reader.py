@@ -198,7 +198,7 @@ class BatchReader:
   def stack(self, examples: Sequence[Example | None]) -> HostBatch:
     """Stacks examples into a batch; rows without an example are zeros."""
     shapes = (example[0].shape for example in examples if example)
-    shape = next(shapes, None) or self._image_shape
+    shape = next(shapes, None) or self.image_shape
     # np.empty gets huge pages and np.zeros does not; without them, page faults
     # take a tenth of the time per batch.
     images = np.empty((self.row_count, *shape), np.uint8)
@@ -215,7 +215,7 @@ class BatchReader:
   def num_batch_bytes(self) -> int:
     """Bytes of the images in this process's rows, at the largest size."""
     largest = self._by_size[self.sizes.starts[-1][1]] if self.sizes else self
-    return self.row_count * math.prod(largest._image_shape)
+    return self.row_count * math.prod(largest.image_shape)
 
   @property
   def num_bytes(self) -> int:
@@ -223,8 +223,8 @@ class BatchReader:
     return len(self.source) * (self.num_batch_bytes // self.row_count)
 
   @functools.cached_property
-  def _image_shape(self) -> tuple[int, ...]:
-    """Shape of the first image that can be decoded."""
+  def image_shape(self) -> tuple[int, ...]:
+    """[H, W, C] of the first image that can be decoded, transformed."""
     (draws,) = self._draws(range(1))
     for index in range(len(self.source)):
       if example := self._example(index, draws, []):

@@ -1,6 +1,8 @@
 """Compiles the steps of a run for devices that may be absent."""
 
 import dataclasses
+import functools
+import math
 import re
 import time
 from typing import Any, NamedTuple
@@ -8,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from resnet.data.augment.cache import ImageCache
 from resnet.data.sources.base import Source
 from resnet.data.sources.fake import FakeRecords
 from resnet.errors import InputError
@@ -101,19 +104,22 @@ def abstract_batch(run: Experiment, subject: str) -> dict[str, Any]:
   reader, shape = run.train_reader, run.train_image_shape
   if subject == 'eval':
     reader, shape = run.eval_reader, run.eval_image_shape
-
-  def images(count: int, sharding: Any) -> dict[str, Any]:
-    types = {'image': (shape, jnp.uint8), 'label': ((), jnp.int32)}
-    return {
-      name: jax.ShapeDtypeStruct((count, *dims), dtype, sharding=sharding)
-      for name, (dims, dtype) in types.items()
-    }
-
-  batch = images(reader.batch_size, run.sharding.batch)
-  if run.task.is_cached:
-    cache = images(len(reader.source), run.sharding.replicated)
-    return {'index': batch['label'], 'cache': cache}
-  return {**batch, 'mask': batch['label'].update(dtype=jnp.bool_)}
+  size, count = reader.batch_size, len(reader.source)
+  batch = {
+    'image': jax.ShapeDtypeStruct((size, *shape), jnp.uint8),
+    'label': jax.ShapeDtypeStruct((size,), jnp.int32),
+    'mask': jax.ShapeDtypeStruct((size,), jnp.bool_),
+  }
+  batch = {k: x.update(sharding=run.sharding.batch) for k, x in batch.items()}
+  if not run.task.is_cached:
+    return batch
+  whole = functools.partial(
+    jax.ShapeDtypeStruct, sharding=run.sharding.replicated
+  )
+  images = whole((count, math.prod(shape)), jnp.uint8)
+  labels = whole((count,), jnp.int32)
+  cache = ImageCache(images=images, labels=labels, image_shape=shape)
+  return {'index': batch['label'], 'cache': cache}
 
 
 def build_subject(run: Experiment, subject: str) -> tuple[Any, Compiled]:
