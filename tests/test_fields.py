@@ -90,6 +90,7 @@ def test_messages_state_the_expected_values():
 
 # What some choices need besides.
 NEEDS = {
+  'device': {'data__augment_on': 'device'},
   'lars': {'optimizer__decay_rule': 'kernels'},
   'lamb': {'optimizer__decay_rule': 'kernels'},
   'one_cycle': {'schedule__warmup_epochs': 0.5},

@@ -41,7 +41,7 @@ class CachedReader(BatchReader):
     rows = np.full(self.row_count, len(self.source), np.int32)
     left_out: list[str] = []
     for row, index in enumerate(self.plan(step)[0]):
-      while index in self.broken:
+      while index is not None and index in self.broken:
         left_out.append(self.broken[index])
         index = self.replacement(index)
       if index is not None:

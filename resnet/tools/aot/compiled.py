@@ -113,7 +113,7 @@ def abstract_batch(run: Experiment, subject: str) -> dict[str, Any]:
   batch = {k: x.update(sharding=run.sharding.batch) for k, x in batch.items()}
   if not run.task.is_cached:
     return batch
-  whole = functools.partial(
+  whole: Any = functools.partial(
     jax.ShapeDtypeStruct, sharding=run.sharding.replicated
   )
   images = whole((count, math.prod(shape)), jnp.uint8)
