@@ -111,6 +111,10 @@ def test_scripts_measure_the_loop_and_saves(tmp_path):
   assert found['ratio']['median'] == pytest.approx(
     rates['loop']['median'] / rates['step']['median']
   )
+  cached = ('--config.data.augment_on=device', '--config.data.cache=device')
+  found = measure(loop, '--rounds=1', *cached)
+  assert 0 <= found['data_wait']['median'] <= 1
+  assert found['cpu_ms_per_batch'] > 0
   found = measure(checkpoints, '--saves=3')
   # Parameters and momentum.
   assert found['state_bytes'] == pytest.approx(2 * 4 * 75_290, rel=0.02)
