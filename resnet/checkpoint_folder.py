@@ -30,8 +30,8 @@ def find_arrays(folder: str) -> str:
   """Returns the folder of a checkpoint's arrays.
 
   `folder` is a workdir, a folder of steps, a checkpoint or already the result.
-  Of several steps, it is that of the highest `score`, or the latest one if none
-  was evaluated.
+  If there are several steps, it is that of the highest `score`, or the latest
+  one if none was evaluated.
 
   Raises:
     InputError: there is no checkpoint in the folder.

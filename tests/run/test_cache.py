@@ -131,7 +131,7 @@ def test_a_run_and_a_resumed_run_give_the_same_losses(
 
 
 def test_the_cache_stays_on_its_device(tool):
-  """Of a step on four devices, the collectives are those without a cache."""
+  """A step on four devices has the same collectives without a cache."""
   args = (*SMALL, '--topology=cpu:4', '--config.data.augment_on=device')
   args += ('--config.model.bn_group_size=4', '--json')
   plain, cached = (

@@ -20,7 +20,7 @@ from resnet.data.host.reader import LEFT_OUT, BatchReader, HostBatch
 from resnet.data.host.warnings import DataWarnings
 from resnet.errors import InputError
 
-# Of the free memory of a device; the state and the step need the rest.
+# Share of a device's free memory; the state and the step need the rest.
 _LARGEST_SHARE = 0.5
 
 
