@@ -70,8 +70,8 @@ def with_metadata(name, model, variables, *, size):
     model=model,
     variables=variables,
     preprocessing=weights.Preprocessing(
-      # Of uniform pixels: where activations are larger than those that the
-      # statistics are of, random weights amplify rounding.
+      # The statistics of uniform pixels. Where activations are larger than the
+      # statistics of batch norm say, random weights amplify rounding.
       mean=(0.5,) * 3,
       std=(12**-0.5,) * 3,
       image_size=size,

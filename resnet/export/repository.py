@@ -6,7 +6,6 @@ transformers load it.
 
 from collections.abc import Mapping
 import os
-import re
 from typing import Any
 
 from resnet.data.sources.imagenet_names import readable_name
@@ -55,11 +54,11 @@ def save_repository(
       f'naming={naming!r} is not one of {", ".join(_LIBRARIES)}: write a file,'
       f' such as {folder}.safetensors.'
     )
-  known, write = _LIBRARIES[naming]
+  library, write = _LIBRARIES[naming]
   what = model if names else f'{model} without a head'
   if metadata.shortcut not in (None, create_model(model).shortcut):
     what = f'{model} with shortcut {metadata.shortcut!r}'
-  if what != model or not re.fullmatch(known, model):
+  if what != model or not library.has(model):
     raise InputError(
       f'{naming} has no {what}: write a file, such as {folder}.safetensors.'
     )
@@ -127,8 +126,8 @@ def _transformers(
 
 
 _LIBRARIES = {
-  'timm': (TIMM.models, _timm),
-  'transformers': (TRANSFORMERS.models, _transformers),
+  'timm': (TIMM, _timm),
+  'transformers': (TRANSFORMERS, _transformers),
 }
 
 

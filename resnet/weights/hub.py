@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 import functools
 import json
 import os
-import re
 from typing import Any
 
 from resnet.data.preprocessing import Preprocessing
@@ -106,9 +105,8 @@ def _from_timm(config: dict[str, Any]) -> Metadata:
 
 def _transformers_model(config: dict[str, Any]) -> str | None:
   config = transformers_config('resnet50') | config  # Its defaults.
-  for name in list_models():
-    is_theirs = re.fullmatch(TRANSFORMERS.models, name)
-    if is_theirs and config == config | transformers_config(name):
+  for name in filter(TRANSFORMERS.has, list_models()):
+    if config == config | transformers_config(name):
       return name
   return None
 

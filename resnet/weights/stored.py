@@ -40,10 +40,13 @@ class StoredWeights:
     """Returns what users should know: a prefix left out, other networks."""
     prefix = f'read without the prefix {self.prefix}' if self.prefix else ''
     # The shapes of a CIFAR net without projections do not show its padding.
-    others = ('layer4.', 'layer2.0.downsample', 'stages.')
-    is_known = self.metadata.model or self.naming.name != 'torchvision'
+    others = ('layer4.', 'layer2.0.downsample')
+    is_cifar = {'layer3.0.conv2.weight', 'fc.weight'} <= self.tensors.keys()
     padding = ''
-    if not (is_known or any(key.startswith(others) for key in self.tensors)):
+    is_known = self.metadata.model or any(
+      k.startswith(others) for k in self.tensors
+    )
+    if is_cifar and not is_known:
       padding = 'shortcuts are assumed to append channels of zeros (option A)'
     return [text for text in (prefix, self.naming.note, padding) if text]
 

@@ -3,7 +3,6 @@
 import io
 import pathlib
 import random
-import re
 import struct
 import tracemalloc
 import zipfile
@@ -37,21 +36,13 @@ def in_header(text):
   return struct.pack('<Q', len(text)) + text
 
 
-def in_npz(method, name='x.npy'):
-  """Returns an archive with 64 MB of zeros in a few bytes."""
-  file = io.BytesIO()
-  with zipfile.ZipFile(file, 'w', method) as archive:
-    archive.writestr(name, bytes(64 << 20))
-  return file.getvalue()
-
-
-def in_claiming_npz(shape):
-  """Returns an archive with an array of 4 bytes that claims a shape."""
+def in_npz(method, shape, num_bytes=4):
+  """Returns an archive with an array of zeros that claims a shape."""
   head, file = io.BytesIO(), io.BytesIO()
   fields = {'descr': '<f4', 'fortran_order': False, 'shape': shape}
   np.lib.format.write_array_header_1_0(head, fields)
-  with zipfile.ZipFile(file, 'w') as archive:
-    archive.writestr('x.npy', head.getvalue() + bytes(4))
+  with zipfile.ZipFile(file, 'w', method) as archive:
+    archive.writestr('x.npy', head.getvalue() + bytes(num_bytes))
   return file.getvalue()
 
 
@@ -65,39 +56,77 @@ def many_groups(path):
 MANY = 1 << 20
 VARIABLES = b'\x81\xa6params\x81\xa1x'  # {'params': {'x': ...}}
 LIST = b'\xdd' + struct.pack('>I', MANY)
+LARGE = (1 << 24,)  # Zeros of 64 MiB, in a few bytes.
+# The cause that the error names, and (path) -> the contents of the file.
 HOSTILE = {
-  'pickle of lists': lambda _: in_pickle(b']' * MANY),
-  'pickle of tuples': lambda _: in_pickle(b')' + b'\x85' * (MANY - 999)),
-  'pickle of memos': lambda _: in_pickle(b'}' + b'\x94' * (MANY - 999)),
-  'msgpack of maps': lambda _: VARIABLES + LIST + b'\x80' * MANY,
-  'msgpack of other maps': lambda _: b'\x81\xa1x' + LIST + b'\x80' * MANY,
-  'msgpack of names': lambda _: (
-    VARIABLES + b'\xdf' + LIST[1:] + b'\xa1a\x80' * MANY
+  'pickle of lists': ('opcodes', lambda _: in_pickle(b']' * MANY)),
+  'pickle of tuples': (
+    'opcodes',
+    lambda _: in_pickle(b')' + b'\x85' * (MANY - 999)),
   ),
-  'msgpack of shapes': lambda _: (
-    VARIABLES + b'\xc9' + LIST[1:] + b'\1\x93' + LIST + b'\x90' * (MANY - 6)
+  'pickle of memos': (
+    'opcodes',
+    lambda _: in_pickle(b'}' + b'\x94' * (MANY - 999)),
   ),
-  'header of lists': lambda _: in_header(b'{"a":[' + b'[],' * MANY + b'0]}'),
-  'npz, deflated': lambda _: in_npz(zipfile.ZIP_DEFLATED),
-  'npz, bz2': lambda _: in_npz(zipfile.ZIP_BZIP2),
-  'npz, lzma': lambda _: in_npz(zipfile.ZIP_LZMA),
-  'npz, shape': lambda _: in_claiming_npz((10**6, 10**6)),
-  'groups': many_groups,
+  'msgpack of maps': (
+    'not an array',
+    lambda _: VARIABLES + LIST + b'\x80' * MANY,
+  ),
+  'msgpack of other maps': (
+    "no 'params'",
+    lambda _: b'\x81\xa1x' + LIST + b'\x80' * MANY,
+  ),
+  'msgpack of names': (
+    'there twice',
+    lambda _: VARIABLES + b'\xdf' + LIST[1:] + b'\xa1a\x80' * MANY,
+  ),
+  'msgpack of shapes': (
+    'damaged',
+    lambda _: (
+      VARIABLES + b'\xc9' + LIST[1:] + b'\1\x93' + LIST + b'\x90' * (MANY - 6)
+    ),
+  ),
+  'header of lists': (
+    'header',
+    lambda _: in_header(b'{"a":[' + b'[],' * MANY + b'0]}'),
+  ),
+  'index of lists': (
+    'damaged',
+    lambda _: b'{"weight_map": [' + b'[],' * MANY + b'0]}',
+  ),
+  'npz, deflated': (
+    'eight times',
+    lambda _: in_npz(zipfile.ZIP_DEFLATED, LARGE, 64 << 20),
+  ),
+  'npz, bz2': (
+    'not deflated',
+    lambda _: in_npz(zipfile.ZIP_BZIP2, LARGE, 64 << 20),
+  ),
+  'npz, lzma': (
+    'not deflated',
+    lambda _: in_npz(zipfile.ZIP_LZMA, LARGE, 64 << 20),
+  ),
+  'npz, shape': (
+    'has 4 bytes',
+    lambda _: in_npz(zipfile.ZIP_STORED, (10**6, 10**6)),
+  ),
+  'groups': ('more than a network', many_groups),
 }
 
 
 @pytest.mark.parametrize('kind', HOSTILE)
 def test_hostile_files_take_little_memory(tmp_path, kind):
-  path = tmp_path / 'weights'
-  path.write_bytes(HOSTILE[kind](path))
+  cause, make = HOSTILE[kind]
+  path = tmp_path / 'weights.index.json'  # Other formats go by the contents.
+  path.write_bytes(make(path))
   tracemalloc.start()
   try:
-    with pytest.raises(InputError, match=re.escape(str(path))) as info:
+    with pytest.raises(InputError, match=cause) as info:
       read_all(path)
     _, peak = tracemalloc.get_traced_memory()
   finally:
     tracemalloc.stop()
-  assert '\n' not in str(info.value)
+  assert str(path) in str(info.value) and '\n' not in str(info.value)
   # Modules that are imported and the objects of a small file need a few MB.
   assert peak < 1.5 * path.stat().st_size + (32 << 20)
 
@@ -111,13 +140,6 @@ def test_checkpoints_of_deep_networks_are_read(tmp_path):
   read = read_all(path)
   assert len(read) == 8000
   np.testing.assert_array_equal(read['params/layer7999/kernel'], ARRAY[0])
-
-
-def test_a_large_index_is_refused(tmp_path):
-  path = tmp_path / 'model.safetensors.index.json'
-  path.write_text('{"weight_map": [' + '[],' * MANY + '0]}')
-  with pytest.raises(InputError, match='is damaged'):
-    weights.open_stored(str(path))
 
 
 def save(path, kind):

@@ -263,6 +263,18 @@ def test_files_of_networks_that_a_library_lacks_are_not_written(tmp_path):
   assert not path.exists()
 
 
+def test_the_assumption_about_padding_is_remarked():
+  def remarks(name, **fields):
+    state = weights.to_state_dict(name, _network(name, **fields)[1], **fields)
+    tensors = {key: (x.shape, 'float32') for key, x in state.items()}
+    return from_tensors('it', tensors, dict, weights.Metadata()).remarks()
+
+  (remark,) = remarks('cifar_resnet8')
+  assert '(option A)' in remark
+  assert not remarks('cifar_resnet20', shortcut='B')
+  assert not remarks('resnet18')
+
+
 def test_a_prefix_of_all_keys_is_left_out():
   _, variables = _network('cifar_resnet8')
   state = weights.to_state_dict('cifar_resnet8', variables, 'akamaster')

@@ -100,9 +100,13 @@ class Naming:
   adapt: Callable[[Tensors, Read], Opened] = lambda *same: (*same, {})
   note: str = ''
 
+  def has(self, name: str) -> bool:
+    """Returns whether the library can have a network."""
+    return re.fullmatch(self.models, name) is not None
+
   def check_model(self, name: str) -> None:
     """Raises InputError if the library cannot have a network."""
-    if not re.fullmatch(self.models, name):
+    if not self.has(name):
       raise lacking(self.name, f'network {name!r}')
 
 
