@@ -54,20 +54,9 @@ def mean_over_micro_batches(
   )
   if unroll:
     for index in range(count):
-      total = add_result(index + _zero_after(total), total)
+      # Start only when the memory of the previous micro-batch is free.
+      start, total = lax.optimization_barrier((jnp.int32(index), total))
+      total = add_result(start, total)
   else:
     total = lax.fori_loop(0, count, add_result, total)
   return jax.tree.map(lambda x: x / count, total)
-
-
-def _zero_after(tree: Any) -> jax.Array:
-  """Returns 0, computed from all arrays of the tree.
-
-  XLA cannot start work that depends on this 0 before the arrays are ready; by
-  then the memory of the previous micro-batch is free. (On a CPU, XLA removes
-  `lax.optimization_barrier` before it schedules.)
-  """
-  some = jnp.stack(
-    [x.ravel()[0].astype(jnp.float32) for x in jax.tree.leaves(tree)]
-  )
-  return jnp.any((some < 0.0) & (some > 0.0)).astype(jnp.int32)

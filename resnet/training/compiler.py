@@ -16,6 +16,9 @@ XLA_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     'xla_cpu_experimental_ynn_fusion_type': (
       'LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE'
     ),
+    # By default XLA removes `lax.optimization_barrier` before it fuses
+    # operations. See `resnet.models.convolution`.
+    'xla_disable_hlo_passes': 'cse_barrier_expander',
   },
   'gpu': {
     # Overlaps the all-reduce of gradients with the backward pass. No effect on
