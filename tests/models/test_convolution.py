@@ -1,12 +1,14 @@
 """Both ways of a convolution are the same map."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from resnet.models import create_model, layers
+from resnet.training import compiler
 
 
 @pytest.mark.parametrize(
@@ -63,3 +65,24 @@ def test_matmul_is_the_default_on_cpus_and_replaces_1x1_convolutions():
   assert _num_convolutions('xla') == 1 + 4  # Stem, three, the shortcut.
   assert _num_convolutions('matmul') == 1 + 1
   assert _num_convolutions(None) == 1 + 1
+
+
+def test_kernel_gradients_on_cpus_do_not_recompute_activations():
+  model = create_model('cifar_resnet20', num_classes=10, stage_sizes=(3, 1, 1))
+  images = jnp.ones((2, 16, 16, 3))
+  init = functools.partial(model.init, train=False)
+  variables = jax.eval_shape(init, jax.random.key(0), images)
+
+  def loss(params, batch_stats):
+    variables = {'params': params, 'batch_stats': batch_stats}
+    return model.apply(variables, images, train=True, mutable=['batch_stats'])[
+      0
+    ].sum()
+
+  gradient = jax.jit(jax.grad(loss), compiler_options=compiler.options('cpu'))
+  lowered = gradient.lower(variables['params'], variables['batch_stats'])
+  hlo = lowered.compile().as_text()
+  fusions = re.findall(r'^%fused_computation.*?^}', hlo, re.M | re.S)
+  transposes = [fusion for fusion in fusions if ' transpose(' in fusion]
+  assert transposes
+  assert not any(' maximum(' in fusion for fusion in transposes)
