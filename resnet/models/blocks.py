@@ -11,7 +11,7 @@ from flax import linen as nn
 from flax.linen import initializers
 import jax
 
-from resnet.models import layers
+from resnet.models import layers, pooling
 from resnet.models.layers import ModuleDef
 from resnet.models.shortcuts import Shortcut
 
@@ -50,7 +50,7 @@ class BasicBlock(Block):
   """Two 3x3 convolutions (Figure 5, left).
 
   With `blur`, the first convolution always has stride 1. If `strides` is 2,
-  `layers.blur_pool` after its ReLU halves the resolution instead.
+  `pooling.blur_pool` after its ReLU halves the resolution instead.
   """
 
   blur: bool = False
@@ -62,7 +62,7 @@ class BasicBlock(Block):
     y = self.conv(self.filters, 3, strides, name='conv1')(x)
     y = nn.relu(self.norm(name='bn1')(y))
     if strides < self.strides:
-      y = layers.blur_pool(y)
+      y = pooling.blur_pool(y)
     y = self.conv(self.filters, 3, name='conv2')(y)
     y = _last_norm(self, name='bn2')(y)
     return nn.relu(_add_shortcut(self, y, x, x))
@@ -102,7 +102,7 @@ class BottleneckBlock(Block):
     y = self.conv(width, 3, strides_3x3, groups=self.groups, name='conv2')(y)
     y = nn.relu(self.norm(name='bn2')(y))
     if strides_1x1 * strides_3x3 < self.strides:
-      y = layers.blur_pool(y)
+      y = pooling.blur_pool(y)
     y = self.conv(filters_out, 1, name='conv3')(y)
     y = _last_norm(self, name='bn3')(y)
     if self.se_reduction:

@@ -195,35 +195,6 @@ def cifar_stem(
   return nn.relu(norm(name='stem_bn')(x))
 
 
-def stem_max_pool(x: jax.Array) -> jax.Array:
-  """Applies 3x3 max-pooling of stride 2, padded by one pixel of -inf."""
-  pads = ((1, 1), (1, 1))
-  return nn.max_pool(x, (3, 3), strides=(2, 2), padding=pads)  # pyright: ignore[reportArgumentType]
-
-
-def blur_pool(x: jax.Array) -> jax.Array:
-  """Halves the resolution without aliasing: a binomial filter, then stride 2.
-
-  The filter is [1, 2, 1] / 4 along rows and columns, with reflected borders, as
-  in Zhang 2019, "Making convolutional networks shift-invariant again", and
-  timm's `BlurPool2d`. [B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C].
-  """
-  x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode='reflect')
-  for axis in (1, 2):
-    first, middle, last = (
-      lax.slice_in_dim(x, start, x.shape[axis] - 2 + start, 2, axis)
-      for start in range(3)
-    )
-    x = (first + 2 * middle + last) / 4
-  return x
-
-
-def stem_blur_pool(x: jax.Array) -> jax.Array:
-  """Applies 3x3 max-pooling of stride 1, then `blur_pool` (Zhang 2019)."""
-  pads = ((1, 1), (1, 1))
-  return blur_pool(nn.max_pool(x, (3, 3), padding=pads))  # pyright: ignore[reportArgumentType]
-
-
 def drop_path(residual: jax.Array, rate: float, key: jax.Array) -> jax.Array:
   """Drops F(x) [B, H, W, C] of each image with probability `rate`.
 

@@ -5,7 +5,7 @@ import functools
 from typing import Any
 
 from resnet.errors import InputError, nearest
-from resnet.models import blocks, layers
+from resnet.models import blocks, layers, pooling
 from resnet.models.convolution import CONV_BACKENDS
 from resnet.models.lecture import LectureResNet
 from resnet.models.resnet import ResNet
@@ -105,7 +105,7 @@ _MODELS: dict[str, Any] = {
   # variant.
   **{
     f'resnetblur{depth}': _imagenet(
-      depth, block_options={'blur': True}, stem_pool=layers.stem_blur_pool
+      depth, block_options={'blur': True}, stem_pool=pooling.stem_blur_pool
     )
     for depth in (18, 50)
   },

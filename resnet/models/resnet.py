@@ -10,7 +10,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from resnet.models import convolution, layers
+from resnet.models import convolution, layers, pooling
 from resnet.models.blocks import Block, PreActBlock
 from resnet.models.layers import ModuleDef
 from resnet.models.scan import scan_blocks
@@ -58,8 +58,8 @@ class ResNet(Network):
       halves the resolution.
     stem: (x, filters, *, conv, norm) -> array.
     stem_filters: width of the stem; None: that of the first stage.
-    stem_pool: x -> max-pooled x, between the stem and the first stage (ImageNet
-      nets); None: no pooling.
+    stem_pool: (x, *, backend) -> max-pooled x, between the stem and the first
+      stage (ImageNet nets); None: no pooling.
     shortcut: 'A', 'B', 'C', 'D' or 'none', see `shortcuts.SHORTCUTS`.
     zero_init_last_scale: start each block as the identity: a zero scale in
       its last batch norm (Goyal et al. 2017, section 5.1) or, in v2, a zero
@@ -79,8 +79,8 @@ class ResNet(Network):
       trains everything. (The optimizer does not decay their weights.)
     frozen_bn: batch norms normalise with their running statistics in training
       too, and never update them.
-    conv_backend: 'xla' or 'matmul', see `convolution`; None: the faster one on
-      JAX's default backend.
+    conv_backend: 'xla' or 'matmul', see `convolution` and `pooling`; None: the
+      faster one on JAX's default backend.
     remat: store only the input of each block for the backward pass and
       recompute the rest (Chen et al. 2016): less memory, a third more
       arithmetic.
@@ -95,7 +95,7 @@ class ResNet(Network):
   num_filters: int = 64
   stem: Callable[..., jax.Array] = layers.imagenet_stem
   stem_filters: int | None = None
-  stem_pool: Callable[[jax.Array], jax.Array] | None = layers.stem_max_pool
+  stem_pool: Callable[..., jax.Array] | None = pooling.stem_max_pool
   shortcut: str = 'B'
   zero_init_last_scale: bool = False
   scan_blocks: bool = False
@@ -111,11 +111,8 @@ class ResNet(Network):
 
   @nn.compact
   def _forward(self, images: jax.Array, *, train: bool) -> dict[str, jax.Array]:
-    conv = functools.partial(
-      layers.conv,
-      backend=self.conv_backend or convolution.fastest_backend(),
-      dtype=self.dtype,
-    )
+    backend = self.conv_backend or convolution.fastest_backend()
+    conv = functools.partial(layers.conv, backend=backend, dtype=self.dtype)
     norm = functools.partial(
       layers.BatchNorm,
       use_running_average=not train or self.frozen_bn,
@@ -132,7 +129,7 @@ class ResNet(Network):
       norm=frozen_norm if self.frozen_stages else norm,
     )
     if self.stem_pool:
-      x = self.stem_pool(x)
+      x = self.stem_pool(x, backend=backend)
     for i in range(1, len(self.stage_sizes) + 1):
       is_frozen = i <= self.frozen_stages
       x = self._stage(

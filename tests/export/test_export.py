@@ -18,7 +18,7 @@ from resnet.export.exported import open_exported, open_network
 from resnet.export.formats import onnx, stablehlo
 from resnet.inference.network import Weights, create_network
 from resnet.inference.predictor import Predictor
-from resnet.models import layers
+from resnet.models import pooling
 from tests.networks import make_variables, with_metadata
 
 
@@ -151,7 +151,7 @@ def test_an_export_that_differs_from_the_unfolded_network_is_not_kept(
 def test_pooling_in_two_steps_equals_the_stem():
   x = -jax.random.uniform(jax.random.key(0), (2, 9, 12, 3))
   np.testing.assert_array_equal(
-    onnx.pad_and_max_pool(x), layers.stem_max_pool(x)
+    onnx.pad_and_max_pool(x), pooling.stem_max_pool(x)
   )
 
 

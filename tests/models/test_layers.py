@@ -38,14 +38,6 @@ def test_conv_pads_half_a_kernel_on_every_side(size, strides):
   np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_max_pool_pads_one_on_every_side_with_minus_infinity():
-  x = -1.0 - jnp.abs(_normal(1, (2, 8, 6, 3)))
-  y = layers.stem_max_pool(x)
-  np.testing.assert_array_equal(
-    y, _windows(x, 3, 2, 1, -np.inf).max(axis=(-2, -1))
-  )
-
-
 def test_kernels_are_he_normal_by_fan_out():
   conv = layers.conv(512, 3, name='conv')
   images = jnp.zeros((1, 4, 4, 64))

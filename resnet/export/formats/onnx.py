@@ -15,7 +15,7 @@ import numpy as np
 from resnet.errors import InputError
 from resnet.export.formats import Program, import_package
 from resnet.files import reading
-from resnet.models import layers
+from resnet.models import pooling
 
 INSTALL = 'pip install --no-deps -r requirements-onnx.txt'
 HELP = f'onnx needs: {INSTALL}'
@@ -26,7 +26,7 @@ _FILE = 'model.onnx'
 
 
 def pad_and_max_pool(x: jax.Array, stride: int = 2) -> jax.Array:
-  """Computes `layers.stem_max_pool` in two steps.
+  """Computes `pooling.stem_max_pool` in two steps.
 
   jax2onnx drops the explicit padding of a pooling layer, so this pads first.
   """
@@ -38,8 +38,10 @@ def pad_and_max_pool(x: jax.Array, stride: int = 2) -> jax.Array:
 
 
 _POOLS: dict[Any, Any] = {
-  layers.stem_max_pool: pad_and_max_pool,
-  layers.stem_blur_pool: lambda x: layers.blur_pool(pad_and_max_pool(x, 1)),
+  pooling.stem_max_pool: lambda x, **_: pad_and_max_pool(x),
+  pooling.stem_blur_pool: lambda x, **_: pooling.blur_pool(
+    pad_and_max_pool(x, 1)
+  ),
 }
 
 
