@@ -168,7 +168,7 @@ def get_config() -> ConfigDict:
   augment = config.augment = ConfigDict()
   # Operations in the order in which they are applied: 'randaugment',
   # 'trivialaugment_wide', 'autoaugment_imagenet', 'autoaugment_cifar',
-  # 'augmix', 'color_jitter', 'lighting'; and 'erasing', which must be last.
+  # 'color_jitter', 'lighting'; and 'erasing', which must be last.
   augment.operations = ()
   # For 'randaugment' (Cubuk et al. 2020): number of operations per image, and
   # their magnitude, 0 to 30.

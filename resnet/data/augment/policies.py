@@ -15,7 +15,6 @@ from resnet.data.augment.crop import fold_in, uniform
 from resnet.data.augment.operations import OPERATIONS, apply_operations
 
 BINS = 31
-_AUGMIX_BINS = 10
 _SIGNED = frozenset(OPERATIONS[1:10])
 _WITHOUT_INVERT = OPERATIONS[:-1]
 
@@ -129,81 +128,6 @@ def with_sign(
   return jnp.where(is_signed & (draws < 0.5), -magnitudes, magnitudes)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AugMix:
-  """Mixes an image with chains of operations (Hendrycks et al. 2020).
-
-    share * image + (1 - share) * sum_i weights[i] * chains[i](image)
-
-  As in torchvision's `AugMix` by default, a chain has one to three operations,
-  share ~ U(0, 1), weights ~ Dirichlet(1, 1, 1), and each magnitude is one of
-  the lowest three of ten. The paper's consistency loss is not included.
-
-  Attributes:
-    interpolation: used by the geometric operations.
-  """
-
-  interpolation: str
-
-  def draw(
-    self, keys: jax.Array, height: int, width: int
-  ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Draws the operations of each image, and the shares of the result.
-
-    Returns:
-      Indices in OPERATIONS, int32, and magnitudes, [3, 3, B] by chain and
-      layer; shares of the image and of the three chains, [4, B].
-    """
-    table = _augmix_magnitudes(height, width)
-    names = jnp.array([OPERATIONS.index(name) for name in table], jnp.int32)
-    magnitudes = jnp.array(np.stack(list(table.values())))
-    draws = uniform(keys, 34).T
-    number, level, sign = draws[:27].reshape(3, 3, 3, -1)
-    number = to_index(number, len(table))
-    kinds = names[number]
-    magnitudes = magnitudes[number, to_index(level, 3)]
-    depth = 1 + to_index(draws[27:30], 3)
-    is_done = jnp.arange(3)[None, :, None] < depth[:, None]
-    # Exponential draws divided by their sum are uniform on the simplex.
-    weights = -jnp.log1p(-draws[30:33])
-    share = draws[33:]
-    weights *= (1.0 - share) / weights.sum(axis=0, keepdims=True)
-    return (
-      jnp.where(is_done, kinds, OPERATIONS.index('Identity')),
-      with_sign(kinds, magnitudes, sign),
-      jnp.concatenate([share, weights]),
-    )
-
-  def __call__(self, images: jax.Array, keys: jax.Array) -> jax.Array:
-    """Maps uint8 [B, H, W, C] and keys [B] to uint8 [B, H, W, C]."""
-    kinds, magnitudes, shares = self.draw(keys, *images.shape[1:3])
-    shares = shares[..., None, None, None]
-    mixed = shares[0] * images.astype(jnp.float32)
-    for chain in range(3):
-      changed = images
-      for layer in range(3):
-        changed = apply_operations(
-          changed,
-          kinds[chain, layer],
-          magnitudes[chain, layer],
-          interpolation=self.interpolation,
-        )
-      mixed += shares[1 + chain] * changed.astype(jnp.float32)
-    return jnp.round(mixed).astype(jnp.uint8)
-
-
-def _augmix_magnitudes(height: int, width: int) -> dict[str, np.ndarray]:
-  """Returns ten magnitudes for each of torchvision's 13 operations."""
-  names = _WITHOUT_INVERT[1:]
-  table = magnitude_table(names, _AUGMIX_BINS, height, width, is_wide=False)
-  steps = np.linspace(0.0, 1.0, _AUGMIX_BINS, dtype=np.float32)
-  return table | {
-    'TranslateX': steps * width / 3,
-    'TranslateY': steps * height / 3,
-    'Posterize': 4 - np.round(4 * steps),
-  }
-
-
 # Constructors by their name in `config.augment.operations`; each takes
 # `config.augment`.
 CREATE = {
@@ -213,5 +137,4 @@ CREATE = {
   'trivialaugment_wide': lambda config: RandomOperations(
     interpolation=config.interpolation
   ),
-  'augmix': lambda config: AugMix(interpolation=config.interpolation),
 }

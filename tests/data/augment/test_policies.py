@@ -9,7 +9,7 @@ from scipy import stats
 from resnet.data.augment import autoaugment, policies
 from resnet.data.augment.autoaugment import AutoAugment
 from resnet.data.augment.operations import OPERATIONS, apply_operations
-from resnet.data.augment.policies import AugMix, RandomOperations
+from resnet.data.augment.policies import RandomOperations
 from tests.data.device import assert_images_depend_on_their_keys_only, keys_of
 
 
@@ -157,52 +157,3 @@ def test_autoaugment_applies_the_operations_that_it_draws():
   for kinds, magnitudes in zip(*draw(policy, 16, 12, 10), strict=True):
     images = apply(images, kinds, magnitudes)
   np.testing.assert_array_equal(found, images)
-
-
-AUGMIX = AugMix(interpolation='bilinear')
-
-
-def test_augmix_has_the_magnitudes_of_torchvision():
-  v2 = pytest.importorskip('torchvision.transforms.v2')
-  theirs = v2.AugMix()._AUGMENTATION_SPACE
-  kinds, magnitudes, _ = draw(AUGMIX, 20_000)
-  for name, (levels, is_signed) in theirs.items():
-    values = levels(10, 50, 70)
-    expected = [0.0] if values is None else values.tolist()[:3]
-    found = magnitudes[kinds == OPERATIONS.index(name)]
-    assert (found.min() < 0) == (is_signed and any(expected)), name
-    np.testing.assert_allclose(
-      np.unique(np.abs(found)), np.unique(expected), rtol=1e-6, atol=1e-6
-    )
-
-
-def test_augmix_draws_chains_and_shares_of_the_paper():
-  count = 20_000
-  kinds, _, shares = draw(AUGMIX, count)
-  depths = (kinds > 0).sum(axis=1)
-  for chain in range(3):
-    assert stats.chisquare(np.bincount(depths[chain])[1:]).pvalue > 1e-4
-  operations = np.bincount(kinds[kinds > 0])[1:]
-  assert len(operations) == 13 and stats.chisquare(operations).pvalue > 1e-4
-  np.testing.assert_allclose(shares.sum(axis=0), 1, rtol=1e-5)
-  assert stats.kstest(shares[0], stats.uniform.cdf).pvalue > 1e-4
-  # Each weight of Dirichlet(1, 1, 1) is Beta(1, 2).
-  for weights in shares[1:] / shares[1:].sum(axis=0):
-    assert stats.kstest(weights, stats.beta(1, 2).cdf).pvalue > 1e-4
-
-
-def test_augmix_mixes_the_chains_that_it_draws():
-  images = images_of_16()
-  found = jax.jit(AUGMIX)(images, keys_of(16))
-  kinds, magnitudes, shares = draw(AUGMIX, 16, 12, 10)
-  apply = jax.jit(
-    lambda *args: apply_operations(*args, interpolation='bilinear')
-  )
-  versions = [images]
-  for chain in range(3):
-    changed = images
-    for layer in range(3):
-      changed = apply(changed, kinds[chain, layer], magnitudes[chain, layer])
-    versions.append(changed)
-  expected = np.einsum('vb,vbhwc->bhwc', shares, np.array(versions, float))
-  assert np.abs(np.array(found) - expected).max() < 0.5001
