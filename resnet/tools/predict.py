@@ -140,7 +140,7 @@ def parser() -> command.Parser:
   flags = ('--ten-crop', '--ten_crop')
   group.add_argument(*flags, const='ten_crop', help=text, **shared)
   add('--features', metavar='NAME', help='pooled, stem, stage1, ...')
-  add('--out', metavar='FILE', help='file of the features: .npz or .parquet')
+  add('--out', metavar='FILE', help='file of the features: .npz')
   add('--explain', metavar='DIR', help='folder for class activation maps')
   text = 'with --explain: add Grad-CAM of this stage; may be repeated'
   add('--stage', action='append', default=[], metavar='stageN', help=text)
