@@ -135,8 +135,6 @@ def read_weights(
   variables = read_stored(found, model, needs_head=needs_head, **overrides)
   for text in found.remarks():
     print(f'{source}: {text}', file=sys.stderr)
-  # Drop PyTorch's update counts, which no network reads.
-  variables = {part: variables[part] for part in ('params', 'batch_stats')}
   num_classes = count_classes(variables)
   return Weights(
     name=source,

@@ -49,9 +49,7 @@ def from_state_dict(
       from `state`.
 
   Returns:
-    Copies of 'params' and 'batch_stats', as float32. If any
-    'num_batches_tracked' in `state` is not 0, all of them are kept in a
-    collection of that name, which networks ignore and `to_state_dict` returns.
+    Copies of 'params' and 'batch_stats', as float32.
 
   Raises:
     InputError: a tensor is missing, unexpected, or of the wrong shape or type;

@@ -36,12 +36,7 @@ def read_stored(
     for key, tensor in layout.items()
   }
   source.naming.check(flat)
-  counters = base.counter_keys(layout).items()
-  counts = {p: source.read(key) for key, p in counters if key in source.tensors}
-  variables = {'batch_stats': {}, **traverse_util.unflatten_dict(flat)}
-  if any(map(np.any, counts.values())):
-    variables[base.COUNTER] = traverse_util.unflatten_dict(counts)
-  return variables
+  return {'batch_stats': {}, **traverse_util.unflatten_dict(flat)}
 
 
 def to_stored(
@@ -65,10 +60,8 @@ def to_stored(
   layout = NAMINGS[naming].layout(shapes)
   NAMINGS[naming].check(flat)
   state = {key: t.to_stored(flat[t.path]) for key, t in layout.items()}
-  counts = traverse_util.flatten_dict(dict(variables.get(base.COUNTER, {})))
-  for key, path in base.counter_keys(layout).items():
-    state[key] = np.array(counts.get(path, 0), np.int64)
-  return state
+  counts = base.counter_keys(layout)
+  return state | {key: np.zeros((), np.int64) for key in counts}
 
 
 def find_overrides(source: StoredWeights, name: str) -> dict[str, str]:

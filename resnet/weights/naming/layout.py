@@ -23,7 +23,6 @@ Read = Callable[[str], np.ndarray]
 # Tensors, their reader, and a file's header or fields of `Metadata`.
 Opened = tuple[Tensors, Read, Mapping[str, Any]]
 
-COUNTER = 'num_batches_tracked'
 _LEAVES = {
   'kernel': 'weight',
   'scale': 'weight',
@@ -163,10 +162,7 @@ def flatten(variables: Mapping[str, Any]) -> dict[Path, Any]:
   )
 
 
-def counter_keys(layout: Layout) -> dict[str, Path]:
-  """Returns the path of each batch norm by the key of its counter."""
-  return {
-    f'{key.removesuffix(".running_mean")}.{COUNTER}': tensor.path[1:-1]
-    for key, tensor in layout.items()
-    if key.endswith('.running_mean')
-  }
+def counter_keys(layout: Layout) -> list[str]:
+  """Returns the keys of PyTorch's counts of updates, which we do not use."""
+  means = [key for key in layout if key.endswith('.running_mean')]
+  return [key.replace('running_mean', 'num_batches_tracked') for key in means]
