@@ -10,9 +10,9 @@ import numpy as np
 from resnet.data.host import transforms
 from resnet.data.host.decode import MAX_PIXELS, decode_image
 from resnet.data.host.resize import FILTERS
-from resnet.data.preprocessing import Preprocessing
 from resnet.errors import InputError
 from resnet.training import task
+from resnet.weights.metadata import Preprocessing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

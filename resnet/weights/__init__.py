@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from resnet.data.preprocessing import Preprocessing
 from resnet.errors import InputError
 from resnet.files import reading, replacing
 from resnet.weights.convert import check_stored, read_stored, to_stored
-from resnet.weights.metadata import Metadata
+from resnet.weights.metadata import Metadata, Preprocessing
 from resnet.weights.naming.layout import flatten
 from resnet.weights.sources import open_stored
 from resnet.weights.stored import StoredWeights, from_tensors

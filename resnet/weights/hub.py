@@ -9,7 +9,6 @@ import json
 import os
 from typing import Any
 
-from resnet.data.preprocessing import Preprocessing
 from resnet.data.sources.imagenet_names import class_ids
 from resnet.download import fetch
 from resnet.errors import InputError
@@ -18,7 +17,7 @@ from resnet.models import create_model, list_models
 from resnet.models.blocks import BasicBlock
 from resnet.weights import files
 from resnet.weights import metadata as metadata_lib
-from resnet.weights.metadata import Metadata
+from resnet.weights.metadata import Metadata, Preprocessing
 from resnet.weights.naming.transformers import TRANSFORMERS
 from resnet.weights.stored import StoredWeights
 from resnet.weights.torch_file import MAX_READ_BYTES

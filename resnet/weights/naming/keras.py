@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from resnet.data.preprocessing import Preprocessing
 from resnet.data.sources import imagenet_names
+from resnet.weights.metadata import Preprocessing
 from resnet.weights.naming import layout as base
 from resnet.weights.naming.layout import Read, Tensors
 
