@@ -45,6 +45,7 @@ def open_exported(folder: str) -> network.Network:
     inside = manifest['input']['preprocessing_inside']
     names = tuple(map(str, manifest['class_names']))
     format_, platforms = manifest['format'], manifest['platforms']
+    model_name = str(manifest['model'])
     damaged = []
     for file, checksum in manifest['sha256'].items():
       data = pathlib.Path(folder, os.path.basename(file)).read_bytes()
@@ -73,6 +74,7 @@ def open_exported(folder: str) -> network.Network:
 
   return network.Network(
     name=folder,
+    model_name=model_name,
     preprocessing=preprocessing,
     class_names=names,
     outputs=('logits', 'probabilities'),

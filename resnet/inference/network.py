@@ -32,6 +32,7 @@ class Network:
 
   Attributes:
     name: where the network comes from.
+    model_name: name for `create_model`.
     preprocessing: preprocessing of its images.
     class_names: in the order of the logits; numbers if the source has none.
     outputs: names of the available outputs: 'logits' and 'probabilities'
@@ -42,6 +43,7 @@ class Network:
   """
 
   name: str
+  model_name: str
   preprocessing: Preprocessing
   class_names: tuple[str, ...]
   outputs: tuple[str, ...]
@@ -190,6 +192,7 @@ def create_network(weights: Weights) -> Network:
 
   return Network(
     name=weights.name,
+    model_name=weights.model_name,
     preprocessing=weights.preprocessing,
     class_names=weights.class_names,
     outputs=tuple(outputs),
@@ -226,12 +229,15 @@ def add_arguments(
   parser: argparse.ArgumentParser, *, with_dtype: bool = True
 ) -> None:
   """Adds the arguments that choose a network: --weights, --model, --dtype."""
-  add = parser.add_argument
+  add = parser.add_argument_group('network').add_argument
   text = 'default: a CIFAR-10 network that comes with the package'
   add('--weights', metavar='SOURCE', help=text)
-  add('--model', help='default: the one that SOURCE names')
+  text = 'default: the one that SOURCE names'
+  add('--model', metavar='NAME', help=text)
   if with_dtype:
-    add('--dtype', choices=('float32', 'bfloat16'), default='float32')
+    text = 'dtype of the computation; default: float32'
+    choices = ('float32', 'bfloat16')
+    add('--dtype', choices=choices, default='float32', help=text)
 
 
 def source_of(args: argparse.Namespace) -> str:

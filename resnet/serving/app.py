@@ -164,7 +164,10 @@ class Server:
   async def healthz(self, request: Request) -> Response:
     """GET /healthz."""
     del request
-    return JSONResponse({'status': 'ok', 'network': self._network.name})
+    # Not the network's name, which may be a path on this machine.
+    network = self._network
+    facts = {'network': network.model_name, 'classes': len(network.class_names)}
+    return JSONResponse({'status': 'ok', **facts})
 
   async def metrics(self, request: Request) -> Response:
     """GET /metrics, in Prometheus's text format."""

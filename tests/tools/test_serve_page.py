@@ -88,6 +88,11 @@ def test_files_that_are_chosen_or_dropped_show_bars_and_maps(
   loaded = 'async image => (await image.decode(), image.naturalWidth)'
   widths = [image.evaluate(loaded) for image in images.all()]
   assert sorted(widths) == [40, 40, 224, 224]
+  name = first.locator('b').first.inner_text()
+  legend = first.locator('.legend').inner_text()
+  assert f'raised the score of “{name}”' in legend
+  network = page.locator('#network').inner_text()
+  assert network == 'Network: cifar_resnet8, 6 classes'
   assert complaints == []
   # After a broken file the next one works.
   page.set_input_files('#files', files(('bad.png', b'nonsense')))
