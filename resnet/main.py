@@ -1,8 +1,10 @@
 """Trains or evaluates a residual network.
 
   python main.py --config=configs/resnet50.py --workdir=runs/resnet50
+  python main.py --workdir=runs/digits --mode=eval
 
-The command resnet-train of the installed package takes the same flags.
+Each field of the config is a flag too: --config.batch_size=512. The command
+resnet-train of the installed package takes the same flags.
 """
 
 import os
@@ -90,10 +92,28 @@ flags.DEFINE_integer(
 )
 
 FLAGS = flags.FLAGS
+_OF_CLUSTERS = (
+  *('coordinator_address', 'distributed', 'heartbeat_seconds'),
+  *('join_seconds', 'num_processes', 'process_id'),
+)
+
+
+def _print_help() -> None:
+  for flag in FLAGS.get_key_flags_for_module(__name__):
+    group = 'several processes' if flag.name in _OF_CLUSTERS else 'run'
+    FLAGS.register_key_flag_for_module(group, flag)
+  print(__doc__)
+  for group in ('run', 'several processes'):
+    # The default of --config is in its description.
+    text = FLAGS.module_help(group).replace("    (default: 'None')\n", '')
+    print(text.removeprefix('\n'), end='\n\n')
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
   """Parses the command line; an error in it ends the program."""
+  if {'--help', '-help', '-h'} & set(argv):
+    _print_help()
+    sys.exit(0)
   # The --config flag reads overrides of fields from sys.argv.
   sys.argv, none_fields = config_lib.split_none(argv)
   try:
@@ -183,9 +203,5 @@ def _draw_curves(workdir: str) -> None:
 
 def run() -> None:
   """Runs main.py and the command resnet-train."""
-  # With --help, absl prints the docstring of __main__ and the flags of argv[0].
-  sys.modules['__main__'].__doc__ = __doc__
-  for flag in FLAGS.get_key_flags_for_module(__name__):
-    FLAGS.register_key_flag_for_module(sys.argv[0], flag)
   sys.argv = config_lib.with_file(sys.argv)
   app.run(main, flags_parser=_parse_flags)

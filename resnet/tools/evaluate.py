@@ -205,16 +205,19 @@ def parser() -> command.Parser:
   result = command.ConfigParser('evaluate', __doc__)
   add = result.add_argument
   add('--workdir', required=True, metavar='DIR', help='folder of the run')
-  add('--checkpoint', choices=('best', 'latest'), default='best')
-  add('--views', choices=views.VIEWS, default='center')
+  text = 'default: best'
+  add('--checkpoint', choices=('best', 'latest'), default='best', help=text)
+  text = 'default: center'
+  add('--views', choices=views.VIEWS, default='center', help=text)
+  add('--scales', metavar='N,N,...', help='pixels, for --views=scales')
+  add('--precise_bn', type=int, metavar='N', help='number of training images')
+  add('--output', metavar='FILE', help='path without an extension')
+  add = result.add_argument_group('data').add_argument
   add('--on', metavar='SET', help='another data set with the same classes')
   add('--split', help='split of --on; default: the only one')
   text = 'data_dir of --on; default: that of --config'
   add('--data_dir', metavar='DIR', help=text)
   add('--real_labels', metavar='FILE', help='real.json of ImageNet-ReaL')
-  add('--scales', metavar='N,N,...', help='pixels, for --views=scales')
-  add('--precise_bn', type=int, metavar='N', help='number of training images')
-  add('--output', metavar='FILE', help='path without an extension')
   return result
 
 

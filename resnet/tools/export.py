@@ -41,13 +41,14 @@ def main(args: argparse.Namespace) -> None:
 def parser() -> command.Parser:
   """Returns the parser of the command line."""
   result = command.Parser('export', __doc__)
-  add = result.add_argument
   add_arguments(result, with_dtype=False)
+  add = result.add_argument_group('program').add_argument
   needs = (formats.get_format(name).HELP for name in formats.NAMES)
   needs = '; '.join(filter(None, needs))
   add('--format', choices=formats.NAMES, required=True, help=needs)
   add('--out', metavar='DIR', required=True, help='a new folder')
-  add('--platforms', default='cpu', help='for StableHLO: cpu,cuda,tpu')
+  text = 'for StableHLO: cpu,cuda,tpu; default: cpu'
+  add('--platforms', default='cpu', metavar='NAME,NAME,...', help=text)
   text = 'let the program take uint8 pixels and normalise them'
   add('--with-preprocessing', action='store_true', help=text)
   return result

@@ -126,26 +126,32 @@ def _check(args: argparse.Namespace) -> None:
 def parser() -> command.Parser:
   """Returns the parser of the command line."""
   result = command.Parser('predict', __doc__)
-  add = result.add_argument
-  add('images', metavar='IMAGE|FOLDER', nargs='+')
+  text = 'PNG or JPEG files, or folders of them'
+  result.add_argument('images', metavar='IMAGE|FOLDER', nargs='+', help=text)
   add_arguments(result)
-  add('--top', type=command.positive, default=5, help='classes per image')
-  add('--json', action='store_true', help='print a JSON object per image')
   result.set_defaults(views='center')
-  group = result.add_mutually_exclusive_group()
+  views = result.add_argument_group('views')
+  group = views.add_mutually_exclusive_group()
   shared: dict[str, Any] = {'action': 'store_const', 'dest': 'views'}
   text = 'average over the image and its mirror image'
   group.add_argument('--flip', const='flip', help=text, **shared)
   text = 'average over corners, centre, and their mirror images'
   flags = ('--ten-crop', '--ten_crop')
   group.add_argument(*flags, const='ten_crop', help=text, **shared)
+  add = result.add_argument_group('output').add_argument
+  count = {'type': command.positive, 'metavar': 'N'}
+  add('--top', default=5, help='classes per image; default: 5', **count)
+  add('--json', action='store_true', help='print a JSON object per image')
   add('--features', metavar='NAME', help='pooled, stem, stage1, ...')
   add('--out', metavar='FILE', help='file of the features: .npz')
   add('--explain', metavar='DIR', help='folder for class activation maps')
   text = 'with --explain: add Grad-CAM of this stage; may be repeated'
   add('--stage', action='append', default=[], metavar='stageN', help=text)
-  add('--batch-size', type=command.positive, default=32, help='images')
-  add('--num-threads', type=command.positive, default=4, help='for decoding')
+  add = result.add_argument_group('speed').add_argument
+  text = 'images per batch; default: 32'
+  add('--batch-size', default=32, help=text, **count)
+  text = 'threads that decode images; default: 4'
+  add('--num-threads', default=4, help=text, **count)
   return result
 
 

@@ -142,24 +142,27 @@ def _bar(what: str, total: int | None = None) -> tqdm.tqdm:
 def parser() -> command.Parser:
   """Returns the parser of the command line."""
   result = command.Parser('prepare', __doc__)
-  add = result.add_argument
+  add = result.add_argument_group('source').add_argument
   text = 'kind of source'
   add('--from', dest='kind', required=True, choices=_OPENERS, help=text)
   add('--source', required=True, metavar='PATH', help='a folder or file')
+  text = 'skip and list images that cannot be decoded'
+  add('--skip-bad', action='store_true', help=text)
+  add = result.add_argument_group('result').add_argument
   text = 'folder for prepared data sets (data_dir)'
   add('--out', required=True, metavar='DIR', help=text)
-  add('--name', help='name of the set; default: the last part of --source')
+  text = 'name of the set; default: the last part of --source'
+  add('--name', help=text)
   text = 'shrink images to this shorter side, in pixels, if theirs is longer'
   add('--resize', metavar='SHORT_SIDE', type=int, help=text)
   text = 'JPEG quality of resized images, 1 to 100; default: %(default)s'
-  add('--quality', type=int, default=90, help=text)
+  add('--quality', type=int, default=90, metavar='N', help=text)
   text = 'store pixels, not files; if sizes differ, add --resize (crops square)'
   add('--raw', action='store_true', help=text)
-  text = 'skip and list images that cannot be decoded'
-  add('--skip-bad', action='store_true', help=text)
   text = 'shards to write in parallel; default: %(default)s'
   cores = os.cpu_count() or 1
-  add('--threads', type=command.positive, default=cores, help=text)
+  count = {'type': command.positive, 'metavar': 'N'}
+  add('--threads', default=cores, help=text, **count)
   return result
 
 

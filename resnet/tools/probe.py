@@ -102,14 +102,15 @@ def score(
 def parser() -> command.Parser:
   """Returns the parser of the command line."""
   result = command.Parser('probe', __doc__)
-  add = result.add_argument
   add_arguments(result)
+  add = result.add_argument_group('data').add_argument
   add('--data', metavar='NAME', required=True, help='TFDS data set')
   add('--data-dir', metavar='DIR', help="default: TFDS's own folder")
-  add('--train-split', default='train')
-  add('--eval-split', default='test')
-  text = 'number of random subsets of the labels'
-  add('--seeds', type=command.positive, default=5, help=text)
+  for name, default in (('train', 'train'), ('eval', 'test')):
+    text = f'default: {default}'
+    add(f'--{name}-split', default=default, metavar='SPLIT', help=text)
+  text = 'number of random subsets of the labels; default: 5'
+  add('--seeds', type=command.positive, default=5, metavar='N', help=text)
   return result
 
 

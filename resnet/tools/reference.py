@@ -64,8 +64,9 @@ def _band(histories: list[History], metric: str) -> dict[str, Any]:
 def parser() -> command.Parser:
   """Returns the parser of the command line."""
   result = command.Parser('reference', __doc__)
-  result.add_argument('workdirs', nargs='+', metavar='WORKDIR')
-  result.add_argument('--output', required=True, metavar='FILE')
+  add = result.add_argument
+  add('workdirs', nargs='+', metavar='WORKDIR', help='folders of the runs')
+  add('--output', required=True, metavar='FILE', help='the band, as JSON')
   return result
 
 

@@ -98,8 +98,10 @@ def _differences(histories: Sequence[History], names: Sequence[str]) -> Rows:
 def parser() -> command.Parser:
   """Returns the parser of the command line."""
   result = command.Parser('report', __doc__)
-  result.add_argument('workdirs', nargs='+', metavar='WORKDIR')
-  result.add_argument('--output', default='report.png', metavar='PNG')
+  add = result.add_argument
+  add('workdirs', nargs='+', metavar='WORKDIR', help='folders of runs')
+  text = 'file of the curves; default: report.png'
+  add('--output', default='report.png', metavar='PNG', help=text)
   return result
 
 

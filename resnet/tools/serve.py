@@ -73,18 +73,23 @@ def main(args: argparse.Namespace) -> None:
 def parser() -> command.Parser:
   """Returns the parser of the command line."""
   result = command.Parser('serve', __doc__)
-  add = result.add_argument
   add_arguments(result)
-  text = '0.0.0.0 accepts requests from all machines'
-  add('--host', default='127.0.0.1', help=text)
-  add('--port', type=int, default=8000, help='0: any free port')
-  add('--max-batch', type=int, choices=_SIZES, default=16, help='images')
+  add = result.add_argument_group('address').add_argument
+  text = 'default: 127.0.0.1; 0.0.0.0 accepts requests from all machines'
+  add('--host', default='127.0.0.1', metavar='ADDRESS', help=text)
+  text = 'default: 8000; 0: any free port'
+  add('--port', type=int, default=8000, metavar='N', help=text)
+  add = result.add_argument_group('limits').add_argument
+  text = 'images per batch; default: 16'
+  add('--max-batch', type=int, choices=_SIZES, default=16, help=text)
   for name, default, text in (
     ('max-waiting', 256, 'images that may wait; further requests get a 503'),
     ('request-seconds', 10, 'timeout for the body of a request'),
     ('grace-seconds', 30, 'timeout for accepted requests after a signal'),
   ):
-    add(f'--{name}', type=command.positive, default=default, help=text)
+    count = {'type': command.positive, 'metavar': 'N'}
+    text = f'{text}; default: {default}'
+    add(f'--{name}', default=default, help=text, **count)
   return result
 
 

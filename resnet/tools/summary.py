@@ -101,16 +101,25 @@ def parser() -> command.Parser:
   """Returns the parser of the command line."""
   result = command.Parser('summary', __doc__)
   add = result.add_argument
-  add('names', nargs='*', metavar='NETWORK')
+  text = 'name, such as resnet50'
+  add('names', nargs='*', metavar='NETWORK', help=text)
   add('--all', action='store_true', help='all networks')
   add(
     '--image-size',
     type=command.positive,
+    metavar='N',
     help='pixels; default: 224, or 32 for CIFAR networks',
   )
-  add('--batch-size', type=command.positive, default=32, help='default: 32')
-  add('--dtype', choices=('float32', 'bfloat16'), default='float32')
-  add('--markdown', action='store_true')
+  add(
+    '--batch-size',
+    type=command.positive,
+    default=32,
+    metavar='N',
+    help='images of a training batch; default: 32',
+  )
+  text, dtypes = 'for the memory; default: float32', ('float32', 'bfloat16')
+  add('--dtype', choices=dtypes, default='float32', help=text)
+  add('--markdown', action='store_true', help='print a Markdown table')
   return result
 
 

@@ -153,26 +153,39 @@ def parser() -> command.Parser:
   result = command.Parser('weights', __doc__)
   commands = result.add_subparsers(required=True, metavar='COMMAND')
 
-  def add_command(function: Any) -> Any:
-    name = function.__name__
-    sub = commands.add_parser(name, help=function.__doc__)
+  def add_command(function: Any) -> command.Parser:
+    name, about = function.__name__, function.__doc__
+    examples = [x for x in str(__doc__).splitlines() if f'weights {name}' in x]
+    doc = '\n'.join([about, '', *examples])
+    sub = commands.add_parser(name, help=about, doc=doc)
     sub.set_defaults(function=function)
-    sub.add_argument('source', metavar='SOURCE')
-    return sub.add_argument
+    text = 'weights; python -m resnet.tools.weights --help lists the kinds'
+    sub.add_argument('source', metavar='SOURCE', help=text)
+    return sub
 
-  add = add_command(convert)
+  sub = add_command(convert)
+  add = sub.add_argument
   text = 'a file, or a new folder that timm or transformers can load'
   add('target', metavar='OUT[.safetensors]', help=text)
-  add('--model', help='default: the network that SOURCE names')
-  text = 'default: torchvision for a file, timm for a folder'
-  add('--naming', choices=tuple(NAMINGS), help=text)
+  text = 'default: the network that SOURCE names'
+  add('--model', metavar='NAME', help=text)
+  text = (
+    f'names of the tensors: {", ".join(NAMINGS)}; default: torchvision for a'
+    ' file, timm for a folder'
+  )
+  add('--naming', choices=tuple(NAMINGS), metavar='LIBRARY', help=text)
   add('--class-names', metavar='FILE', help='one name per line')
-  add('--mean', type=_floats, help='per channel, pixels 0 to 1: 0.5,0.5,0.5')
-  add('--std', type=_floats, help='per channel, pixels 0 to 1')
-  add('--image-size', type=int, help='pixels')
-  add('--crop-share', type=float, help='0.875 for 224 of 256 pixels')
-  add('--interpolation', choices=('bilinear', 'bicubic'))
-  add = add_command(inspect)
+  group = sub.add_argument_group('preprocessing, if SOURCE has none')
+  add = group.add_argument
+  text = 'per channel, pixels 0 to 1: 0.5,0.5,0.5'
+  add('--mean', type=_floats, metavar='X,X,X', help=text)
+  add('--std', type=_floats, metavar='X,X,X', help='likewise')
+  add('--image-size', type=int, metavar='N', help='pixels')
+  text = '0.875 for 224 of 256 pixels'
+  add('--crop-share', type=float, metavar='X', help=text)
+  text, filters = 'bilinear or bicubic', ('bilinear', 'bicubic')
+  add('--interpolation', choices=filters, metavar='FILTER', help=text)
+  add = add_command(inspect).add_argument
   add('--tensors', action='store_true', help='list all tensors')
   return result
 

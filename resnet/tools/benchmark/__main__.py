@@ -33,10 +33,15 @@ def create_parser(
   )
   subjects = {}
   for subject, module in SUBJECTS.items():
-    subjects[subject] = subparsers.add_parser(subject, help=module.HELP)
-    timing.add_arguments(subjects[subject], module.COUNTS)
+    doc = (
+      f'Measures {module.HELP}.\n\n'
+      f'  {result.prog} {subject} --config=configs/resnet50.py'
+    )
+    sub = subparsers.add_parser(subject, help=module.HELP, doc=doc)
+    subjects[subject] = sub
+    timing.add_arguments(sub, module.COUNTS)
     text = "compare with a changed config: 'FIELD=VALUE FIELD=VALUE'"
-    add = subjects[subject].add_argument
+    add = sub.add_argument
     add('--also', action='append', default=[], metavar='FIELDS', help=text)
     if module is step:
       text = 'write a trace for xprof or TensorBoard to DIR'

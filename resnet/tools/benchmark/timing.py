@@ -28,6 +28,7 @@ def add_arguments(
       f'--{count}',
       type=command.positive,
       default=default,
+      metavar='N',
       help=f'{_COUNTS[count]}; default: {default}',
     )
   parser.add_argument(

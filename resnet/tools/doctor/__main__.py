@@ -58,9 +58,8 @@ def main(args: argparse.Namespace) -> None:
 def parser() -> command.Parser:
   """Returns the parser of the command line."""
   result = command.ConfigParser('doctor', __doc__)
-  result.add_argument(
-    '--workdir', metavar='DIR', help='default: runs/<config name>'
-  )
+  text = 'folder of the run; default: runs/<config name>'
+  result.add_argument('--workdir', metavar='DIR', help=text)
   return result
 
 

@@ -18,6 +18,7 @@ import json
 import os
 import signal
 import sys
+import textwrap
 import time
 from typing import Any
 
@@ -138,14 +139,20 @@ def numbers(text: str) -> list[int]:
 def parser() -> command.Parser:
   """Returns the parser of the command line."""
   listed = '\n'.join(
-    f'  {name:12} {study.title} ({", ".join(grids.data_sets(study))})'
+    textwrap.fill(
+      f'  {name:12} {study.title} ({", ".join(grids.data_sets(study))})',
+      width=80,
+      subsequent_indent=' ' * 15,
+    )
     for name, study in studies.STUDIES.items()
   )
   doc = (__doc__ or '').format(experiments=listed)
   result = command.Parser('reproduce', doc)
   add = result.add_argument
-  add('experiment', metavar='EXPERIMENT', choices=studies.STUDIES)
+  text = 'name from the list above'
+  add('experiment', metavar='EXPERIMENT', choices=studies.STUDIES, help=text)
   add('--workdir', metavar='DIR', required=True, help='folder of the grid')
+  add = result.add_argument_group('grid').add_argument
   add('--data', metavar='NAME', help='default: first listed for EXPERIMENT')
   add('--data-dir', metavar='DIR', help="default: TFDS's own folder")
   add(
@@ -154,9 +161,11 @@ def parser() -> command.Parser:
     metavar='N',
     help="for CIFAR: a cycle of N epochs instead of the paper's recipe",
   )
+  text = "default: the experiment's"
   for name in ('seeds', 'depths'):
-    add(f'--{name}', type=numbers, metavar='N,N,...')
-  add('--groups', type=lambda text: text.split(','), metavar='NAME,NAME,...')
+    add(f'--{name}', type=numbers, metavar='N,N,...', help=text)
+  names = {'type': lambda x: x.split(','), 'metavar': 'NAME,NAME,...'}
+  add('--groups', help=text, **names)
   return result
 
 
