@@ -31,6 +31,8 @@ def get_config() -> ConfigDict:
   config.eval_every_epochs = 1.0
   # Interval between checkpoints, updates; the run always ends with one.
   config.save_every_steps = 1000
+  # Project of Weights & Biases to send the metrics to; None: send nothing.
+  config.wandb = config_dict.placeholder(str)
   # Number of latest checkpoints to keep, besides the best. The best has the
   # highest top-1 accuracy, of the moving averages if the run keeps them.
   config.keep_checkpoints = 3

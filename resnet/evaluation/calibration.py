@@ -44,7 +44,6 @@ def batch_sums(
     'bin_count', 'bin_confidence' (the sum of confidences) and 'bin_top1' (the
     number of correct images).
   """
-  num_classes = log_probabilities.shape[1]
   is_finite = ~jnp.any(jnp.isnan(log_probabilities), axis=1)
   confidence = jnp.exp(jnp.max(log_probabilities, axis=1))
   confidence = jnp.where(is_finite, confidence, 0.0)
@@ -54,17 +53,13 @@ def batch_sums(
   bin_index = jnp.ceil(confidence * NUM_BINS).astype(jnp.int32) - 1
   bin_index = jnp.clip(bin_index, 0, NUM_BINS - 1)
   counts = mask.astype(jnp.float32)
-  ranked = mask & is_finite
   is_correct = ((predictions == labels) & is_finite).astype(jnp.float32)
   bins = jnp.zeros((NUM_BINS,), jnp.float32)
-  confusion = jnp.zeros((num_classes, num_classes), jnp.int32)
   return {
     'loss': sums['loss'],
     'top5': sums['top5'],
     'num_not_finite': jnp.sum(mask & ~is_finite, dtype=jnp.float32),
-    'confusion': confusion.at[labels, predictions].add(
-      ranked.astype(jnp.int32)
-    ),
+    'confusion': metrics.confusion(log_probabilities, labels, mask),
     'bin_count': bins.at[bin_index].add(counts),
     'bin_confidence': bins.at[bin_index].add(counts * confidence),
     'bin_top1': bins.at[bin_index].add(counts * is_correct),

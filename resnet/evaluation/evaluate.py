@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 from jax.experimental import multihost_utils
+import jax.numpy as jnp
 import numpy as np
 
 from resnet.data.host.loader import DeviceLoader
@@ -15,6 +16,10 @@ from resnet.training import metrics
 from resnet.training.state import TrainState
 from resnet.training.step import JittedSteps
 
+# The largest number of classes with a confusion matrix, which grows as its
+# square.
+_MAX_CONFUSION = 1000
+
 
 def evaluate(
   experiment: Experiment,
@@ -24,12 +29,15 @@ def evaluate(
   *,
   stop: Callable[[], int | None] = lambda: None,
   watch: Callable[[str | None], None] = lambda _: None,
+  on_confusion: Callable[[np.ndarray], None] = lambda _: None,
 ) -> dict[str, float] | None:
   """Evaluates the weights, and their moving averages, on the whole split.
 
   `warnings` collects the images that are left out. If `stop`, called after each
   batch, returns the number of a signal, the evaluation ends. `watch` is called
   with a description of each wait, or with None for a wait without limit.
+  `on_confusion` is called with the confusion matrix of the weights by which the
+  best checkpoint is chosen, [K, K], unless there are over 1,000 classes.
 
   Returns:
     'eval/loss', 'eval/top1', 'eval/top5', 'eval/num_examples'; if broken images
@@ -46,10 +54,16 @@ def evaluate(
   variables = {'eval': state.variables}
   if state.ema is not None:
     variables['eval_ema'] = state.ema
+  num_classes = experiment.derived()['num_classes']
+
+  def zeros() -> metrics.Sums:
+    shape = (num_classes, num_classes)
+    more = {'confusion': jnp.zeros(shape, jnp.int32)}
+    sums = metrics.zeros() | (more if num_classes <= _MAX_CONFUSION else {})
+    return jax.device_put(sums, sharding.replicated)
+
   # Each entry needs its own arrays, because the step donates them.
-  sums = {
-    x: jax.device_put(metrics.zeros(), sharding.replicated) for x in variables
-  }
+  sums = {name: zeros() for name in variables}
   watch('waiting for evaluation batch 1')
   for i, batch in enumerate(loader, start=1):
     if i == 1:
@@ -62,6 +76,9 @@ def evaluate(
       return None
   counted = int(sums['eval']['num_examples'])
   num_bad = check_count(reader, loader, counted)
+  matrices = [x.pop('confusion', None) for x in sums.values()]
+  if matrices[-1] is not None:
+    on_confusion(np.asarray(matrices[-1]))
   result = {
     f'{name}/{key}': value
     for name, total in sums.items()

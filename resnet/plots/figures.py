@@ -6,6 +6,8 @@ has its own dash pattern, and the colours are those of Okabe and Ito.
 
 from collections.abc import Sequence
 import io
+import itertools
+import math
 import os
 from typing import Any
 
@@ -40,25 +42,28 @@ def create(
 ) -> tuple[Figure, list[Any]]:
   """Returns a figure and its axes, one for each of `titles`, row by row.
 
-  A row has at most `columns` axes; the note is below them, in small type. With
-  `share_y` all axes have the same y range.
+  A row has at most `columns` axes, which fill it; the first rows may have fewer
+  and wider ones. The note is below them, in small type. With `share_y` all axes
+  have the same y range.
   """
-  columns = min(columns, len(titles))
-  rows = -(-len(titles) // columns)
+  count, columns = len(titles), min(columns, len(titles))
+  rows = -(-count // columns)
   size = (5.2 * columns, 3.6 * rows + 0.6)  # Inches.
   figure = Figure(figsize=size, layout='constrained')
-  axes = list(
-    figure.subplots(rows, columns, squeeze=False, sharey=share_y).flat
-  )
-  for ax in axes[len(titles) :]:
-    ax.set_axis_off()
-  for ax, axes_title in zip(axes, titles, strict=False):
+  ends = [count * row // rows for row in range(rows + 1)]
+  width = math.lcm(*np.diff(ends).tolist())
+  mosaic = [
+    np.repeat(range(start, end), width // (end - start)).tolist()
+    for start, end in itertools.pairwise(ends)
+  ]
+  axes = list(figure.subplot_mosaic(mosaic, sharey=share_y).values())
+  for ax, axes_title in zip(axes, titles, strict=True):
     ax.set_title(axes_title)
     ax.grid(alpha=0.3)
     ax.spines[['top', 'right']].set_visible(False)
   figure.suptitle(title)
   figure.supxlabel(note, fontsize=8)
-  return figure, axes[: len(titles)]
+  return figure, axes
 
 
 def draw_curve(
@@ -91,6 +96,12 @@ def draw_curve(
     ax.fill_between(
       x, y - spread, y + spread, color=color, alpha=0.15, linewidth=0
     )
+
+
+def draw_star(ax: Any, x: float, y: float, *, label: str = '') -> None:
+  """Marks a point with a star."""
+  look = {'markersize': 13, 'color': COLORS[5], 'markeredgecolor': 'black'}
+  ax.plot([x], [y], marker='*', linestyle='', zorder=3, label=label, **look)
 
 
 def save(figure: Figure, path: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from resnet.checkpoint_folder import score
 from resnet.errors import InputError
 from resnet.files import read_json_lines
 from resnet.run.provenance import read_starts
@@ -48,6 +49,16 @@ class History:
     # NumPy converts None to NaN.
     steps, values = np.array(points, np.float64).reshape(-1, 2).T
     return steps.astype(np.int64), values
+
+  def epochs(self, steps: Any) -> Any:
+    """Returns the epochs that end with these steps."""
+    return steps / self.derived['steps_per_epoch']
+
+  @property
+  def best_evaluation(self) -> Mapping[str, Any] | None:
+    """The line of the evaluation with the highest score; None if none has."""
+    found = [x for x in self.lines if 'eval/top1' in x and score(x) is not None]
+    return max(found, key=score, default=None)
 
   def last(self, name: str) -> float | None:
     """Returns the last value of a metric, or None if there is none."""

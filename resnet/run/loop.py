@@ -16,11 +16,13 @@ import collections
 from collections.abc import Iterator, Mapping
 import contextlib
 import dataclasses
+import functools
 import math
 import time
 from typing import Any
 
 import jax
+import numpy as np
 
 from resnet.checkpoint_folder import score
 from resnet.data.host.loader import DeviceLoader
@@ -67,7 +69,9 @@ class Loop:
     self.train = self.steps.train
     self.writer = None
     if jax.process_index() == 0:
-      self.writer = MetricsWriter(self.workdir, first_step=first_step)
+      self.writer = MetricsWriter(
+        self.workdir, first_step=first_step, config=self.config
+      )
     self.bad_steps = BadSteps(experiment, self.workdir, first_step=first_step)
     seconds = self.config['watchdog_seconds']
     self.watchdog = Watchdog(self.workdir, seconds=seconds)
@@ -162,6 +166,7 @@ class Loop:
         self.warnings,
         stop=self.signal.poll,
         watch=self.watchdog.watch,
+        on_confusion=functools.partial(self.write_confusion, step),
       )
     if evaluation:
       self.progress.say(describe(step, evaluation))
@@ -230,6 +235,11 @@ class Loop:
     if self.reference:
       for line in self.reference.warnings(step, epoch, values):
         self.progress.say(line)
+
+  def write_confusion(self, step: int, counts: np.ndarray) -> None:
+    """Writes the confusion matrix of an evaluation, [K, K]."""
+    if self.writer:
+      self.writer.write_confusion(step, counts)
 
   def save(self, state: TrainState, step: int, evaluation: Evaluation) -> None:
     """Starts a save once the metrics up to this step are on disk."""

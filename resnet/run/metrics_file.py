@@ -3,18 +3,27 @@
 from collections.abc import Mapping
 import contextlib
 import errno
+import importlib
 import itertools
 import os
+import pathlib
+import secrets
 import sys
 from typing import Any, TextIO
 
 import jax
+import numpy as np
 import tensorboardX
 import tqdm
 
-from resnet.errors import RunError
-from resnet.files import read_json_lines, to_json
+from resnet.errors import InputError, RunError
+from resnet.files import read_json_lines, to_json, write_atomically
 from resnet.run.workdir import METRICS_FILE
+
+# The metrics by which TensorBoard compares runs with other hyperparameters.
+_COMPARED = ('eval/top1', 'eval_ema/top1', 'eval/loss', 'train/loss')
+# The side of the image of a confusion matrix of few classes, pixels.
+_CONFUSION_SIDE = 400
 
 
 class JsonLines:
@@ -62,15 +71,28 @@ class JsonLines:
 class MetricsWriter:
   """Appends to `metrics.jsonl` and to TensorBoard event files in a workdir.
 
-  Each line is a JSON object with 'step' and 'epoch'; see `files.to_json`.
+  Each line is a JSON object with 'step' and 'epoch'; see `files.to_json`. The
+  event files also have the fields of `config` as hyperparameters.
   """
 
-  def __init__(self, workdir: str, *, first_step: int):
+  def __init__(
+    self, workdir: str, *, first_step: int, config: Mapping[str, Any]
+  ):
     path = os.path.join(workdir, METRICS_FILE)
     self._lines = JsonLines(path, first_step=first_step)
     self._events = tensorboardX.SummaryWriter(
       workdir, purge_step=first_step + 1 if first_step else None
     )
+    hyperparameters = {
+      name: value if isinstance(value, int | float | str) else str(value)
+      for name, value in config.items()
+    }
+    metrics = dict.fromkeys(_COMPARED)
+    # Leave out the third summary, which says that the run has ended.
+    summaries = tensorboardX.summary.hparams(hyperparameters, metrics)[:2]
+    for summary in summaries:
+      self._events.file_writer.add_summary(summary)
+    self._wandb = _start_wandb(workdir, config) if config['wandb'] else None
 
   def has_evaluation(self, step: int) -> bool:
     """Whether the file had an evaluation at `step` when it was opened."""
@@ -81,9 +103,24 @@ class MetricsWriter:
   def write(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
     """Writes one line; raises a RunError if it cannot be written."""
     # metrics.jsonl comes first because only its writer reports a full disk.
-    self._lines.write({'step': step, 'epoch': round(epoch, 6), **values})
+    line = {'step': step, 'epoch': round(epoch, 6), **values}
+    self._lines.write(line)
+    if self._wandb:
+      self._wandb.log(line)
     for name, value in values.items():
       self._events.add_scalar(name, value, step)
+
+  def write_confusion(self, step: int, counts: np.ndarray) -> None:
+    """Writes a confusion matrix, by label and prediction, as an image.
+
+    Takes counts [K, K]. A row is a label. The darkness of a cell is the square
+    root of its share of the images with that label, which shows rare mistakes.
+    """
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = -(-_CONFUSION_SIDE // len(counts))
+    image = np.kron(255 * (1 - np.sqrt(shares)), np.ones((side, side)))
+    name = 'eval/confusion_labels_in_rows_predictions_in_columns'
+    self._events.add_image(name, image.astype(np.uint8), step, dataformats='HW')
 
   def sync(self) -> None:
     """Waits until all lines are on disk."""
@@ -94,10 +131,40 @@ class MetricsWriter:
     for finish in (self.sync, self._lines.close, self._events.close):
       with contextlib.suppress(OSError):
         finish()
+    if self._wandb:
+      self._wandb.finish()
+
+
+def import_wandb() -> Any:
+  """Returns the package wandb, or raises an InputError if it is missing."""
+  try:
+    return importlib.import_module('wandb')
+  except ImportError:
+    raise InputError(
+      '--config.wandb needs the package wandb: type pip install wandb'
+    ) from None
+
+
+def _start_wandb(workdir: str, config: Mapping[str, Any]) -> Any:
+  """Starts or resumes the run of this workdir in Weights & Biases."""
+  path = os.path.join(workdir, 'wandb_id.txt')
+  if not os.path.exists(path):
+    write_atomically(path, secrets.token_hex(4))
+  run = import_wandb().init(
+    project=config['wandb'],
+    id=pathlib.Path(path).read_text(),
+    name=os.path.basename(os.path.abspath(workdir)),
+    dir=workdir,
+    config=dict(config),
+    resume='allow',
+  )
+  # W&B's own count of steps would refuse those that a resumed run repeats.
+  run.define_metric('*', step_metric='step')
+  return run
 
 
 class Progress:
-  """Prints lines and, in process 0 on a terminal, a progress bar."""
+  """Prints lines; in process 0 on a terminal, a bar instead of metrics."""
 
   def __init__(
     self, *, first_step: int, num_steps: int, stream: TextIO | None = None
@@ -107,10 +174,10 @@ class Progress:
     self._bar = tqdm.tqdm(
       total=num_steps,
       initial=first_step,
-      unit='step',
       file=self._stream,
       disable=self._process_index > 0 or not self._stream.isatty(),
       dynamic_ncols=True,
+      bar_format='{n}/{total} {desc}{bar}',
     )
 
   def advance(self) -> None:
@@ -124,7 +191,11 @@ class Progress:
     values: Mapping[str, float],
     seconds_left: float | None,
   ) -> None:
-    """Prints the training metrics of a log interval."""
+    """Shows the training metrics of a log interval."""
+    if not self._bar.disable:
+      text = _bar_text(epoch, values, seconds_left)
+      self._bar.set_description_str(f'{text} ')
+      return
     text = (
       f'loss {values["train/loss"]:.4f}  top1 {values["train/top1"]:.4f}'
       f'  lr {values["learning_rate"]:.4g}'
@@ -151,5 +222,26 @@ class Progress:
     self._stream.flush()
 
   def close(self) -> None:
-    """Removes the bar."""
+    """Ends the bar."""
     self._bar.close()
+
+
+def _bar_text(
+  epoch: float, values: Mapping[str, float], seconds_left: float | None
+) -> str:
+  """Returns metrics that, after 450360/450360, fit a terminal of 80 columns."""
+  text = (
+    f'epoch {epoch:.3g} loss {values["train/loss"]:.3f}'
+    f' top1 {values["train/top1"]:.3f}'
+  )
+  if 'images_per_second' in values:
+    text += (
+      f' {values["images_per_second"]:.0f} img/s wait {values["data_wait"]:.0%}'
+    )
+  if seconds_left is not None:
+    minutes = seconds_left // 60
+    left = f'{minutes // 60:.0f}h{minutes % 60:02.0f}m'
+    if minutes < 60:
+      left = tqdm.tqdm.format_interval(seconds_left)
+    text += f' left {left}'
+  return text

@@ -25,6 +25,7 @@ from resnet.run import workdir as workdir_lib
 from resnet.run.checkpoint import FOLDER, Checkpoints, DamagedError
 from resnet.run.initialize import open_weights
 from resnet.run.loop import Loop
+from resnet.run.metrics_file import import_wandb
 from resnet.run.provenance import record_end, record_start
 from resnet.run.reference import Reference
 from resnet.run.stopping import Outcome, StopSignal
@@ -98,9 +99,11 @@ def train(
 
   Raises:
     InputError: the workdir has another config, is in use or cannot be written,
-      or a record is broken.
+      a record is broken, or `wandb` is set but not installed.
     RunError: the disk, a worker or a number that is not finite ended the run.
   """
+  if experiment.config['wandb'] is not None and jax.process_index() == 0:
+    import_wandb()
   grace_seconds = experiment.config['preemption_grace_seconds']
   with (
     StopSignal(grace_seconds=grace_seconds, on_leave=on_leave) as stop,

@@ -66,6 +66,21 @@ def label_rank(
   return rank, ~jnp.isnan(label_logit[:, 0])
 
 
+def confusion(
+  logits: jax.Array, labels: jax.Array, mask: jax.Array
+) -> jax.Array:
+  """Returns the number of images by label and prediction, int32 [K, K].
+
+  See `batch_sums` for the arguments. An image with NaN among its logits is left
+  out, as are padding rows.
+  """
+  num_classes = logits.shape[1]
+  counts = mask & ~jnp.any(jnp.isnan(logits), axis=1)
+  predictions = jnp.argmax(logits, axis=1).astype(jnp.int32)
+  zeros_ = jnp.zeros((num_classes, num_classes), jnp.int32)
+  return zeros_.at[labels, predictions].add(counts.astype(jnp.int32))
+
+
 def means(sums: Mapping[str, jax.Array | np.ndarray]) -> dict[str, float]:
   """Reads sums from the device and returns mean loss, top1 and top5 (0 to 1).
 

@@ -180,12 +180,17 @@ def eval_step(
   task: Task,
   sharding: DataSharding,
 ) -> metrics.Sums:
-  """Adds the metrics of a batch to the sums; the loss is cross entropy."""
+  """Adds the metrics of a batch to the sums; the loss is cross entropy.
+
+  The sums may include a 'confusion' matrix; see `metrics.confusion`.
+  """
   variables, batch = sharding.gather(variables), look_up(batch)
   images = task.normalize(batch['image'])
   logits: Any = task.model.apply(variables, images, train=False)
   losses_ = losses.cross_entropy(logits, batch['label'])
   more = metrics.batch_sums(losses_, logits, batch['label'], batch['mask'])
+  if 'confusion' in sums:
+    more['confusion'] = metrics.confusion(logits, batch['label'], batch['mask'])
   return jax.tree.map(jnp.add, sums, more)
 
 

@@ -61,11 +61,18 @@ def test_moving_averages_are_evaluated_like_weights(result):
   run, steps, state = make(24, ema_decay=0.9)
   # Averages that are those of other weights, and statistics.
   ema = jax.tree.map(lambda x: 1.5 * x + 0.1, state.ema)
-  found = evaluate(run, steps, state.replace(ema=ema), DataWarnings())
+  matrices, averaged = [], state.replace(ema=ema)
+  found = evaluate(
+    run, steps, averaged, DataWarnings(), on_confusion=matrices.append
+  )
   assert found['eval/loss'] == pytest.approx(result['eval/loss'], rel=1e-5)
   alone = evaluate(run, steps, state.replace(**ema, ema=None), DataWarnings())
   for name in ('loss', 'top1', 'top5'):
     assert found[f'eval_ema/{name}'] == alone[f'eval/{name}']
+  # The matrix is that of the averages, which choose the best checkpoint.
+  (matrix,) = matrices
+  assert matrix.sum() == 100
+  assert np.trace(matrix) == round(100 * found['eval_ema/top1'])
   assert found['eval_ema/loss'] != pytest.approx(found['eval/loss'], rel=0.01)
 
 

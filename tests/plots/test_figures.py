@@ -28,6 +28,14 @@ def test_a_curve_has_a_band_and_a_place_in_the_legend():
   }
 
 
+def test_axes_fill_all_rows_and_wider_ones_come_first():
+  titles = list('abcde')
+  figure, axes = figures.create(titles, title='Five', columns=3)
+  assert figure.axes == axes and [ax.get_title() for ax in axes] == titles
+  wide, _, narrow, *_ = (ax.get_position().width for ax in axes)
+  assert wide > 1.3 * narrow
+
+
 @pytest.mark.parametrize('kind', ['png', 'svg'])
 def test_the_same_figure_has_the_same_bytes(kind, tmp_path):
   def draw():

@@ -76,28 +76,41 @@ def test_starts_have_hardware_and_commits(tmp_path, monkeypatch):
   assert 'cores of ' in hardware
 
 
-def test_curves_show_training_and_test_of_every_run(tmp_path):
+def test_curves_of_runs_have_a_style_each_and_a_star_at_the_best(tmp_path):
   lines = [
     {'step': 10, 'train/loss': 2.0, 'train/top1': 0.5, 'learning_rate': 0.1},
     {'step': 10, 'eval/loss': 3.0, 'eval/top1': 0.25},
+    {'step': 20, 'eval/loss': 2.0, 'eval/top1': None},
   ]
-  averages = {'step': 10, 'eval_ema/loss': 2.5, 'eval_ema/top1': 0.75}
+  averaged = {**lines[1], 'eval_ema/loss': 2.5, 'eval_ema/top1': 0.75}
   histories = [
     read_history(write_run(tmp_path / 'a', lines)),
-    read_history(write_run(tmp_path / 'b', [*lines, averages])),
+    read_history(write_run(tmp_path / 'b', [lines[0], averaged])),
   ]
   figure = curves.draw_curves(histories, ['one', 'two'])
-  loss, error, rate, *_ = figure.axes
-  assert [x.get_ydata().tolist() for x in loss.lines] == [
-    *([2.0], [3.0], [2.0], [3.0], [2.5])
-  ]
-  assert [x.get_ydata().tolist() for x in error.lines] == [
-    *([50.0], [75.0], [50.0], [75.0], [25.0])
-  ]
-  training, test = loss.lines[:2]
+  loss, error, rate = figure.axes  # There is neither speed nor data wait.
+  nan = math.nan
+  for ax, values in (
+    (loss, [[], [2], [3, 2], [3], [], [2], [3], [2.5], [2.5]]),
+    (error, [[50], [75, nan], [75], [50], [75], [25], [25]]),
+  ):
+    for line, expected in zip(ax.lines, values, strict=True):
+      np.testing.assert_array_equal(line.get_ydata(), expected)
+  _, training, test, *_ = loss.lines
+  assert training.get_xdata() == [4.0]  # Epochs.
   assert training.get_linewidth() < test.get_linewidth()
   assert training.get_color() == test.get_color() == rate.lines[0].get_color()
-  (legend,) = figure.legends
-  assert [text.get_text() for text in legend.get_texts()] == [
-    *('two, moving averages', 'one', 'two')
+  assert labels(figure) == [
+    *('one (best: top-1 25.00%)', 'two (best: top-1 75.00%)'),
+    'two, averaged weights',
   ]
+  alone = curves.draw_curves(histories[1:], ['net'])
+  assert labels(alone) == [
+    *('training', 'validation', 'validation, averaged weights'),
+    'best: top-1 75.00% at epoch 4',
+  ]
+
+
+def labels(figure):
+  (legend,) = figure.legends
+  return [text.get_text() for text in legend.get_texts()]

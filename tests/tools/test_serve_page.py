@@ -89,7 +89,7 @@ def test_files_that_are_chosen_or_dropped_show_bars_and_maps(
   widths = [image.evaluate(loaded) for image in images.all()]
   assert sorted(widths) == [40, 40, 224, 224]
   name = first.locator('b').first.inner_text()
-  legend = first.locator('.legend').inner_text()
+  legend = first.locator('.pictures p').inner_text()
   assert f'raised the score of “{name}”' in legend
   network = page.locator('#network').inner_text()
   assert network == 'Network: cifar_resnet8, 6 classes'

@@ -23,7 +23,12 @@ function show(article, file, answer) {
   const pictures = element('div', '', article);
   pictures.className = 'pictures';
   picture(URL.createObjectURL(file), 'picture', pictures);
-  if (answer.map) picture(answer.map, 'map', pictures);
+  if (answer.map) {
+    const name = answer.classes[0].name;
+    picture(answer.map, 'map', pictures);
+    const text = `Map: the redder an area, the more it raised the score of “${name}”.`;
+    element('p', `${text} Dark blue areas did not raise it.`, pictures);
+  }
   const list = element('ol', '', article);
   for (const { name, probability } of answer.classes) {
     const item = element('li', '', list);
@@ -33,12 +38,6 @@ function show(article, file, answer) {
     const bar = element('meter', '', item);
     bar.value = probability;
     bar.setAttribute('aria-label', name);
-  }
-  if (answer.map) {
-    const name = answer.classes[0].name;
-    const text = 'Map: the redder an area, the more it raised the score of ' +
-      `“${name}”. Dark blue areas did not raise it.`;
-    element('p', text, article).className = 'legend';
   }
 }
 
