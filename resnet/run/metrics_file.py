@@ -6,7 +6,6 @@ import errno
 import importlib
 import itertools
 import os
-import pathlib
 import secrets
 import sys
 from typing import Any, TextIO
@@ -16,8 +15,8 @@ import numpy as np
 import tensorboardX
 import tqdm
 
-from resnet.errors import InputError, RunError
-from resnet.files import read_json_lines, to_json, write_atomically
+from resnet.errors import RunError
+from resnet.files import read_json_lines, reading, to_json, write_atomically
 from resnet.run.workdir import METRICS_FILE
 
 # The metrics by which TensorBoard compares runs with other hyperparameters.
@@ -135,30 +134,22 @@ class MetricsWriter:
       self._wandb.finish()
 
 
-def import_wandb() -> Any:
-  """Returns the package wandb, or raises an InputError if it is missing."""
-  try:
-    return importlib.import_module('wandb')
-  except ImportError:
-    raise InputError(
-      '--config.wandb needs the package wandb: type pip install wandb'
-    ) from None
-
-
 def _start_wandb(workdir: str, config: Mapping[str, Any]) -> Any:
-  """Starts or resumes the run of this workdir in Weights & Biases."""
+  """Starts or continues the run of a workdir in Weights & Biases."""
+  wandb = importlib.import_module('wandb')
   path = os.path.join(workdir, 'wandb_id.txt')
   if not os.path.exists(path):
     write_atomically(path, secrets.token_hex(4))
-  run = import_wandb().init(
-    project=config['wandb'],
-    id=pathlib.Path(path).read_text(),
-    name=os.path.basename(os.path.abspath(workdir)),
-    dir=workdir,
-    config=dict(config),
-    resume='allow',
-  )
-  # W&B's own count of steps would refuse those that a resumed run repeats.
+  with open(path) as file, reading('wandb.init failed', wandb.Error):
+    run = wandb.init(
+      project=config['wandb'],
+      id=file.read(),
+      name=os.path.basename(os.path.abspath(workdir)),
+      dir=workdir,
+      config=dict(config),
+      resume='allow',
+    )
+  # By default, W&B refuses steps that a resumed run repeats.
   run.define_metric('*', step_metric='step')
   return run
 

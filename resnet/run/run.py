@@ -6,6 +6,7 @@ the weights of `init_from`, otherwise from random weights.
 
 from collections.abc import Callable, Sequence
 import contextlib
+import importlib.util
 import os
 import signal
 import sys
@@ -25,7 +26,6 @@ from resnet.run import workdir as workdir_lib
 from resnet.run.checkpoint import FOLDER, Checkpoints, DamagedError
 from resnet.run.initialize import open_weights
 from resnet.run.loop import Loop
-from resnet.run.metrics_file import import_wandb
 from resnet.run.provenance import record_end, record_start
 from resnet.run.reference import Reference
 from resnet.run.stopping import Outcome, StopSignal
@@ -102,8 +102,9 @@ def train(
       a record is broken, or `wandb` is set but not installed.
     RunError: the disk, a worker or a number that is not finite ended the run.
   """
-  if experiment.config['wandb'] is not None and jax.process_index() == 0:
-    import_wandb()
+  if experiment.config['wandb'] and importlib.util.find_spec('wandb') is None:
+    text = '--config.wandb needs the package wandb: type pip install wandb'
+    raise InputError(text)
   grace_seconds = experiment.config['preemption_grace_seconds']
   with (
     StopSignal(grace_seconds=grace_seconds, on_leave=on_leave) as stop,

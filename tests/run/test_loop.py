@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import signal
+import sys
 
 import pytest
 
@@ -43,6 +44,13 @@ def whole(tmp_path_factory):
   with runs.compilations() as compiled:
     outcome = train(workdir)
   return workdir, outcome, [name for _, name in compiled]
+
+
+def test_a_run_for_wandb_is_refused_without_the_package(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'wandb', None)
+  with pytest.raises(InputError, match='type pip install wandb'):
+    train(tmp_path / 'run', wandb='photos')
+  assert not list(tmp_path.iterdir())
 
 
 def test_a_run_compiles_each_step_once_and_ends_with_an_evaluation(whole):
