@@ -13,6 +13,7 @@ from typing import Any, TextIO
 import jax
 import numpy as np
 import tensorboardX
+from tensorboardX import summary
 import tqdm
 
 from resnet.errors import RunError
@@ -88,9 +89,9 @@ class MetricsWriter:
     }
     metrics = dict.fromkeys(_COMPARED)
     # Leave out the third summary, which says that the run has ended.
-    summaries = tensorboardX.summary.hparams(hyperparameters, metrics)[:2]
-    for summary in summaries:
-      self._events.file_writer.add_summary(summary)
+    file: Any = self._events.file_writer
+    for part in summary.hparams(hyperparameters, metrics)[:2]:
+      file.add_summary(part)
     self._wandb = _start_wandb(workdir, config) if config['wandb'] else None
 
   def has_evaluation(self, step: int) -> bool:
