@@ -180,7 +180,10 @@ def test_a_batch_that_does_not_fit_is_refused_with_one_that_does(
   [(8_000_000, 8 + 551), (0, 8 + 2_916_666)],
 )
 def test_headroom_and_speed_are_estimated(aot_of_pod, temporary_bytes, largest):
-  """197e12 FLOP/s, 819e9 B/s of memory, 200e9 B/s out of a chip."""
+  """197e12 FLOP/s, 819e9 B/s of memory, 200e9 B/s out of a chip.
+
+  Links between the ends of both axes are missing, and a sum crosses 1 + 3 hops.
+  """
   result, _ = aot_of_pod(lambda _: temporary_bytes, '--json')
   report = json.loads(result.stdout)
   assert report['headroom_bytes'] == 560_000_000 - temporary_bytes
@@ -190,10 +193,12 @@ def test_headroom_and_speed_are_estimated(aot_of_pod, temporary_bytes, largest):
     {
       'arithmetic': 2e12 / 197e12,
       'memory': 8e10 / 819e9,
-      'collectives': 2 * 1e8 * 7 / 8 / 200e9,
+      'collectives': 2 * (1e8 * 7 / 8 / 100e9 + 4e-6),
     }
   )
-  assert estimate['images_per_second'] == pytest.approx(64 / (8e10 / 819e9))
+  step = 8e10 / 819e9 + 2 * (1e8 * 7 / 8 / 100e9 + 4e-6)
+  assert estimate['images_per_second'] == pytest.approx(64 / step)
+  assert estimate['efficiency'] == pytest.approx(8e10 / 819e9 / step)
 
 
 def test_the_text_shows_memory_and_collectives(aot_of_pod):

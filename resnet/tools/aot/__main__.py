@@ -7,7 +7,7 @@ the whole pod. The data set may be absent. A TPU topology needs
 `pip install 'jax[tpu]'` but no TPU; `--topology=cpu:8` needs neither. A
 compilation takes a minute or more. For one chip, the compiler reports memory,
 arithmetic, traffic and collectives of an update and of an evaluation batch;
-images/s are an estimate.
+step time, efficiency and images/s are an estimate.
 The compiler counts the body of a loop once. If micro-batches run in a loop,
 arithmetic and traffic are multiplied by the number of micro-batches, so only
 the optimizer is overcounted. Loops over blocks (cifar_resnet1202) count once.
@@ -16,15 +16,13 @@ the optimizer is overcounted. Loops over blocks (cifar_resnet1202) count once.
 import argparse
 import functools
 import json
-import math
 from typing import Any
 
 from resnet.errors import InputError
-from resnet.experiment import Experiment
 from resnet.tools import command
-from resnet.tools.aot import compiled, topologies
-from resnet.tools.aot.compiled import Compiled, OutOfMemoryError
-from resnet.tools.aot.topologies import Chip, Topology
+from resnet.tools.aot import compiled, estimate, topologies
+from resnet.tools.aot.compiled import OutOfMemoryError
+from resnet.tools.aot.topologies import Topology
 
 _MAX_TRIES = 6
 _size = functools.partial(command.size_text, digits=2)
@@ -63,23 +61,13 @@ def main(args: argparse.Namespace) -> None:
   if chip := topology.chip:
     report['hbm_bytes'] = chip.hbm_bytes
     report['headroom_bytes'] = chip.hbm_bytes - train.peak_bytes
-    guess = _estimate_largest(chip, train, run)
+    guess = estimate.largest_batch(chip, train, run)
     report['estimated_largest_batch_size_per_chip'] = guess
     if args.largest:
       largest = _search(args.config, topology, guess)
       report['largest_batch_size_per_chip'] = largest
-    report['estimate'] = _estimate_speed(chip, train, run)
+    report['estimate'] = estimate.speed(topology, train, per_chip)
   print(json.dumps(report, indent=2) if args.json else _text(report))
-
-
-def _estimate_largest(chip: Chip, train: Compiled, run: Experiment) -> int:
-  """Returns the batch per chip at which temporaries would fill the chip.
-
-  A small network may need no temporaries, so the images themselves count too.
-  """
-  per_chip = run.length.batch_size // run.sharding.mesh.size
-  per_image = train.temporary_bytes / per_chip + math.prod(run.image_shape)
-  return per_chip + int((chip.hbm_bytes - train.peak_bytes) // per_image)
 
 
 def _search(config: Any, topology: Topology, guess: int) -> int:
@@ -102,33 +90,10 @@ def _search(config: Any, topology: Topology, guess: int) -> int:
     run = compiled.prepare(config, topology)
     try:
       _, train = compiled.build_subject(run, 'step')
-      fits, guess = batch, _estimate_largest(chip, train, run)
+      fits, guess = batch, estimate.largest_batch(chip, train, run)
     except OutOfMemoryError:
       fails, guess = batch, (fits + batch) // 2
   return fits
-
-
-def _estimate_speed(
-  chip: Chip, train: Compiled, run: Experiment
-) -> dict[str, Any]:
-  """Estimates images/s from the slowest of arithmetic, memory and collectives.
-
-  The other two are assumed to overlap with it. In a collective of n chips, each
-  chip sends (n - 1) / n of the bytes over the links, in an all-reduce twice as
-  many.
-  """
-  count = run.sharding.mesh.size
-  sent = sum(
-    row['bytes'] * (2 if row['kind'] == 'all-reduce' else 1)
-    for row in train.collectives
-  )
-  seconds = {
-    'arithmetic': train.flops / chip.flops_per_second,
-    'memory': train.accessed_bytes / chip.hbm_bytes_per_second,
-    'collectives': sent * (count - 1) / count / (chip.ici_bytes_per_second / 2),
-  }
-  rate = run.length.batch_size / max(seconds.values())
-  return {'seconds': seconds, 'images_per_second': rate}
 
 
 def _text(report: dict[str, Any]) -> str:
@@ -151,21 +116,23 @@ def _text(report: dict[str, Any]) -> str:
     ]
     if not program['collectives']:
       lines.append('  collectives  none')
-  if estimate := report.get('estimate'):
+  if found := report.get('estimate'):
     largest, how = report['estimated_largest_batch_size_per_chip'], 'estimated'
     if 'largest_batch_size_per_chip' in report:
       largest, how = report['largest_batch_size_per_chip'], 'compiled'
     times = ', '.join(
       f'{name} {1000 * seconds:.1f} ms'
-      for name, seconds in estimate['seconds'].items()
+      for name, seconds in found['seconds'].items()
     )
     lines += [
       'chip:',
       f'  headroom     {_size(report["headroom_bytes"])} of'
       f' {_size(report["hbm_bytes"])} are free during an update',
       f'  largest      {largest} images per chip fit ({how})',
-      f'  ESTIMATE     {estimate["images_per_second"]:,.0f} images/s on all'
-      f' chips, from published peak figures: {times}',
+      f'  ESTIMATE     {found["images_per_second"]:,.0f} images/s on all chips,'
+      f' from published peak figures: {times}; a step takes'
+      f' {1000 * found["step_seconds"]:.1f} ms,'
+      f' {100 * found["efficiency"]:.1f} % of it without collectives',
     ]
   return '\n'.join(lines)
 

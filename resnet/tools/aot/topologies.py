@@ -19,6 +19,7 @@ class Chip(NamedTuple):
     hbm_bytes_per_second: bandwidth of that memory.
     flops_per_second: peak in bfloat16; a multiply-add counts as two.
     ici_bytes_per_second: bandwidth to all neighbours, sent plus received.
+    ring_multiple: an axis of the slice is a ring if its length is a multiple.
     shapes: the available slices, the smallest first.
   """
 
@@ -26,6 +27,7 @@ class Chip(NamedTuple):
   hbm_bytes_per_second: float
   flops_per_second: float
   ici_bytes_per_second: float
+  ring_multiple: int
   shapes: str
 
 
@@ -36,9 +38,9 @@ _SHAPES_3D = (
 )
 # libtpu reserves some memory; its out-of-memory error states what is left.
 CHIPS = {
-  'v5e': Chip(15.75 * 2**30, 819e9, 197e12, 400e9, _SHAPES_2D),
-  'v5p': Chip(95.74 * 2**30, 2765e9, 459e12, 1200e9, _SHAPES_3D),
-  'v6e': Chip(31.25 * 2**30, 1638e9, 918e12, 800e9, _SHAPES_2D),
+  'v5e': Chip(15.75 * 2**30, 819e9, 197e12, 400e9, 16, _SHAPES_2D),
+  'v5p': Chip(95.74 * 2**30, 2765e9, 459e12, 1200e9, 4, _SHAPES_3D),
+  'v6e': Chip(31.25 * 2**30, 1638e9, 918e12, 800e9, 16, _SHAPES_2D),
 }
 _MAX_CPU_DEVICES = 512
 
