@@ -7,6 +7,7 @@ Both train on one batch that stays on the device, so reading does not count.
 With --config.data.cache=device the loop trains on the images of the data set,
 as main.py does; the step alone still has one batch. The share of time that the
 loop waits for data and the CPU time to prepare a batch are then printed too.
+--config.steps_per_call=10 besides makes ten updates in a call of the loop.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ import time
 import jax
 
 from resnet import experiment
+from resnet.data.host.loader import DeviceLoader
 from resnet.data.host.warnings import DataWarnings
 from resnet.errors import InputError
 from resnet.files import read_json_lines
@@ -30,7 +32,7 @@ from resnet.run.stopping import StopSignal
 from resnet.run.workdir import METRICS_FILE
 from resnet.tools import command
 from resnet.tools.benchmark import programs, timing
-from resnet.training.step import jit_steps
+from resnet.training.step import JittedSteps, jit_steps
 
 _INTERVALS = 2  # Rounds of log_every_steps per measurement.
 
@@ -54,7 +56,7 @@ def main(args):
   if is_cached := args.config.data.cache is not None:
     run = experiment.resolve(args.config).at_last_size()
     run = run.cached(DataWarnings(), lambda _: None)
-    loop_steps = jit_steps(run.task, run.sharding)
+    loop_steps = _CompiledOnce(**vars(jit_steps(run.task, run.sharding)))
 
   def loop():
     batches = _load(run) if is_cached else itertools.repeat(batch)
@@ -75,6 +77,7 @@ def main(args):
     'network': run.config['model.name'],
     'batch_size': run.length.batch_size,
     'log_every_steps': run.task.log_every_steps,
+    'steps_per_call': run.config['steps_per_call'],
     'save_every_steps': run.config['save_every_steps'],
     'images_per_second': {
       name: timing.spread(values) for name, values in rates.items()
@@ -111,6 +114,15 @@ def _cpu_ms(run, count):
     return 1e3 * (time.process_time() - start) / count
 
 
+class _CompiledOnce(JittedSteps):
+  """Compiles a call of several updates once for all rounds."""
+
+  def compile_call(self, *args):
+    if 'program' not in vars(self):
+      vars(self)['program'] = super().compile_call(*args)
+    return vars(self)['program']
+
+
 class _Counted:
   """Gives `count` batches, then stops the run."""
 
@@ -123,10 +135,12 @@ class _Counted:
   def wait_seconds(self):
     return getattr(self._batches, 'wait_seconds', 0.0)
 
-  def __next__(self):
-    self._left -= 1
-    if not self._left:
+  def take(self, count):
+    self._left -= count
+    if self._left <= 0:
       self._stop.received = signal.SIGTERM
+    if isinstance(self._batches, DeviceLoader):
+      return self._batches.take(count)
     return next(self._batches)
 
 
@@ -155,7 +169,7 @@ def _run_loop(run, steps, batches, count):
       )
     ) as loop,
   ):
-    loop.train = steps.train  # Compiled once for all rounds.
+    loop.steps, loop.train = steps, steps.train  # Compiled in the first round.
     outcome = loop.run(run.create_state(), 0.0)
     lines = read_json_lines(os.path.join(workdir, METRICS_FILE))
   if hasattr(batches, 'close'):

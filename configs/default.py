@@ -39,9 +39,9 @@ def get_config() -> ConfigDict:
   # An update is skipped if the loss or a gradient is not finite. This many
   # skipped updates in a row end the run; --mode=replay shows the cause.
   config.max_bad_steps = 10
-  # A step hangs if it takes longer than this many seconds and over 50 times the
-  # median: the run then writes the stacks of its threads to the workdir and
-  # exits. Compilation does not count. None: wait forever.
+  # A step (or a call of several) hangs if it takes over this many seconds and
+  # 50 times the median: the run then writes the stacks of its threads to the
+  # workdir and exits. Compilation does not count. None: wait forever.
   config.watchdog_seconds = config_dict.placeholder(float)  # Permits None.
   config.watchdog_seconds = 600.0
   # Time to save a checkpoint after SIGTERM or Ctrl-C before the process exits,
@@ -54,6 +54,10 @@ def get_config() -> ConfigDict:
   config.ema_decay = config_dict.placeholder(float)
   # Interval between updates of the moving averages, in updates of the weights.
   config.ema_every_steps = 1
+  # Updates per call of a compiled program, for small networks on GPUs and TPUs;
+  # needs data.cache. A call makes one update instead where so many would pass a
+  # log line, an evaluation, a save or a new image size (docs/performance.md).
+  config.steps_per_call = 1
 
   model = config.model = ConfigDict()
   # One of resnet.models.list_models().

@@ -153,6 +153,28 @@ class Experiment:
     """Returns the number of epochs in `step` updates."""
     return step / self.length.steps_per_epoch
 
+  def is_due(self, field: str, step: int) -> bool:
+    """Returns whether an interval of so many steps ends, or the run."""
+    return step % self.config[field] == 0 or step == self.length.num_steps
+
+  def updates_in_call(self, step: int, first_step: int) -> int:
+    """Returns the number of updates in the call after step `step`.
+
+    It is `steps_per_call`, or 1 if so many would pass a step where something is
+    due: only two programs are compiled for an image size. The first update of a
+    process (after `first_step`) or size, which compiles both, is also alone.
+    """
+    count, size_at = self.config['steps_per_call'], self.sizes.at
+    if step == first_step or size_at(step - 1) != size_at(step + count - 1):
+      return 1
+    is_cut = any(
+      self.is_due('log_every_steps', x)
+      or self.is_due('save_every_steps', x)
+      or self.is_eval_step(x)
+      for x in range(step + 1, step + count)
+    )
+    return 1 if is_cut else count
+
   def is_eval_step(self, step: int) -> bool:
     """Returns whether an evaluation is due: after each interval and at the end.
 
@@ -187,7 +209,7 @@ class Experiment:
       field: value
       for field, value in self.config.items()
       if field not in fields.FREE_FIELDS
-      or field.startswith(('sharding.', 'data.cache'))
+      or field.startswith(('sharding.', 'data.cache', 'steps_per_call'))
     }
     return {
       **config,

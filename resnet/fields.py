@@ -105,6 +105,7 @@ FIELDS: Mapping[str, Field] = {
   'preemption_grace_seconds': _DURATION,
   'ema_decay': Field(interval='(0, 1)', also=NONE),
   'ema_every_steps': _COUNT,
+  'steps_per_call': _COUNT,
   'model.num_classes': Field(interval='[1, 1000000]', also=NONE),
   'model.dtype': Field(choices=('float32', 'bfloat16')),
   'model.zero_init_last_scale': _OPTIONAL,
@@ -189,9 +190,10 @@ FIELDS: Mapping[str, Field] = {
   'loss.reduction': Field(choices=('mean', 'sum')),
 }
 
-# Fields for reading data and sharding the state. A run can be resumed with
-# other values of them.
+# Fields for reading data, sharding the state and dispatching updates. A run can
+# be resumed with other values of them.
 FREE_FIELDS: Set[str] = {
+  'steps_per_call',
   'data.data_dir',
   'data.cache',
   'data.num_workers',

@@ -196,9 +196,11 @@ def test_processes_train_as_one_process_does(
 
 @pytest.mark.slow
 def test_images_on_the_devices_of_two_processes_give_the_same_run(tmp_path):
-  on_device, cached = '--config.data.augment_on=device', 'data.cache=device'
-  run(2, tmp_path / 'plain', on_device, devices=2)
-  out = run(2, tmp_path / 'cached', on_device, f'--config.{cached}', devices=2)
+  """Also in calls of four updates."""
+  args = ('--config.data.augment_on=device', '--config.log_every_steps=4')
+  run(2, tmp_path / 'plain', *args, devices=2)
+  args += ('--config.data.cache=device', '--config.steps_per_call=4')
+  out = run(2, tmp_path / 'cached', *args, devices=2)
   assert '612 images (0.1 MB) are on each device' in out
   assert_close_runs(tmp_path / 'cached', tmp_path / 'plain', rtol=1e-6)
 

@@ -8,7 +8,8 @@ The checkpoint of a step is saved after everything else that is due at the step,
 so that a resumed run neither repeats nor skips a log line or an evaluation. (If
 a signal interrupts an evaluation, the resumed run evaluates first.)
 
-The host runs at most MAX_STEPS_IN_FLIGHT steps ahead: enough that the device
+A step is one call, of `steps_per_call` updates if nothing is due in between.
+The host runs at most MAX_CALLS_IN_FLIGHT calls ahead: enough that the device
 never waits, and few enough that the host's clock measures the device's speed.
 """
 
@@ -40,7 +41,7 @@ from resnet.training.meter import Meter
 from resnet.training.state import TrainState
 from resnet.training.step import jit_steps
 
-MAX_STEPS_IN_FLIGHT = 2
+MAX_CALLS_IN_FLIGHT = 2
 # Metrics by name; None: no evaluation was due, or a signal interrupted it.
 Evaluation = dict[str, float] | None
 
@@ -67,6 +68,7 @@ class Loop:
     self.size = experiment.sizes.at(first_step)
     self.steps = jit_steps(experiment.at(first_step).task, experiment.sharding)
     self.train = self.steps.train
+    self.per_call = self.config['steps_per_call']
     self.writer = None
     if jax.process_index() == 0:
       self.writer = MetricsWriter(
@@ -83,7 +85,7 @@ class Loop:
     self.best_score = score(best) if best else -math.inf
     # The last failed save; cleared by the next success.
     self.save_error: SaveError | None = None
-    # Dispatched steps: (step, its metrics, number of broken images so far).
+    # Dispatched calls: (last step, metrics, number of broken images so far).
     self.in_flight = collections.deque[tuple[int, Any, int]]()
     self.num_bad_logged = 0
 
@@ -93,8 +95,9 @@ class Loop:
     step, evaluation = self.first_step, self.evaluate_late(state)
     while step < length.num_steps and not self.signal.poll():
       self.watchdog.watch(f'waiting for batch {step + 1}')
+      count = self.experiment.updates_in_call(step, self.first_step)
       with self.keeping(state, step):
-        batch = next(self.batches)
+        batch = self.batches.take(count)
       if step == self.first_step:
         state, metrics = self.run_first_step(state, batch, start_time)
       else:
@@ -103,17 +106,17 @@ class Loop:
             self.compile(state, batch, step, evaluation)
           if self.signal.number:
             break
-        state, metrics = self.train(state, batch)
-      step += 1
-      is_last = step == length.num_steps
+        train = self.train if count == 1 else self.train_many
+        state, metrics = train(state, batch)
+      step += count
       self.in_flight.append((step, metrics, self.batches.num_left_out))
-      self.finish_steps(leave=MAX_STEPS_IN_FLIGHT)
+      self.finish_steps(leave=MAX_CALLS_IN_FLIGHT)
       evaluation = None
       if self.experiment.is_eval_step(step):
         with self.meter.paused(self.finish_steps):
           evaluation = self.evaluate(state, step)
       is_best = evaluation and score(evaluation) > self.best_score
-      is_due = is_last or step % self.config['save_every_steps'] == 0
+      is_due = self.experiment.is_due('save_every_steps', step)
       if is_best or is_due or self.save_error or self.signal.number:
         with self.meter.paused(self.finish_steps):
           self.save(state, step, evaluation)
@@ -132,6 +135,7 @@ class Loop:
     """Compiles and runs the first step."""
     self.watchdog.watch(None)
     with self.stop.exit_on_signal():
+      self.train_many = self.steps.compile_call(state, batch, self.per_call)
       state, metrics = self.train(state, batch)
       jax.block_until_ready(metrics)
     jax.monitoring.record_event('/resnet/first_step')
@@ -153,8 +157,9 @@ class Loop:
     self.size = run.sizes.at(step)
     self.progress.say(f'Compiling for images of {self.size} pixels.')
     with self.stop.exit_on_signal():
-      train = jit_steps(run.task, run.sharding).train
-      self.train = train.lower(state, batch).compile()
+      steps = jit_steps(run.task, run.sharding)
+      self.train_many = steps.compile_call(state, batch, self.per_call)
+      self.train = steps.train.lower(state, batch).compile()
 
   def evaluate(self, state: TrainState, step: int) -> Evaluation:
     """Evaluates, prints and writes the metrics; see `Evaluation`."""
@@ -188,18 +193,18 @@ class Loop:
     return evaluation
 
   def finish_steps(self, *, leave: int = 0) -> None:
-    """Waits until at most `leave` steps are in flight; logs due intervals."""
+    """Waits until at most `leave` calls are in flight; logs due intervals."""
     while len(self.in_flight) > leave:
       step, metrics, num_bad = self.in_flight.popleft()
       jax.block_until_ready(metrics)
-      self.watchdog.step_done(f'training after step {step}')
-      self.progress.advance()
       metrics = dict(metrics)
-      num_in_row = int(metrics.pop('skipped_in_row'))
-      if num_in_row:
-        self.progress.say(self.bad_steps.record(step, num_in_row))
-      is_last = step == self.experiment.length.num_steps
-      if step % self.experiment.task.log_every_steps == 0 or is_last:
+      in_row = np.atleast_1d(metrics.pop('skipped_in_row'))
+      self.watchdog.step_done(f'training after step {step}')
+      self.progress.advance(len(in_row))
+      for bad_step, count in enumerate(in_row, start=step - len(in_row) + 1):
+        if count:
+          self.progress.say(self.bad_steps.record(bad_step, int(count)))
+      if self.experiment.is_due('log_every_steps', step):
         self.log(step, metrics, num_bad)
         try:
           self.checkpoints.check()

@@ -172,9 +172,9 @@ class Progress:
       bar_format='{n}/{total} {desc}{bar}',
     )
 
-  def advance(self) -> None:
-    """Counts one step."""
-    self._bar.update()
+  def advance(self, count: int = 1) -> None:
+    """Counts finished steps."""
+    self._bar.update(count)
 
   def metrics(
     self,

@@ -29,8 +29,8 @@ def create_run_length(config: Any, num_examples: int) -> RunLength:
   """Computes the length of a run on `num_examples` images.
 
   Raises:
-    InputError: a batch has more images than the data, or the run has too many
-      steps.
+    InputError: a batch has more images than the data, the run has too many
+      steps, or `steps_per_call` cannot be used.
   """
   if config.batch_size > num_examples:
     raise InputError(
@@ -44,11 +44,30 @@ def create_run_length(config: Any, num_examples: int) -> RunLength:
       f'num_epochs={config.num_epochs} is {num_steps:,} steps; expected less'
       ' than 2**31.'
     )
-  return RunLength(
+  length = RunLength(
     batch_size=config.batch_size,
     num_steps=num_steps,
     steps_per_epoch=steps_per_epoch,
   )
+  _check_call(config, length)
+  return length
+
+
+def _check_call(config: Any, length: RunLength) -> None:
+  """Checks that calls of `steps_per_call` updates are possible."""
+  count, every = config.steps_per_call, config.eval_every_epochs
+  if count > 1 and config.data.cache is None:
+    raise InputError(
+      f'steps_per_call={count} needs images on the devices: type'
+      ' --config.data.cache=device --config.data.augment_on=device'
+    )
+  intervals = (config.log_every_steps, config.save_every_steps)
+  longest = max(1, min(*intervals, length.steps(every), length.num_steps))
+  if count > longest:
+    raise InputError(
+      f'steps_per_call={count} is more than the {longest} steps between log'
+      f' lines, evaluations or saves: type --config.steps_per_call={longest}'
+    )
 
 
 def check_batch(config: Any, num_devices: int) -> None:

@@ -74,6 +74,24 @@ def train_step(
   }
 
 
+def train_steps(
+  state: TrainState, batch: Batch, *, task: Task, sharding: DataSharding
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """Makes an update with each column of 'index', int32 [B, k].
+
+  Returns the last `train_step`'s results, but 'skipped_in_row' of all, int32
+  [k].
+  """
+
+  def update(state: TrainState, index: jax.Array) -> Any:
+    one = {**batch, 'index': index}
+    return train_step(state, one, task=task, sharding=sharding)
+
+  state, metrics = jax.lax.scan(update, state, batch['index'].T)
+  last = {name: values[-1] for name, values in metrics.items()}
+  return state, {**last, 'skipped_in_row': metrics['skipped_in_row']}
+
+
 def augment_batch(
   batch: Batch, step: jax.Array, *, task: Task, sharding: DataSharding
 ) -> Batch:
@@ -200,11 +218,21 @@ class JittedSteps:
 
   Attributes:
     train: (state, batch) -> (state, metrics); donates the state.
+    train_many: the same for `train_steps`.
     evaluate: (variables, sums, batch) -> sums; donates the sums.
   """
 
   train: Any
+  train_many: Any
   evaluate: Any
+
+  def compile_call(self, state: TrainState, batch: Batch, count: int) -> Any:
+    """Returns the program of `count` updates; if several, it is compiled."""
+    if count == 1:
+      return self.train
+    shape = (len(batch['index']), count)
+    batch = {**batch, 'index': jax.ShapeDtypeStruct(shape, jnp.int32)}
+    return self.train_many.lower(state, batch).compile()
 
 
 def jit_steps(task: Task, sharding: DataSharding) -> JittedSteps:
@@ -215,14 +243,19 @@ def jit_steps(task: Task, sharding: DataSharding) -> JittedSteps:
   # With FSDP, None keeps the inputs' shardings and those that `split` sets.
   state = replicated if sharding.fsdp == 1 else None
   options = compiler.options(sharding.backend)
-  return JittedSteps(
-    train=jax.jit(
-      functools.partial(train_step, task=task, sharding=sharding),
+  train, train_many = (
+    jax.jit(
+      functools.partial(function, task=task, sharding=sharding),
       in_shardings=(state, batch),
       out_shardings=(state, replicated),
       donate_argnums=0,
       compiler_options=options,
-    ),
+    )
+    for function in (train_step, train_steps)
+  )
+  return JittedSteps(
+    train=train,
+    train_many=train_many,
     evaluate=jax.jit(
       functools.partial(eval_step, task=task, sharding=sharding),
       in_shardings=(state, replicated, batch),

@@ -112,7 +112,7 @@ def test_scripts_measure_the_loop_and_saves(tmp_path):
     rates['loop']['median'] / rates['step']['median']
   )
   cached = ('--config.data.augment_on=device', '--config.data.cache=device')
-  found = measure(loop, '--rounds=1', *cached)
+  found = measure(loop, '--rounds=1', *cached, '--config.steps_per_call=2')
   assert 0 <= found['data_wait']['median'] <= 1
   assert found['cpu_ms_per_batch'] > 0
   found = measure(checkpoints, '--saves=3')

@@ -10,6 +10,7 @@ from typing import Any
 
 import grain.python as grain
 import jax
+import numpy as np
 
 from resnet.data.augment.cache import ImageCache
 from resnet.data.host import workers
@@ -147,6 +148,18 @@ class DeviceLoader:
 
   def __next__(self) -> dict[str, Any]:
     """Starts the transfer of the next batch to the devices."""
+    return self._put(self._read())
+
+  def take(self, count: int) -> dict[str, Any]:
+    """Starts the transfer of `count` batches, stacked in dim 1 if several."""
+    if count == 1:
+      return next(self)
+    batches = [self._read() for _ in range(count)]
+    return self._put(
+      {x: np.stack([batch[x] for batch in batches], 1) for x in batches[0]}
+    )
+
+  def _read(self) -> HostBatch:
     start = time.monotonic()
     try:
       batch = self._first or next(self.batches)
@@ -156,6 +169,9 @@ class DeviceLoader:
     left_out = batch.pop(LEFT_OUT, [])
     self.num_left_out += len(left_out)
     self.warnings.report_bad_images(left_out)
+    return batch
+
+  def _put(self, batch: HostBatch) -> dict[str, Any]:
     arrays = {
       name: jax.make_array_from_process_local_data(self.sharding, rows)
       for name, rows in batch.items()

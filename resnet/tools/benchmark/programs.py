@@ -38,7 +38,7 @@ class Program(NamedTuple):
 def resolve_here(config: Any) -> Experiment:
   """Resolves a config for this machine; its data set may be absent."""
   # Without a cache: the batches of a benchmark are on the devices already.
-  config = config_lib.changed(config, 'data.cache=None')
+  config = config_lib.changed(config, 'data.cache=None steps_per_call=1')
   here = Topology(name='here', devices=tuple(jax.devices()), chip=None)
   return compiled.prepare(config, here)
 
