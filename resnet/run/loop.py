@@ -8,7 +8,8 @@ The checkpoint of a step is saved after everything else that is due at the step,
 so that a resumed run neither repeats nor skips a log line or an evaluation. (If
 a signal interrupts an evaluation, the resumed run evaluates first.)
 
-A step is one call, of `steps_per_call` updates if nothing is due in between.
+Each call makes one update or, if nothing is due before the last of them,
+`steps_per_call` updates; what is due and a signal are dealt with after it.
 The host runs at most MAX_CALLS_IN_FLIGHT calls ahead: enough that the device
 never waits, and few enough that the host's clock measures the device's speed.
 """
