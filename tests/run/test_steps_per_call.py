@@ -83,7 +83,7 @@ def assert_same_lines(workdir, other):
     runs.final_state(workdir, resolve()),
     runs.final_state(other, resolve()),
     rtol=1e-5,
-    atol=1e-6,
+    atol=1e-7,
   )
 
 
@@ -99,8 +99,8 @@ def test_a_run_makes_the_same_updates_with_two_programs_per_size(
   assert names.count('jit(train_step)') == 2
   assert names.count('jit(train_steps)') == 2
   assert_same_lines(tmp_path, single)
-  for workdir in (tmp_path, single):
-    assert Checkpoints(str(workdir)).all_steps() == [8, 16]
+  steps = [Checkpoints(str(x)).all_steps() for x in (tmp_path, single)]
+  assert steps == [[6, 8, 16]] * 2
 
 
 def test_a_signal_is_obeyed_after_the_call_and_another_number_resumes(
