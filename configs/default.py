@@ -92,9 +92,9 @@ def get_config() -> ConfigDict:
   # Dropout before the head (Srivastava et al. 2014): probability that, in
   # training, a pooled feature is dropped; None: no dropout.
   model.dropout = config_dict.placeholder(float)
-  # How to compute convolutions whose kernel is 1x1 or at least as large as the
-  # result: 'xla' or 'matmul'; None: 'matmul' on CPUs, where it is faster, 'xla'
-  # elsewhere. The results differ only by rounding.
+  # How to compute convolutions and max-pooling: 'xla', or 'matmul' for the forms
+  # of resnet/models/convolution.py and pooling.py, which are faster on CPUs.
+  # None: 'matmul' on CPUs, 'xla' elsewhere. Results differ only by rounding.
   model.conv_backend = config_dict.placeholder(str)
   # Save memory, for larger batches: store only the input of each block, and
   # recompute the block in the backward pass (Chen et al. 2016); None: False.
