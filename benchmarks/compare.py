@@ -100,7 +100,8 @@ def torch(
   with open_rival(
     name, 'torch_step.py', [json.dumps(options)], package=package, python=python
   ) as seconds:
-    yield Program(reader.batch_size, seconds)
+    seconds(1)  # Reaches the peak of memory.
+    yield Program(reader.batch_size, seconds, peak_bytes=seconds('memory'))
 
 
 @contextlib.contextmanager

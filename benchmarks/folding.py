@@ -10,6 +10,7 @@ images/s and the median ratio of measurements of the same round, with quartiles.
 import argparse
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from resnet.tools import command
@@ -41,14 +42,19 @@ def measure(weights, batch_size, args):
 
 def open_program(weights, images, seconds):
   """Returns a function that measures the seconds for a batch."""
-  options = compiler.options(jax.default_backend())
-  jitted = jax.jit(weights.logits, compiler_options=options)
   variables = jax.device_put(weights.variables)
-  program = jitted.lower(variables, images).compile()
+  program = compile_logits(weights, images)
   timed = programs.timed(lambda _: (None, program(variables, images)), None)
   timed(2)  # Warm-up.
   count = max(1, round(seconds / timed(1)))
   return lambda: timed(count) / count
+
+
+def compile_logits(weights, images):
+  """Compiles the function: variables and images -> logits."""
+  options = compiler.options(jax.default_backend())
+  jitted = jax.jit(weights.logits, compiler_options=options)
+  return jitted.lower(weights.variables, images).compile()
 
 
 def main():
@@ -57,6 +63,7 @@ def main():
   add('names', nargs='*', default=['cifar_resnet20', 'resnet50'])
   add('--size', type=command.positive, default=224, help='pixels')
   add('--batch-sizes', default='1,32')
+  add('--dtype', default='float32', help='of the computation')
   add('--seconds', type=float, default=1.0, help='duration of a measurement')
   timing.add_arguments(parser, {'rounds': 15})
   args = parser.parse_args()
@@ -65,7 +72,9 @@ def main():
   print('|---|---|---|---|---|')
   for name in args.names:
     size = 32 if name.startswith('cifar') else args.size
-    made = draw_variables(name, size=size, num_classes=1000)
+    made = draw_variables(
+      name, size=size, num_classes=1000, dtype=jnp.dtype(args.dtype)
+    )
     weights = with_metadata(name, *made, size=size)
     for batch_size in map(int, args.batch_sizes.split(',')):
       row = measure(weights, batch_size, args)

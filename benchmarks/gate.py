@@ -12,13 +12,13 @@ or torch.compile are left out, and reported as such, where these are missing.
 """
 
 import argparse
-import importlib.util
 import json
 import pathlib
 import subprocess
 import sys
 import tempfile
 
+from benchmarks.rivals import has_torch
 from resnet.files import write_atomically
 from resnet.tools.benchmark import timing
 
@@ -59,7 +59,7 @@ def measure(case):
   """Returns the ratios of a case by name."""
   words = list(CASES[case])
   if words[0] == 'step':
-    rivals = ['flax', *(['torch'] if _has_torch() else [])]
+    rivals = ['flax', *(['torch'] if has_torch() else [])]
     words.append(f'--against={",".join(rivals)}')
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder, 'figures.json')
@@ -80,10 +80,6 @@ def measure(case):
     f'{case} / {name}': other['ratio']['median']
     for name, other in found['against'].items()
   }
-
-
-def _has_torch():
-  return importlib.util.find_spec('torchvision') is not None
 
 
 def compare(baseline, found):

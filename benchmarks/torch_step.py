@@ -1,6 +1,7 @@
 """Times torchvision's network, eager or compiled, for `--against=torch`.
 
-Reads numbers of steps and prints the seconds they took. The argument is a JSON
+Reads numbers of steps and prints the seconds they took; for "memory", the peak
+of the device's memory in bytes, or null on a CPU. The argument is a JSON
 object, see benchmarks/compare.py. Images are uint8 on the device
 in channels_last memory; bfloat16 uses autocast.
 """
@@ -130,7 +131,14 @@ def main():
         raise
       return print(json.dumps(_first_line(error)))
     print(json.dumps('ready'), flush=True)
+    if device == 'cuda':  # Without the memory of cuDNN's trials.
+      torch.cuda.reset_peak_memory_stats()
     for line in sys.stdin:
+      if 'memory' in line:
+        on_gpu = device == 'cuda'
+        peak = torch.cuda.max_memory_allocated() if on_gpu else None
+        print(json.dumps(peak), flush=True)
+        continue
       start = time.perf_counter()
       for _ in range(int(line)):
         step()

@@ -12,7 +12,7 @@ _KINDS = (
 # The first computation to run begins with ENTRY, which matches as its name.
 _COMPUTATION = re.compile(r'%?(?P<name>[\w.-]+) .*\{$')
 _INSTRUCTION = re.compile(
-  r'\s+(?:ROOT )?%?[\w.-]+ = (?P<shape>.*?) (?P<kind>[a-z][\w-]*)\('
+  r'\s+(?:ROOT )?%?(?P<name>[\w.-]+) = (?P<shape>.*?) (?P<kind>[a-z][\w-]*)\('
 )
 _CALLED = re.compile(
   r'(?:calls|to_apply|body|condition|\w+_computations?)=(\{.*?\}|%?[\w.-]+)'
@@ -20,7 +20,7 @@ _CALLED = re.compile(
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _CONDITION = re.compile(r'condition=%?([\w.-]+)')
 _LIMIT = re.compile(r' = [su]\d+\[\]\S* constant\((\d+)\)')
-_TENSOR = re.compile(r'[a-z]+(\d*)\[([\d,]*)\]')
+TENSOR = re.compile(r'[a-z]+(\d*)\[([\d,]*)\]')
 _LAYER = re.compile(r'[/(:]((?:stem|stage\d+_block\d+|head)\w*(?:/(?:\w+))?)/')
 
 
@@ -31,7 +31,7 @@ def summarize(text: str) -> list[dict[str, Any]]:
   those of the results on one device. A collective in a loop counts as often
   as it runs.
   """
-  computations = _parse(text)
+  computations = parse(text)
   times = _count_runs(computations)
   groups = collections.defaultdict(list)
   for name, instructions in computations.items():
@@ -39,7 +39,7 @@ def summarize(text: str) -> list[dict[str, Any]]:
       # The end of an asynchronous collective has the shape of the result.
       kind = x['kind'].removesuffix('-done')
       if kind in _KINDS:
-        tensors = _TENSOR.findall(x['shape'])
+        tensors = TENSOR.findall(x['shape'])
         layer = _layer(x.string, tensors)
         groups[kind, layer is not None].append((times[name], tensors, layer))
   return [
@@ -48,14 +48,14 @@ def summarize(text: str) -> list[dict[str, Any]]:
       'per_layer': per_layer,
       'count': sum(count for count, _, _ in group),
       'tensors': sum(count * len(tensors) for count, tensors, _ in group),
-      'bytes': sum(count * _num_bytes(tensors) for count, tensors, _ in group),
+      'bytes': sum(count * num_bytes(tensors) for count, tensors, _ in group),
       'layers': sorted({layer for _, _, layer in group if layer}),
     }
     for (kind, per_layer), group in groups.items()
   ]
 
 
-def _parse(text: str) -> dict[str, list[re.Match[str]]]:
+def parse(text: str) -> dict[str, list[re.Match[str]]]:
   """Returns the instructions by computation; the first to run is 'ENTRY'."""
   computations, instructions = {}, []
   for line in text.splitlines():
@@ -107,7 +107,7 @@ def _layer(line: str, tensors: list[Any]) -> str | None:
   return layers[0][0] if layers and is_one_layer else None
 
 
-def _num_bytes(tensors: list[tuple[str, str]]) -> int:
+def num_bytes(tensors: list[tuple[str, str]]) -> int:
   """Returns the bytes of tensors (bits, dimensions), such as ('32', '2,3')."""
   return sum(  # A boolean, 'pred', takes a byte.
     max(int(bits or 8) // 8, 1) * math.prod(map(int, re.findall(r'\d+', dims)))

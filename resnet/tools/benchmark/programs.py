@@ -28,11 +28,13 @@ class Program(NamedTuple):
     batch_size: number of images.
     seconds: function: number of steps -> seconds that they take.
     facts: the compiler's figures, if known.
+    peak_bytes: the memory measured, if there are no such figures.
   """
 
   batch_size: int
   seconds: Callable[[int], float]
   facts: Compiled | None = None
+  peak_bytes: int | None = None
 
 
 def resolve_here(config: Any) -> Experiment:

@@ -85,8 +85,9 @@ def main(
 
 def _counts(program: Program) -> dict[str, Any]:
   names = ('flops', 'accessed_bytes', 'peak_bytes')
-  facts = program.facts
-  return {name: getattr(facts, name) for name in names} if facts else {}
+  if facts := program.facts:
+    return {name: getattr(facts, name) for name in names}
+  return {'peak_bytes': program.peak_bytes}
 
 
 def _repeated(program: Program) -> Any:
