@@ -46,26 +46,41 @@ class Report:
     path = self._out / 'gpu.json'
     self.parts = json.loads(path.read_text()) if path.exists() else {}
 
-  def set(self, part, name, result=None, figures=None):
-    """Sets a row: what was measured, and the result as a short text."""
-    rows = self.parts.setdefault(part, {})
-    rows[name] = {'result': result, 'figures': figures}
-    self._save()
-
-  def end(self, part, status):
-    """Adds the row 'status'; planned rows without a result get it too."""
-    for row in self.parts.get(part, {}).values():
-      row['result'] = row['result'] or f'not run: {status}'
-    self.set(part, 'status', status)
-
-  def _save(self):
+  def set(self, part, name, figures=None, raw=None):
+    """Sets a row: figures for the table, and all that was measured."""
+    row = {'figures': figures, 'raw': raw}
+    self.parts.setdefault(part, {})[name] = row
     rows = [('part', 'measured', 'result')]
     for part, found in self.parts.items():
-      rows += [(part, name, row['result'] or '') for name, row in found.items()]
-    text = json.dumps(self.parts, indent=2)
-    write_atomically(str(self._out / 'gpu.json'), f'{text}\n')
-    text = command.table(rows, markdown=True)
-    write_atomically(str(self._out / 'gpu.md'), f'{text}\n')
+      rows += [
+        (part, name, _text(row['figures'])) for name, row in found.items()
+      ]
+    table = command.table(rows, markdown=True)
+    for name, text in (
+      ('gpu.json', json.dumps(self.parts, indent=2)),
+      ('gpu.md', table),
+    ):
+      write_atomically(str(self._out / name), f'{text}\n')
+
+  def end(self, part, status):
+    """Adds the row 'status', and the status to rows without figures."""
+    for name, row in self.parts.get(part, {}).items():
+      if row['figures'] is None:
+        self.set(part, name, f'not run: {status}')
+    self.set(part, 'status', status)
+
+
+def _text(value):
+  """Returns figures as text: a number, a spread, or several by name."""
+  if isinstance(value, dict) and 'median' in value:
+    return '{median} ({low} to {high})'.format(
+      **{name: _text(number) for name, number in value.items()}
+    )
+  if isinstance(value, dict):
+    return ', '.join(f'{name} {_text(x)}' for name, x in value.items())
+  if isinstance(value, float):
+    return f'{value:,.0f}' if value >= 1e4 else f'{value:.4g}'
+  return str(value)
 
 
 def main(args):
