@@ -80,7 +80,7 @@ def _text(value):
     return ', '.join(f'{name} {_text(x)}' for name, x in value.items())
   if isinstance(value, float):
     return f'{value:,.0f}' if value >= 1e4 else f'{value:.4g}'
-  return str(value)
+  return '' if value is None else str(value)
 
 
 def main(args):
@@ -159,7 +159,7 @@ def parser():
     metavar='PART=SECONDS',
     help=text,
   )
-  text = 'folder of prepared sets: cifar10_jpeg and imagenette, both --raw'
+  text = 'folder of prepared sets: cifar10_jpeg and imagenette_raw'
   add('--data', metavar='DIR', help=text)
   text = 'of ResNet-50, in this order; default: 256,64'
   add('--batch-sizes', type=_integers, default=[256, 64], help=text)

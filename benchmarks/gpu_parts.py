@@ -324,7 +324,7 @@ def _cached_set(options, name):
 
 def imagenette(options, set_row):
   """Trains ResNet-18-D for 20 epochs at 128 pixels, and evaluates it."""
-  if not (fields := _cached_set(options, 'imagenette')):
+  if not (fields := _cached_set(options, 'imagenette_raw')):
     return set_row('ResNet-18-D, 128x20', 'not run: no data')
   set_row('ResNet-18-D, 128x20')
   fields += ['eval_every_epochs=20.0', 'save_every_steps=1000000']
