@@ -8,8 +8,8 @@ The parts run one after the other, each in its own process and for at most its
 limit in seconds. After each measurement its row is in OUT/gpu.json and
 OUT/gpu.md, so a part that fails or is stopped keeps what it has measured. The
 output of all programs is in OUT/log.txt. What a part needs and does not find
-(PyTorch, data) is reported as not run. See docs/performance.md and
-benchmarks/gpu_parts.py.
+(PyTorch, data) is reported as not run. Parts of an earlier run in OUT are kept
+unless they run again. See docs/performance.md and benchmarks/gpu_parts.py.
 """
 
 import argparse
@@ -46,28 +46,34 @@ class Report:
     path = self._out / 'gpu.json'
     self.parts = json.loads(path.read_text()) if path.exists() else {}
 
+  def begin(self, part):
+    """Drops the rows of a part from an earlier run."""
+    self.parts[part] = {}
+    self._save()
+
   def set(self, part, name, figures=None, raw=None):
     """Sets a row: figures for the table, and all that was measured."""
     row = {'figures': figures, 'raw': raw}
     self.parts.setdefault(part, {})[name] = row
+    self._save()
+
+  def end(self, part, status):
+    """Adds the row 'status', and the status to rows without figures."""
+    for row in self.parts[part].values():
+      if row['figures'] is None:
+        row['figures'] = f'not run: {status}'
+    self.set(part, 'status', status)
+
+  def _save(self):
     rows = [('part', 'measured', 'result')]
     for part, found in self.parts.items():
-      rows += [
-        (part, name, _text(row['figures'])) for name, row in found.items()
-      ]
+      rows += [(part, name, _text(x['figures'])) for name, x in found.items()]
     table = command.table(rows, markdown=True)
     for name, text in (
       ('gpu.json', json.dumps(self.parts, indent=2)),
       ('gpu.md', table),
     ):
       write_atomically(str(self._out / name), f'{text}\n')
-
-  def end(self, part, status):
-    """Adds the row 'status', and the status to rows without figures."""
-    for name, row in self.parts.get(part, {}).items():
-      if row['figures'] is None:
-        self.set(part, name, f'not run: {status}')
-    self.set(part, 'status', status)
 
 
 def _text(value):
@@ -99,8 +105,6 @@ def main(args):
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
   args.out = os.path.abspath(args.out)
   os.makedirs(args.out, exist_ok=True)
-  for name in ('gpu.json', 'gpu.md', 'log.txt'):
-    pathlib.Path(args.out, name).unlink(missing_ok=True)
   limits = LIMITS | dict(args.limit)
   failed = [part for part in args.parts if not _run(part, args, limits[part])]
   print(f'The results are in {args.out}/gpu.md')
@@ -121,6 +125,7 @@ def _run(part, args, limit):
   """Runs a part in another process; returns whether it did not fail."""
   words = [sys.executable, '-m', 'benchmarks.gpu_parts', part]
   start, status = time.monotonic(), 'done'
+  Report(args.out).begin(part)
   with open(f'{args.out}/log.txt', 'ab') as log:
     process = subprocess.Popen(
       [*words, json.dumps(vars(args))],
@@ -137,8 +142,7 @@ def _run(part, args, limit):
       with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)  # Rivals are its children.
       process.wait()
-  report = Report(args.out)
-  report.end(part, status)
+  Report(args.out).end(part, status)
   print(f'{part}: {status} ({time.monotonic() - start:.0f} s)', flush=True)
   return not status.startswith('failed')
 

@@ -79,10 +79,11 @@ def environment(options, set_row):
   set_row('packages', versions)
   set_row('machine', f'{timing.machine()}, commit {provenance.commit()}')
   device = jax.devices()[0]
-  stats = device.memory_stats() or {}
-  set_row('device', {device.device_kind: '', 'bytes': stats.get('bytes_limit')})
-  peaks = _peaks() or ('unknown', 'unknown')
-  set_row('peaks assumed', {'FLOP/s': peaks[0], 'bytes/s': peaks[1]})
+  memory = (device.memory_stats() or {}).get('bytes_limit', 0)
+  set_row('device', {device.device_kind: '', 'GB for JAX': memory / 1e9})
+  flops, bandwidth = _peaks() or (0, 0)
+  peaks = {'TFLOP/s': flops / 1e12, 'TB/s': bandwidth / 1e12}
+  set_row('peaks assumed', peaks if flops else 'unknown: no roofline')
   if options.cpu:
     return set_row('driver', 'not run: no GPU')
   query = 'driver_version,memory.total,clocks.max.sm,power.limit'
