@@ -330,8 +330,9 @@ def imagenette(options, set_row):
   set_row('ResNet-18-D, 128x20')
   fields += ['eval_every_epochs=20.0', 'save_every_steps=1000000']
   if options.tiny:
-    fields += ['num_epochs=0.01', 'schedule.warmup_epochs=0.005']
-    fields += ['log_every_steps=1', 'data.eval_split=validation[:1%]']
+    fields += ['data.train_split=train[:100]', 'data.eval_split=validation[:9]']
+    fields += ['num_epochs=2.0', 'schedule.warmup_epochs=0.7']
+    fields.append('log_every_steps=1')
   lines = _train('configs/imagenette.py:128x20', fields)
   rates = [x['images_per_second'] for x in lines if 'images_per_second' in x]
   figures = {'top-1': lines[-1]['eval/top1'], 'images/s': timing.spread(rates)}
