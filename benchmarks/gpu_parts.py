@@ -59,7 +59,7 @@ VARIANTS = {
   'the same again': '',
   'no command buffers': f'{_XLA}enable_command_buffer=',
   'cuDNN frontend': f'{_XLA}enable_cudnn_frontend=true',
-  '1x1 convolutions as products': '--config.model.conv_backend=matmul',
+  '1x1 as products, pooling by taps': '--config.model.conv_backend=matmul',
   'cuDNN convolution fusions': f'{_XLA}experimental_enable_conv_fusion=true',
   'autotune level 0': f'{_XLA}autotune_level=0',
   'autotune level 4': f'{_XLA}autotune_level=4',
