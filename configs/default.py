@@ -92,7 +92,7 @@ def get_config() -> ConfigDict:
   # Dropout before the head (Srivastava et al. 2014): probability that, in
   # training, a pooled feature is dropped; None: no dropout.
   model.dropout = config_dict.placeholder(float)
-  # How to compute convolutions and max-pooling: 'xla', or 'matmul' for the forms
+  # How to compute convolutions and max-pooling: 'xla', or 'matmul' for the ways
   # of resnet/models/convolution.py and pooling.py, which are faster on CPUs.
   # None: 'matmul' on CPUs, 'xla' elsewhere. Results differ only by rounding.
   model.conv_backend = config_dict.placeholder(str)

@@ -11,9 +11,9 @@ DIR is an unpacked archive, such as imagenette2-320, with train/ and val/. For
 machines with few cores, store the pixels once:
 
   python -m resnet.tools.prepare --from=folder --source=DIR --out=SETS \\
-    --name=imagenette --raw --resize=160
+    --name=imagenette_raw --raw --resize=160
   python main.py --config=configs/imagenette.py:128x5 \\
-    --config.data.name=imagenette --config.data.data_dir=SETS
+    --config.data.name=imagenette_raw --config.data.data_dir=SETS
 
 TFDS's set works too: --config.data.name=imagenette/160px-v2.
 

@@ -127,7 +127,7 @@ def test_copies_of_cifar_have_its_recipe_and_depths():
 def test_imagenette_has_the_recipes_of_its_config():
   assert set(studies.LEADERBOARD) == set(imagenette.RECIPES)
   study = studies.STUDIES['imagenette']
-  for data in ('folder', 'imagenette'):
+  for data in ('folder', 'imagenette_raw'):
     for cell in grids.cells(study, data, depths=[18, 50], seeds=[3]):
       fields = flatten(grids.config_of(study, data, cell, data_dir='DIR'))
       recipe = imagenette.get_config(f'{cell.group},resnet{cell.depth}d')
@@ -167,7 +167,7 @@ def test_imagenette_is_shown_beside_the_leaderboard(tmp_path):
     cell: leaderboard_result('128x5', 18, cell.seed, 84.0 + cell.seed)
     for cell in cells[:2]
   }
-  grid = grid_of('imagenette', 'imagenette', cells, tmp_path)
+  grid = grid_of('imagenette', 'imagenette_raw', cells, tmp_path)
   text = ' '.join(results.write(grid, done).split())
   assert "| fast.ai's top-1 accuracy, % | top-1 accuracy on Imagenette," in text
   assert '| resnet18d 128x5 | 85.77 | 84.50 ± 0.71 | 100 ± 0 | 2 of 3 |' in text

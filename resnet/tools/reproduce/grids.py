@@ -104,11 +104,11 @@ RECIPES: dict[str, Callable[[str], Any]] = {
   'folder': imagenette.get_config,
 }
 # Sets that have the recipe, the depths and the published values of another.
-_SAME_AS = {'cifar10_jpeg': 'cifar10', 'imagenette': 'folder'}
+_SAME_AS = {'cifar10_jpeg': 'cifar10', 'imagenette_raw': 'folder'}
 _TITLES = {
   'cifar10_jpeg': 'JPEG copies of CIFAR-10',
   'folder': 'Imagenette',
-  'imagenette': 'Imagenette',
+  'imagenette_raw': 'Imagenette',
 }
 
 
