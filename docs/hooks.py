@@ -5,6 +5,7 @@ there; here they become links of the site.
 """
 
 from collections.abc import Iterator
+import json
 import pathlib
 import posixpath
 import re
@@ -21,6 +22,7 @@ PAGES = {
   'README.md': 'index.md',
   'CONTRIBUTING.md': 'contributing.md',
   'CHANGELOG.md': 'changelog.md',
+  'docs/tutorial.ipynb': 'tutorial.md',
   'resnet/pretrained/README.md': 'pretrained.md',
 }
 # [`name`](path, ](path or src="path; other schemes have a colon.
@@ -31,6 +33,8 @@ def on_files(files, config):
   """Adds `PAGES`, and a page for each file outside docs/ with a link to it."""
   for path, uri in PAGES.items():
     text = (ROOT / path).read_text()
+    if path.endswith('.ipynb'):
+      text = notebook_page(text)
     files.append(File.generated(config, uri, content=text))
   linked = {
     target
@@ -66,6 +70,21 @@ def on_page_content(html, **_):
     lambda code: re.sub(r'--[^\s<]+', r'<span>\g<0></span>', code[0]),
     html,
   )
+
+
+def notebook_page(text: str) -> str:
+  """Returns a notebook with its outputs as Markdown."""
+  parts = []
+  for cell in json.loads(text)['cells']:
+    source = ''.join(cell['source'])
+    is_code = cell['cell_type'] == 'code'
+    parts.append(f'```python\n{source}\n```' if is_code else source)
+    for output in cell.get('outputs', []):
+      if png := output.get('data', {}).get('image/png'):
+        parts.append(f'![figure](data:image/png;base64,{png.strip()})')
+      else:
+        parts.append(f'```text\n{"".join(output["text"])}```')
+  return '\n\n'.join(parts)
 
 
 def linked_files(uri: str, text: str) -> Iterator[tuple[re.Match, str]]:

@@ -1,6 +1,5 @@
 """The commands in the README and the docs are valid; the quick ones run."""
 
-import glob
 import importlib
 import re
 import shlex
@@ -23,16 +22,20 @@ PLACEHOLDERS = {
   '=N': '=2',
   '=I': '=0',
   ' ...': '',
+  # The commands of the installed package.
+  'resnet-train': 'python main.py',
+  'resnet predict': 'python -m resnet.tools.predict',
 }
 # The files in docs/results name the commands of their time.
 TEXTS = [page for page in PAGES if 'results' not in page.parts]
 INLINE = r'`(?:python )?((?:main\.py|-m resnet\.tools\.[a-z]+) [^`]+)`'
 # Commands of others, or of the shell.
-OTHERS = {'apt-get', 'cd', 'curl', 'docker', 'done', 'export', 'for', 'git'}
+OTHERS = {'cd', 'curl', 'docker', 'done', 'export', 'for', 'git', 'resnet'}
+OTHERS |= {'apt-get', 'uv'}
 # Tools whose commands run here in seconds, unless they need one of these.
 QUICK = {'export', 'predict', 'report', 'summary', 'weights'}
 NEEDS = {'runs/imagenette', 'runs/resnet50', 'runs/cifar10', '--model=resnet50'}
-NEEDS |= {'--format=onnx', '--format=openvino'}
+NEEDS |= {'--format=onnx', '--format=openvino', 'NAME', '--all'}
 
 
 def commands(page):
@@ -42,22 +45,14 @@ def commands(page):
   lines = blocks.replace('\\\n', '').splitlines()
   lines += [f'python {line}' for line in re.findall(INLINE, read(page))]
   for line in lines:
+    line = re.sub(r'\S+/bin/', '', line)
     for old, new in PLACEHOLDERS.items():
       line = re.sub(rf'{re.escape(old)}(?!\w)', new, line)
-    words = shlex.split(line.replace('.venv/bin/', ''), comments=True)
+    words = shlex.split(line, comments=True)
     while '&&' in words:
       yield words[: words.index('&&')]
       words = words[words.index('&&') + 1 :]
     yield [word for word in words if word != 'PYTHONPATH=.']
-
-
-def tool_of(words):
-  """Returns the name of a tool and its arguments, or None."""
-  match words:
-    case ['python', '-m', module, *args] if 'resnet.tools.' in module:
-      return module.rpartition('.')[2], args
-    case ['resnet', name, *args]:
-      return name, args
 
 
 def check_main(args):
@@ -73,13 +68,15 @@ def check_main(args):
 def check(words):
   """Raises an error if a command is wrong."""
   match words:
-    case _ if tool := tool_of(words):
-      module = importlib.import_module(f'resnet.tools.{tool[0]}')
+    case ['python', '-m', name, *args] if name.startswith('resnet.tools.'):
+      module = importlib.import_module(name)
       if hasattr(module, '__path__'):
-        module = importlib.import_module(f'{module.__name__}.__main__')
-      module.parser().parse_args(tool[1])
-    case ['python', 'main.py', *args] | ['resnet-train', *args]:
+        module = importlib.import_module(f'{name}.__main__')
+      module.parser().parse_args(args)
+    case ['python', 'main.py', *args]:
       check_main(args)
+    case ['python', '-m', 'pytest', *args]:
+      assert all((ROOT / x).exists() for x in args if x.startswith('tests/'))
     case ['python', script, *_]:
       assert (ROOT / script).is_file()
     case ['make', target]:
@@ -90,7 +87,7 @@ def check(words):
     case [name, *_] if name.startswith('scripts/'):
       assert (ROOT / name).is_file()
     case _:
-      assert not words or words == ['resnet'] or words[0] in OTHERS
+      assert not words or words[0] in OTHERS
 
 
 @pytest.mark.parametrize('page', TEXTS, ids=lambda p: str(p.relative_to(ROOT)))
@@ -102,16 +99,16 @@ def test_commands_of_pages_are_valid(page):
 
 @pytest.mark.slow
 def test_quick_commands_run(tool, tmp_path, monkeypatch):
-  monkeypatch.chdir(tmp_path)
-  write_run(tmp_path / 'runs' / 'digits', [{'step': 1, 'train/loss': 1.0}])
-  files = {'cat.jpg': PICTURES / 'cat.jpg', 'FOLDER': PICTURES}
+  run = write_run(tmp_path / 'run', [{'step': 1, 'train/loss': 1.0}])
+  files = {'cat.jpg': PICTURES / 'cat.jpg', 'FOLDER': PICTURES, 'runs/*': run}
   ran = set()
   for words in [words for page in TEXTS for words in commands(page)]:
-    name, args = tool_of(words) or ('', [])
-    if name in QUICK and not NEEDS.intersection(args):
-      given = [str(files.get(arg, arg)) for arg in args]
-      given = [y for x in given for y in (glob.glob(x) or [x])]
-      result = tool(name, *given)
+    name, args = ' '.join(words[2:3]).rpartition('.')[2], tuple(words[3:])
+    if name in QUICK and not NEEDS & {*args} and (name, args) not in ran:
+      folder = tmp_path / str(len(ran))
+      folder.mkdir()
+      monkeypatch.chdir(folder)
+      result = tool(name, *(files.get(arg, arg) for arg in args))
       assert result.returncode == 0, (words, result.stderr)
-      ran.add((name, *args))
-  assert {name for name, *_ in ran} == QUICK and len(ran) > 9
+      ran.add((name, args))
+  assert {name for name, _ in ran} == QUICK and len(ran) > 9
