@@ -99,7 +99,7 @@ def test_commands_of_pages_are_valid(page):
 
 @pytest.mark.slow
 def test_quick_commands_run(tool, tmp_path, monkeypatch):
-  run = write_run(tmp_path / 'run', [{'step': 1, 'train/loss': 1.0}])
+  run = write_run(tmp_path / 'run', [{'step': 1, 'learning_rate': 0.1}])
   files = {'cat.jpg': PICTURES / 'cat.jpg', 'FOLDER': PICTURES, 'runs/*': run}
   ran = set()
   for words in [words for page in TEXTS for words in commands(page)]:
