@@ -84,7 +84,7 @@ def check(words):
     case ['pip', 'install', *args]:
       files = [arg for arg in args if arg.endswith('.txt')]
       assert all((ROOT / file).is_file() for file in files)
-    case [name, *_] if name.startswith('scripts/'):
+    case [name, *_] if name.endswith('.sh'):
       assert (ROOT / name).is_file()
     case _:
       assert not words or words[0] in OTHERS
