@@ -3,7 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train check test test-parity test-slow coverage lint format docs clean
+.PHONY: train check test test-parity test-slow test-cluster coverage lint \
+  format docs clean
 
 train: .venv/installed
 	$(BIN)/python main.py
@@ -22,7 +23,13 @@ test-parity: .venv/installed-parity
 	  tests/training/test_parity.py
 
 test-slow: .venv/installed-tests
-	$(BIN)/python -m pytest -m slow --dist=load --maxschedchunk=1
+	$(BIN)/python -m pytest -m 'slow and not cluster' \
+	  --dist=load --maxschedchunk=1
+
+# Slurm on this machine, one job after another; needs Debian's slurm-wlm and
+# munge.
+test-cluster: .venv/installed-tests
+	$(BIN)/python -m pytest --numprocesses=0 tests/cluster
 
 # Coverage of resnet/ by `make test`, including the processes that tests start.
 coverage: .venv/installed-tests

@@ -17,11 +17,22 @@ set -euo pipefail
 cd "$SLURM_SUBMIT_DIR"
 
 status=0
-srun --kill-on-bad-exit=0 --wait=180 --cpus-per-task="$SLURM_CPUS_PER_TASK" \
+srun --nodes="$SLURM_JOB_NUM_NODES" \
+  --ntasks="$((SLURM_JOB_NUM_NODES * SLURM_NTASKS_PER_NODE))" \
+  --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=0 --wait=180 \
   .venv/bin/python main.py --distributed \
   --config="$1" --workdir="$2" "${@:3}" || status=$?
-if [[ $status -eq 143 ]]; then
-  echo "Stopped by a signal; requeued."
-  scontrol requeue "$SLURM_JOB_ID"
+# 0: done; 2: wrong input; 130: Ctrl-C.
+[[ ! $status =~ ^(0|2|130)$ ]] || exit "$status"
+
+# The job's comment survives a requeue.
+failures=0
+if [[ $status -ne 143 ]]; then
+  comment=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%k)
+  [[ ! $comment =~ ^failures:([0-9]+)$ ]] || failures=${BASH_REMATCH[1]}
+  [[ $failures -lt 3 ]] || exit "$status"
+  failures=$((failures + 1))
 fi
-exit "$status"
+echo "Ended with exit code $status; requeued (failures in a row: $failures)."
+scontrol update JobId="$SLURM_JOB_ID" Comment="failures:$failures"
+scontrol requeue "$SLURM_JOB_ID" || exit "$status"

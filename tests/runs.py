@@ -54,6 +54,14 @@ def read_metrics(workdir: Any) -> list[dict[str, Any]]:
   return [json.loads(line) for line in text.splitlines()]
 
 
+def untimed(workdir: Any) -> list[dict[str, Any]]:
+  """Returns the lines of metrics.jsonl without speeds."""
+  return [
+    {name: value for name, value in line.items() if name not in TIMES}
+    for line in read_metrics(workdir)
+  ]
+
+
 def final_state(
   workdir: Any, run: experiment.Experiment | None = None, **changes: Any
 ) -> Any:
@@ -70,15 +78,8 @@ def assert_same_run(
   **changes: Any,
 ) -> None:
   """Asserts equal metrics and, bit for bit, equal final states."""
-  untimed = [
-    [
-      {name: value for name, value in line.items() if name not in TIMES}
-      for line in read_metrics(folder)
-    ]
-    for folder in (workdir, other)
-  ]
-  assert untimed[0] == untimed[1]
-  assert untimed[0]
+  assert untimed(workdir) == untimed(other)
+  assert untimed(workdir)
   jax.tree.map(
     np.testing.assert_array_equal,
     final_state(workdir, run, **changes),

@@ -137,25 +137,46 @@ def test_tpu_vm_runs_on_the_workers_and_stops(tmp_path):
       os.kill(pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize(('status', 'requeued'), [(0, 0), (1, 0), (143, 1)])
-def test_slurm_requeues_a_job_that_a_signal_stopped(tmp_path, status, requeued):
+@pytest.mark.parametrize(
+  ('status', 'comment', 'failures'),
+  [
+    *((status, '(null)', None) for status in (0, 2, 130)),
+    (1, '(null)', 1),
+    (137, 'failures:2', 3),
+    (137, 'failures:3', None),
+    (143, 'failures:3', 0),
+  ],
+)
+def test_slurm_requeues_a_job_by_its_exit_code(
+  tmp_path, status, comment, failures
+):
   result = call(
     *(tmp_path, 'slurm.sh', RUN['CONFIG'], RUN['WORKDIR'], '--config.seed=1'),
-    tools={'srun': f'{RECORDER}exit {status}\n', 'scontrol': RECORDER},
+    tools={
+      'srun': f'{RECORDER}exit {status}\n',
+      'squeue': f'#!/bin/bash\necho "{comment}"\n',
+      'scontrol': RECORDER,
+    },
     SLURM_SUBMIT_DIR=str(tmp_path),
     SLURM_CPUS_PER_TASK='12',
+    SLURM_NTASKS_PER_NODE='8',
+    SLURM_JOB_NUM_NODES='2',
     SLURM_JOB_ID='17',
   )
-  assert result.returncode == status
   lines = result.stdout.split()
   # Otherwise srun would stop the others when one has failed: they would end
   # with 143, and the job would be queued again for ever.
   assert '--kill-on-bad-exit=0' in lines
+  # After a change of the number of nodes, SLURM_NTASKS would be wrong.
+  assert '--ntasks=16' in lines
   program = lines.index('.venv/bin/python')
   assert lines[program + 1 :][:5] == [*PROGRAM, '--config.seed=1']
-  assert lines.count('scontrol') == requeued
-  if requeued:
-    assert lines[lines.index('scontrol') + 1 :] == ['requeue', '17']
+  if failures is None:
+    assert result.returncode == status
+    assert 'scontrol' not in lines
+  else:
+    assert f'Comment=failures:{failures}' in lines
+    assert lines[-2:] == ['requeue', '17']
 
 
 def test_xpk_runs_the_image_on_all_workers(tmp_path):
