@@ -19,7 +19,7 @@ cd "$SLURM_SUBMIT_DIR"
 status=0
 srun --nodes="$SLURM_JOB_NUM_NODES" \
   --ntasks="$((SLURM_JOB_NUM_NODES * SLURM_NTASKS_PER_NODE))" \
-  --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=0 --wait=180 \
+  --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=0 --wait=600 \
   .venv/bin/python main.py --distributed \
   --config="$1" --workdir="$2" "${@:3}" || status=$?
 # 0: done; 2: wrong input; 130: Ctrl-C.

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from typing import Any
 
 from tests import programs
@@ -43,6 +44,7 @@ SelectTypeParameters=CR_Core
 SchedulerParameters=sched_interval=2,bf_interval=2
 SlurmdParameters=config_overrides
 SlurmdTimeout=30
+KillWait=120
 GresTypes=gpu
 PartitionName=all Nodes={names} Default=YES
 """
@@ -164,6 +166,7 @@ class Slurm:
     """Returns the fields of a job once it is in this state."""
 
     def reached() -> bool:
+      time.sleep(0.5)  # Each look starts a process.
       job = self.job(number)
       end = job['JobState'] in ('COMPLETED', 'FAILED', 'CANCELLED', 'TIMEOUT')
       assert not end or job['JobState'] == state, job

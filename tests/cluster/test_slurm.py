@@ -22,15 +22,21 @@ FLAGS = (
   '--config.model.dtype=float32',
   '--config.model.bn_group_size=32',  # The same for one to three devices.
   '--config.batch_size=96',
-  '--config.num_epochs=20',
-  '--config.eval_every_epochs=10',
+  '--config.num_epochs=8',
+  '--config.eval_every_epochs=4',
   '--config.log_every_steps=1',
-  '--config.save_every_steps=50',
-  # So low that rounding errors do not grow.
+  '--config.save_every_steps=20',
+  '--config.ema_decay=0.9',
+  # So low, and so few steps, that rounding errors do not grow.
   '--config.schedule.learning_rate=0.002',
 )
-# Long enough for Slurm, which looks every 30 s for jobs near their time limit.
-LONG = ('--config.num_epochs=200', '--config.eval_every_epochs=100')
+# A minute or more: Slurm looks every 30 s for jobs near their time limit.
+LONG = (
+  '--config.num_epochs=400',
+  '--config.eval_every_epochs=100',
+  '--config.log_every_steps=5',
+  '--config.preemption_grace_seconds=60',
+)
 DIED = r'error: Process 1 .* has died\. The same commands continue'
 
 
@@ -136,7 +142,7 @@ def test_a_job_continues_after_its_time_limit(slurm, submit, tmp_path):
   slurm.call('scontrol', 'update', f'JobId={job}', 'TimeLimit=60')
   log = tmp_path / 'run.log'
   assert_ends(slurm, job, log, 'PENDING', requeued=[143])
-  saved = r'Stopped by SIGTERM after step \d+ of 3000; it is saved'
+  saved = r'Stopped by SIGTERM after step \d+ of 5\d\d\d; it is saved'
   assert re.search(saved, log.read_text())
   slurm.wait_for(submit(*LONG, name='whole'), 'COMPLETED')
   assert untimed(tmp_path / 'run') == untimed(tmp_path / 'whole')
@@ -145,7 +151,7 @@ def test_a_job_continues_after_its_time_limit(slurm, submit, tmp_path):
 @pytest.mark.cluster
 def test_a_job_continues_after_a_task_was_killed(slurm, two, submit, tmp_path):
   job = submit('--heartbeat_seconds=3600')
-  wait_for_step(tmp_path / 'run', 60)
+  wait_for_step(tmp_path / 'run', 30)
   (task,) = slurm.processes(SLURM_JOB_ID=job, SLURM_PROCID='1')
   os.kill(task, signal.SIGKILL)
   log = tmp_path / 'run.log'
@@ -157,7 +163,7 @@ def test_a_job_continues_after_a_task_was_killed(slurm, two, submit, tmp_path):
 @pytest.mark.cluster
 def test_a_job_continues_after_a_node_went_down(slurm, two, submit, tmp_path):
   job = submit()
-  wait_for_step(tmp_path / 'run', 60)
+  wait_for_step(tmp_path / 'run', 30)
   down = ('scontrol', 'update', f'NodeName={NODES[1]}')
   slurm.call(*down, 'State=DOWN', 'Reason=test')
   assert_ends(slurm, job, tmp_path / 'run.log', 'NODE_FAIL')
@@ -171,7 +177,7 @@ def test_a_job_continues_on_fewer_nodes_after_one_died(
   slurm, alone, submit, tmp_path
 ):
   job = submit(nodes=3)
-  wait_for_step(tmp_path / 'run', 60)
+  wait_for_step(tmp_path / 'run', 30)
   slurm.kill_node(NODES[1])
   slurm.wait_for(job, 'PENDING')
   sizes = ('NumNodes=2', 'NumTasks=2', 'NumCPUs=2')
