@@ -44,6 +44,7 @@ SelectTypeParameters=CR_Core
 SchedulerParameters=sched_interval=2,bf_interval=2
 SlurmdParameters=config_overrides
 SlurmdTimeout=30
+ReturnToService=1
 KillWait=120
 GresTypes=gpu
 PartitionName=all Nodes={names} Default=YES

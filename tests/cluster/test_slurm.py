@@ -139,7 +139,7 @@ def test_a_job_continues_after_its_time_limit(slurm, submit, tmp_path):
   slurm.call('scontrol', 'update', f'JobId={job}', 'TimeLimit=60')
   log = tmp_path / 'run.log'
   assert_ends(slurm, job, log, 'PENDING', 'COMPLETED', requeued=[143])
-  saved = r'Stopped by SIGTERM after step \d+ of 5\d\d\d; it is saved'
+  saved = r'Stopped by SIGTERM after step \d+ of \d+; it is saved'
   assert re.search(saved, log.read_text())
   slurm.wait_for(submit(*LONG, name='whole'), 'COMPLETED')
   assert untimed(tmp_path / 'run') == untimed(tmp_path / 'whole')
@@ -187,7 +187,6 @@ def test_a_job_continues_on_fewer_nodes_after_one_died(
   assert_close_runs(tmp_path / 'run', alone, rtol=1e-5)
 
 
-@pytest.mark.cluster
 def test_a_second_job_in_a_workdir_is_refused_and_scancel_saves(
   slurm, submit, tmp_path
 ):
