@@ -166,10 +166,10 @@ def explain(error: Exception) -> str:
     cause = error
     while isinstance(cause, Exception) and cause.args:
       cause = cause.args[0]
-    what = 'There is no config field'
     if ' has no attribute ' in str(cause):
-      what = 'The config file is not valid:'
-    return f'{what} {cause}'
+      return f'The config file is not valid: {cause}'
+    name, _, near = str(cause).partition(' ')
+    return f'There is no config field {name}. {near}'.rstrip()
   if isinstance(error, OSError) and (
     missing := re.search(r'Attempted.*?: \'?([^\s\']+\.py)', str(error), re.S)
   ):

@@ -81,10 +81,11 @@ class Weights:
 
   name: str
   model_name: str
-  model: Any
-  variables: dict[str, Any]
+  # `repr` leaves out what would fill pages of a notebook.
+  model: Any = dataclasses.field(repr=False)
+  variables: dict[str, Any] = dataclasses.field(repr=False)
   preprocessing: Preprocessing
-  class_names: tuple[str, ...]
+  class_names: tuple[str, ...] = dataclasses.field(repr=False)
   ema: bool | None = None
 
   def logits(self, variables: Any, images: jax.Array) -> jax.Array:

@@ -50,7 +50,8 @@ def create_schedule(length: RunLength, config: Any) -> optax.Schedule:
   if warmup_steps >= length.num_steps:
     raise InputError(
       f'schedule.warmup_epochs={config.warmup_epochs} is {warmup_steps} steps;'
-      f' expected less than the {length.num_steps} steps of the run.'
+      f' expected less than the {length.num_steps} steps of the run. Type'
+      ' --config.schedule.warmup_epochs=0, or train for more epochs.'
     )
   if config.name == 'one_cycle':
     schedule = _one_cycle(peak, warmup_steps, length.num_steps)
