@@ -16,6 +16,10 @@ from resnet.errors import InputError, RunError
 
 # Errors of a disk that is full, over quota, read-only or broken.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
+# How errors of Orbax begin that say nothing new: of threads that end late, and
+# of each array of a damaged checkpoint, up to 2 kB, whenever the garbage
+# collector finds its unfinished read. The damage itself is reported.
+_NOT_SHOWN = ('Event loop is closed', 'Encountered error while reading array')
 
 
 class LastingStream:
@@ -86,7 +90,8 @@ class _ThreadErrors:
   def _wrap(self, hook: Callable[[Any], Any]) -> Callable[[Any], None]:
     def show(args: Any) -> None:
       with self._lock:
-        if not self._hidden and str(args.exc_value) != 'Event loop is closed':
+        is_known = str(args.exc_value).startswith(_NOT_SHOWN)
+        if not self._hidden and not is_known:
           hook(args)
 
     return show

@@ -2,6 +2,7 @@
 
 import atexit
 from collections.abc import Callable
+import concurrent.futures
 import functools
 import os
 import pathlib
@@ -109,13 +110,18 @@ def finish(
   *processes: subprocess.Popen[str],
 ) -> list[subprocess.CompletedProcess[str]]:
   """Waits until all processes have ended; kills those that do not."""
-  try:
-    ends = [
-      process.communicate(timeout=TIMEOUT_SECONDS) for process in processes
-    ]
-  finally:
-    for process in processes:
-      process.kill()
+
+  def communicate(process: subprocess.Popen[str]) -> tuple[str, str]:
+    return process.communicate(timeout=TIMEOUT_SECONDS)
+
+  # At the same time: a process waits, and the others for it, once its pipe is
+  # full.
+  with concurrent.futures.ThreadPoolExecutor(len(processes)) as pool:
+    try:
+      ends = list(pool.map(communicate, processes))
+    finally:
+      for process in processes:
+        process.kill()
   return [
     subprocess.CompletedProcess(process.args, process.returncode, out, err)
     for process, (out, err) in zip(processes, ends, strict=True)

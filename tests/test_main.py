@@ -331,6 +331,7 @@ def test_thread_errors_are_hidden_after_the_error():
     '  thread.join()\n'
     'def resolve(config):\n'
     '  raises("Event loop is closed")\n'
+    '  raises("Encountered error while reading array index: (0,)")\n'
     '  raises("news")\n'
     '  raise errors.InputError("the end")\n'
     'experiment.resolve = resolve\n'

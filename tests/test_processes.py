@@ -77,6 +77,7 @@ def run(*args, **options):
   ends = finish(*start(*args, **options))
   for end in ends:
     assert end.returncode == 0, end.stderr
+    assert 'Exception ignored' not in end.stderr
   return ends[0].stdout
 
 
