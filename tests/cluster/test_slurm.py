@@ -30,10 +30,10 @@ FLAGS = (
   # So low, and so few steps, that rounding errors do not grow.
   '--config.schedule.learning_rate=0.002',
 )
-# A minute or more: Slurm looks every 30 s for jobs near their time limit.
+# Over 40 s: Slurm looks every 30 s for jobs near their time limit.
 LONG = (
-  '--config.num_epochs=400',
-  '--config.eval_every_epochs=100',
+  '--config.num_epochs=120',
+  '--config.eval_every_epochs=40',
   '--config.log_every_steps=5',
   '--config.preemption_grace_seconds=60',
 )
