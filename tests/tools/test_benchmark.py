@@ -212,8 +212,8 @@ _SCRIPTS = {
 
 @pytest.mark.parametrize('name', sorted(_SCRIPTS))
 def test_every_script_can_be_imported(name):
-  if name == 'photographs_torch':
-    pytest.importorskip('timm')
+  if package := {'photographs_torch': 'timm', 'weights': 'torch'}.get(name):
+    pytest.importorskip(package)
   importlib.import_module(f'benchmarks.{name}')
 
 
