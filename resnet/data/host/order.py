@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import itertools
 
 from grain.experimental import index_shuffle
+import numpy as np
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,19 +34,25 @@ class TrainingOrder:
   repeats: int = 1
 
   @functools.cached_property
-  def _places(self) -> list[int]:
+  def _places(self) -> np.ndarray:
     """For each row, its place in a batch whose copies lie side by side."""
-    return sorted(range(self.batch_size), key=lambda i: i % self.repeats)
+    return np.argsort(np.arange(self.batch_size) % self.repeats, kind='stable')
 
-  def __call__(self, position: int) -> int:
-    """Returns the index of the record at a position of the stream."""
-    batch, row = divmod(position, self.batch_size)
-    place = batch * self.batch_size + self._places[row]
-    epoch, place = divmod(place, self.length)
-    # Grain's MapDataset.shuffle gives this order too, with twice the overhead.
-    return index_shuffle(
-      place // self.repeats,
-      max_index=self.length - 1,
-      seed=(self.seed + epoch) % 2**32,
-      rounds=4,
+  def __call__(self, positions: range) -> list[int]:
+    """Returns the indices of the records at positions of the stream."""
+    batches, rows = np.divmod(
+      np.arange(positions.start, positions.stop), self.batch_size
+    )
+    places = batches * self.batch_size + self._places[rows]
+    epochs, places = np.divmod(places, self.length)
+    # Grain's MapDataset.shuffle gives this order too, one call per position.
+    # Positional arguments: with keywords, a call takes a quarter longer.
+    return list(
+      map(
+        index_shuffle,
+        (places // self.repeats).tolist(),
+        itertools.repeat(self.length - 1),  # The largest index.
+        ((self.seed + epochs) % 2**32).tolist(),
+        itertools.repeat(4),  # Rounds.
+      )
     )

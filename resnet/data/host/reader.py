@@ -130,7 +130,7 @@ class BatchReader:
       positions = range(start, min(positions.stop, len(self.source)))
       indices = list(positions)
     else:
-      indices = list(map(self._order, positions))
+      indices = self._order(positions)
     return indices, self._draws(positions)
 
   def keys(self, step: int) -> list[str]:

@@ -11,7 +11,7 @@ from tests.runs import resolve
 def batches(count, **fields):
   order = TrainingOrder(**{'length': 100, 'seed': 3, 'batch_size': 20} | fields)
   size = order.batch_size
-  return [[order(k * size + i) for i in range(size)] for k in range(count)]
+  return [order(range(k * size, (k + 1) * size)) for k in range(count)]
 
 
 def test_the_order_of_a_seed_never_changes():
