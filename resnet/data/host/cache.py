@@ -40,7 +40,7 @@ class CachedReader(BatchReader):
     """Returns 'index' int32 [b]: N in rows without an image."""
     rows = np.full(self.row_count, len(self.source), np.int32)
     left_out: list[str] = []
-    for row, index in enumerate(self.plan(step)[0]):
+    for row, index in enumerate(self.indices(step)):
       while index is not None and index in self.broken:
         left_out.append(self.broken[index])
         index = self.replacement(index)

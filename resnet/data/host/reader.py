@@ -124,18 +124,24 @@ class BatchReader:
 
     No record is read.
     """
+    return self.indices(step), self._draws(self._positions(step))
+
+  def indices(self, step: int) -> list[int]:
+    """Returns the indices of a batch's records; no record is read."""
+    positions = self._positions(step)
+    return list(positions) if self.seed is None else self._order(positions)
+
+  def _positions(self, step: int) -> range:
+    """Returns the positions of this process's rows in the stream."""
     start = step * self.batch_size + self.row_start
-    positions = range(start, start + self.row_count)
+    stop = start + self.row_count
     if self.seed is None:
-      positions = range(start, min(positions.stop, len(self.source)))
-      indices = list(positions)
-    else:
-      indices = self._order(positions)
-    return indices, self._draws(positions)
+      stop = min(stop, len(self.source))
+    return range(start, stop)
 
   def keys(self, step: int) -> list[str]:
     """Returns the names of the records of a training batch."""
-    indices, _ = self.plan(step)
+    indices = self.indices(step)
     return list(map(self.source.key, indices, self.source.read(indices)))
 
   def _draws(self, positions: range) -> list[Draws]:
