@@ -104,6 +104,39 @@ def test_a_run_makes_the_same_updates_with_two_programs_per_size(
   assert steps == [[6, 8, 16]] * 2
 
 
+@pytest.mark.parametrize(
+  'changes',
+  [
+    pytest.param({'accumulation_steps': 2}, marks=pytest.mark.slow),
+    pytest.param({'optimizer__sam_rho': 0.05}, marks=pytest.mark.slow),
+    pytest.param({'sharding__fsdp': 2}, marks=pytest.mark.slow),
+    {
+      'accumulation_steps': 2,
+      'optimizer__sam_rho': 0.05,
+      'sharding__fsdp': 2,
+    },
+  ],
+)
+def test_micro_batches_sam_and_fsdp_make_the_same_updates(changes):
+  run = resolve(num_devices=2, data__size_schedule=(), **changes)
+  run = run.cached(DataWarnings(), lambda _: None)
+  steps = jit_steps(run.task, run.sharding)
+  states, losses = [], []
+  for count in (1, 3):
+    state, train = run.create_state(), None
+    loader = run.load(run.train_reader, DataWarnings(), num_steps=6)
+    for step in range(count, 7, count):
+      batch = loader.take(count)
+      train = train or steps.compile_call(state, batch, count)
+      state, metrics = train(state, batch)
+      if step % 3 == 0:
+        losses.append(float(metrics['loss']))
+    loader.close()
+    states.append(state)
+  assert losses[:2] == pytest.approx(losses[2:], rel=1e-6)
+  assert_close(*states, rtol=1e-5, atol=1e-7)
+
+
 def test_a_signal_is_obeyed_after_the_call_and_another_number_resumes(
   single, tmp_path, monkeypatch
 ):
