@@ -180,6 +180,7 @@ def draw(points, path):
 
 def main(args):
   """Measures what is missing, then writes the tables and the figure."""
+  os.makedirs(args.out, exist_ok=True)
   path = os.path.join(args.out, 'results.json')
   points = {}
   if os.path.exists(path):
