@@ -1,6 +1,5 @@
 """Networks with random weights, and statistics as trained ones have them."""
 
-import functools
 import math
 
 import jax
@@ -9,7 +8,7 @@ import numpy as np
 
 from resnet import weights
 from resnet.inference.network import Weights
-from resnet.models import create_model
+from resnet.models import abstract_variables, create_model
 
 
 def make_variables(name, *, size, num_classes, channels=3, **overrides):
@@ -43,9 +42,6 @@ def draw_variables(name, *, size, num_classes, channels=3, **overrides):
   Predictions differ from image to image.
   """
   model = create_model(name, num_classes=num_classes, **overrides)
-  images = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
-  init = functools.partial(model.init, train=False)
-  shapes = jax.eval_shape(init, jax.random.key(0), images)
   rng = np.random.default_rng(0)
 
   def draw(path, leaf):
@@ -58,6 +54,7 @@ def draw_variables(name, *, size, num_classes, channels=3, **overrides):
       values = rng.normal(0, 0.1, leaf.shape)
     return values.astype(np.float32)
 
+  shapes = abstract_variables(model, (size, size, channels))
   return model, jax.tree_util.tree_map_with_path(draw, shapes)
 
 

@@ -1,5 +1,9 @@
 """Residual networks by name."""
 
-from resnet.models.registry import create_model, list_models
+from resnet.models.registry import (
+  abstract_variables,
+  create_model,
+  list_models,
+)
 
-__all__ = ['create_model', 'list_models']
+__all__ = ['abstract_variables', 'create_model', 'list_models']

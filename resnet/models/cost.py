@@ -12,7 +12,7 @@ import jax
 from jax.extend import core
 import jax.numpy as jnp
 
-from resnet.models import create_model
+from resnet.models import abstract_variables, create_model
 from resnet.models.resnet import ResNet
 
 # Primitives that count as one operation per element of their output.
@@ -94,9 +94,7 @@ def trace(name: str, image_size: int, **overrides: Any) -> NetworkCost:
     # Unroll to count each block; fix the backend for the same count anywhere.
     model = model.clone(scan_blocks=False, conv_backend='xla')
   images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-  variables = jax.eval_shape(
-    functools.partial(model.init, train=False), jax.random.key(0), images
-  )
+  variables = abstract_variables(model)
   # Tracing removes no dead code, so the logits are counted too.
   apply = functools.partial(model.apply, train=False, method='features')
   jaxpr, features = jax.make_jaxpr(apply, return_shape=True)(variables, images)

@@ -1,8 +1,12 @@
 """All networks by name, as in the papers' tables."""
 
+from collections.abc import Sequence
 import dataclasses
 import functools
 from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 from resnet.errors import InputError, nearest
 from resnet.models import blocks, layers, pooling
@@ -186,6 +190,18 @@ def create_model(name: str, **overrides: Any) -> Any:
   if isinstance(model, ResNet):
     _check(name, model)
   return model
+
+
+def abstract_variables(
+  model: Any, image_shape: Sequence[int] = (32, 32, 3)
+) -> Any:
+  """Returns the shapes and dtypes of a network's variables; nothing runs.
+
+  They depend on the channels of the images, but not on the size.
+  """
+  images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+  init = functools.partial(model.init, train=False)
+  return jax.eval_shape(init, jax.random.key(0), images)
 
 
 def _check(name: str, model: ResNet) -> None:

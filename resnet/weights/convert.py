@@ -2,16 +2,13 @@
 
 from collections.abc import Mapping
 import contextlib
-import functools
 from typing import Any
 
 from flax import traverse_util
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from resnet.errors import InputError, nearest
-from resnet.models import create_model
+from resnet.models import abstract_variables, create_model
 from resnet.weights.naming import NAMINGS, ORBAX
 from resnet.weights.naming import layout as base
 from resnet.weights.stored import StoredWeights
@@ -132,11 +129,7 @@ def _expected_shapes(
 
   Image channels, and classes unless overridden, are those of the source.
   """
-  model = create_model(name, **overrides)
-  # The shapes do not depend on the size of the images.
-  images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-  init = functools.partial(model.init, train=False)
-  variables = jax.eval_shape(init, jax.random.key(0), images)
+  variables = abstract_variables(create_model(name, **overrides))
   shapes = {path: leaf.shape for path, leaf in base.flatten(variables).items()}
   theirs = {}
   for key, tensor in source.naming.layout(shapes).items():

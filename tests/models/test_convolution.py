@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from resnet.models import create_model, layers
+from resnet.models import abstract_variables, create_model, layers
 from resnet.training import compiler
 
 
@@ -51,12 +51,8 @@ def _num_convolutions(conv_backend):
   model = create_model(
     'resnet50', num_classes=10, conv_backend=conv_backend, stage_sizes=(1,)
   )
-  images = jnp.zeros((1, 16, 16, 3))
-  variables = jax.eval_shape(
-    functools.partial(model.init, train=False), jax.random.key(0), images
-  )
   jaxpr = jax.make_jaxpr(functools.partial(model.apply, train=False))(
-    variables, images
+    abstract_variables(model), jnp.zeros((1, 16, 16, 3))
   )
   return str(jaxpr).count('conv_general_dilated[')
 
@@ -70,8 +66,7 @@ def test_matmul_is_the_default_on_cpus_and_replaces_1x1_convolutions():
 def test_kernel_gradients_on_cpus_do_not_recompute_activations():
   model = create_model('cifar_resnet20', num_classes=10, stage_sizes=(3, 1, 1))
   images = jnp.ones((2, 16, 16, 3))
-  init = functools.partial(model.init, train=False)
-  variables = jax.eval_shape(init, jax.random.key(0), images)
+  variables = abstract_variables(model)
 
   def loss(params, batch_stats):
     variables = {'params': params, 'batch_stats': batch_stats}

@@ -6,14 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from resnet.models import create_model, layers
-
-
-def variables_of(model):
-  images = jnp.zeros((1, 8, 8, 3))
-  return jax.jit(lambda key: model.init(key, images, train=False))(
-    jax.random.key(0)
-  )
+from resnet.models import abstract_variables, create_model, layers
+from tests.networks import draw_variables
 
 
 def forward(model, variables, images, seed=None):
@@ -48,7 +42,7 @@ def test_drop_path_drops_whole_residuals_and_keeps_the_mean():
 @pytest.mark.parametrize('name', ['cifar_resnet8', 'resnet18', 'resnet50'])
 def test_drop_rates_grow_linearly_with_depth(name, monkeypatch):
   model = create_model(name, drop_path=0.6)
-  variables = jax.eval_shape(lambda: variables_of(model))
+  variables = abstract_variables(model)
   rates, keys = [], []
   monkeypatch.setattr(
     layers,
@@ -75,10 +69,9 @@ def test_drop_rates_grow_linearly_with_depth(name, monkeypatch):
 
 @pytest.mark.parametrize('field', ['drop_path', 'dropout'])
 def test_evaluation_ignores_drop_path_and_dropout(field):
-  plain = create_model('cifar_resnet8')
-  model = create_model('cifar_resnet8', **{field: 0.5})
-  variables, images = variables_of(plain), images_of(16)
-  own = jax.eval_shape(lambda: variables_of(model))
+  plain, variables = draw_variables('cifar_resnet8', size=8, num_classes=10)
+  model, images = plain.clone(**{field: 0.5}), images_of(16)
+  own = abstract_variables(model)
   assert jax.tree.structure(variables) == jax.tree.structure(own)
   expected = forward(plain, variables, images)
   np.testing.assert_array_equal(forward(model, variables, images), expected)
@@ -92,8 +85,9 @@ def test_evaluation_ignores_drop_path_and_dropout(field):
 
 def test_blocks_drop_images_independently():
   """Of images that are equal, those with equal choices have equal logits."""
-  model = create_model('cifar_resnet8', drop_path=0.5)
-  variables = variables_of(model)
+  model, variables = draw_variables(
+    'cifar_resnet8', size=8, num_classes=10, drop_path=0.5
+  )
   images = jnp.repeat(images_of(1), 512, axis=0)
   logits = np.array(forward(model, variables, images, seed=0))
   found, counts = np.unique(logits.round(4), axis=0, return_counts=True)

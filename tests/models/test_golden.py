@@ -9,12 +9,12 @@ import pathlib
 import re
 
 from flax import linen as nn
+from flax.traverse_util import flatten_dict
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet.models import create_model, list_models
+from resnet.models import abstract_variables, create_model, list_models
 from resnet.training.optimizers import DECAY_RULES, decay_mask
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
@@ -65,26 +65,21 @@ def _parameters(name):
     return real(module, leaf, init, *args, **kwargs)
 
   model = create_model(name)
-  images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(nn.Module, 'param', record)
-    params = jax.eval_shape(
-      functools.partial(model.init, train=False), jax.random.key(0), images
-    )['params']
-  shapes = _paths(params)
+    params = abstract_variables(model)['params']
+  shapes = flatten_dict(params, sep='/')
   assert set(shapes) == set(made)
-  masks = {rule: _paths(decay_mask(params, rule)) for rule in DECAY_RULES}
+  masks = {
+    rule: flatten_dict(decay_mask(params, rule), sep='/')
+    for rule in DECAY_RULES
+  }
   for path, (init, args) in made.items():
     shape = 'x'.join(map(str, shapes[path].shape))
     rules = ' '.join(rule for rule in masks if masks[rule][path]) or '-'
     inner = path.partition('/')[2]
     values = _measure(init, *map(tuple, (args[0], args[1:])))
     yield path, f'  {inner:22} {shape:14} {values:12} decay: {rules}'
-
-
-def _paths(tree):
-  leaves = jax.tree.leaves_with_path(tree)
-  return {'/'.join(key.key for key in path): leaf for path, leaf in leaves}
 
 
 @functools.cache

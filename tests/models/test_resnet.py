@@ -4,13 +4,14 @@ import collections
 import functools
 import re
 
+from flax.traverse_util import flatten_dict
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from resnet.errors import InputError
-from resnet.models import create_model, list_models
+from resnet.models import abstract_variables, create_model, list_models
 from resnet.training.sharding import create_sharding
 
 _FLOAT32, _BFLOAT16 = jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)
@@ -22,14 +23,7 @@ def _abstract(name, **overrides):
   model = create_model(name, **overrides)
   size = 32 if name.startswith('cifar') else 224
   images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-  init = functools.partial(model.init, train=False)
-  return model, images, jax.eval_shape(init, jax.random.key(0), images)
-
-
-def _paths(tree):
-  """{'stage1_block1/conv1/kernel': leaf, ...}"""
-  leaves = jax.tree.leaves_with_path(tree)
-  return {'/'.join(k.key for k in path): leaf for path, leaf in leaves}
+  return model, images, abstract_variables(model)
 
 
 def _train(model, variables, images):
@@ -39,7 +33,8 @@ def _train(model, variables, images):
 @pytest.mark.parametrize('name', list_models())
 def test_the_depth_in_the_name_is_the_number_of_layers(name):
   _, _, variables = _abstract(name)
-  kernels = [n for n in _paths(variables['params']) if n.endswith('/kernel')]
+  paths = flatten_dict(variables['params'], sep='/')
+  kernels = [n for n in paths if n.endswith('/kernel')]
   depth = len([n for n in kernels if not re.search('shortcut|/se_', n)])
   # The deep stem counts as one; WRN counts two of its three projections, and
   # the lecture does not count the convolutions between its stages.
@@ -127,7 +122,7 @@ def test_number_of_parameters_for_cifar(name, millions):
 def test_number_of_kernel_weights_of_1001_layers():
   """ "Identity mappings", Table 4: 10.2 million, without batch norm."""
   _, _, variables = _abstract('cifar_preact_resnet1001')
-  paths = _paths(variables['params'])
+  paths = flatten_dict(variables['params'], sep='/')
   kernels = sum(p.size for n, p in paths.items() if n.endswith('kernel'))
   assert round(kernels / 1e6, 1) == 10.2
 

@@ -7,9 +7,9 @@ import optax
 import pytest
 
 from resnet.errors import InputError
-from resnet.models import create_model
+from resnet.models import abstract_variables, create_model
 from resnet.training.optimizers import create_optimizer, decay_mask
-from tests.runs import section
+from tests.runs import assert_close, section
 
 RATES = [0.1, 0.2, 0.05]
 
@@ -77,8 +77,7 @@ def test_sgd_and_sgdw_follow_their_formulas(name, nesterov, decay_rule):
       if name == 'sgdw':
         step = step + decay
       params[key] = param - rate * step
-  for key in params:
-    np.testing.assert_allclose(ours[key], params[key], rtol=1e-5, atol=1e-6)
+  assert_close(ours, params, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -173,8 +172,7 @@ def test_lars_follows_algorithm_1_for_kernels_and_sgd_otherwise():
         ratio = 0.1 * np.linalg.norm(param) / np.linalg.norm(d)
       velocity[name] = 0.9 * velocity[name] + rate * ratio * d
       params[name] = param - velocity[name]
-  for name in params:
-    np.testing.assert_allclose(ours[name], params[name], rtol=1e-5, atol=1e-6)
+  assert_close(ours, params, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize('name', ['adamw', 'lamb'])
@@ -195,17 +193,11 @@ def test_adamw_and_lamb_follow_their_algorithms(name):
         if name == 'lamb':
           ratio = np.linalg.norm(param) / np.linalg.norm(d)
       params[key] = param - rate * ratio * d
-  for key in params:
-    np.testing.assert_allclose(ours[key], params[key], rtol=1e-4, atol=1e-6)
+  assert_close(ours, params, rtol=1e-4, atol=1e-6)
 
 
 def test_decay_rule_kernels_excludes_scales_and_biases():
-  model = create_model('cifar_resnet8')
-  params = jax.eval_shape(
-    lambda: model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)[
-      'params'
-    ]
-  )
+  params = abstract_variables(create_model('cifar_resnet8'))['params']
   mask = jax.tree.leaves_with_path(decay_mask(params, 'kernels'))
   decays = {(path[-1].key, decays) for path, decays in mask}
   assert decays == {('kernel', True), ('scale', False), ('bias', False)}

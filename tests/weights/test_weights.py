@@ -7,7 +7,6 @@ import os
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -15,8 +14,8 @@ import safetensors.numpy
 
 from resnet import weights
 from resnet.errors import InputError
-from resnet.models import create_model
 from resnet.weights import Metadata, Preprocessing
+from tests.networks import draw_variables
 
 _PREPROCESSING = Preprocessing(
   mean=(0.485, 0.456, 0.406),
@@ -34,26 +33,14 @@ _METADATA = Metadata(
 
 
 @functools.cache
-def _variables(name='cifar_resnet8', num_classes=3, **overrides):
-  """Random numbers in the place of every variable."""
-  model = create_model(name, num_classes=num_classes, **overrides)
-  images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-  shapes = jax.eval_shape(
-    functools.partial(model.init, train=False), jax.random.key(0), images
-  )
-  rng = np.random.default_rng(0)
-  return jax.tree.map(
-    lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes
-  )
+def _variables(name='cifar_resnet8', **overrides):
+  return draw_variables(name, size=32, num_classes=3, **overrides)[1]
 
 
 def _assert_equal(actual, expected):
-  assert jax.tree.structure(actual) == jax.tree.structure(expected)
-  for a, b in zip(
-    jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True
-  ):
-    assert a.dtype == b.dtype == np.float32
-    np.testing.assert_array_equal(a, b)
+  """Asserts trees of the same structure, dtypes, shapes and numbers."""
+  assert_equal = functools.partial(np.testing.assert_array_equal, strict=True)
+  jax.tree.map(assert_equal, actual, expected)
 
 
 def _state(**changes):
