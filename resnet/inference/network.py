@@ -69,13 +69,9 @@ class Network:
 class Weights:
   """The module and variables of a network, with their metadata.
 
-  Attributes:
-    name: where the weights come from.
-    model_name: name for `create_model`.
+  Attributes: name, model_name, preprocessing and class_names as in `Network`,
     model: the linen module.
     variables: NumPy arrays, float32.
-    preprocessing: preprocessing of the images.
-    class_names: names of the classes, in the order of the logits.
     ema: whether the weights are moving averages; None if unknown.
   """
 

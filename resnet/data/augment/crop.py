@@ -172,16 +172,9 @@ def random_flip(images: Images, keys: Keys) -> Images:
 class DeviceCrop:
   """Crops and flips on the device, as `TrainTransform` does on the host.
 
-  Maps images [B, H, W, C] and keys [B] to images [B, size, size, C].
-
-  Attributes:
-    size: side of the result, pixels.
-    crop: 'random_resized', 'pad' or 'none'. The last two do not resize, so the
-      images must already have this size.
-    area: smallest and largest area as a share of the image.
-    aspect: smallest and largest width / height.
-    padding: pixels on each side.
-    flip: mirror half of the images.
+  Maps images [B, H, W, C] and keys [B] to images [B, size, size, C]. The
+  attributes are those of `TrainTransform`, but the crops 'pad' and 'none' do
+  not resize: the images must already have this size.
   """
 
   size: int
