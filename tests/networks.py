@@ -9,6 +9,7 @@ import numpy as np
 from resnet import weights
 from resnet.inference.network import Weights
 from resnet.models import abstract_variables, create_model
+from resnet.weights.stored import from_tensors
 
 
 def make_variables(name, *, size, num_classes, channels=3, **overrides):
@@ -58,6 +59,26 @@ def draw_variables(name, *, size, num_classes, channels=3, **overrides):
   return model, jax.tree_util.tree_map_with_path(draw, shapes)
 
 
+def make_preprocessing(size, **fields):
+  """Returns a preprocessing; by default of RGB images in -2 .. 2."""
+  defaults = {
+    'mean': (0.5,) * 3,
+    'std': (0.25,) * 3,
+    'crop_share': 0.875,
+    'interpolation': 'bilinear',
+  }
+  return weights.Preprocessing(image_size=size, **{**defaults, **fields})
+
+
+def open_shapes(shapes, read=np.zeros):
+  """Opens float32 tensors of these shapes by key, which `read` maps to arrays.
+
+  No tensor is read.
+  """
+  tensors = {key: (shape, 'float32') for key, shape in shapes.items()}
+  return from_tensors('the file', tensors, read, weights.Metadata())
+
+
 def with_metadata(name, model, variables, *, size):
   """Returns variables of `create_model(name)` with all that a tool asks for."""
   num_classes = len(variables['params']['head']['bias'])
@@ -66,15 +87,9 @@ def with_metadata(name, model, variables, *, size):
     model_name=name,
     model=model,
     variables=variables,
-    preprocessing=weights.Preprocessing(
-      # The statistics of uniform pixels. Where activations are larger than the
-      # statistics of batch norm say, random weights amplify rounding.
-      mean=(0.5,) * 3,
-      std=(12**-0.5,) * 3,
-      image_size=size,
-      crop_share=0.875,
-      interpolation='bilinear',
-    ),
+    # The statistics of uniform pixels. Where activations are larger than the
+    # statistics of batch norm say, random weights amplify rounding.
+    preprocessing=make_preprocessing(size, std=(12**-0.5,) * 3),
     class_names=('n01440764', *(f'class {i}' for i in range(1, num_classes))),
   )
 
@@ -86,12 +101,11 @@ def save_random(path, *, size, class_names, channels=3):
   )
   metadata = weights.Metadata(
     model='cifar_resnet8',
-    preprocessing=weights.Preprocessing(
+    preprocessing=make_preprocessing(
+      size,
       mean=(0.5,) * channels,
       std=(0.25,) * channels,
-      image_size=size,
       crop_share=1.0,
-      interpolation='bilinear',
     ),
     class_names=tuple(class_names),
   )

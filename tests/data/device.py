@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet.data.augment import crop
+from resnet.training.sharding import create_sharding
 
 
 def keys_of(count, seed=0, step=0):
@@ -25,9 +26,7 @@ def assert_images_depend_on_their_keys_only(function, images):
   count = len(images)
   whole = np.array(jax.jit(function)(images, keys_of(count)))
   assert whole.dtype == np.uint8
-  mesh = jax.sharding.Mesh(np.array(jax.devices()), ('data',))
-  spec = jax.sharding.PartitionSpec('data')
-  sharding = jax.sharding.NamedSharding(mesh, spec)
+  sharding = create_sharding().batch
   compiled = (
     jax.jit(
       lambda images, seed: function(images, keys_of(count, seed)),

@@ -5,6 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
+from resnet.data.host.decode import decode_record
 from resnet.data.sources.base import Source
 
 
@@ -33,6 +34,15 @@ def make_source(
     channels=channels,
     records=Records(records),
     class_names=class_names,
+  )
+
+
+def contents(source):
+  """Returns pixels and label of each record, decoded and sorted."""
+  records = enumerate(source.read(range(len(source))))
+  return sorted(
+    (decode_record(source, index, record).tobytes(), int(record['label']))
+    for index, record in records
   )
 
 

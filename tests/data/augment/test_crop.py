@@ -31,14 +31,7 @@ def test_boxes_equal_those_of_the_host_for_the_same_draws(shape, area):
     transforms.random_box(*shape, numbers, area=area, aspect=ASPECT)
     for numbers in np.array(draws).tolist()
   ]
-  device = DeviceCrop(
-    size=8,
-    crop='random_resized',
-    area=area,
-    aspect=ASPECT,
-    padding=0,
-    flip=True,
-  )
+  device = DeviceCrop(size=8, crop='random_resized', **{**FIELDS, 'area': area})
   found = jax.jit(lambda keys: device.boxes(keys, *shape))(keys)
   # (A side that is a half but for float32 may be rounded otherwise.)
   assert (np.array(found) == expected).all(axis=1).mean() > 0.98

@@ -1,5 +1,7 @@
 """Random erasing: what Zhong et al. 2020 and torchvision say it does."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,16 +11,9 @@ from resnet.data.augment.erasing import RandomErasing
 from tests.data.device import keys_of
 
 AREA, ASPECT = (0.02, 1 / 3), (0.3, 10 / 3)
-
-
-def make(**fields):
-  defaults = {
-    'probability': 1.0,
-    'area': AREA,
-    'aspect': ASPECT,
-    'fill': 'noise',
-  }
-  return RandomErasing(**{**defaults, **fields})
+make = functools.partial(
+  RandomErasing, probability=1.0, area=AREA, aspect=ASPECT, fill='noise'
+)
 
 
 def boxes_of(shape, count=4000, **fields):

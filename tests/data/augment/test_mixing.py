@@ -1,24 +1,20 @@
 """Mixup and cutmix by hand, and their draws against the papers."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 from scipy import stats
 
 from resnet.data.augment import mixing
 from resnet.data.augment.mixing import Mixing
+from resnet.training.sharding import create_sharding
 
-
-def make(**fields):
-  defaults = {
-    'mixup_alpha': 0.0,
-    'cutmix_alpha': 0.0,
-    'probability': 1.0,
-    'cutmix_share': 0.5,
-  }
-  return Mixing(**{**defaults, **fields})
+make = functools.partial(
+  Mixing, mixup_alpha=0.0, cutmix_alpha=0.0, probability=1.0, cutmix_share=0.5
+)
 
 
 def draws(mix, height, width, count=2000):
@@ -135,17 +131,11 @@ def test_main_labels_have_the_larger_share():
 def test_groups_are_mixed_separately_and_stay_on_their_devices():
   mix = make(mixup_alpha=1.0, cutmix_alpha=1.0, group_size=2)
   images, labels = batch(16)
-  mesh = Mesh(np.array(jax.devices()), ('data',))
-  rows = NamedSharding(mesh, PartitionSpec('data'))
-  replicated = NamedSharding(mesh, PartitionSpec())
-
-  def replicate(x):
-    return jax.lax.with_sharding_constraint(x, replicated)
-
+  sharding = create_sharding()
   call = jax.jit(
-    lambda *args: mix(*args, 5, jax.random.key(0), replicate),
-    in_shardings=rows,
-    out_shardings=rows,
+    lambda *args: mix(*args, 5, jax.random.key(0), sharding.replicate),
+    in_shardings=sharding.batch,
+    out_shardings=sharding.batch,
   )
   for kind in ('all-gather', 'all-to-all', 'collective-permute', 'all-reduce'):
     assert kind not in call.lower(images, labels).compile().as_text()

@@ -1,5 +1,7 @@
 """Random parameters against the papers and torchvision's transforms."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,18 +14,9 @@ from resnet.data.augment.operations import OPERATIONS, apply_operations
 from resnet.data.augment.policies import RandomOperations
 from tests.data.device import assert_images_depend_on_their_keys_only, keys_of
 
-
-def rand(**fields):
-  defaults = {
-    'num_layers': 2,
-    'magnitude': 9,
-    'magnitude_std': 0.0,
-    'operation_probability': 1.0,
-    'interpolation': 'nearest',
-  }
-  return RandomOperations(**{**defaults, **fields})
-
-
+rand = functools.partial(
+  RandomOperations, num_layers=2, magnitude=9, interpolation='nearest'
+)
 RAND, TRIVIAL = rand(), rand(num_layers=1, magnitude=None)
 SIGNED = OPERATIONS[1:10]
 

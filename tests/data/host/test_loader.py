@@ -4,7 +4,6 @@ import threading
 import time
 
 import jax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
@@ -12,6 +11,7 @@ from resnet.data.host import loader
 from resnet.data.host.transforms import Transform
 from resnet.data.host.warnings import DataWarnings
 from resnet.errors import InputError
+from resnet.training.sharding import create_sharding
 from tests.data.in_memory import encode, make_source
 from tests.data.readers import AUGMENT, make_reader, read_ahead
 from tests.programs import TIMEOUT_SECONDS, wait_until
@@ -157,13 +157,8 @@ def test_closing_stops_reading_ahead():
   assert len(source.records.keys_read) == 2
 
 
-@pytest.fixture(scope='module')
-def sharding():
-  mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
-  return NamedSharding(mesh, PartitionSpec('data'))
-
-
-def test_device_loader_gives_global_arrays_over_eight_devices(sharding):
+def test_device_loader_gives_global_arrays_over_eight_devices():
+  sharding = create_sharding().batch
   reader = make_reader(numbered(100), 16, 0)
   loaded = list(
     loader.DeviceLoader(read_ahead(reader, 0, 3), sharding, DataWarnings())
@@ -175,9 +170,7 @@ def test_device_loader_gives_global_arrays_over_eight_devices(sharding):
     assert rows == {n: slice(2 * n, 2 * n + 2) for n in range(8)}
 
 
-def test_device_loader_counts_waiting_only_and_closes_its_batches(
-  sharding, monkeypatch
-):
+def test_device_loader_counts_waiting_only_and_closes_its_batches(monkeypatch):
   reader, now, is_closed = make_reader(numbered(16), 8, 0), 0.0, False
   monkeypatch.setattr(time, 'monotonic', lambda: now)
 
@@ -190,7 +183,9 @@ def test_device_loader_counts_waiting_only_and_closes_its_batches(
     finally:
       is_closed = True
 
-  batches = loader.DeviceLoader(slow_batches(), sharding, DataWarnings())
+  batches = loader.DeviceLoader(
+    slow_batches(), create_sharding().batch, DataWarnings()
+  )
   assert batches.wait_seconds == 0
   for _ in range(3):
     next(batches)

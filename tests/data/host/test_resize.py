@@ -8,8 +8,8 @@ from sklearn import datasets
 from resnet.data.host.resize import resize
 from resnet.data.host.transforms import EvalTransform
 from resnet.inference.preprocessing import ImageTransform
-from resnet.weights import Preprocessing
 from tests.data.in_memory import encode
+from tests.networks import make_preprocessing
 
 PIL_FILTERS = {
   'bilinear': Image.Resampling.BILINEAR,
@@ -50,13 +50,7 @@ def test_evaluation_and_prediction_see_the_pixels_of_torchvision(
   )
   ours = EvalTransform(size=224, resize_size=256, interpolation=interpolation)
   predict = ImageTransform(
-    preprocessing=Preprocessing(
-      mean=(0.5,) * 3,
-      std=(0.5,) * 3,
-      image_size=224,
-      crop_share=0.875,
-      interpolation=interpolation,
-    )
+    preprocessing=make_preprocessing(224, interpolation=interpolation)
   )
   for image in photographs:
     box = ours.box(*image.shape[:2], [])

@@ -1,5 +1,6 @@
 """Geometry in pixels, randomness in numbers."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -8,8 +9,9 @@ from scipy import stats
 
 from resnet.data.host import transforms
 from resnet.data.host.resize import resize
-from resnet.data.host.transforms import EvalTransform, TrainTransform
+from resnet.data.host.transforms import EvalTransform
 from tests.data.in_memory import smooth_image
+from tests.data.readers import AUGMENT
 
 
 @pytest.mark.parametrize(
@@ -89,14 +91,7 @@ def test_pad_and_crop_takes_every_window_equally_often():
   assert stats.chisquare(list(counts.values())).pvalue > 0.01
 
 
-TRAIN = {
-  'size': 24,
-  'crop': 'random_resized',
-  'area': (0.08, 1.0),
-  'aspect': (3 / 4, 4 / 3),
-  'padding': 4,
-  'flip': True,
-}
+TRAIN = dataclasses.replace(AUGMENT, size=24, padding=4)
 
 
 def apply(transform, image, seed=0):
@@ -111,7 +106,7 @@ def test_an_image_of_few_pixels_becomes_a_uint8_square(shape):
   image = smooth_image(*shape)[..., :1]
   image.setflags(write=False)
   crops = ('random_resized', 'pad', 'none')
-  trains = [TrainTransform(**TRAIN | {'crop': crop}) for crop in crops]
+  trains = [dataclasses.replace(TRAIN, crop=crop) for crop in crops]
   for transform in (*trains, EvalTransform(size=24, resize_size=28)):
     result = apply(transform, image)
     assert (result.shape, result.dtype) == ((24, 24, 1), np.uint8)
@@ -120,7 +115,7 @@ def test_an_image_of_few_pixels_becomes_a_uint8_square(shape):
 @pytest.mark.parametrize('flip', [False, True])
 @pytest.mark.parametrize('crop', ['random_resized', 'pad', 'none'])
 def test_images_are_cropped_and_half_of_them_mirrored(crop, flip):
-  transform = TrainTransform(**TRAIN | {'crop': crop, 'flip': flip})
+  transform = dataclasses.replace(TRAIN, crop=crop, flip=flip)
   ramp = np.broadcast_to(np.arange(24, dtype=np.uint8)[:, None], (24, 24, 1))
   results = [apply(transform, ramp, seed) for seed in range(400)]
   is_mirrored = [image[12, 6, 0] > image[12, 18, 0] for image in results]

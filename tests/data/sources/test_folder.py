@@ -42,6 +42,11 @@ def open_(folder, split='train'):
   return open_source('folder', split, data_dir=str(folder))
 
 
+def names_of(source):
+  records = source.read(range(len(source)))
+  return [record['file_name'] for record in records]
+
+
 def test_classes_are_sorted_and_files_in_order(folder):
   source = open_(folder)
   assert source.class_names == ('Zürich', 'a c', 'b')
@@ -75,25 +80,19 @@ def test_the_second_split_of_a_prepared_set_has_one_of_three_names(
 def test_parts_of_a_split_hold_images_of_all_classes(tmp_path):
   for split, name, i in itertools.product(('train', 'val'), 'abc', range(40)):
     write(tmp_path / split / name / f'{i}.jpg')
-  first, last = (open_(tmp_path, f'train[{x}]') for x in (':75%', '75%:'))
-  names = [
-    [record['file_name'] for record in source.read(range(len(source)))]
-    for source in (first, last)
-  ]
-  assert [*map(len, names)] == [90, 30]
-  assert len({*names[0], *names[1]}) == 120
-  for part in names:
+  first, last = (
+    names_of(open_(tmp_path, f'train[{x}]')) for x in (':75%', '75%:')
+  )
+  assert (len(first), len(last)) == (90, 30)
+  assert len({*first, *last}) == 120
+  for part in (first, last):
     shares = [sum(x[0] == name for x in part) / len(part) for name in 'abc']
     assert 0.2 < min(shares) <= max(shares) < 0.5
-  again = open_(tmp_path, 'train[75%:]')
-  assert [x['file_name'] for x in again.read(range(30))] == names[1]
+  assert names_of(open_(tmp_path, 'train[75%:]')) == last
   assert len(open_(tmp_path, 'validation[:5]')) == 5
   # A prepared set has the same order, so that its parts do too.
   train = open_splits(str(tmp_path), '')['train']
-  assert [x['file_name'] for x in train.read(range(120))] == [
-    *names[0],
-    *names[1],
-  ]
+  assert names_of(train) == first + last
 
 
 def test_classes_txt_names_the_classes(folder):
@@ -228,8 +227,7 @@ def test_training_and_prediction_ignore_the_same_files(folder, tmp_path):
     (place / name).touch()
   for name in ('@eaDir', '__MACOSX', '.ipynb_checkpoints'):
     write(place / name / 'x.jpg')
-  source = open_(folder)
-  trained = [record['file_name'] for record in source.read(range(len(source)))]
+  trained = names_of(open_(folder))
   assert len(trained) == 12
   link = tmp_path / 'link'
   link.mkdir()

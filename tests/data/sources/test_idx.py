@@ -6,9 +6,9 @@ import struct
 import numpy as np
 import pytest
 
-from resnet.data.host.decode import decode_record
 from resnet.data.sources import idx, registry
 from resnet.errors import InputError
+from tests.data.in_memory import contents
 
 
 def idx_bytes(array, kind=8):
@@ -41,17 +41,7 @@ def test_prepared_images_are_those_of_the_files(folder, tmp_path, tool):
   for split, files in idx.open_splits(str(folder), 'tiny_grey').items():
     source = registry.open_source('tiny_grey', split, data_dir=str(data_dir))
     assert (source.num_classes, source.channels) == (3, 1)
-    found = sorted(
-      (decode_record(source, i, record).tobytes(), int(record['label']))
-      for i, record in enumerate(source.read(range(len(source))))
-    )
-    expected = sorted(
-      (image.tobytes(), int(label))
-      for image, label in zip(
-        files.records.images, files.records.labels, strict=True
-      )
-    )
-    assert found == expected
+    assert contents(source) == contents(files)
 
 
 IMAGES = np.zeros((4, 6, 5), np.uint8)
