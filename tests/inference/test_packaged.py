@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import tarfile
 
 import jax
 import numpy as np
@@ -15,6 +14,7 @@ from resnet.inference.predictor import Predictor
 from resnet.inference.preprocessing import ImageTransform
 from resnet.weights.sources import PACKAGED
 from tests.data.in_memory import encode, smooth_image
+from tests.data.photographs import cifar10_test_images
 
 # CIFAR-10's, in the order of its labels.
 CLASSES = (
@@ -26,17 +26,12 @@ CLASSES = (
 @pytest.fixture(scope='module')
 def photographs(real_data):
   """Four test images of each class of CIFAR-10, by class."""
-  path = real_data / 'cifar10-jpeg.tar.xz'
-  if not path.exists():
-    pytest.skip(f'no real images: there is no {path}')
   images = {name: [] for name in CLASSES}
-  with tarfile.open(path, 'r|xz') as archive:
-    for member in archive:
-      split, *parts = pathlib.PurePath(member.name).parts
-      if split == 'test' and len(parts) == 2 and len(images[parts[0]]) < 4:
-        images[parts[0]].append(archive.extractfile(member).read())
-        if sum(map(len, images.values())) == 40:
-          break
+  for name, data in cifar10_test_images(real_data):
+    if len(images[name]) < 4:
+      images[name].append(data)
+    if len(images[CLASSES[-1]]) == 4:
+      break
   return images
 
 

@@ -25,7 +25,7 @@ _SE = functools.partial(BottleneckBlock, se_reduction=4)
 _KEY = jax.random.key(0)
 
 
-def _create(block_cls, *, filters, strides=1, zero_init=False, shortcut='B'):
+def _create(block_cls, filters, strides=1, shortcut='B', *, zero_init=False):
   """A block in training."""
   return block_cls(
     filters=filters,
@@ -140,9 +140,7 @@ def _shortcut(option, x, activated, residual, strides, params):
 def test_v1_blocks_follow_their_formula(
   block_cls, filters, channels, strides, shortcut
 ):
-  block = _create(
-    block_cls, filters=filters, strides=max(strides), shortcut=shortcut
-  )
+  block = _create(block_cls, filters, max(strides), shortcut)
   x = _images(channels)
   params = _random_params(block, x)
   assert ('shortcut_bn' in params) == ('shortcut_conv' in params)
@@ -172,9 +170,7 @@ def test_v2_blocks_follow_their_formula(
   block_cls, filters, channels, strides, shortcut, activate_input
 ):
   block_cls = functools.partial(block_cls, activate_input=activate_input)
-  block = _create(
-    block_cls, filters=filters, strides=max(strides), shortcut=shortcut
-  )
+  block = _create(block_cls, filters, max(strides), shortcut)
   x = _images(channels) - 0.5
   params = _random_params(block, x)
   assert ('bn1' in params) == activate_input
@@ -203,7 +199,7 @@ def test_zero_init_makes_a_new_block_the_identity(block_cls, filters):
 
   @functools.partial(jax.jit, static_argnames='zero_init')
   def run(zero_init):
-    block = _create(block_cls, filters=filters, zero_init=zero_init)
+    block = _create(block_cls, filters, zero_init=zero_init)
     variables = block.init(_KEY, x)
     apply = functools.partial(block.apply, variables, mutable=['batch_stats'])
     y, vjp, _ = jax.vjp(apply, x, has_aux=True)

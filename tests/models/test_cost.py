@@ -75,11 +75,14 @@ def _total(function, *args):
   return sum(cost_lib.count(jaxpr).values(), cost_lib.Cost())
 
 
+def _total_of(module, x):
+  variables = jax.eval_shape(module.init, jax.random.key(0), x)
+  return _total(module.apply, variables, x)
+
+
 def test_a_convolution_counts_its_kernel_once_per_output():
-  x = jnp.zeros((1, 8, 6, 4))
   conv = layers.conv(6, 3, 2, groups=2, name='conv')
-  variables = jax.eval_shape(conv.init, jax.random.key(0), x)
-  cost = _total(conv.apply, variables, x)
+  cost = _total_of(conv, jnp.zeros((1, 8, 6, 4)))
   assert cost.conv_multiply_adds == (4 * 3 * 6) * (3 * 3 * 2)
   assert cost.activations == 4 * 3 * 6
   assert cost.saved_bytes == 4 * (8 * 6 * 4 + 4 * 3 * 6)
@@ -87,21 +90,16 @@ def test_a_convolution_counts_its_kernel_once_per_output():
 
 
 def test_a_dense_layer_counts_its_kernel_and_biases():
-  x = jnp.zeros((1, 4))
-  dense = nn.Dense(6)
-  variables = jax.eval_shape(dense.init, jax.random.key(0), x)
-  cost = _total(dense.apply, variables, x)
+  cost = _total_of(nn.Dense(6), jnp.zeros((1, 4)))
   assert (cost.conv_multiply_adds, cost.other_operations) == (24, 6)
 
 
 def test_a_bottleneck_of_the_lecture_costs_an_eighth_of_a_convolution():
-  x = jnp.zeros((1, 1, 1, 256))
   for module, multiply_adds in (
     (Bottleneck(64, 256), 64 * 1088),
     (layers.conv(256, 3, name='conv'), 256 * 2304),
   ):
-    variables = jax.eval_shape(module.init, jax.random.key(0), x)
-    cost = _total(module.apply, variables, x)
+    cost = _total_of(module, jnp.zeros((1, 1, 1, 256)))
     assert cost.conv_multiply_adds == multiply_adds
 
 

@@ -22,7 +22,7 @@ from resnet.inference import network
 from resnet.models import create_model
 from resnet.run.initialize import InitialWeights
 from resnet.weights.sources import PACKAGED
-from resnet.weights.stored import from_tensors
+from tests.networks import open_shapes
 
 _SMALL = {'stage_sizes': (2, 1), 'num_filters': 8}
 _conv = functools.partial(nn.Conv, use_bias=False)  # Pads 'SAME'.
@@ -111,13 +111,7 @@ def test_networks_have_the_arrays_of_the_libraries(library, name, block):
   rename = _in_jax_resnet if library == 'jax-resnet' else str
   shapes = {rename(key): x for key, x in Example(block).shapes().items()}
   one = rename(f'params/{block.__name__}_10/Conv_1/kernel')
-  tensors = {key: (shape, 'float32') for key, shape in shapes.items()}
-  source = from_tensors(
-    'w',
-    tensors,
-    lambda key: np.full(shapes[key], key == one),
-    weights.Metadata(),
-  )
+  source = open_shapes(shapes, lambda key: np.full(shapes[key], key == one))
   assert source.naming.name == library
   variables = weights.read_stored(source, name)
   places = [key for key, x in _flatten(variables).items() if x.any()]

@@ -45,79 +45,60 @@ def in_npz(method, shape, num_bytes=4):
   return file.getvalue()
 
 
-def many_groups(path):
-  with pytest.importorskip('h5py').File(path, 'w') as file:
+def many_groups():
+  buffer = io.BytesIO()
+  with pytest.importorskip('h5py').File(buffer, 'w') as file:
     for i in range(17_000):
       file.create_group(f'{i}')
-  return path.read_bytes()
+  return buffer.getvalue()
 
 
 MANY = 1 << 20
 VARIABLES = b'\x81\xa6params\x81\xa1x'  # {'params': {'x': ...}}
 LIST = b'\xdd' + struct.pack('>I', MANY)
-LARGE = (1 << 24,)  # Zeros of 64 MiB, in a few bytes.
-# The cause that the error names, and (path) -> the contents of the file.
+# An array of 64 MiB of zeros, which take few bytes.
+LARGE, ZEROS = (1 << 24,), 64 << 20
+# The cause that the error names, and a function for the contents of the file
+# with its arguments.
 HOSTILE = {
-  'pickle of lists': ('opcodes', lambda _: in_pickle(b']' * MANY)),
-  'pickle of tuples': (
-    'opcodes',
-    lambda _: in_pickle(b')' + b'\x85' * (MANY - 999)),
-  ),
-  'pickle of memos': (
-    'opcodes',
-    lambda _: in_pickle(b'}' + b'\x94' * (MANY - 999)),
-  ),
-  'msgpack of maps': (
-    'not an array',
-    lambda _: VARIABLES + LIST + b'\x80' * MANY,
-  ),
+  'pickle of lists': ('opcodes', in_pickle, b']' * MANY),
+  'pickle of tuples': ('opcodes', in_pickle, b')' + b'\x85' * (MANY - 999)),
+  'pickle of memos': ('opcodes', in_pickle, b'}' + b'\x94' * (MANY - 999)),
+  'msgpack of maps': ('not an array', bytes, VARIABLES + LIST + b'\x80' * MANY),
   'msgpack of other maps': (
     "no 'params'",
-    lambda _: b'\x81\xa1x' + LIST + b'\x80' * MANY,
+    bytes,
+    b'\x81\xa1x' + LIST + b'\x80' * MANY,
   ),
   'msgpack of names': (
     'there twice',
-    lambda _: VARIABLES + b'\xdf' + LIST[1:] + b'\xa1a\x80' * MANY,
+    bytes,
+    VARIABLES + b'\xdf' + LIST[1:] + b'\xa1a\x80' * MANY,
   ),
   'msgpack of shapes': (
     'damaged',
-    lambda _: (
-      VARIABLES + b'\xc9' + LIST[1:] + b'\1\x93' + LIST + b'\x90' * (MANY - 6)
-    ),
+    bytes,
+    VARIABLES + b'\xc9' + LIST[1:] + b'\1\x93' + LIST + b'\x90' * (MANY - 6),
   ),
-  'header of lists': (
-    'header',
-    lambda _: in_header(b'{"a":[' + b'[],' * MANY + b'0]}'),
-  ),
+  'header of lists': ('header', in_header, b'{"a":[' + b'[],' * MANY + b'0]}'),
   'index of lists': (
     'damaged',
-    lambda _: b'{"weight_map": [' + b'[],' * MANY + b'0]}',
+    bytes,
+    b'{"weight_map": [' + b'[],' * MANY + b'0]}',
   ),
-  'npz, deflated': (
-    'eight times',
-    lambda _: in_npz(zipfile.ZIP_DEFLATED, LARGE, 64 << 20),
-  ),
-  'npz, bz2': (
-    'not deflated',
-    lambda _: in_npz(zipfile.ZIP_BZIP2, LARGE, 64 << 20),
-  ),
-  'npz, lzma': (
-    'not deflated',
-    lambda _: in_npz(zipfile.ZIP_LZMA, LARGE, 64 << 20),
-  ),
-  'npz, shape': (
-    'has 4 bytes',
-    lambda _: in_npz(zipfile.ZIP_STORED, (10**6, 10**6)),
-  ),
+  'npz, deflated': ('eight times', in_npz, zipfile.ZIP_DEFLATED, LARGE, ZEROS),
+  'npz, bz2': ('not deflated', in_npz, zipfile.ZIP_BZIP2, LARGE, ZEROS),
+  'npz, lzma': ('not deflated', in_npz, zipfile.ZIP_LZMA, LARGE, ZEROS),
+  'npz, shape': ('has 4 bytes', in_npz, zipfile.ZIP_STORED, (10**6, 10**6)),
   'groups': ('more than a network', many_groups),
 }
 
 
 @pytest.mark.parametrize('kind', HOSTILE)
 def test_hostile_files_take_little_memory(tmp_path, kind):
-  cause, make = HOSTILE[kind]
+  cause, make, *args = HOSTILE[kind]
   path = tmp_path / 'weights.index.json'  # Other formats go by the contents.
-  path.write_bytes(make(path))
+  path.write_bytes(make(*args))
   tracemalloc.start()
   try:
     with pytest.raises(InputError, match=cause) as info:

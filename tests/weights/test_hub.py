@@ -15,17 +15,13 @@ from resnet import weights
 from resnet.data.sources import imagenet_names
 from resnet.errors import InputError
 from resnet.export.repository import save_repository
-from resnet.weights import Metadata, Preprocessing
-from tests.networks import draw_variables
+from resnet.weights import Metadata
+from tests.networks import draw_variables, make_preprocessing
 
 constants = pytest.importorskip('huggingface_hub.constants')
 
-_PREPROCESSING = Preprocessing(
-  mean=(0.5, 0.5, 0.5),
-  std=(0.25, 0.25, 0.25),
-  image_size=160,
-  crop_share=0.95,
-  interpolation='bicubic',
+_PREPROCESSING = make_preprocessing(
+  160, crop_share=0.95, interpolation='bicubic'
 )
 
 
@@ -207,11 +203,9 @@ def _drop_header(folder):
   safetensors.numpy.save_file(safetensors.numpy.load_file(path), path)
 
 
-def _metadata(name):
+def _metadata(name, first='n01440764'):
   return Metadata(
-    model=name,
-    preprocessing=_PREPROCESSING,
-    class_names=('n01440764', 'b', 'c'),
+    model=name, preprocessing=_PREPROCESSING, class_names=(first, 'b', 'c')
   )
 
 
@@ -267,11 +261,7 @@ def _assert_read_by_config(folder, name, first='n01440764'):
   assert state.metadata == _metadata(name)
   _drop_header(folder)
   metadata = weights.open_stored(str(folder)).metadata
-  assert metadata == Metadata(
-    model=name,
-    preprocessing=_PREPROCESSING,
-    class_names=(first, 'b', 'c'),
-  )
+  assert metadata == _metadata(name, first)
   _assert_read(folder, name)
 
 

@@ -11,7 +11,7 @@ from resnet.errors import InputError
 from resnet.inference.preprocessing import normalize
 from resnet.models import create_model
 from resnet.weights.convert import to_stored
-from resnet.weights.stored import from_tensors
+from tests.networks import open_shapes
 from tests.programs import assert_refused
 
 NAME = 'resnet50_v1'
@@ -51,18 +51,13 @@ def state(theirs):
   return {w.path: np.asarray(w.value) for w in theirs.weights}
 
 
-def _open(shapes):
-  tensors = {key: (shape, 'float32') for key, shape in shapes.items()}
-  return from_tensors('the file', tensors, np.zeros, weights.Metadata())
-
-
 def test_logits_are_those_of_keras_and_need_its_biases(keras, theirs, state):
   images = np.random.default_rng(1).integers(0, 256, (3, 64, 64, 3), np.uint8)
   with jax.numpy_dtype_promotion('standard'), jax.numpy_rank_promotion('allow'):
     preprocess = keras.applications.resnet.preprocess_input
     pixels = preprocess(images.astype(np.float32))
     expected = np.asarray(theirs(pixels, training=False))
-  source = _open({key: x.shape for key, x in state.items()})
+  source = open_shapes({key: x.shape for key, x in state.items()})
   assert source.metadata.model == NAME
   with pytest.raises(InputError, match='of resnet50_v1, not of resnet50'):
     weights.check_stored(source, 'resnet50')
@@ -152,7 +147,7 @@ def test_a_file_without_h5py_says_what_to_install(tool, tmp_path, monkeypatch):
 
 def test_v2_nets_are_refused_and_nothing_is_written():
   v2 = {'conv1_conv/kernel': (7, 7, 3, 64), 'post_bn/gamma': (2048,)}
-  source = _open({**v2, 'predictions/bias': (1000,)})
+  source = open_shapes({**v2, 'predictions/bias': (1000,)})
   assert source.metadata.model is None
   assert source.metadata.class_names[0] == 'n01440764'
   for name in (NAME, 'preact_resnet50'):

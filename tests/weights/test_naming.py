@@ -12,8 +12,7 @@ from resnet import weights
 from resnet.errors import InputError
 from resnet.weights.convert import find_overrides
 from resnet.weights.naming import NAMINGS, find_naming
-from resnet.weights.stored import from_tensors
-from tests.networks import draw_variables
+from tests.networks import draw_variables, open_shapes
 
 _SMALL = {'stage_sizes': (2, 1), 'num_filters': 8}
 
@@ -79,7 +78,7 @@ def _transformers_tensors(depths, layers, expansion, num_classes):
         inputs = outputs
   tensors['classifier.1.weight'] = (num_classes, inputs)
   tensors['classifier.1.bias'] = (num_classes,)
-  return {key: (shape, 'float32') for key, shape in tensors.items()}
+  return tensors
 
 
 @pytest.mark.parametrize(
@@ -91,7 +90,7 @@ def _transformers_tensors(depths, layers, expansion, num_classes):
 )
 def test_networks_have_the_tensors_of_transformers(name, args):
   tensors = _transformers_tensors(*args)
-  source = from_tensors('the file', tensors, np.zeros, weights.Metadata())
+  source = open_shapes(tensors)
   assert source.naming.name == 'transformers'
   weights.check_stored(source, name)
   with pytest.raises(InputError, match='transformers has no network'):
@@ -102,7 +101,7 @@ def test_networks_have_the_tensors_of_transformers(name, args):
     for key, value in tensors.items()
     if key.startswith('resnet.')
   }
-  source = from_tensors('the file', bare, np.asarray, weights.Metadata())
+  source = open_shapes(bare, np.asarray)
   weights.check_stored(source, name, needs_head=False)
   key = 'encoder.stages.0.layers.0.layer.0.convolution.weight'
   assert str(source.read(f'resnet.{key}')) == key
@@ -156,12 +155,7 @@ def test_networks_have_the_tensors_of_chenyaofo():
     for leaf in ('bias', 'running_mean', 'running_var'):
       if len(shape) == 1:
         tensors[f'{name}.{leaf}'] = shape
-  source = from_tensors(
-    'it',
-    {key: (shape, 'float32') for key, shape in tensors.items()},
-    dict,
-    weights.Metadata(),
-  )
+  source = open_shapes(tensors)
   fields = find_overrides(source, 'cifar_resnet20')
   assert fields == {'shortcut': 'B'}
   weights.check_stored(source, 'cifar_resnet20', **fields)
@@ -266,8 +260,7 @@ def test_files_of_networks_that_a_library_lacks_are_not_written(tmp_path):
 def test_the_assumption_about_padding_is_remarked():
   def remarks(name, **fields):
     state = weights.to_state_dict(name, _network(name, **fields)[1], **fields)
-    tensors = {key: (x.shape, 'float32') for key, x in state.items()}
-    return from_tensors('it', tensors, dict, weights.Metadata()).remarks()
+    return open_shapes({key: x.shape for key, x in state.items()}).remarks()
 
   (remark,) = remarks('cifar_resnet8')
   assert '(option A)' in remark

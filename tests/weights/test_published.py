@@ -2,8 +2,6 @@
 
 import itertools
 import json
-import pathlib
-import tarfile
 
 import numpy as np
 import pytest
@@ -11,6 +9,7 @@ import pytest
 from resnet.inference.network import create_network, read_weights
 from resnet.inference.predictor import Predictor
 from resnet.inference.preprocessing import ImageTransform
+from tests.data.photographs import cifar10_test_images
 
 
 @pytest.fixture(scope='module')
@@ -49,22 +48,7 @@ def predict(tool, real_data, tmp_path):
 
 @pytest.fixture(scope='module')
 def first_images(real_data):
-  return list(itertools.islice(_test_images(real_data), 4))
-
-
-def _test_images(real_data):
-  """Yields the class and the bytes of each, classes and files sorted."""
-  path = real_data / 'cifar10-jpeg.tar.xz'
-  if not path.exists():
-    pytest.skip(f'no real images: there is no {path}')
-  last = ''
-  with tarfile.open(path, 'r|xz') as archive:
-    for member in archive:
-      split, *parts = pathlib.PurePath(member.name).parts
-      if split == 'test' and len(parts) == 2:
-        assert member.name > last
-        last = member.name
-        yield parts[0], archive.extractfile(member).read()
+  return list(itertools.islice(cifar10_test_images(real_data), 4))
 
 
 _FILES = {
@@ -88,7 +72,8 @@ def test_correct_answers_are_those_of_pytorch(
   predict, expected, real_data, name, file
 ):
   correct, classes = 0, {}
-  for names, logits in predict(name, file, _test_images(real_data), 500):
+  images = cifar10_test_images(real_data)
+  for names, logits in predict(name, file, images, 500):
     # Labels number the sorted classes.
     labels = [classes.setdefault(name, len(classes)) for name in names]
     correct += np.sum(np.argmax(logits, axis=1) == labels)

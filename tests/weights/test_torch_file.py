@@ -16,6 +16,8 @@ from resnet import weights
 from resnet.errors import InputError
 
 NUMBERS = np.arange(6, dtype=np.float32)
+# What a file of `mapping(w=tensor())` holds.
+STATE = {'w': NUMBERS.reshape(2, 3)}
 
 
 # Pickles put together from their opcodes.
@@ -187,7 +189,7 @@ def test_a_key_chooses_one_of_several_state_dicts(write, tmp_path):
 def test_names_of_files_may_have_a_hash_sign(tmp_path):
   path = write_zip(tmp_path / 'a#model', mapping(w=tensor()))
   for source in (path, f'{path}#'):
-    assert_equal(load(source), {'w': NUMBERS.reshape(2, 3)})
+    assert_equal(load(source), STATE)
   target = tmp_path / 'weights.safetensors'
   safetensors.numpy.save_file({'w': NUMBERS}, target)
   assert_refused(f'{target}#model', 'leave #model out')
@@ -323,14 +325,12 @@ def test_state_dicts_under_huge_keys_are_left_out(write):
   inner = mapping(w=tensor())
   path = write(mapping(**{'k' * 256: inner}))
   assert_refused(path, 'holds no state dict')
-  assert_equal(
-    load(write(mapping(**{'k' * 255: inner}))), {'w': NUMBERS.reshape(2, 3)}
-  )
+  assert_equal(load(write(mapping(**{'k' * 255: inner}))), STATE)
 
 
 def test_attributes_are_never_set(write):
   path = write(mapping(w=tensor() + literal({'shape': (99,)}) + b'b'))
-  assert_equal(load(path), {'w': NUMBERS.reshape(2, 3)})
+  assert_equal(load(path), STATE)
 
 
 def test_views_and_python_2_s_dicts_are_read(write):
@@ -343,13 +343,13 @@ def test_views_and_python_2_s_dicts_are_read(write):
 def test_deep_and_repeated_objects_take_no_time(write):
   deep = b'(' * 10**5 + b't' * 10**5
   path = write(mapping(x=deep, w=tensor()))
-  assert_equal(load(path), {'w': NUMBERS.reshape(2, 3)})
+  assert_equal(load(path), STATE)
   # Each dict contains the one before a hundred times.
   dicts = {'0': mapping(w=tensor()) + b'q\x01'}
   for i in range(1, 9):
     entries = b''.join(literal(str(j)) + b'h%c' % i for j in range(100))
     dicts[str(i)] = b'}q%c(' % (i + 1) + entries + b'u'
-  assert_equal(load(write(mapping(**dicts))), {'w': NUMBERS.reshape(2, 3)})
+  assert_equal(load(write(mapping(**dicts))), STATE)
 
 
 @pytest.mark.parametrize(
@@ -448,7 +448,6 @@ def test_random_damage_is_refused_or_harmless(write, tmp_path, monkeypatch):
   for value in (literal([1, 'x', 2.5]), command):
     path = write(mapping(w=tensor(), x=value))
     files.append(path.read_bytes())
-  expected = {'w': NUMBERS.reshape(2, 3)}
   messages = []
   for seed in range(1000):
     rng = random.Random(seed)
@@ -462,7 +461,7 @@ def test_random_damage_is_refused_or_harmless(write, tmp_path, monkeypatch):
     try:
       read = load(path)
       if data.startswith(b'PK'):  # A zip file has checksums of all it holds.
-        assert_equal(read, expected)
+        assert_equal(read, STATE)
     except InputError as error:
       messages.append(str(error))
   assert len(messages) > 500 and not any('\n' in text for text in messages)

@@ -14,16 +14,10 @@ import safetensors.numpy
 
 from resnet import weights
 from resnet.errors import InputError
-from resnet.weights import Metadata, Preprocessing
-from tests.networks import draw_variables
+from resnet.weights import Metadata
+from tests.networks import draw_variables, make_preprocessing
 
-_PREPROCESSING = Preprocessing(
-  mean=(0.485, 0.456, 0.406),
-  std=(0.229, 0.224, 0.225),
-  image_size=224,
-  crop_share=0.875,
-  interpolation='bilinear',
-)
+_PREPROCESSING = make_preprocessing(224)
 _SMALL = {'stage_sizes': (2, 1), 'num_filters': 8}
 _METADATA = Metadata(
   model='cifar_resnet8',
