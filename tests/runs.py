@@ -133,6 +133,13 @@ def batch_of(run: experiment.Experiment, step: int = 0) -> Any:
   return jax.device_put(run.train_reader(step), run.sharding.batch)
 
 
+def compile_step(run: experiment.Experiment) -> Any:
+  """Returns the compiled update of a run."""
+  steps = jit_steps(run.task, run.sharding)
+  batch = jax.eval_shape(lambda: run.train_reader(0))
+  return steps.train.lower(run.abstract_state(), batch).compile()
+
+
 def train_steps(
   run: experiment.Experiment, num_steps: int, state: Any = None
 ) -> tuple[Any, list[float]]:

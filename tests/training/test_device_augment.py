@@ -12,13 +12,11 @@ import pytest
 from resnet.data.augment.crop import example_keys
 from resnet.errors import InputError
 from resnet.training.step import augment_batch, jit_steps
-from tests import runs
-from tests.runs import assert_close, batch_of, train_steps
+from tests.runs import assert_close, batch_of, tiny, train_steps
 
-
-def resolve(**changes):
-  fields = {'data__augment_on': 'device', 'data__crop': 'random_resized'}
-  return runs.tiny(**{**fields, **changes})
+resolve = functools.partial(
+  tiny, data__augment_on='device', data__crop='random_resized'
+)
 
 
 def seen(run, step=0):

@@ -8,18 +8,6 @@ from resnet.training.losses import create_loss
 from tests.runs import section
 
 
-def make(name='cross_entropy', smoothing=0.0, threshold=None, reduction='mean'):
-  return create_loss(
-    section(
-      'loss',
-      name=name,
-      label_smoothing=smoothing,
-      target_threshold=threshold,
-      reduction=reduction,
-    )
-  )
-
-
 def examples(num_classes):
   """Returns float64 logits, labels, and shares of two classes."""
   rng = np.random.default_rng(0)
@@ -48,7 +36,8 @@ def apply(loss, logits, targets):
 )
 def test_losses_follow_their_formulas(name, smoothing, threshold, reduction):
   logits, labels, shares = examples(num_classes=5)
-  loss = make(name, smoothing, threshold, reduction)
+  fields = {'label_smoothing': smoothing, 'target_threshold': threshold}
+  loss = create_loss(section('loss', name=name, reduction=reduction, **fields))
   for given, share in ((labels, np.eye(5)[labels]), (shares, shares)):
     targets = (1 - smoothing) * share + smoothing / 5
     if threshold is not None:

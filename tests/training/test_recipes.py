@@ -1,5 +1,7 @@
 """Recipes inside the step: on any number of devices, and after a resume."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,17 +25,12 @@ ALL = {
   'model__drop_path': 0.3,
   'model__dropout': 0.2,
 }
-
-
-def resolve(**fields):
-  return runs.resolve(
-    **{
-      'model__bn_group_size': 8,
-      'data__image_size': 8,
-      'data__eval_resize': 8,
-      **fields,
-    }
-  )
+resolve = functools.partial(
+  runs.resolve,
+  model__bn_group_size=8,
+  data__image_size=8,
+  data__eval_resize=8,
+)
 
 
 @pytest.fixture(scope='module')

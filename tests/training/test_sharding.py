@@ -12,12 +12,18 @@ from resnet.evaluation.evaluate import evaluate
 from resnet.run.checkpoint import Checkpoints
 from resnet.training.sharding import create_sharding
 from resnet.training.step import jit_steps
-from tests.runs import assert_close, batch_of, tiny, train_steps
+from tests.runs import (
+  assert_close,
+  batch_of,
+  compile_step,
+  tiny,
+  train_steps,
+)
 
 
 def resolve(fsdp, **changes):
-  fields = {'model__bn_group_size': 8, 'log_every_steps': 1}
-  return tiny(sharding__fsdp=fsdp, **{**fields, **changes})
+  fields = {'model__bn_group_size': 8, 'log_every_steps': 1, **changes}
+  return tiny(sharding__fsdp=fsdp, **fields)
 
 
 def bytes_per_device(tree):
@@ -102,9 +108,7 @@ def test_each_device_holds_only_its_part_of_the_state():
   whole = sum(x.nbytes for x in jax.tree.leaves(state))
   # Scales, biases and statistics are on each device.
   assert whole / 8 < bytes_per_device(state) < whole / 5
-  batch = jax.eval_shape(lambda: run.train_reader(0))
-  steps = jit_steps(run.task, run.sharding)
-  program = steps.train.lower(run.abstract_state(), batch).compile()
+  program = compile_step(run)
   analysis = program.memory_analysis()
   assert analysis.argument_size_in_bytes == pytest.approx(
     bytes_per_device((state, batch_of(run))), rel=0.01

@@ -1,6 +1,7 @@
 """The update: closed forms, Optax's, over devices and in micro-batches."""
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -13,28 +14,20 @@ from resnet import experiment
 from resnet.errors import InputError
 from resnet.training import guards
 from resnet.training.step import gradients, jit_steps
-from tests import runs
 from tests.runs import (
   assert_close,
   batch_of,
   compilations,
+  compile_step,
   fake_config,
+  tiny,
   train_steps,
 )
 
 NUM_NORMS = 3
 
 
-def resolve(**changes):
-  fields = {'model__bn_group_size': 8, 'log_every_steps': 1}
-  return runs.tiny(**{**fields, **changes})
-
-
-def compile_step(**changes):
-  run = resolve(**changes)
-  batch = jax.eval_shape(lambda: run.train_reader(0))
-  steps = jit_steps(run.task, run.sharding)
-  return steps.train.lower(run.abstract_state(), batch).compile()
+resolve = functools.partial(tiny, model__bn_group_size=8, log_every_steps=1)
 
 
 def with_head_kernel(state, kernel):
@@ -201,10 +194,11 @@ def test_bfloat16_keeps_float32_state_and_metrics():
 def test_groups_on_one_device_need_only_the_all_reduce_of_gradients():
   """And a micro-batch moves nothing else and costs its share."""
   moving = r' (?:all-gather|all-to-all|collective-permute|reduce-scatter)\w*\('
+  parts = resolve(model__bn_group_size=2, accumulation_steps=2)
   programs = {
-    'groups': compile_step(),
-    'whole': compile_step(model__bn_group_size=None),
-    'parts': compile_step(model__bn_group_size=2, accumulation_steps=2),
+    'groups': compile_step(resolve()),
+    'whole': compile_step(resolve(model__bn_group_size=None)),
+    'parts': compile_step(parts),
   }
   counts = {}
   for name, program in programs.items():
@@ -226,10 +220,7 @@ def test_micro_batches_are_unrolled_on_cpus_with_the_memory_of_one():
   for fields in ({'batch_size': 32}, {'accumulation_steps': 2}):
     config = fake_config(model__bn_group_size=2, **fields)
     run = experiment.resolve(config, devices=jax.devices()[:1])
-    steps = jit_steps(run.task, run.sharding)
-    batch = jax.eval_shape(lambda run=run: run.train_reader(0))
-    lowered = steps.train.lower(run.abstract_state(), batch)
-    programs.append(lowered.compile())
+    programs.append(compile_step(run))
   assert ' while(' not in programs[1].as_text()
   one, parts = (x.memory_analysis().temp_size_in_bytes for x in programs)
   assert parts <= 1.2 * one
