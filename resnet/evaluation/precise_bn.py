@@ -17,6 +17,7 @@ import numpy as np
 from resnet.data.host.warnings import DataWarnings
 from resnet.errors import InputError
 from resnet.experiment import Experiment
+from resnet.output import ProgressBar
 from resnet.training import compiler
 from resnet.training.accumulation import split_batch
 from resnet.training.step import Batch, augment_batch, network_rngs
@@ -65,13 +66,15 @@ def recompute(
     out_shardings=run.sharding.replicated,
     compiler_options=compiler.options(run.sharding.backend),
   )
-  total: Any = None
-  for i, batch in enumerate(run.load(reader, warnings, num_steps=count)):
-    found = jax.device_get(step(variables, batch, np.int32(i)))
-    # float32 has too few digits for sums of squares.
-    found = jax.tree.map(lambda x: np.asarray(x, np.float64), found)
-    found = _map_norms(lambda var, mean: var + mean**2, found)
-    total = found if total is None else jax.tree.map(np.add, total, found)
+  batches, total = run.load(reader, warnings, num_steps=count), None
+  with ProgressBar('measured', count * reader.batch_size) as bar:
+    for i, batch in enumerate(batches):
+      found = jax.device_get(step(variables, batch, np.int32(i)))
+      # float32 has too few digits for sums of squares.
+      found = jax.tree.map(lambda x: np.asarray(x, np.float64), found)
+      found = _map_norms(lambda var, mean: var + mean**2, found)
+      total = found if total is None else jax.tree.map(np.add, total, found)
+      bar.update(reader.batch_size)
   for line in warnings.take():
     print(line)
   means = jax.tree.map(lambda x: x / count, total)

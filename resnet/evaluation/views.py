@@ -15,6 +15,7 @@ from resnet.data.host.warnings import DataWarnings
 from resnet.evaluation import calibration
 from resnet.evaluation.evaluate import check_count
 from resnet.experiment import Experiment
+from resnet.output import ProgressBar
 from resnet.training import compiler
 from resnet.training.step import Batch
 
@@ -60,9 +61,13 @@ def evaluate_views(
   num_classes: int = run.task.model.num_classes  # pyright: ignore[reportAttributeAccessIssue]
   sums = jax.device_put(calibration.zeros(num_classes), run.sharding.replicated)
   predictions = []
-  for batch in loader:
-    sums, predicted = step(variables, sums, batch)
-    predictions.append(predicted)
+  with ProgressBar('evaluated', len(reader.source)) as bar:
+    for batch in loader:
+      sums, predicted = step(variables, sums, batch)
+      if predictions:  # The device computes while the host reads one batch.
+        jax.block_until_ready(predictions[-1])
+        bar.update(reader.batch_size)
+      predictions.append(predicted)
   for line in warnings.take():
     print(line)
   check_count(reader, loader, int(sums['bin_count'].sum()))

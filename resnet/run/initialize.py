@@ -13,6 +13,7 @@ from resnet.data.sources.imagenet_names import readable_name
 from resnet.errors import InputError
 from resnet.evaluation.evaluate import describe, evaluate
 from resnet.experiment import Experiment
+from resnet.output import ProgressBar
 from resnet.run import workdir as workdir_lib
 from resnet.run.checkpoint import Checkpoints
 from resnet.training.state import TrainState
@@ -126,14 +127,27 @@ def evaluate_checkpoint(
   """
   step, state, experiment = open_state(experiment, workdir, which)
   steps = jit_steps(experiment.task, experiment.sharding)
-  warnings = DataWarnings(experiment.eval_reader.max_bad_images)
+  reader, is_first = experiment.eval_reader, jax.process_index() == 0
+  warnings = DataWarnings(reader.max_bad_images)
+
+  def evaluate_and_wait(*args: Any) -> Any:
+    # Otherwise a CPU counts up to 32 batches that it has yet to evaluate.
+    return jax.block_until_ready(steps.evaluate(*args))
+
   try:
-    values = evaluate(experiment, steps, state, warnings)
+    with ProgressBar('evaluated', len(reader.source), is_shown=is_first) as bar:
+      values = evaluate(
+        experiment,
+        dataclasses.replace(steps, evaluate=evaluate_and_wait),
+        state,
+        warnings,
+        stop=lambda: bar.update(reader.batch_size),  # Called for each batch.
+      )
     assert values is not None  # No signal can stop it.
   finally:
     for line in warnings.take():
       print(line)
-  if jax.process_index() == 0:
+  if is_first:
     print(describe(step, values))
   return 0
 

@@ -14,7 +14,6 @@ import time
 from typing import Any
 
 import jax
-import tqdm
 
 from resnet import fields, files
 from resnet.data.host.loader import DeviceLoader
@@ -22,6 +21,7 @@ from resnet.data.host.warnings import DataWarnings
 from resnet.data.host.workers import check_shared_memory
 from resnet.errors import InputError
 from resnet.experiment import Experiment
+from resnet.output import ProgressBar
 from resnet.run import workdir as workdir_lib
 from resnet.run.checkpoint import FOLDER, Checkpoints, DamagedError
 from resnet.run.initialize import open_weights
@@ -245,8 +245,7 @@ def _fill_caches(experiment: Experiment, warnings: DataWarnings) -> Experiment:
   """Puts the images of both splits on every device; prints the progress."""
   count, start = sum(len(x.source) for x in experiment.readers), time.time()
   is_first = jax.process_index() == 0
-  disable = None if is_first else True  # None: unless it is a terminal.
-  with tqdm.tqdm(total=count, unit=' images', disable=disable) as bar:
+  with ProgressBar('read', count, is_shown=is_first) as bar:
     experiment = experiment.cached(warnings, bar.update)
   if is_first:
     size = sum(x.num_bytes for x in experiment.readers) / 1e6

@@ -33,6 +33,7 @@ from resnet.inference.images import decode_files, list_images
 from resnet.inference.network import Network, add_arguments, source_of
 from resnet.inference.predictor import Predictor
 from resnet.inference.preprocessing import ImageTransform, overlay
+from resnet.output import ProgressBar
 from resnet.tools import command
 
 
@@ -81,8 +82,7 @@ def _batches(
   args: argparse.Namespace, transform: ImageTransform, files: list[str]
 ) -> Iterator[tuple[tuple[list[str], np.ndarray], np.ndarray]]:
   """Yields (names [B], central crops [B, S, S, C]), and crops of all views."""
-  # disable=None: no bar if stderr is not a terminal.
-  bar = tqdm.tqdm(total=len(files), unit=' images', disable=None)
+  bar = ProgressBar('read', len(files))
   with ThreadPoolExecutor(args.num_threads) as pool, bar:
     for start in range(0, len(files), args.batch_size):
       part = files[start : start + args.batch_size]

@@ -19,8 +19,6 @@ import os
 import re
 from typing import Any
 
-import tqdm
-
 from resnet.data.host.decode import decode_record
 from resnet.data.prepare import writer
 from resnet.data.prepare.job import Encoding, Job, check_disk
@@ -28,6 +26,7 @@ from resnet.data.sources import cifar, idx, imagenet, registry
 from resnet.data.sources import folder as folder_lib
 from resnet.errors import InputError, RunError
 from resnet.files import lock, writing
+from resnet.output import ProgressBar
 from resnet.tools import command
 
 # Maps a value of --from to a function (source, name) -> splits.
@@ -53,12 +52,13 @@ def main(args: argparse.Namespace) -> None:
       os.makedirs(parent, exist_ok=True)
     with lock(parent, 'or type another --out or --name'):
       if not os.path.isdir(folder):  # Another command may have finished it.
-        with _bar('prepared', sum(map(len, job.splits.values()))) as bar:
+        count = sum(map(len, job.splits.values()))
+        with ProgressBar('prepared', count) as bar:
           manifest = writer.write(
             job, num_threads=args.threads, advance=bar.update
           )
   if manifest is None:
-    with _bar('compared') as bar:
+    with ProgressBar('compared', None) as bar:
       manifest = writer.verify(folder, bar.update)
     print('Already prepared; all files match the manifest.')
   _check_by_tfds(args.out, folder, manifest)
@@ -133,10 +133,6 @@ def _check_by_tfds(out: str, folder: str, manifest: dict[str, Any]) -> None:
       )
     for index in (0, count - 1):
       decode_record(source, index, source.records[index])
-
-
-def _bar(what: str, total: int | None = None) -> tqdm.tqdm:
-  return tqdm.tqdm(total=total, unit=' images', desc=what, smoothing=0.05)
 
 
 def parser() -> command.Parser:

@@ -21,6 +21,7 @@ from resnet.files import reading
 from resnet.inference.network import add_arguments, source_of
 from resnet.inference.predictor import Predictor
 from resnet.inference.preprocessing import ImageTransform
+from resnet.output import ProgressBar
 from resnet.tools import command
 
 _COUNTS = (5, 20, 100, None)
@@ -69,10 +70,14 @@ def _features(
       yield labels, np.concatenate(list(images))
 
   labels, features = [], []
-  with ThreadPoolExecutor() as pool:
+  with (
+    ThreadPoolExecutor() as pool,
+    ProgressBar('predicted', len(source)) as bar,
+  ):
     for some, outputs in predictor.stream(batches(pool)):
       labels += some
       features.append(outputs['pooled'])
+      bar.update(len(some))
   return np.concatenate(features), np.array(labels)
 
 

@@ -16,12 +16,12 @@ import argparse
 from typing import Any
 
 import jax.numpy as jnp
-import tqdm
 
 from resnet.errors import InputError
 from resnet.models import cost as cost_lib
 from resnet.models import create_model, list_models
 from resnet.models.cost import NetworkCost
+from resnet.output import ProgressBar
 from resnet.tools import command
 
 _COLUMNS = ['parameters', 'multiply-adds', 'activations', 'training memory']
@@ -33,12 +33,14 @@ def main(args: argparse.Namespace) -> None:
     raise InputError('Type the names of networks or --all, but not both.')
   names = list_models() if args.all else args.names
   networks = {}
-  for name in tqdm.tqdm(names, disable=None, leave=False):
-    # He et al. 2016 use 224 pixels for ImageNet and 32 for CIFAR.
-    side = 32 if create_model(name).num_classes == 10 else 224
-    networks[name] = cost_lib.trace(
-      name, args.image_size or side, dtype=jnp.dtype(args.dtype)
-    )
+  with ProgressBar('traced', len(names), 'networks') as bar:
+    for name in names:
+      # He et al. 2016 use 224 pixels for ImageNet and 32 for CIFAR.
+      side = 32 if create_model(name).num_classes == 10 else 224
+      networks[name] = cost_lib.trace(
+        name, args.image_size or side, dtype=jnp.dtype(args.dtype)
+      )
+      bar.update()
   if len(networks) == 1:
     ((name, network),) = networks.items()
     rows = [('stage', 'output', 'layers', *_COLUMNS)]

@@ -12,6 +12,7 @@ import numpy as np
 
 from resnet.data.host.warnings import DataWarnings
 from resnet.experiment import Experiment
+from resnet.output import ProgressBar
 from resnet.run.initialize import open_state
 
 
@@ -41,11 +42,15 @@ def measure(experiment: Experiment, workdir: str) -> dict[str, Any]:
 
   # Count, sum and sum of squares by layer.
   sums: dict[str, np.ndarray] = {}
-  for batch in experiment.load(experiment.eval_reader, DataWarnings()):
-    mask = np.asarray(batch['mask'])
-    for name, output in responses(batch['image']).items():
-      y = np.asarray(output, np.float64)[mask]
-      sums[name] = sums.get(name, 0) + np.array([y.size, y.sum(), (y**2).sum()])
+  reader = experiment.eval_reader
+  with ProgressBar('measured', len(reader.source)) as bar:
+    for batch in experiment.load(reader, DataWarnings()):
+      mask = np.asarray(batch['mask'])
+      for name, output in responses(batch['image']).items():
+        y = np.asarray(output, np.float64)[mask]
+        more = np.array([y.size, y.sum(), (y**2).sum()])
+        sums[name] = sums.get(name, 0) + more
+      bar.update(reader.batch_size)
   # Sort by stage, block and layer; the stem, which has none, comes first.
   place = re.compile(r'(?:stage|_block|bn)(\d+)')
   names = sorted(sums, key=lambda x: [int(n) for n in place.findall(x)])
