@@ -68,6 +68,7 @@ def main(args: argparse.Namespace) -> None:
           with writing(path):
             os.makedirs(os.path.dirname(path), exist_ok=True)
             write_atomically(path, overlay(crop, heat))
+          _say(f'wrote {readable(path)}', sys.stderr)
       views = rows[outputs[0]]
       yield names, views.reshape(len(names), -1, *views.shape[1:]).mean(1)
 
@@ -99,8 +100,9 @@ def _print(
   """Prints a line for each image: its classes, the most likely first."""
   for file, row in zip(files, rows, strict=True):
     if not np.all(np.isfinite(row)):
-      text = f'warning: the logits of {readable(file)} are not finite'
-      tqdm.tqdm.write(text, file=sys.stderr)
+      _say(
+        f'warning: the logits of {readable(file)} are not finite', sys.stderr
+      )
     classes = network.top_classes(row, args.top)
     if args.json:
       line = to_json({'file': readable(file), 'classes': classes})
@@ -108,7 +110,11 @@ def _print(
       line = readable(file) + ''.join(
         f'  {c["name"]} {c["probability"]:.4f}' for c in classes
       )
-    tqdm.tqdm.write(line, file=sys.stdout)
+    _say(line, sys.stdout)
+
+
+def _say(text: str, stream: Any) -> None:
+  tqdm.tqdm.write(text, file=stream)  # Above the bar.
 
 
 def _check(args: argparse.Namespace) -> None:

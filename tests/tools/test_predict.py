@@ -145,10 +145,14 @@ def test_a_backbone_gives_features_alone(tool, pictures, tmp_path):
   assert 'cifar_resnet8, 0 classes' in result.stdout
 
 
-def test_explain_lays_maps_over_images(predict, pictures, tmp_path):
+def test_explain_lays_maps_over_images(tool, workdir, pictures, tmp_path):
   folder, _ = pictures
   target = tmp_path / 'maps'
-  predict(folder / '5', folder / '6', f'--explain={target}', '--stage=stage2')
+  args = (f'--weights={workdir}', f'--explain={target}', '--stage=stage2')
+  result = tool('predict', folder / '5', folder / '6', *args)
+  assert sorted(result.stderr.splitlines()) == sorted(
+    f'wrote {path}' for path in target.rglob('*.png')
+  )
   names = [p.relative_to(target) for p in target.rglob('*.png')]
   assert len(names) == 2 * 72
   picture = cv2.imread(str(target / '0005.png.cam.png'))
