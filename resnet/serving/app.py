@@ -87,6 +87,12 @@ class Server:
       on_batch=sizes.observe,
     )
 
+  @property
+  def num_requests(self) -> int:
+    """Number of requests to /predict that were answered."""
+    samples = next(iter(self._requests.collect())).samples
+    return int(sum(x.value for x in samples if x.name.endswith('_total')))
+
   @contextlib.asynccontextmanager
   async def lifespan(self, app: Any) -> AsyncIterator[None]:
     """Runs the batcher; at shutdown, accepted requests are answered first."""

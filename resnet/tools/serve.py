@@ -67,6 +67,7 @@ def main(args: argparse.Namespace) -> None:
     try:
       uvicorn.Server(config).run(sockets=[listener])
     except KeyboardInterrupt:  # uvicorn raises the signal again on exit.
+      print(f'Stopped by Ctrl-C. Requests answered: {server.num_requests:,}.')
       sys.exit(130)
 
 

@@ -94,10 +94,10 @@ class Service:
     return self.ask('POST', f'/predict{query}', body, {'Content-Type': kind})
 
   def stop(self, number=signal.SIGTERM):
-    """Sends a signal; returns the exit code and what is on stderr."""
+    """Sends a signal; returns the exit code, stdout and stderr."""
     self.process.send_signal(number)
-    _, err = self.process.communicate(timeout=TIMEOUT_SECONDS)
-    return self.process.returncode, err
+    out, err = self.process.communicate(timeout=TIMEOUT_SECONDS)
+    return self.process.returncode, out, err
 
 
 @pytest.fixture(scope='module')
@@ -105,8 +105,9 @@ def service(source, tmp_path_factory):
   folder = tmp_path_factory.mktemp('service')
   service = Service(source, folder, '--request-seconds=3')
   yield service
-  code, err = service.stop(signal.SIGINT)
+  code, out, err = service.stop(signal.SIGINT)
   assert code == 130 and 'Traceback' not in err
+  assert re.fullmatch(r'Stopped by Ctrl-C. Requests answered: \d+.\n', out)
 
 
 def form(files):
