@@ -41,20 +41,23 @@ def main(args: argparse.Namespace) -> None:
         name, args.image_size or side, dtype=jnp.dtype(args.dtype)
       )
       bar.update()
+  rows = [('network', 'image', *_COLUMNS)]
+  for name, network in networks.items():
+    figures = _figures(network, args.batch_size)
+    rows.append((name, str(network.image_size), *figures))
+  tables = [rows]
   if len(networks) == 1:
     ((name, network),) = networks.items()
-    rows = [('stage', 'output', 'layers', *_COLUMNS)]
+    stages = [('stage', 'output', 'layers', *_COLUMNS)]
     for part in network.costs:
       height, width = network.features.get(part, (1, 1))[:2]
       figures = _figures(network, args.batch_size, part)
-      rows.append((part, f'{height}x{width}', _layers(network, part), *figures))
-    rows.append((name, '', '', *_figures(network, args.batch_size)))
-  else:
-    rows = [('network', 'image', *_COLUMNS)]
-    for name, network in networks.items():
-      figures = _figures(network, args.batch_size)
-      rows.append((name, str(network.image_size), *figures))
-  print(command.table(rows, markdown=args.markdown))
+      layers = _layers(network, part)
+      stages.append((part, f'{height}x{width}', layers, *figures))
+    stages.append((name, '', '', *_figures(network, args.batch_size)))
+    # In Markdown, its row of the table of all networks follows.
+    tables = [stages, rows] if args.markdown else [stages]
+  print('\n\n'.join(command.table(x, markdown=args.markdown) for x in tables))
   print(f'\nTraining memory: batch {args.batch_size}, {args.dtype}, estimated.')
 
 

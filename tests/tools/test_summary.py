@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.programs import assert_refused
+from tests.programs import ROOT, assert_refused
 
 
 def test_one_network_is_printed_as_table_1(tool):
@@ -60,6 +60,16 @@ def test_figures_add_up_and_follow_size_and_type(tool):
   floats = 12 * large[0] / 1e9
   # Half, but for the head, which stays in float32.
   assert half[3] - floats == pytest.approx((large[3] - floats) / 2, rel=2e-3)
+
+
+def test_one_network_in_markdown_has_its_row_of_the_table_of_all(tool):
+  def row(text):
+    lines = (re.sub(' +', ' ', line) for line in text.splitlines())
+    (line,) = (x for x in lines if x.startswith('| cifar_resnet20 | 32 |'))
+    return line
+
+  text = tool('summary', 'cifar_resnet20', '--markdown').stdout
+  assert row(text) == row((ROOT / 'docs' / 'networks.md').read_text())
 
 
 def test_bad_input_is_refused(tool):
