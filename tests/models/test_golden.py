@@ -1,12 +1,15 @@
 """Names, shapes, initialisers and weight decay of every network, as text.
 
 A change of any of these shows in review as a change of tests/models/golden. To
-write the files anew: PYTHONPATH=. python tests/models/test_golden.py
+write the files anew, all or those of some networks:
+
+  PYTHONPATH=. python tests/models/test_golden.py [NETWORK ...]
 """
 
 import functools
 import pathlib
 import re
+import sys
 
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
@@ -14,6 +17,7 @@ import jax
 import numpy as np
 import pytest
 
+from resnet.errors import nearest
 from resnet.models import abstract_variables, create_model, list_models
 from resnet.training.optimizers import DECAY_RULES, decay_mask
 
@@ -109,7 +113,28 @@ def test_every_golden_file_belongs_to_a_network():
   assert {path.stem for path in GOLDEN.iterdir()} == set(NAMES)
 
 
+def write(names, folder=GOLDEN):
+  """Writes the golden files of the networks; prints a line for each."""
+  for name in names:
+    if name not in NAMES:
+      sys.exit(f'There is no golden file of {name!r}.{nearest(name, NAMES)}')
+  for i, name in enumerate(names, start=1):
+    path, text = folder / f'{name}.txt', describe(name)
+    is_same = path.exists() and path.read_text() == text
+    path.write_text(text)
+    state = 'unchanged' if is_same else 'written'
+    print(f'[{i}/{len(names)}] {path}: {state}', flush=True)
+
+
+def test_the_files_of_some_networks_are_written_anew(tmp_path, capsys):
+  path = tmp_path / 'plain18.txt'
+  for state in ('written', 'unchanged'):
+    write(['plain18'], tmp_path)
+    assert capsys.readouterr().out == f'[1/1] {path}: {state}\n'
+  assert path.read_text() == (GOLDEN / path.name).read_text()
+  with pytest.raises(SystemExit, match='Did you mean: plain18'):
+    write(['plain8'], tmp_path)
+
+
 if __name__ == '__main__':
-  GOLDEN.mkdir(exist_ok=True)
-  for model_name in NAMES:
-    (GOLDEN / f'{model_name}.txt').write_text(describe(model_name))
+  write(sys.argv[1:] or NAMES)
