@@ -2,6 +2,9 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# pip itself would print a line for each package.
+install = @echo "Installing $(1) into .venv; this can take minutes." && \
+  $(BIN)/python -m pip install --quiet $(addprefix --requirement=,$(1))
 
 .PHONY: train check test test-parity test-slow test-cluster coverage lint \
   format docs clean
@@ -11,7 +14,10 @@ train: .venv/installed
 
 # For every change: lint, types, and the tests of what changed.
 check: lint
-	$(BIN)/python -m pytest -m 'not slow' $$($(BIN)/python -m tests.affected)
+	@tests=$$($(BIN)/python -m tests.affected) && \
+	  echo 'Tests of what differs from origin/main:' && \
+	  printf '  %s\n' $$tests && \
+	  $(BIN)/python -m pytest -m 'not slow' $$tests
 
 test: .venv/installed-tests
 	$(BIN)/python -m pytest -m 'not slow'
@@ -62,28 +68,24 @@ clean:
 	$(PYTHON) -m venv .venv
 
 .venv/installed: requirements.txt | .venv/bin/pip
-	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	$(call install,requirements.txt)
 	touch $@
 
 .venv/installed-tests: tests/requirements.txt requirements-serve.txt \
   .venv/installed
-	$(BIN)/python -m pip install --quiet \
-	  --requirement tests/requirements.txt --requirement requirements-serve.txt
+	$(call install,tests/requirements.txt requirements-serve.txt)
 	touch $@
 
 .venv/installed-parity: tests/requirements-parity.txt .venv/installed-tests
-	$(BIN)/python -m pip install --quiet \
-	  --requirement tests/requirements-parity.txt
+	$(call install,tests/requirements-parity.txt)
 	touch $@
 
 .venv/installed-all: tests/requirements-all.txt requirements-onnx.txt \
   .venv/installed-parity
-	$(BIN)/python -m pip install --quiet \
-	  --requirement tests/requirements-all.txt
-	$(BIN)/python -m pip install --quiet --no-deps \
-	  --requirement requirements-onnx.txt
+	$(call install,tests/requirements-all.txt)
+	$(call install,requirements-onnx.txt) --no-deps
 	touch $@
 
 .venv/installed-docs: docs/requirements.txt | .venv/bin/pip
-	$(BIN)/python -m pip install --quiet --requirement docs/requirements.txt
+	$(call install,docs/requirements.txt)
 	touch $@
