@@ -5,8 +5,8 @@
 An experiment is a grid of groups, depths and seeds. Each cell of the grid is an
 ordinary run in WORKDIR/cells. After an interruption, repeat the command;
 more seeds or depths extend the grid. After every run the results are written to
-results.json, results.md, figure.png and figure.svg in WORKDIR. Experiments with
-their data sets, the default first:
+results.json, results.md, figure.png and figure.svg in WORKDIR. Experiments,
+what they repeat, their groups and their data sets, the default first:
 
 {experiments}
 """
@@ -138,15 +138,14 @@ def numbers(text: str) -> list[int]:
 
 def parser() -> command.Parser:
   """Returns the parser of the command line."""
-  listed = '\n'.join(
-    textwrap.fill(
-      f'  {name:12} {study.title} ({", ".join(grids.data_sets(study))})',
-      width=80,
-      subsequent_indent=' ' * 15,
-    )
-    for name, study in studies.STUDIES.items()
-  )
-  doc = (__doc__ or '').format(experiments=listed)
+  lines = []
+  for name, study in studies.STUDIES.items():
+    lines.append(f'  {name:12} {study.title} ({study.source})')
+    lines.append(f'{"":15}groups: {", ".join(study.groups)}')
+    lines.append(f'{"":15}data: {", ".join(grids.data_sets(study))}')
+  indent = ' ' * 17
+  wrapped = [textwrap.fill(x, 80, subsequent_indent=indent) for x in lines]
+  doc = (__doc__ or '').format(experiments='\n'.join(wrapped))
   result = command.Parser('reproduce', doc)
   add = result.add_argument
   text = 'name from the list above'

@@ -23,6 +23,7 @@ class Study:
 
   Attributes:
     title: title of the figure.
+    source: what it repeats, in --help.
     groups: for each group, by name, the config fields that it changes in the
       recipe. 'model.name' is the {net} of `spec`, a format string: {0} is the
       depth, and {1} the depth if bottlenecks replace the basic blocks.
@@ -36,6 +37,7 @@ class Study:
   """
 
   title: str
+  source: str
   groups: Mapping[str, Fields]
   depths: Mapping[str, Sequence[int]]
   spec: str = '{net}'

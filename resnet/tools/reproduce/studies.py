@@ -63,6 +63,7 @@ _LADDER: dict[str, Fields] = {
 STUDIES = {
   'degradation': Study(
     title='Plain and residual nets over depth',
+    source='He et al. 2016, Figures 1, 4 and 6',
     # The residual nets of the paper's Table 2 have parameter-free shortcuts.
     groups={'plain': _PLAIN, 'residual': {'model.shortcut': 'A'}},
     depths={
@@ -74,22 +75,26 @@ STUDIES = {
   ),
   'shortcuts': Study(
     title='Shortcut options A, B and C',
+    source='He et al. 2016, Table 3',
     groups={option: {'model.shortcut': option} for option in ('A', 'B', 'C')},
     depths={'digits': (56,), 'cifar10': (56,), 'imagenet2012': (34,)},
   ),
   'responses': Study(
     title='Standard deviation of layer responses',
+    source='He et al. 2016, Figure 7',
     groups={'plain': _PLAIN, 'residual': {}},
     depths={'digits': (20, 56), 'cifar10': (20, 56, 110)},
     shows='responses',
   ),
   'bottleneck': Study(
     title='Basic blocks and as many bottlenecks, at nearly equal cost',
+    source='He et al. 2016, Figure 5',
     groups={'basic': {}, 'bottleneck': {'model.name': 'bottleneck_resnet{1}'}},
     depths={'digits': (20, 56), 'cifar10': (20, 56, 110)},
   ),
   'identity': Study(
     title='Residual branches that begin as zero',
+    source='Goyal et al. 2017, section 5.1',
     groups={
       'ordinary': {'model.zero_init_last_scale': False},
       'identity': {'model.zero_init_last_scale': True},
@@ -105,11 +110,13 @@ STUDIES = {
   ),
   'preact': Study(
     title='v1 and pre-activation (v2)',
+    source='He et al. 2016, "Identity mappings"',
     groups={'v1': {}, 'v2': {'model.name': 'preact_resnet{0}'}},
     depths={'digits': (110,), 'cifar10': (110,)},
   ),
   'cifar': Study(
     title='Residual nets of CIFAR size over depth',
+    source='He et al. 2016, Table 6',
     groups={'residual': {}},
     depths={
       'cifar10': (20, 32, 44, 56, 110, 1202),
@@ -120,6 +127,7 @@ STUDIES = {
   ),
   'ladder': Study(
     title='Ingredients, one after the other',
+    source='modern recipes; no paper',
     # Each group also has the fields of those before it.
     groups=dict(
       zip(_LADDER, accumulate(_LADDER.values(), operator.or_), strict=True)
@@ -137,6 +145,7 @@ STUDIES = {
   ),
   'imagenette': Study(
     title='Training from random weights',
+    source="fast.ai's leaderboard of Imagenette",
     groups={
       recipe: {'model.name': 'resnet{0}d'} for recipe in imagenette.RECIPES
     },
