@@ -82,6 +82,19 @@ class Grid:
     return {'experiment': self.name, 'data': self.data, 'epochs': self.epochs}
 
   @property
+  def arguments(self) -> str:
+    """The arguments of a command that runs these cells."""
+    parts, usual = [arguments(**self.identity)], cells(self.study, self.data)
+    for name in ('group', 'depth', 'seed'):
+      ours, theirs = (
+        dict.fromkeys(getattr(cell, name) for cell in some)
+        for some in (self.cells, usual)
+      )
+      if ours.keys() != theirs.keys():
+        parts.append(f'--{name}s={",".join(map(str, ours))}')
+    return ' '.join(parts)
+
+  @property
   def data_title(self) -> str:
     """Name of the data set in tables and figures."""
     return _TITLES.get(self.data, self.data)
@@ -115,7 +128,7 @@ _TITLES = {
 
 
 def arguments(experiment: str, data: str, epochs: int | None) -> str:
-  """Returns the arguments of a grid's command line."""
+  """Returns the arguments that all commands of a grid have in common."""
   length = '' if epochs is None else f' --epochs={epochs}'
   folder = ' --data-dir=DIR' if data in _TITLES else ''
   return f'{experiment} --data={data}{folder}{length}'

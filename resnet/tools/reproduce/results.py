@@ -77,8 +77,7 @@ def write(grid: Grid, done: Mapping[Cell, Result]) -> str:
   is_leaderboard = grid.study.shows == 'accuracy'
   parts = [
     f'# {grid.study.title}: {grid.setting}',
-    f'`python -m resnet.tools.reproduce {grids.arguments(**grid.identity)}'
-    ' --workdir=WORKDIR`',
+    f'`python -m resnet.tools.reproduce {grid.arguments} --workdir=WORKDIR`',
     _NOTE.format('' if is_leaderboard else _ERROR_NOTE),
     table(_rows(grid, done), markdown=True),
     studies.LEADERBOARD_SOURCE if is_leaderboard else studies.PAPER_SOURCE,
