@@ -154,7 +154,7 @@ def test_a_table_of_copies_names_them(tmp_path):
   text = ' '.join(results.write(grid, {}).split())
   title = 'Residual nets of CIFAR size over depth: JPEG copies of CIFAR-10'
   assert text.startswith(f'# {title}, 20 epochs ')
-  command = 'cifar --data=cifar10_jpeg --data-dir=DIR --epochs=20'
+  command = 'cifar --data=cifar10_jpeg --data-dir=DIR --epochs=20 --depths=20'
   assert f'reproduce {command} --workdir=WORKDIR' in text
   assert '| test error on JPEG copies of CIFAR-10, % |' in text
   assert '| resnet20 | 8.75 (CIFAR-10) | not run |' in text
@@ -200,6 +200,45 @@ def test_the_leaderboard_has_a_panel_for_each_size():
     for bars in shown[1:]:
       ((low, high),) = bars.lines[2][0].get_segments()
       assert [low[1], high[1]] == pytest.approx([86 - 2**0.5, 86 + 2**0.5])
+
+
+def error_result(group, depth, seed):
+  curve = {'step': [1, 2], 'error': [90.0, 2.0], 'loss': [2.0, 0.1]}
+  cell = {'group': group, 'depth': depth, 'seed': seed}
+  curves = {'train': curve, 'test': curve}
+  return {**cell, 'label': group, 'test_error': 2.0, 'curves': curves}
+
+
+def test_an_unfinished_grid_has_panels_of_its_runs_and_the_whole_axis():
+  study = studies.STUDIES['degradation']
+  grid = grid_of('degradation', 'digits', grids.cells(study, 'digits'))
+  made = [error_result('plain', 20, 0)]
+  figure = grid_figures.draw(grid, made)
+  (ax,) = figure.axes
+  assert ax.get_title() == '20 layers' and ax.get_ylim() == (0, 100)
+  assert figure.get_supxlabel() == 'Training is thin; test is bold'
+  made += [error_result('plain', 20, 1), error_result('residual', 56, 0)]
+  figure = grid_figures.draw(grid, made)
+  assert [ax.get_title() for ax in figure.axes] == ['plain', 'residual']
+  assert figure.get_supxlabel().startswith('Mean over the seeds; the band is')
+  made = [error_result(c.group, c.depth, c.seed) for c in grid.cells]
+  for ax in grid_figures.draw(grid, made).axes:
+    assert ax.get_ylim() == (0, 20)  # As in the paper.
+
+
+def test_a_command_names_what_differs_from_the_default():
+  study = studies.STUDIES['degradation']
+  for chosen, flags in (
+    ({}, ''),
+    ({'seeds': [0, 1, 2], 'depths': [20, 56]}, ' --depths=20,56'),
+    (
+      {'groups': ['residual'], 'depths': [20], 'seeds': [7]},
+      ' --groups=residual --depths=20 --seeds=7',
+    ),
+  ):
+    cells = grids.cells(study, 'digits', **chosen)
+    grid = grid_of('degradation', 'digits', cells)
+    assert grid.arguments == f'degradation --data=digits{flags}'
 
 
 def test_seeds_depths_and_groups_can_be_chosen():

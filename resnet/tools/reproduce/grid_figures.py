@@ -39,13 +39,15 @@ def draw(grid: Grid, results: Sequence[Result]) -> figures.Figure:
   for (group, depth), runs in nets.items():
     title = f'{depth} layers' if by_depth else group
     panels.setdefault(title, {})[group, depth] = runs
-  note = 'Mean over the seeds; the band is ± one standard deviation'
+  notes = []
+  if max(map(len, nets.values())) > 1:
+    notes = ['mean over the seeds', 'the band is ± one standard deviation']
   if shows == 'error':
-    note += '; training is thin, test is bold'
+    notes += ['training is thin', 'test is bold']
   figure, axes = figures.create(
     list(panels),
     title=f'{grid.study.title}\n{grid.setting}',
-    note=note,
+    note='; '.join(notes).capitalize(),
     share_y=True,
   )
   x_label, y_label = _LABELS[shows]
@@ -64,7 +66,10 @@ def draw(grid: Grid, results: Sequence[Result]) -> figures.Figure:
     ax.locator_params(axis='x', integer=True)
     ax.legend()
   if shows == 'error':
-    is_small = max(result['test_error'] for result in results) < _SMALL_ERROR
+    # The errors of runs to come are not known.
+    is_small = len(results) >= len(grid.cells) and all(
+      result['test_error'] < _SMALL_ERROR for result in results
+    )
     # A short recipe has half of its curve above the range of the paper.
     limit = _SMALL_ERROR if grid.epochs is None else 3 * _SMALL_ERROR
     axes[0].set_ylim(0, limit if is_small else 100)
@@ -75,11 +80,13 @@ def _draw_leaderboard(grid: Grid, nets: Nets) -> figures.Figure:
   """Returns a figure with a panel for each size of the images."""
   sizes = list(dict.fromkeys(group.partition('x')[0] for group, _ in nets))
   depths = sorted({depth for _, depth in nets})
+  spread = ''
+  if max(map(len, nets.values())) > 1:
+    spread = 'Points: mean over the seeds ± one standard deviation\n'
   figure, axes = figures.create(
     [f'{size} pixels' for size in sizes],
     title=f'{grid.study.title}\n{grid.setting}',
-    note='Points: mean over the seeds ± one standard deviation\n'
-    'fast.ai: variants of XResNet-50, not the same networks',
+    note=f'{spread}fast.ai: variants of XResNet-50, not the same networks',
     share_y=True,
   )
   axes[0].set_ylabel('top-1 accuracy, %')
