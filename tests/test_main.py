@@ -139,7 +139,10 @@ def test_evaluation_may_use_another_batch_size_and_other_devices(done):
   # The best checkpoint is evaluated.
   evaluations = [x for x in read_metrics(workdir) if 'eval/top1' in x]
   best = max(evaluations, key=lambda line: line['eval/top1'])
-  assert result.stdout.startswith(f'eval at step {best["step"]}: ')
+  first, line = result.stdout.splitlines()
+  step = best['step']
+  assert first == f'Reading the best checkpoint of {workdir}, step {step}.'
+  assert line.startswith(f'eval at step {step}: ')
   assert '(100 images)' in result.stdout
   loss = float(result.stdout.split('loss ')[1].split()[0])
   assert loss == pytest.approx(best['eval/loss'], abs=2e-4)

@@ -158,7 +158,7 @@ def open_state(
   """Returns the step and the state to evaluate, and the experiment.
 
   The experiment gets the mean and the standard deviation that the weights were
-  trained with.
+  trained with. Prints a line that names the checkpoint or the weights.
   """
   saved = workdir_lib.read_config(workdir)
   if saved is not None:
@@ -168,9 +168,12 @@ def open_state(
     )
     checkpoints = Checkpoints(workdir)
     step = checkpoints.best_step() if which == 'best' else None
+    kind = 'latest' if step is None else 'best'
     step = checkpoints.latest_step() if step is None else step
     if step is None:
       raise InputError(f'{workdir} holds no checkpoint yet.')
+    if jax.process_index() == 0:
+      print(f'Reading the {kind} checkpoint of {workdir}, step {step}.')
     experiment = experiment.with_statistics_of(saved['derived'])
     state = checkpoints.restore(step, experiment.abstract_state())
     return step, state, experiment

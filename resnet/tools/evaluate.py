@@ -70,11 +70,12 @@ def main(args: argparse.Namespace) -> None:
     precise_bn.check(run, args.precise_bn)
   workdir = args.workdir.removesuffix('#raw')
   is_raw = workdir != args.workdir
-  _, state, run = open_state(run, workdir, args.checkpoint)
+  step, state, run = open_state(run, workdir, args.checkpoint)
   is_raw |= state.ema is None
   variables = state.variables if is_raw else state.ema
   report: dict[str, Any] = {
     'images': f'{source.name}/{source.split}',
+    'step': step,
     'weights': 'raw' if is_raw else 'moving averages',
     'views': args.views,
     'scales': sides,

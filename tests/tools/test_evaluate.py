@@ -76,8 +76,9 @@ def assert_metrics(report, metrics, prefix):
 def test_one_view_gives_the_evaluation_of_the_run(
   run_tool, made, metrics, tmp_path
 ):
-  _, report = run_tool(f'--workdir={made[0]}#raw')
-  assert report['weights'] == 'raw'
+  out, report = run_tool(f'--workdir={made[0]}#raw')
+  assert (report['weights'], report['step']) == ('raw', int(made[2].step))
+  assert out.startswith('Reading the ') and f'step {report["step"]}.' in out
   assert_metrics(report, metrics, 'eval')
   out, report = run_tool()
   assert report['weights'] == 'moving averages' and 'averages' in out
