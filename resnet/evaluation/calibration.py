@@ -75,16 +75,19 @@ def summarize(sums: Mapping[str, Any]) -> dict[str, float]:
     ece = sum over bins of |confidence - accuracy| * share of the images
 
   Returns:
-    'loss'; 'top1', 'top5', 'ece' and 'confidence', 0 to 1; 'num_examples' and
-    'num_not_finite'.
+    'loss'; 'top1', 'top5' (see `metrics.has_top5`), 'ece' and 'confidence', 0
+    to 1; 'num_examples' and 'num_not_finite'.
   """
   host = {name: np.asarray(value, np.float64) for name, value in sums.items()}
   count = host['bin_count'].sum()
   gaps = np.abs(host['bin_confidence'] - host['bin_top1'])
+  top5 = {}
+  if metrics.has_top5(len(host['confusion'])):
+    top5 = {'top5': float(host['top5'] / count)}
   return {
     'loss': float(host['loss'] / count),
     'top1': float(host['bin_top1'].sum() / count),
-    'top5': float(host['top5'] / count),
+    **top5,
     'ece': float(gaps.sum() / count),
     'confidence': float(host['bin_confidence'].sum() / count),
     'num_examples': int(count),

@@ -40,9 +40,10 @@ def evaluate(
   best checkpoint is chosen, [K, K], unless there are over 1,000 classes.
 
   Returns:
-    'eval/loss', 'eval/top1', 'eval/top5', 'eval/num_examples'; if broken images
-    may be left out, 'eval/bad_images'; if the state has moving averages, loss,
-    top1 and top5 also as 'eval_ema/...'. None if a signal ended the evaluation.
+    'eval/loss', 'eval/top1', 'eval/num_examples'; 'eval/top5' if
+    `metrics.has_top5`; if broken images may be left out, 'eval/bad_images'; if
+    the state has moving averages, loss, top1 and top5 also as 'eval_ema/...'.
+    None if a signal ended the evaluation.
 
   Raises:
     InputError: an image is broken, or too many are.
@@ -83,6 +84,7 @@ def evaluate(
     f'{name}/{key}': value
     for name, total in sums.items()
     for key, value in metrics.means(total).items()
+    if key != 'top5' or metrics.has_top5(num_classes)
   }
   result['eval/num_examples'] = counted
   if reader.max_bad_images is not None:

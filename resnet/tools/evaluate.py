@@ -3,7 +3,8 @@
   python -m resnet.tools.evaluate --workdir=runs/digits
   python -m resnet.tools.evaluate ... --views=ten_crop --output=report
 
-Prints top-1, top-5, loss, the expected calibration error and the worst classes.
+Prints top-1, top-5 (of more than five classes), loss, the expected calibration
+error and the worst classes.
 --output also writes them to OUTPUT.json, the reliability diagram to OUTPUT.png,
 and the confusion matrix (labels in rows, predictions in columns) to OUTPUT.csv.
 Uses the moving averages of the weights if the run keeps them; --workdir=DIR#raw
@@ -145,11 +146,11 @@ def _print(report: Mapping[str, Any], names: Sequence[str] | None) -> None:
       return f'class {label}'
     return readable_name(names[label])
 
+  top5 = f'  top-5 {report["top5"]:.4f}' if 'top5' in report else ''
   print(
     f'{report["num_examples"]:,} images of {report["images"]}, views:'
     f' {report["views"]}, weights: {report["weights"]}\n'
-    f'  top-1 {report["top1"]:.4f}  top-5 {report["top5"]:.4f}'
-    f'  loss {report["loss"]:.4f}'
+    f'  top-1 {report["top1"]:.4f}{top5}  loss {report["loss"]:.4f}'
   )
   if real := report.get('real'):
     print(

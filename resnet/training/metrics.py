@@ -10,6 +10,11 @@ import numpy as np
 Sums = dict[str, jax.Array]
 
 
+def has_top5(num_classes: int) -> bool:
+  """Whether top-5 says anything: with up to five classes it is always 1."""
+  return num_classes > 5
+
+
 def zeros() -> Sums:
   """Returns the sums over an empty set of images."""
   return {

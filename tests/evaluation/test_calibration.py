@@ -53,6 +53,8 @@ def test_the_calibration_error_is_that_of_its_definition():
     -np.log(p[np.arange(len(y)), y]).mean(), rel=1e-5
   )
   assert found['num_examples'] == mask.sum()
+  two = calibration.summarize(sums_of(np.zeros((1, 2)), [0], [True]))
+  assert two['top1'] == 1 and 'top5' not in two  # It would always be 1.
 
 
 def test_worst_classes_name_their_main_confusion():

@@ -11,6 +11,7 @@ from resnet.data.host.warnings import DataWarnings
 from resnet.errors import InputError
 from resnet.evaluation.evaluate import describe, evaluate
 from resnet.training.step import jit_steps
+from tests.data.in_memory import encode, smooth_image
 from tests.runs import tiny, with_broken_images
 
 
@@ -55,6 +56,20 @@ def test_result_equals_numpy_for_any_batch_size(made, result):
   assert evaluate(*make(512), DataWarnings()) == pytest.approx(result, rel=1e-5)
   # Of broken images nothing is said where they may not be.
   assert describe(3, result).endswith('(100 images)')
+
+
+def test_two_classes_have_no_top5(tmp_path):
+  for split in ('train', 'val'):
+    for name in ('ant', 'bee'):
+      (tmp_path / split / name).mkdir(parents=True)
+      for i in range(4):
+        data = encode(smooth_image(16, 16), 'PNG')
+        (tmp_path / split / name / f'{i}.png').write_bytes(data)
+  data = {'data__name': 'folder', 'data__data_dir': str(tmp_path)}
+  made = make(8, data__eval_split='validation', **data)
+  found = evaluate(*made, DataWarnings())
+  assert list(found) == ['eval/loss', 'eval/top1', 'eval/num_examples']
+  assert 'top5' not in describe(3, found)
 
 
 def test_moving_averages_are_evaluated_like_weights(result):
