@@ -125,7 +125,7 @@ def evaluate_checkpoint(
   Returns:
     The exit code.
   """
-  step, state, experiment = open_state(experiment, workdir, which)
+  step, state, experiment = open_state(experiment, workdir, which, say=True)
   steps = jit_steps(experiment.task, experiment.sharding)
   reader, is_first = experiment.eval_reader, jax.process_index() == 0
   warnings = DataWarnings(reader.max_bad_images)
@@ -153,12 +153,12 @@ def evaluate_checkpoint(
 
 
 def open_state(
-  experiment: Experiment, workdir: str, which: str
+  experiment: Experiment, workdir: str, which: str, *, say: bool = False
 ) -> tuple[int, TrainState, Experiment]:
   """Returns the step and the state to evaluate, and the experiment.
 
   The experiment gets the mean and the standard deviation that the weights were
-  trained with. Prints a line that names the checkpoint or the weights.
+  trained with. With `say`, process 0 prints which checkpoint it is.
   """
   saved = workdir_lib.read_config(workdir)
   if saved is not None:
@@ -172,7 +172,7 @@ def open_state(
     step = checkpoints.latest_step() if step is None else step
     if step is None:
       raise InputError(f'{workdir} holds no checkpoint yet.')
-    if jax.process_index() == 0:
+    if say and jax.process_index() == 0:
       print(f'Reading the {kind} checkpoint of {workdir}, step {step}.')
     experiment = experiment.with_statistics_of(saved['derived'])
     state = checkpoints.restore(step, experiment.abstract_state())

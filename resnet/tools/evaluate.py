@@ -71,7 +71,7 @@ def main(args: argparse.Namespace) -> None:
     precise_bn.check(run, args.precise_bn)
   workdir = args.workdir.removesuffix('#raw')
   is_raw = workdir != args.workdir
-  step, state, run = open_state(run, workdir, args.checkpoint)
+  step, state, run = open_state(run, workdir, args.checkpoint, say=True)
   is_raw |= state.ema is None
   variables = state.variables if is_raw else state.ema
   report: dict[str, Any] = {
