@@ -316,7 +316,8 @@ def test_an_own_set_is_trained_without_its_broken_image_and_tensorflow(
   config = fake_config(data__data_dir=shapes_dir, **skip)
   same = experiment.resolve(config, devices=jax.devices()[:1])
   assert evaluate_checkpoint(same, str(workdir), 'best') == 0
-  warning, line = capsys.readouterr().out.splitlines()
+  kind, warning, line = capsys.readouterr().out.splitlines()
+  assert kind.startswith('Reading the best checkpoint')
   assert warning.startswith('warning: The image of record')
   assert line in result.stdout
 

@@ -29,6 +29,7 @@ def evaluate(
   *,
   stop: Callable[[], int | None] = lambda: None,
   watch: Callable[[str | None], None] = lambda _: None,
+  advance: Callable[[int], None] = lambda _: None,
   on_confusion: Callable[[np.ndarray], None] = lambda _: None,
 ) -> dict[str, float] | None:
   """Evaluates the weights, and their moving averages, on the whole split.
@@ -36,6 +37,7 @@ def evaluate(
   `warnings` collects the images that are left out. If `stop`, called after each
   batch, returns the number of a signal, the evaluation ends. `watch` is called
   with a description of each wait, or with None for a wait without limit.
+  `advance` is called with the size of each batch that the devices are given.
   `on_confusion` is called with the confusion matrix of the weights by which the
   best checkpoint is chosen, [K, K], unless there are over 1,000 classes.
 
@@ -72,6 +74,7 @@ def evaluate(
     for name, values in variables.items():
       sums[name] = steps.evaluate(values, sums[name], batch)
     watch(f'evaluation after batch {i}')
+    advance(reader.batch_size)
     if stop():
       loader.close()
       return None

@@ -69,7 +69,9 @@ class Network:
 class Weights:
   """The module and variables of a network, with their metadata.
 
-  Attributes: name, model_name, preprocessing and class_names as in `Network`,
+  The other attributes are those of `Network`.
+
+  Attributes:
     model: the linen module.
     variables: NumPy arrays, float32.
     ema: whether the weights are moving averages; None if unknown.

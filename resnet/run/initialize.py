@@ -129,20 +129,9 @@ def evaluate_checkpoint(
   steps = jit_steps(experiment.task, experiment.sharding)
   reader, is_first = experiment.eval_reader, jax.process_index() == 0
   warnings = DataWarnings(reader.max_bad_images)
-
-  def evaluate_and_wait(*args: Any) -> Any:
-    # Otherwise a CPU counts up to 32 batches that it has yet to evaluate.
-    return jax.block_until_ready(steps.evaluate(*args))
-
   try:
     with ProgressBar('evaluated', len(reader.source), is_shown=is_first) as bar:
-      values = evaluate(
-        experiment,
-        dataclasses.replace(steps, evaluate=evaluate_and_wait),
-        state,
-        warnings,
-        stop=lambda: bar.update(reader.batch_size),  # Called for each batch.
-      )
+      values = evaluate(experiment, steps, state, warnings, advance=bar.update)
     assert values is not None  # No signal can stop it.
   finally:
     for line in warnings.take():

@@ -2,6 +2,7 @@
 
   python -m resnet.tools.evaluate --workdir=runs/digits
   python -m resnet.tools.evaluate ... --views=ten_crop --output=report
+  python -m resnet.tools.evaluate --config=configs/saved.py:DIR --workdir=DIR
 
 Prints top-1, top-5 (of more than five classes), loss, the expected calibration
 error and the worst classes.

@@ -33,7 +33,7 @@ def main(args: argparse.Namespace) -> None:
   except ImportError as error:
     raise InputError(
       f'Serving needs more packages ({error}): type pip install -r'
-      " requirements-serve.txt, or without a clone 'resnet-flax[serve]'"
+      ' requirements-serve.txt in a clone of the repository'
     ) from None
   try:  # Take the port before anything is compiled.
     listener = socket.create_server((args.host, args.port), backlog=1024)

@@ -16,6 +16,11 @@ from resnet.tools import command
 from resnet.tools.benchmark import input, step, timing
 
 SUBJECTS = {'step': step, 'eval': step, 'input': input}
+HELP = {
+  'step': 'a training step, with images on the device',
+  'eval': 'a batch of evaluation, with images on the device',
+  'input': 'the input pipeline, from the disk to the device',
+}
 
 
 def main(args: argparse.Namespace) -> None:
@@ -34,10 +39,10 @@ def create_parser(
   subjects = {}
   for subject, module in SUBJECTS.items():
     doc = (
-      f'Measures {module.HELP}.\n\n'
+      f'Measures {HELP[subject]}.\n\n'
       f'  {result.prog} {subject} --config=configs/resnet50.py'
     )
-    sub = subparsers.add_parser(subject, help=module.HELP, doc=doc)
+    sub = subparsers.add_parser(subject, help=HELP[subject], doc=doc)
     subjects[subject] = sub
     timing.add_arguments(sub, module.COUNTS)
     text = "compare with a changed config: 'FIELD=VALUE FIELD=VALUE'"

@@ -17,9 +17,8 @@ from resnet.errors import InputError
 from resnet.experiment import Experiment, resolve
 from resnet.tools.benchmark import timing
 
-HELP = 'the input pipeline, from the disk to the device'
 COUNTS = {'rounds': 7, 'batches': 10}
-# Images/s of training ResNet-50, batch 256, bfloat16 (docs/input.md).
+# Assumed images/s of training ResNet-50, bfloat16 (docs/input.md).
 _ACCELERATORS = {'H100': 6000, 'TPU v5e chip': 2500}
 _STAGES = ('read', 'decode', 'crop and resize', 'batch', 'transfer')
 
@@ -60,16 +59,19 @@ def main(
   }
   ours = runs['config']
   held = ours.loader.max_batches * ours.train_reader.num_batch_bytes
-  print(f'{timing.machine()}, {ours.loader.num_threads} threads, medians:')
+  print(f'{timing.machine()}, threads: {ours.loader.num_threads}, medians:')
   for name, values in rates.items():
     print(
       f'  {statistics.median(values):9,.0f} images/s ({min(values):,.0f} to'
       f' {max(values):,.0f}), {ratios[name]:.2f} times {first}: {name}'
     )
-  print(f'Read ahead: at most {held / 1e6:,.0f} MB.')
+  print(f'Read ahead: at most {held / 1e6:,.1f} MB.')
   for device, rate in _ACCELERATORS.items():
     cores = rate * sum(stages['config'].values()) / 1e6
-    print(f'1 {device} (ResNet-50, {rate:,} images/s) needs {cores:.1f} cores.')
+    print(
+      f'1 {device} (ResNet-50, assumed {rate:,} images/s) needs {cores:.1f}'
+      ' cores.'
+    )
   return {
     'stages_us': stages,
     'images_per_second': rates,

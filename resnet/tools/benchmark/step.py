@@ -13,7 +13,6 @@ from resnet.experiment import Experiment
 from resnet.tools.benchmark import programs, timing
 from resnet.tools.benchmark.programs import Program
 
-HELP = 'a training step or a batch of evaluation, with images on the device'
 COUNTS = {'rounds': 10}
 ROUND_SECONDS = 0.5  # Target duration of a round.
 _TRACED_STEPS = 3

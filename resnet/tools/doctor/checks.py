@@ -144,6 +144,7 @@ def checkpoint(experiment: Experiment, workdir: str) -> Finding:
   if stop.received:
     sys.exit(128 + stop.received)
   text = f'saved in {save:.2f} s, restored and verified in {restore:.2f} s'
+  text += ' (the first time, which starts Orbax)'
   return Finding('ok', f'{size_text(size)} {text}')
 
 
