@@ -37,7 +37,7 @@ def evaluate(
   `warnings` collects the images that are left out. If `stop`, called after each
   batch, returns the number of a signal, the evaluation ends. `watch` is called
   with a description of each wait, or with None for a wait without limit.
-  `advance` is called with the size of each batch that the devices are given.
+  `advance` is called with the batch size after each batch is dispatched.
   `on_confusion` is called with the confusion matrix of the weights by which the
   best checkpoint is chosen, [K, K], unless there are over 1,000 classes.
 
