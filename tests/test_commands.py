@@ -109,7 +109,8 @@ def test_quick_commands_run(tool, tmp_path, monkeypatch):
       folder = tmp_path / str(len(ran))
       folder.mkdir()
       monkeypatch.chdir(folder)
-      result = tool(name, *(files.get(arg, arg) for arg in args))
+      found = {arg: ROOT / arg for arg in args if (ROOT / arg).is_file()}
+      result = tool(name, *((files | found).get(arg, arg) for arg in args))
       assert result.returncode == 0, (words, result.stderr)
       ran.add((name, args))
   assert {name for name, _ in ran} == QUICK and len(ran) > 9
